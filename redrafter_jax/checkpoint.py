@@ -1,0 +1,58 @@
+"""Orbax checkpoints of a training run: written in the background, complete or absent, restored onto any mesh.
+
+A checkpoint holds named artefacts (``head``: the weights that decoding needs; ``train``: what only training needs), each
+a flat dictionary from the path of a leaf to its array, so that a file can be read without the classes that made it.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+
+class Run:
+    """The checkpoints of one run's folder, the newest ``keep`` of them."""
+
+    def __init__(self, folder: pathlib.Path | str, keep: int = 2):
+        latest = ocp.training.preservation_policies.LatestN(keep)
+        self._checkpointer = ocp.training.Checkpointer(
+            pathlib.Path(folder).resolve(), preservation_policy=latest, cleanup_tmp_directories=True
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, **artefacts: Any) -> None:
+        """Starts writing pytrees of arrays; what is being written may be donated at once."""
+        flat = {name: _flatten(tree) for name, tree in artefacts.items()}
+        self._checkpointer.save_checkpointables_async(step, flat)
+
+    def restore(self, **like: Any) -> dict[str, Any]:
+        """The newest artefacts of these names, each with the structure, dtypes and shardings of the tree given (arrays
+        or the result of ``jax.eval_shape``)."""
+        abstract = {name: jax.tree.map(_abstract, _flatten(tree)) for name, tree in like.items()}
+        loaded = self._checkpointer.load_checkpointables(self.latest_step, abstract)
+        return {name: _unflatten(tree, loaded[name]) for name, tree in like.items()}
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpointer.close()
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _unflatten(like: Any, flat: dict[str, Any]) -> Any:
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in names])
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding
+    if not isinstance(sharding, jax.sharding.NamedSharding) or isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+        sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.typeof(leaf).sharding.spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,73 @@
+"""Grouped-query attention of N new tokens to a cache and to each other, under one boolean mask.
+
+The N tokens can be a prompt (each sees the ones before it) or a tree (each sees its ancestors): the difference is the
+``[B, N, N]`` mask. Their own keys and values stay apart from the cache during the pass, so a pass only reads the
+cache; what is accepted is written afterwards, once.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.model.cache import KVCache
+
+DEAD = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
+
+
+def causal(valid_BN: jax.Array) -> jax.Array:
+    """``[B, N, N]``: token i sees token j if j <= i and j is a real token."""
+    count = valid_BN.shape[1]
+    return jnp.tril(jnp.ones((count, count), bool)) & valid_BN[:, None, :]
+
+
+def attend(
+    q_BNHC: jax.Array,
+    k_BKNC: jax.Array,
+    v_BKNC: jax.Array,
+    visible_BNN: jax.Array,
+    cached: tuple[jax.Array, jax.Array, jax.Array] | None,
+) -> jax.Array:
+    """Softmax attention in float32; returns ``[B, N, H, C]`` in the dtype of the queries.
+
+    Args:
+      visible_BNN: which of the N tokens each of the N tokens sees.
+      cached: keys ``[B, K, S, C]``, values ``[B, K, S, C]`` and length ``[B]`` of the cache; None for an empty one.
+    """
+    B, N, H, C = q_BNHC.shape
+    K = k_BKNC.shape[1]
+    G = H // K
+    # Heads that share keys become one block of G·N queries, so that scores are plain batched matrix products.
+    q_BKMC = jnp.reshape(q_BNHC, (B, N, K, G, C), out_sharding=P("data", None, "model", None, None))
+    q_BKMC = q_BKMC.transpose(0, 2, 3, 1, 4).reshape(B, K, G * N, C)
+    keys, values, masks = [k_BKNC], [v_BKNC], [jnp.tile(visible_BNN, (1, G, 1))]
+    if cached is not None:
+        cache_k, cache_v, length_B = cached
+        live_BS = jnp.arange(cache_k.shape[2]) < length_B[:, None]
+        # A dead slot's weight is zero, but zero times NaN is NaN: what it holds is cut off, not just outweighed.
+        cache_v = jnp.where(live_BS[:, None, :, None], cache_v, 0)
+        keys.insert(0, cache_k)
+        values.insert(0, cache_v)
+        masks.insert(0, jnp.broadcast_to(live_BS[:, None, :], (B, G * N, live_BS.shape[1])))
+    scores = [_scores(q_BKMC, k, m) for k, m in zip(keys, masks, strict=True)]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BNHC.dtype)
+    split = weights.shape[-1] - N
+    parts = [weights[..., split:]] if cached is None else [weights[..., :split], weights[..., split:]]
+    out = sum(_mix(p, v) for p, v in zip(parts, values, strict=True)).astype(q_BNHC.dtype)
+    out = out.reshape(B, K, G, N, C).transpose(0, 3, 1, 2, 4)
+    return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
+
+
+def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array) -> jax.Array:
+    scores = jnp.einsum("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
+    return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), DEAD)
+
+
+def _mix(weights_BKMS: jax.Array, v_BKSC: jax.Array) -> jax.Array:
+    return jnp.einsum("bkms,bksc->bkmc", weights_BKMS, v_BKSC, preferred_element_type=jnp.float32)
+
+
+def layer_of(cache: KVCache | None, layer: int) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+    """One layer's keys, values and the lengths, as ``attend`` takes them."""
+    return None if cache is None else (cache.keys[layer], cache.values[layer], cache.length)

@@ -1,0 +1,133 @@
+"""The target: a Llama-family decoder whose output we reproduce. It is frozen; only ``train.demo`` ever trains one.
+
+One call serves prompts, trees and training text alike: N tokens with their positions and the mask of who sees whom,
+on top of a cache or of nothing. It reads the cache and returns the new keys and values; writing them is up to the caller.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.model import attention, cache, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """The shapes of a target, under the names of a Hugging Face Llama ``config.json`` where it has one."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope: layers.Rope = layers.Rope()
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    max_position_embeddings: int = 2048
+
+
+class Linear(nnx.Module):
+    """x W + b with W ``[in, out]``, split over ``model`` by columns (each shard makes some outputs) or by rows (each
+    shard sums over some inputs, and the shards are then added up)."""
+
+    def __init__(self, key, shape: tuple[int, int], spec: P, dtype, bias: bool = False):
+        self.spec = spec
+        self.weight = layers.param(key, shape, spec, dtype)
+        self.bias = layers.zeros(shape[1:], P(spec[1]), dtype) if bias else None
+
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        y = jnp.einsum("bni,io->bno", x_BND, self.weight[...], out_sharding=P("data", None, self.spec[1]))
+        return y if self.bias is None else y + self.bias[...]
+
+
+COLUMNS, ROWS = P(None, "model"), P("model", None)
+
+
+class Block(nnx.Module):
+    """Attention and the gated feed-forward, each behind an RMSNorm and added to the stream."""
+
+    def __init__(self, key, config: TargetConfig, dtype):
+        D, F, C = config.hidden_size, config.intermediate_size, config.head_dim
+        H, K = config.num_attention_heads, config.num_key_value_heads
+        keys = jax.random.split(key, 7)
+        self.config = config
+        self.input_norm = layers.ones((D,), dtype)
+        self.q = Linear(keys[0], (D, H * C), COLUMNS, dtype, config.attention_bias)
+        self.k = Linear(keys[1], (D, K * C), COLUMNS, dtype, config.attention_bias)
+        self.v = Linear(keys[2], (D, K * C), COLUMNS, dtype, config.attention_bias)
+        self.o = Linear(keys[3], (H * C, D), ROWS, dtype, config.attention_bias)
+        self.post_norm = layers.ones((D,), dtype)
+        self.gate = Linear(keys[4], (D, F), COLUMNS, dtype, config.mlp_bias)
+        self.up = Linear(keys[5], (D, F), COLUMNS, dtype, config.mlp_bias)
+        self.down = Linear(keys[6], (F, D), ROWS, dtype, config.mlp_bias)
+
+    def __call__(self, x_BND, table, visible_BNN, cached) -> tuple[jax.Array, jax.Array, jax.Array]:
+        config = self.config
+        B, N, _ = x_BND.shape
+        C, eps = config.head_dim, config.rms_norm_eps
+        normed = layers.rms_norm(x_BND, self.input_norm[...], eps)
+        q_BNHC = layers.rotate(_heads(self.q(normed), C), table)
+        k_BNKC = layers.rotate(_heads(self.k(normed), C), table)
+        v_BNKC = _heads(self.v(normed), C)
+        k_BKNC, v_BKNC = k_BNKC.transpose(0, 2, 1, 3), v_BNKC.transpose(0, 2, 1, 3)
+        mixed = attention.attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached)
+        x_BND = x_BND + self.o(jnp.reshape(mixed, (B, N, -1), out_sharding=P("data", None, "model")))
+        normed = layers.rms_norm(x_BND, self.post_norm[...], eps)
+        x_BND = x_BND + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
+        return x_BND, k_BKNC, v_BKNC
+
+
+def _heads(x_BNX: jax.Array, head_dim: int) -> jax.Array:
+    B, N, width = x_BNX.shape
+    shape = (B, N, width // head_dim, head_dim)
+    return jnp.reshape(x_BNX, shape, out_sharding=P("data", None, "model", None))
+
+
+class Target(nnx.Module):
+    """``target(tokens, positions, visible, cache) -> hidden, rows``; ``target.logits(hidden)``.
+
+    The output matrix is kept ``[D, V]``, also where it is tied to the embedding: XLA multiplies by ``[in, out]``
+    weights up to twice as fast on CPU, and a tied matrix is small beside the rest.
+    """
+
+    def __init__(self, key, config: TargetConfig, dtype=jnp.float32):
+        keys = jax.random.split(key, config.num_hidden_layers + 2)
+        V, D = config.vocab_size, config.hidden_size
+        self.config = config
+        self.embedding = layers.param(keys[0], (V, D), P(None, "model"), dtype, scale=D**-0.5)
+        self.blocks = nnx.List([Block(k, config, dtype) for k in keys[2:]])
+        self.norm = layers.ones((D,), dtype)
+        self.lm_head = layers.param(keys[1], (D, V), COLUMNS, dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """``[B, ...]`` ids -> ``[B, ..., D]``."""
+        spec = P("data", *[None] * tokens.ndim)
+        return self.embedding[...].at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
+
+    def __call__(
+        self, tokens_BN: jax.Array, positions_BN: jax.Array, visible_BNN: jax.Array, kv: cache.KVCache | None = None
+    ) -> tuple[jax.Array, cache.KVRows]:
+        """Hidden states ``[B, N, D]`` after the last norm, and the keys and values of the N tokens."""
+        config = self.config
+        length_B = jnp.max(positions_BN, axis=1) + 1
+        table = layers.rope_table(config.rope, config.head_dim, positions_BN, length_B)
+        x_BND = self.embed(tokens_BN)
+        keys, values = [], []
+        for layer, block in enumerate(self.blocks):
+            x_BND, k, v = block(x_BND, table, visible_BNN, attention.layer_of(kv, layer))
+            keys.append(k)
+            values.append(v)
+        return layers.rms_norm(x_BND, self.norm[...], config.rms_norm_eps), cache.KVRows(tuple(keys), tuple(values))
+
+    def logits(self, hidden_BND: jax.Array) -> jax.Array:
+        """float32 ``[B, N, V]``, split over ``model`` in V."""
+        out = P("data", *[None] * (hidden_BND.ndim - 2), "model")
+        product = jnp.einsum("...d,dv->...v", hidden_BND, self.lm_head[...], out_sharding=out)
+        return product.astype(jnp.float32)

@@ -1,0 +1,78 @@
+"""The text of the embedded pair: Python source that is already on the machine.
+
+The standard library of the running Python and, if asked, installed packages. Not tests (they repeat themselves), not
+character tables. One file in twenty of the standard library is held out, chosen by a hash of its path, so that the
+choice is the same on every machine and nothing held out is ever trained on.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import platform
+import sysconfig
+
+SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3",
+                   "idlelib", "turtledemo", "__pycache__", "__phello__", "_vendor", "include", "lib-dynload"}  # fmt: skip
+HELD_OUT_SHARE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One file: its path below the library's folder, and its text."""
+
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Training and held-out files, and a line about each origin (name, version, licence, bytes)."""
+
+    train: list[Source]
+    held_out: list[Source]
+    origins: list[dict[str, str | int]]
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a standard-library file, by its path below the library's folder, is never trained on."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0
+
+
+def read(packages: tuple[str, ...] = ()) -> Corpus:
+    """The standard library, split, and every Python file of ``packages`` for training.
+
+    Raises:
+      ValueError: a package is not installed.
+    """
+    library = _files(pathlib.Path(sysconfig.get_path("stdlib")))
+    held_out = [source for source in library if is_held_out(source.name)]
+    train = [source for source in library if not is_held_out(source.name)]
+    origins = [_origin("the Python standard library", platform.python_version(), "PSF-2.0", train)]
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"--packages: {package!r} is not an installed package")
+        files = _files(pathlib.Path(spec.submodule_search_locations[0]))
+        metadata = importlib.metadata.metadata(package)
+        licence = metadata.get("License-Expression") or metadata.get("License", "?").splitlines()[0]
+        origins.append(_origin(package, metadata["Version"], licence, files))
+        train += files
+    return Corpus(train, held_out, origins)
+
+
+def _files(folder: pathlib.Path) -> list[Source]:
+    sources = []
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        if SKIPPED_FOLDERS.isdisjoint(name.parts[:-1]):
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            if text.strip():
+                sources.append(Source(name.as_posix(), text))
+    return sources
+
+
+def _origin(name: str, version: str, licence: str, files: list[Source]) -> dict[str, str | int]:
+    size = sum(len(source.text.encode()) for source in files)
+    return {"name": name, "version": version, "licence": licence, "files": len(files), "bytes": size}

@@ -48,8 +48,8 @@ class Rope:
     original_length: int = 8192
 
     def inverse_frequencies(self, head_dim: int, length: jax.Array) -> jax.Array:
-        """Radians per position, ``[..., C/2]`` for ``length`` ``[...]``, the tokens in each row so far (used by
-        ``dynamic`` alone)."""
+        """Radians per position, ``[..., C/2]`` for ``length`` ``[...]``, the length of the sequence that a token is
+        read with (used by ``dynamic`` alone)."""
         exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
         theta = jnp.float32(self.theta)
         if self.kind == "dynamic":
@@ -70,10 +70,9 @@ class Rope:
         return frequencies * ((1 - blend) / self.factor + blend)
 
 
-def rope_table(rope: Rope, head_dim: int, positions_BN: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_table(rope: Rope, head_dim: int, positions_BN: jax.Array, lengths_BN: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin ``[B, N, C]`` in float32 for absolute positions; half-split layout (feature i turns with i + C/2)."""
-    frequencies_BC = rope.inverse_frequencies(head_dim, length_B)
-    angles = positions_BN.astype(jnp.float32)[..., None] * frequencies_BC[:, None, :]
+    angles = positions_BN.astype(jnp.float32)[..., None] * rope.inverse_frequencies(head_dim, lengths_BN)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles), jnp.sin(angles)
 

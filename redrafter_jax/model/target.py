@@ -112,12 +112,21 @@ class Target(nnx.Module):
         return self.embedding[...].at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
 
     def __call__(
-        self, tokens_BN: jax.Array, positions_BN: jax.Array, visible_BNN: jax.Array, kv: cache.KVCache | None = None
+        self,
+        tokens_BN: jax.Array,
+        positions_BN: jax.Array,
+        visible_BNN: jax.Array,
+        kv: cache.KVCache | None = None,
+        lengths_BN: jax.Array | None = None,
     ) -> tuple[jax.Array, cache.KVRows]:
-        """Hidden states ``[B, N, D]`` after the last norm, and the keys and values of the N tokens."""
+        """Hidden states ``[B, N, D]`` after the last norm, and the keys and values of the N tokens.
+
+        ``lengths``: for `dynamic` rotary scaling, the length of the text that each token arrives with; a token that is
+        decoded arrives alone (position + 1, the default), the tokens of a prompt together.
+        """
         config = self.config
-        length_B = jnp.max(positions_BN, axis=1) + 1
-        table = layers.rope_table(config.rope, config.head_dim, positions_BN, length_B)
+        lengths_BN = positions_BN + 1 if lengths_BN is None else lengths_BN
+        table = layers.rope_table(config.rope, config.head_dim, positions_BN, lengths_BN)
         x_BND = self.embed(tokens_BN)
         keys, values = [], []
         for layer, block in enumerate(self.blocks):

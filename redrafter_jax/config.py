@@ -1,0 +1,138 @@
+"""config.json -> TargetConfig or DrafterConfig. What a config asks for and this target does not do is refused by name, never approximated."""
+
+import json
+import pathlib
+from typing import Any
+
+from redrafter_jax.errors import BadInput
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.layers import Rope
+from redrafter_jax.model.target import TargetConfig
+
+DRAFTER_TYPE = "recurrent_drafting_drafter"
+TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
+
+
+def read_json(folder: pathlib.Path, what: str) -> dict[str, Any]:
+    """The config.json of a folder; ``what`` names the folder in errors.
+
+    Raises:
+      BadInput: there is none, or it is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise BadInput(f"{what}: there is no folder {folder}")
+    if not path.is_file():
+        raise BadInput(f"{what}: {folder} has no config.json, so it is not a model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{what}: {path} cannot be read as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{what}: {path} should hold a JSON object, not a {type(config).__name__}")
+    return config
+
+
+def target_config(config: dict[str, Any], what: str = "target") -> TargetConfig:
+    """A Llama-family config.json, in the classic layout or that of transformers 5 (`rope_parameters`).
+
+    Raises:
+      BadInput: it is not Llama-like, or asks for something that would have to be approximated.
+    """
+    _refuse_unlike_llama(config, what)
+    heads = _positive(config, "num_attention_heads", what)
+    width = _positive(config, "hidden_size", what)
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise BadInput(f"{what}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if not config.get("head_dim") and width % heads:
+        raise BadInput(f"{what}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and there is no head_dim")
+    longest = config.get("max_position_embeddings", 2048)
+    return TargetConfig(
+        vocab_size=_positive(config, "vocab_size", what),
+        hidden_size=width,
+        intermediate_size=_positive(config, "intermediate_size", what),
+        num_hidden_layers=_positive(config, "num_hidden_layers", what),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=config.get("head_dim") or width // heads,
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope=_rope(config, longest, what),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        attention_bias=bool(config.get("attention_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        max_position_embeddings=longest,
+    )
+
+
+def _refuse_unlike_llama(config: dict[str, Any], what: str) -> None:
+    kind = config.get("model_type")
+    if kind == DRAFTER_TYPE:
+        raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a Llama-family model")
+    if kind != "llama":
+        raise BadInput(f"{what}: model_type {kind!r} is not supported; only Llama-family configs (model_type 'llama') are")
+    if config.get("quantization_config"):
+        raise BadInput(f"{what}: quantised weights (quantization_config) are not supported; take the float checkpoint")
+    for key in ("sliding_window", "num_local_experts", "num_experts", "layer_types"):
+        value = config.get(key)
+        if value and not (key == "layer_types" and set(value) == {"full_attention"}):
+            raise BadInput(f"{what}: {key} = {value!r} is not supported")
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise BadInput(f"{what}: hidden_act {activation!r} is not supported; only 'silu' is")
+
+
+def _rope(config: dict[str, Any], longest: int, what: str) -> Rope:
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta", config.get("rope_theta", 10000.0)))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ("default", "linear", "dynamic", "llama3"):
+        raise BadInput(f"{what}: rope type {kind!r} is not supported; default, linear, dynamic and llama3 are")
+    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise BadInput(f"{what}: partial_rotary_factor is not supported")
+    needed = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
+              "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}  # fmt: skip
+    for key in needed[kind]:
+        if not isinstance(scaling.get(key), int | float):
+            raise BadInput(f"{what}: rope type {kind!r} needs a number for {key!r}")
+    # transformers scales the base of `dynamic` by max_position_embeddings, whatever the original length says
+    original = longest if kind == "dynamic" else scaling.get("original_max_position_embeddings", longest)
+    return Rope(
+        theta, kind, float(scaling.get("factor", 1.0)), float(scaling.get("low_freq_factor", 1.0)),
+        float(scaling.get("high_freq_factor", 4.0)), int(original),
+    )  # fmt: skip
+
+
+def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConfig:
+    """The config.json of a draft head in Apple's format.
+
+    Raises:
+      BadInput: it is another kind of model, or a number is missing.
+    """
+    kind = config.get("model_type")
+    if kind != DRAFTER_TYPE:
+        raise BadInput(f"{what}: model_type {kind!r} is not a draft head; one has model_type {DRAFTER_TYPE!r}")
+    width = _positive(config, "hidden_size", what)
+    tied = bool(config.get(TIED_KEY, False))
+    blocks = config.get("num_draft_layers")
+    if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 0:
+        raise BadInput(f"{what}: num_draft_layers in config.json should be a whole number from 0 up, not {blocks!r}")
+    exit_size = _positive(config, "exit_dim", what)
+    if tied and exit_size != width:
+        raise BadInput(f"{what}: a head with {TIED_KEY} exits at hidden_size {width}; exit_dim is {exit_size}")
+    return DrafterConfig(_positive(config, "vocab_size", what), width, exit_size, blocks, bool(config.get("rnn", True)), tied)
+
+
+def check_pair(target: TargetConfig, drafter: DrafterConfig, what: str = "drafter") -> None:
+    """Raises BadInput where a head was made for another target."""
+    for name in ("hidden_size", "vocab_size"):
+        ours, theirs = getattr(target, name), getattr(drafter, name)
+        if ours != theirs:
+            raise BadInput(f"{what}: the head is for a target with {name} {theirs}, but this target has {name} {ours}")
+
+
+def _positive(config: dict[str, Any], key: str, what: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadInput(f"{what}: {key} in config.json should be a positive whole number, not {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Decoding: prefill, then rounds of draft, pack, verify and commit, on the device."""

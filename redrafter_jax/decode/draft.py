@@ -1,0 +1,99 @@
+"""Beam search with the draft head: (h, g) -> Beams."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from redrafter_jax.decode import sample
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Beams:
+    """The search as a trellis: what was kept at each of L steps, best first.
+
+    tokens: ``[B, L, W]`` int32; parents: ``[B, L, W]`` int32, the beam of the step before that it extends;
+    scores: ``[B, L, W]`` float32 cumulative log-probabilities, -inf for a beam that does not exist.
+    """
+
+    tokens: jax.Array
+    parents: jax.Array
+    scores: jax.Array
+
+
+def draft(
+    target: Target,
+    drafter: Drafter,
+    h_BD: jax.Array,
+    g_B: jax.Array,
+    width: int,
+    length: int,
+    temperature_B: jax.Array | None = None,
+    noise_BLV: jax.Array | None = None,
+    draft_top_k: int = 0,
+) -> Beams:
+    """W continuations of g, L tokens each, by exact beam search (paper section 3.2).
+
+    Args:
+      temperature_B: divides the draft's logits; None for 1.
+      noise_BLV: the noise that the target will add at these L positions; candidates are then ranked by which token is
+        likely to win this very draw.
+      draft_top_k: cut and renormalise each distribution to its best k (Apple's code: 50); 0 for the whole of it.
+    """
+    B, D = h_BD.shape
+    h_BWD = jnp.broadcast_to(h_BD[:, None], (B, width, D))
+    tokens_BW = jnp.broadcast_to(g_B[:, None], (B, width))
+    state_BWD = jnp.zeros_like(h_BWD)
+    scores_BW = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf) + jnp.zeros_like(g_B, jnp.float32)[:, None]
+    steps = []
+    for step in range(length):
+        state_BWD = drafter.advance(state_BWD, target.embed(tokens_BW))
+        logits_BWV = drafter.logits(drafter.exit(h_BWD, state_BWD), target)
+        if temperature_B is not None:
+            logits_BWV = logits_BWV / temperature_B[:, None, None]
+        if noise_BLV is not None:
+            logits_BWV = logits_BWV + noise_BLV[:, step, None]
+        tokens_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)
+        state_BWD = jax.vmap(lambda state, parent: state[parent])(state_BWD, parents_BW)
+        steps.append((tokens_BW, parents_BW, scores_BW))
+    return Beams(*(jnp.stack(part, axis=1) for part in zip(*steps, strict=True)))
+
+
+def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The W best of the W·V one-token extensions: tokens, parents and scores ``[B, W]``, best first.
+
+    In two stages, which is exact: none of a beam's tokens past its own W best can be among the W best of all.
+    """
+    B, W, V = logits_BWV.shape
+    per_beam = min(max(W, draft_top_k), V)
+    best_BWX, token_BWX = sample.top_k(logits_BWV, per_beam)
+    if draft_top_k:
+        cut = best_BWX[..., min(draft_top_k, V) - 1 :][..., :1]
+        total_BW = jax.nn.logsumexp(jnp.where(logits_BWV >= cut, logits_BWV, -jnp.inf), axis=-1)
+        best_BWX = jnp.where(best_BWX >= cut, best_BWX, -jnp.inf)
+    else:
+        total_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
+    kept = min(W, V)
+    best_BWX, token_BWX = best_BWX[..., :kept], token_BWX[..., :kept]
+    # Rounding can leave a log-probability a hair above 0; a child must never be likelier than its parent.
+    candidates_BWX = scores_BW[..., None] + jnp.minimum(best_BWX - total_BW[..., None], 0.0)
+    scores, at = jax.lax.top_k(candidates_BWX.reshape(B, W * kept), W)
+    return jnp.take_along_axis(token_BWX.reshape(B, W * kept), at, axis=1), at // kept, scores
+
+
+def sequences(beams: Beams) -> tuple[jax.Array, jax.Array]:
+    """The final W beams written out: tokens ``[B, W, L]`` and cumulative scores ``[B, W, L]``."""
+    L, W = beams.tokens.shape[1:]
+
+    def of_row(tokens, parents, scores):
+        at = jnp.arange(W)
+        columns = []
+        for step in reversed(range(L)):
+            columns.append((tokens[step][at], scores[step][at]))
+            at = parents[step][at]
+        return tuple(jnp.stack(part[::-1], axis=1) for part in zip(*columns, strict=True))
+
+    return jax.vmap(of_row)(beams.tokens, beams.parents, beams.scores)

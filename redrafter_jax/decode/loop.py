@@ -1,0 +1,81 @@
+"""The decoding loop: while not done: draft, pack, verify, commit. One compiled program; nothing goes to the host inside.
+
+Autoregressive decoding is the same loop over a tree of one node.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from redrafter_jax.decode import draft, pack, prefill, sample, verify
+from redrafter_jax.decode.commit import DecodeState, commit
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The static shape of a round: W beams of L drafted tokens, at most N nodes (0: all), and which tree they make.
+
+    L = 0 is autoregressive decoding. ``draft_top_k``: see `draft.draft`.
+    """
+
+    width: int = 1
+    length: int = 4
+    budget: int = 0
+    tree: pack.TreeKind = "search"
+    draft_top_k: int = 0
+
+    @property
+    def nodes(self) -> int:
+        return pack.nodes(self.width, self.length, self.budget)
+
+
+AUTOREGRESSIVE = Shape(width=1, length=0)
+
+
+def one_round(target: Target, drafter: Drafter | None, state: DecodeState, shape: Shape) -> DecodeState:
+    """One pass of the target and what leads up to it; up to L + 1 new tokens per row."""
+    policy = state.policy
+    with jax.named_scope("noise"):  # of the positions that nodes at depth 0..L decide
+        noise_BMV = sample.noise(policy, state.cache.length + 1, shape.length + 1, target.config.vocab_size)
+    tree = propose(target, drafter, state, noise_BMV, shape)
+    with jax.named_scope("verify"):
+        verdict = verify.verify(target, tree, state.cache, policy, noise_BMV, shape.length)
+    with jax.named_scope("commit"):
+        return commit(state, verdict)
+
+
+def propose(target, drafter, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> pack.Tree:
+    """The tree to score. This is where another draft method would enter."""
+    if shape.length == 0:
+        return pack.root_only(state.g)
+    policy = state.policy
+    temperature_B = policy.temperature if policy.sampled else None
+    shown = noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
+    with jax.named_scope("draft"):
+        beams = draft.draft(
+            target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, shape.draft_top_k
+        )
+    with jax.named_scope("pack"):
+        return pack.pack(state.g, beams, shape.tree, shape.budget)
+
+
+@functools.partial(jax.jit, static_argnames="shape", donate_argnames="state")
+def run(target: Target, drafter: Drafter | None, state: DecodeState, rounds: jax.Array | int, shape: Shape) -> DecodeState:
+    """At most ``rounds`` rounds, fewer if every row is done. ``state`` is donated: use what is returned."""
+
+    def unfinished(carry):
+        index, state = carry
+        return (index < rounds) & ~jnp.all(state.done)
+
+    def body(carry):
+        index, state = carry
+        return index + 1, one_round(target, drafter, state, shape)
+
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+
+
+start = jax.jit(prefill.prefill, static_argnames="bucket")

@@ -1,0 +1,118 @@
+"""Beams -> Tree: the prefixes of the drafted tokens, each once, at most N of them with the root.
+
+    search, W = 2, L = 2                       nodes          parent   sees
+        g - a - c    step 1 keeps a, b         0  g             -      0
+          \\    \\ d   step 2 keeps ac, ad       1  a             0      0 1
+            b                                  2  b             0      0   2
+                                               3  c             1      0 1   3
+                                               4  d             1      0 1     4
+
+Integers only, masked, one row at a time under `vmap`; nothing that shapes an array depends on the data.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from redrafter_jax.decode.draft import Beams, sequences
+
+TreeKind = Literal["beams", "search"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """N nodes per row, parents before children; node 0 is the root g.
+
+    tokens, parent, depth: ``[B, N]`` int32 (the root is its own parent, at depth 0); valid: ``[B, N]`` bool, False for a
+    slot that holds no node; ancestors: ``[B, N, N]`` bool, node n's ancestors and itself.
+    """
+
+    tokens: jax.Array
+    parent: jax.Array
+    depth: jax.Array
+    valid: jax.Array
+    ancestors: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidates:
+    """P drafted nodes of one row in topological order; ``parent`` is an index into the candidates, -1 for the root."""
+
+    tokens: jax.Array
+    parent: jax.Array
+    depth: jax.Array
+    beam: jax.Array
+    scores: jax.Array  # -inf: not a node
+
+
+def nodes(width: int, length: int, budget: int = 0) -> int:
+    """N, the static number of nodes: the budget, but no more than there can be (0: as many as there can be)."""
+    most = 1 + width * length
+    return min(budget, most) if budget else most
+
+
+def pack(g_B: jax.Array, beams: Beams, kind: TreeKind, budget: int = 0) -> Tree:
+    """The tree of the N - 1 likeliest prefixes: of the final beams, or of everything the search kept (DESIGN: two trees)."""
+    L, W = beams.tokens.shape[1:]
+    N = nodes(W, L, budget)
+    if kind == "search":
+        return jax.vmap(lambda g, b: _select(g, _of_search(b), N, L))(g_B, beams)
+    tokens_BWL, scores_BWL = sequences(beams)
+    return pack_sequences(g_B, tokens_BWL, scores_BWL, N)
+
+
+def pack_sequences(g_B: jax.Array, tokens_BWL: jax.Array, scores_BWL: jax.Array, N: int) -> Tree:
+    """The tree of candidates that come as sequences; scores are cumulative, and -inf where there is no token."""
+    L = tokens_BWL.shape[2]
+    return jax.vmap(lambda g, t, s: _select(g, _of_sequences(t, s), N, L))(g_B, tokens_BWL, scores_BWL)
+
+
+def root_only(g_B: jax.Array) -> Tree:
+    """The tree of plain autoregressive decoding."""
+    one = jnp.zeros_like(g_B)[:, None]
+    true = one == 0
+    return Tree(g_B[:, None], one, one, true, true[:, None])
+
+
+def _of_search(beams: Beams) -> _Candidates:
+    """Every (beam, token) kept at a step is a distinct prefix, and its parent was kept the step before."""
+    L, W = beams.tokens.shape
+    step, beam = jnp.divmod(jnp.arange(L * W), W)
+    parent = jnp.where(step == 0, -1, (step - 1) * W + beams.parents.reshape(-1))
+    return _Candidates(beams.tokens.reshape(-1), parent, step + 1, beam, beams.scores.reshape(-1))
+
+
+def _of_sequences(tokens_WL: jax.Array, scores_WL: jax.Array) -> _Candidates:
+    """Node (w, t) is the first beam's that has its tokens up to t; the same prefix in later beams is not a node."""
+    W, L = tokens_WL.shape
+    same_WWL = jnp.cumprod(tokens_WL[:, None] == tokens_WL[None], axis=2)
+    first_WL = jnp.argmax(same_WWL, axis=1)  # argmax finds the first of the equal beams
+    beam, step = jnp.divmod(jnp.arange(W * L), L)
+    before = first_WL[beam, jnp.maximum(step - 1, 0)] * L + step - 1
+    scores = jnp.where(first_WL == jnp.arange(W)[:, None], scores_WL, -jnp.inf)
+    return _Candidates(tokens_WL.reshape(-1), jnp.where(step == 0, -1, before), step + 1, beam, scores.reshape(-1))
+
+
+def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:
+    """Keeps the N - 1 of largest score, in their order. A parent is never less likely than its child and is the shallower
+    of the two, so what is kept is closed under prefixes."""
+    P = candidates.tokens.shape[0]
+    order = jnp.lexsort((candidates.beam, candidates.depth, -candidates.scores))
+    rank = jnp.zeros(P, jnp.int32).at[order].set(jnp.arange(P, dtype=jnp.int32))
+    kept = (rank < N - 1) & (candidates.scores > -jnp.inf)
+    node_of = jnp.where(kept, jnp.cumsum(kept), N)  # N: dropped, falls off the end below
+    parent_node = jnp.where(candidates.parent < 0, 0, node_of[jnp.maximum(candidates.parent, 0)])
+
+    def place(values: jax.Array, root: jax.Array | int) -> jax.Array:
+        slots = jnp.zeros(N, jnp.int32).at[node_of].set(values.astype(jnp.int32), mode="drop")
+        return slots.at[0].set(root)
+
+    tokens, parent, depth = place(candidates.tokens, g), place(parent_node, 0), place(candidates.depth, 0)
+    ancestors = itself = jnp.eye(N, dtype=bool)
+    for _ in range(L):
+        ancestors = itself | ancestors[parent]
+    valid = jnp.arange(N) <= jnp.sum(kept)
+    return Tree(tokens, parent, depth, valid, ancestors)

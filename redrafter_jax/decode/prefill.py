@@ -1,0 +1,89 @@
+"""Prompts -> the first DecodeState: the cache filled in chunks, h of each prompt's last token, and the first choice g."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.decode import commit, sample
+from redrafter_jax.model import attention, cache
+from redrafter_jax.model.target import Target
+
+CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The static sizes of a batch: what shares a bucket shares a compiled program.
+
+    prompt: tokens of the longest prompt; new: new tokens at most; length: L, which the buffers leave room for.
+    """
+
+    prompt: int
+    new: int
+    length: int
+
+    @property
+    def slots(self) -> int:
+        """Cache slots: prompt and text, room for one round's write, and a whole number of chunks."""
+        return max(self.prompt, CHUNK * -(-self.prompt // CHUNK) if self.prompt > CHUNK else 0) + self.new + self.length + 1
+
+
+def prefill(
+    target: Target,
+    prompts_BT: jax.Array,
+    length_B: jax.Array,
+    limit_B: jax.Array,
+    stop_ids: jax.Array,
+    policy: sample.Policy,
+    bucket: Bucket,
+) -> commit.DecodeState:
+    """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens."""
+    config = target.config
+    B, T = prompts_BT.shape
+    dtype = target.norm[...].dtype
+    kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, bucket.slots, config.head_dim, dtype)
+    h_BD = jnp.zeros((B, config.hidden_size), dtype, out_sharding=P("data", None))
+    chunk = min(T, CHUNK)
+    padded_BT = jnp.pad(prompts_BT, ((0, 0), (0, -T % chunk)))
+
+    def read(index, carry):
+        kv, h_BD = carry
+        start = index * chunk
+        tokens_BN = jax.lax.dynamic_slice_in_dim(padded_BT, start, chunk, axis=1)
+        left_B = jnp.clip(length_B - start, 0, chunk)  # the row's tokens in this chunk
+        valid_BN = jnp.arange(chunk) < left_B[:, None]
+        positions_BN = jnp.broadcast_to(start + jnp.arange(chunk), tokens_BN.shape) + jnp.zeros_like(tokens_BN)
+        lengths_BN = jnp.broadcast_to(length_B[:, None], tokens_BN.shape)
+        hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), kv, lengths_BN)
+        ends_here_B = (left_B > 0) & (length_B <= start + chunk)
+        newest_BD = jax.vmap(lambda hidden, left: hidden[left - 1])(hidden_BND, left_B)
+        return cache.append(kv, rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
+
+    kv, h_BD = jax.lax.fori_loop(0, padded_BT.shape[1] // chunk, read, (kv, h_BD))
+    return _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket)
+
+
+def _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket) -> commit.DecodeState:
+    logits_B1V = target.logits(h_BD[:, None])
+    noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
+    g_B = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)[:, 0]
+    zero_B = jnp.zeros_like(g_B)
+    count_B, done_B = commit.ends(g_B[:, None], zero_B + 1, zero_B, limit_B, stop_ids)
+    room = bucket.new + bucket.length + 1
+    text_BT = jnp.zeros((g_B.shape[0], room), jnp.int32, out_sharding=P("data", None))
+    return commit.DecodeState(
+        cache=kv,
+        h=h_BD,
+        g=g_B,
+        text=commit.write(text_BT, g_B[:, None], zero_B),
+        drafted=text_BT > 0,
+        count=count_B,
+        limit=limit_B,
+        stop_ids=stop_ids,
+        done=done_B,
+        rounds=zero_B,
+        histogram=jnp.zeros((g_B.shape[0], bucket.length + 1), jnp.int32, out_sharding=P("data", None)),
+        policy=policy,
+    )

@@ -1,0 +1,87 @@
+"""Tree, cache -> Verdict: the target scores every node in one pass, chooses its own next token at each, and the path
+that agrees with its choices is accepted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from redrafter_jax.decode import sample
+from redrafter_jax.decode.pack import Tree
+from redrafter_jax.model.cache import KVCache, KVRows, take
+from redrafter_jax.model.target import Target
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What one pass of the target decided, M = L + 1.
+
+    accepted: ``[B]`` int32, drafted tokens accepted, 0..L; emitted: ``[B, M]`` int32, the accepted tokens and then the
+    target's own next one, arbitrary after that; g: ``[B]``, that next one; h: ``[B, D]``, the hidden state that chose it;
+    rows: keys and values of the root and the accepted nodes, ``[B, K, M, C]``, of which ``accepted + 1`` count.
+    """
+
+    accepted: jax.Array
+    emitted: jax.Array
+    g: jax.Array
+    h: jax.Array
+    rows: KVRows
+
+
+def verify(
+    target: Target, tree: Tree, cache: KVCache, policy: sample.Policy, noise_BMV: jax.Array | None, length: int
+) -> Verdict:
+    """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L."""
+    hidden_BND, rows = score(target, tree, cache)
+    warped_BNV = sample.warp(policy, target.logits(hidden_BND))
+    noise_BNV = None if noise_BMV is None else jax.vmap(lambda n, depth: n[depth])(noise_BMV, tree.depth)
+    choice_BN = sample.choose(warped_BNV, noise_BNV)
+    if policy.rule == "typical" and policy.sampled:
+        agrees_BN = _typical(warped_BNV, tree)
+    else:
+        agrees_BN = tree.tokens == _at(choice_BN, tree.parent)
+    last_B = follow(tree, agrees_BN)
+    return _verdict(tree, last_B, choice_BN, hidden_BND, rows, length)
+
+
+def score(target: Target, tree: Tree, cache: KVCache) -> tuple[jax.Array, KVRows]:
+    """The tree pass: hidden ``[B, N, D]`` of each node after its own prefix, and the nodes' keys and values."""
+    positions_BN = cache.length[:, None] + tree.depth
+    return target(tree.tokens, positions_BN, tree.ancestors & tree.valid[:, None, :], cache)
+
+
+def follow(tree: Tree, agrees_BN: jax.Array) -> jax.Array:
+    """The deepest node ``[B]`` whose whole path agrees (the first of them, where a rule can accept several paths)."""
+    agrees_BN = (agrees_BN | (tree.depth == 0)) & tree.valid
+    reached_BN = jnp.all(agrees_BN[:, None, :] | ~tree.ancestors, axis=-1)
+    return jnp.argmax(jnp.where(reached_BN, tree.depth, -1), axis=-1)
+
+
+def _typical(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
+    """Medusa's typical acceptance: a node's token is likely enough, given its parent's entropy. Not the target's
+    distribution."""
+    logp_BNV = jax.nn.log_softmax(warped_BNV, axis=-1)
+    p_BNV = jnp.exp(logp_BNV)
+    entropy_BN = -jnp.sum(jnp.where(p_BNV > 0, p_BNV * logp_BNV, 0.0), axis=-1)
+    threshold_BN = jnp.minimum(sample.TYPICAL_EPSILON, sample.TYPICAL_DELTA * jnp.exp(-entropy_BN))
+    p_BN = jax.vmap(lambda p, parent, token: p[parent, token])(p_BNV, tree.parent, tree.tokens)
+    return p_BN > _at(threshold_BN, tree.parent)
+
+
+def _verdict(tree: Tree, last_B, choice_BN, hidden_BND, rows: KVRows, length: int) -> Verdict:
+    accepted_B = _at(tree.depth, last_B[:, None])[:, 0]
+    on_path_BN = jax.vmap(lambda ancestors, last: ancestors[last])(tree.ancestors, last_B)
+    depths = jnp.arange(length + 1)
+    # path[b, d]: the node at depth d on the way to `last`; 0 past its end
+    path_BM = jnp.argmax(on_path_BN[:, None, :] & (tree.depth[:, None, :] == depths[:, None]), axis=-1)
+    path_tokens_BM = _at(tree.tokens, path_BM)
+    g_B = _at(choice_BN, last_B[:, None])[:, 0]
+    drafted_BM = jnp.concatenate([path_tokens_BM[:, 1:], g_B[:, None]], axis=1)
+    emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
+    h_BD = jax.vmap(lambda hidden, last: hidden[last])(hidden_BND, last_B)
+    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM))
+
+
+def _at(values_BN: jax.Array, index_BX: jax.Array) -> jax.Array:
+    return jax.vmap(lambda values, index: values[index])(values_BN, index_BX)

@@ -1,0 +1,102 @@
+"""The draft head: a recurrence over drafted tokens, then residual blocks, then an LM head (paper section 3.1).
+
+    s_t = silu(W e(x_{t-1}) + U s_{t-1} + b)     x_0 = g, s_0 = 0, e the target's own embedding
+    z   = [h ; s_t], through input_proj only where E != 2D
+    z   = z + silu(A z + a)                      n times
+    logits = z C                                 C is the head's own, or the target's (slim)
+
+Architecture and weight names are Apple's (`weights.py` reads and writes their format), so heads travel both ways.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.model import layers
+from redrafter_jax.model.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+    """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``."""
+
+    vocab_size: int
+    hidden_size: int
+    exit_size: int
+    num_blocks: int = 2
+    rnn: bool = True
+    tied: bool = False
+
+    def __post_init__(self):
+        if self.tied and self.exit_size != self.hidden_size:
+            raise ValueError(f"a tied head exits at the target's width {self.hidden_size}, not {self.exit_size}")
+
+    @property
+    def projects(self) -> bool:
+        """Whether the head has an ``input_proj``."""
+        return self.exit_size != 2 * self.hidden_size
+
+
+def full(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfig:
+    """The paper's head: it exits at twice the target's width into an LM head of its own."""
+    return DrafterConfig(vocab_size, hidden_size, 2 * hidden_size, num_blocks)
+
+
+def slim(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfig:
+    """A head that exits at the target's width into the target's own LM head."""
+    return DrafterConfig(vocab_size, hidden_size, hidden_size, num_blocks, tied=True)
+
+
+class Dense(nnx.Module):
+    """x W + b, W ``[in, out]``, whole on every shard: the head is small but for its LM head."""
+
+    def __init__(self, key, fan_in: int, fan_out: int, dtype, bias: bool = True, scale: float | None = None):
+        self.weight = layers.param(key, (fan_in, fan_out), P(None, None), dtype, scale)
+        self.bias = layers.zeros((fan_out,), P(None), dtype) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.weight[...]
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Drafter(nnx.Module):
+    """The head's three steps, so that training and beam search can each arrange them: ``advance``, ``exit``, ``logits``.
+
+    The residual blocks start at zero (an untrained block is the identity).
+    """
+
+    def __init__(self, key, config: DrafterConfig, dtype=jnp.float32):
+        D, E = config.hidden_size, config.exit_size
+        keys = jax.random.split(key, 4)
+        self.config = config
+        self.rnn_w = Dense(keys[0], D, D, dtype, bias=False) if config.rnn else None
+        self.rnn_u = Dense(keys[1], D, D, dtype) if config.rnn else None
+        self.input_proj = Dense(keys[2], 2 * D, E, dtype) if config.projects else None
+        self.blocks = nnx.List([Dense(keys[3], E, E, dtype, scale=0.0) for _ in range(config.num_blocks)])
+        own_head = None if config.tied else layers.param(keys[3], (E, config.vocab_size), P(None, "model"), dtype)
+        self.lm_head = own_head
+
+    def advance(self, state: jax.Array, embedding: jax.Array) -> jax.Array:
+        """The recurrent state ``[..., D]`` after one more token; both arguments ``[..., D]``."""
+        if self.rnn_w is None:
+            return state + embedding
+        return jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state))
+
+    def exit(self, h: jax.Array, state: jax.Array) -> jax.Array:
+        """``[..., E]``, what the LM head reads, from h and the state, both ``[..., D]``."""
+        z = jnp.concatenate([h, state], axis=-1)
+        if self.input_proj is not None:
+            z = self.input_proj(z)
+        for block in self.blocks:
+            z = z + jax.nn.silu(block(z))
+        return z
+
+    def logits(self, exit_: jax.Array, target: Target) -> jax.Array:
+        """float32 ``[..., V]``, split over ``model`` in V; ``exit_`` is ``[..., E]``."""
+        if self.lm_head is None:
+            return target.logits(exit_)
+        out = P("data", *[None] * (exit_.ndim - 2), "model")
+        return jnp.einsum("...e,ev->...v", exit_, self.lm_head[...], out_sharding=out).astype(jnp.float32)

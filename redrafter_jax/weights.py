@@ -1,0 +1,195 @@
+"""Weights on disk: Hugging Face safetensors -> Target, Apple's drafter folder <-> Drafter.
+
+One tensor at a time goes from the file to its place on the devices. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (names bfloat16 for NumPy)
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from redrafter_jax import config as configs
+from redrafter_jax.errors import BadInput
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.target import Target, TargetConfig
+
+IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
+FORMAT_VERSION = "4.46.3"  # the transformers release whose layout Apple's drafter config.json follows
+
+_TARGET_NAMES = [
+    (r"\.embedding", "model.embed_tokens.weight", False),
+    (r"\.norm", "model.norm.weight", False),
+    (r"\.lm_head", "lm_head.weight", True),
+    (r"\.blocks\[(\d+)\]\.input_norm", r"model.layers.\1.input_layernorm.weight", False),
+    (r"\.blocks\[(\d+)\]\.post_norm", r"model.layers.\1.post_attention_layernorm.weight", False),
+    (r"\.blocks\[(\d+)\]\.([qkvo])\.weight", r"model.layers.\1.self_attn.\2_proj.weight", True),
+    (r"\.blocks\[(\d+)\]\.([qkvo])\.bias", r"model.layers.\1.self_attn.\2_proj.bias", False),
+    (r"\.blocks\[(\d+)\]\.(gate|up|down)\.weight", r"model.layers.\1.mlp.\2_proj.weight", True),
+    (r"\.blocks\[(\d+)\]\.(gate|up|down)\.bias", r"model.layers.\1.mlp.\2_proj.bias", False),
+]
+_DRAFTER_NAMES = [
+    (r"\.(rnn_w|rnn_u|input_proj)\.weight", r"\1.weight", True),
+    (r"\.(rnn_u|input_proj)\.bias", r"\1.bias", False),
+    (r"\.blocks\[(\d+)\]\.weight", r"lm_head.\1.linear.weight", True),
+    (r"\.blocks\[(\d+)\]\.bias", r"lm_head.\1.linear.bias", False),
+]
+
+
+def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = "target") -> Target:
+    """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh.
+
+    Raises:
+      BadInput: a file is missing or broken, the config is not Llama-like, or tensors are missing, extra or misshapen.
+    """
+    folder = pathlib.Path(folder)
+    config = configs.target_config(configs.read_json(folder, what), what)
+    with _open(folder, what) as files:
+        if config.tie_word_embeddings:
+            files.setdefault("lm_head.weight", files.get("model.embed_tokens.weight"))
+        abstract = jax.eval_shape(lambda: Target(jax.random.key(0), config, jnp.dtype(dtype)))
+        return _fill(abstract, lambda path: _rename(path, _TARGET_NAMES), files, folder, what)
+
+
+def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str = "drafter") -> Drafter:
+    """A draft head from a folder in Apple's format.
+
+    Raises:
+      BadInput: as for `load_target`.
+    """
+    folder = pathlib.Path(folder)
+    config = configs.drafter_config(configs.read_json(folder, what), what)
+    with _open(folder, what) as files:
+        abstract = jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)))
+        return _fill(abstract, lambda path: _drafter_name(path, config), files, folder, what)
+
+
+def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | None = None) -> None:
+    """Writes a head in Apple's format. A slim head is written with its target's LM head if ``target`` is given (readable
+    by Apple's code), without it otherwise (readable by this project)."""
+    config = drafter.config
+    arrays = {_drafter_name(path, config): leaf for path, leaf in _leaves(drafter)}
+    if config.tied and target is not None:
+        arrays[f"lm_head.{config.num_blocks}.weight", True] = target.lm_head[...]
+    dtype = drafter.blocks[0].weight[...].dtype if config.num_blocks else next(iter(arrays.values())).dtype
+    fields = {
+        "architectures": ["Drafter"],
+        "exit_dim": config.exit_size,
+        "hidden_size": config.hidden_size,
+        "model_type": configs.DRAFTER_TYPE,
+        "num_draft_layers": config.num_blocks,
+        "num_lookback_tokens": -1,
+        "rnn": config.rnn,
+        "torch_dtype": str(dtype),
+        "transformers_version": FORMAT_VERSION,
+        "vocab_size": config.vocab_size,
+    }
+    if config.tied and target is None:
+        fields[configs.TIED_KEY] = True
+    _write(folder, arrays, fields)
+
+
+def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> None:
+    """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens)."""
+    config: TargetConfig = target.config
+    arrays = {_rename(path, _TARGET_NAMES): leaf for path, leaf in _leaves(target)}
+    if config.tie_word_embeddings:
+        del arrays["lm_head.weight", True]
+    if config.rope.kind != "default":
+        raise NotImplementedError("only targets without rotary scaling are written")
+    fields = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "rope"}
+    fields |= {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rope_theta": config.rope.theta,
+        "torch_dtype": str(target.norm[...].dtype),
+        **extra,
+    }
+    _write(folder, arrays, fields)
+
+
+def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array], fields: dict[str, object]) -> None:
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    host = {name: np.asarray(leaf) for (name, _), leaf in arrays.items()}
+    host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
+    safetensors.numpy.save_file(host, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def _drafter_name(path: str, config: DrafterConfig) -> tuple[str, bool]:
+    return (f"lm_head.{config.num_blocks}.weight", True) if path == ".lm_head" else _rename(path, _DRAFTER_NAMES)
+
+
+def _rename(path: str, table: list[tuple[str, str, bool]]) -> tuple[str, bool]:
+    """The name in the file of a leaf of ours, and whether the file holds it transposed."""
+    for ours, theirs, transposed in table:
+        match = re.fullmatch(ours, path)
+        if match:
+            return match.expand(theirs), transposed
+    raise KeyError(path)
+
+
+def _leaves(module) -> Iterator[tuple[str, jax.Array]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(module):
+        yield re.sub(r"\.value$|\.raw_value$|\.get_value\(\)$", "", jax.tree_util.keystr(path)), leaf
+
+
+@contextlib.contextmanager
+def _open(folder: pathlib.Path, what: str) -> Iterator[dict[str, tuple[object, str]]]:
+    """Tensor name -> (open file, name in it), of every safetensors file that the folder's model consists of."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, OSError) as error:
+            raise BadInput(f"{what}: {index} is not a safetensors index ({error})") from None
+    else:
+        names = ["model.safetensors"]
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for name in names:
+            path = folder / name
+            if not path.is_file():
+                hint = "; convert its .bin files to safetensors first" if list(folder.glob("*.bin")) else ""
+                raise BadInput(f"{what}: {folder} has no {name}{hint}")
+            try:
+                opened = stack.enter_context(safetensors.safe_open(path, framework="flax"))
+            except (safetensors.SafetensorError, OSError) as error:
+                raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
+            files |= {tensor: (opened, tensor) for tensor in opened.keys()}  # noqa: SIM118
+        yield files
+
+
+def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str):
+    wanted = {path: name_of(path) for path, _ in _leaves(abstract)}
+    names = {name for name, _ in wanted.values()}
+    missing = sorted(name for name in names if files.get(name) is None)
+    extra = sorted(name for name in files if name not in names and not IGNORED.search(name))
+    if missing:
+        raise BadInput(f"{what}: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all)")
+    if extra:
+        raise BadInput(f"{what}: {folder} has the tensor {extra[0]}, which its config.json has no place for ({len(extra)} in all)")
+    leaves = [_read(files, *wanted[path], leaf, folder, what) for path, leaf in _leaves(abstract)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _read(files, name: str, transposed: bool, like, folder: pathlib.Path, what: str) -> jax.Array:
+    opened, key = files[name]
+    shape = like.shape[::-1] if transposed else like.shape
+    found = tuple(opened.get_slice(key).get_shape())
+    if found != shape:
+        raise BadInput(f"{what}: {name} in {folder} has shape {list(found)}; its config.json asks for {list(shape)}")
+    tensor = np.asarray(opened.get_tensor(key))
+    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != jnp.bfloat16:
+        raise BadInput(f"{what}: {name} in {folder} is {tensor.dtype}; only floating-point weights are supported")
+    tensor = (tensor.T if transposed else tensor).astype(like.dtype)
+    return jax.device_put(tensor, like.sharding.spec)

@@ -4,9 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
 
 
@@ -57,7 +59,7 @@ def draft(
         if noise_BLV is not None:
             logits_BWV = logits_BWV + noise_BLV[:, step, None]
         tokens_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)
-        state_BWD = jax.vmap(lambda state, parent: state[parent])(state_BWD, parents_BW)
+        state_BWD = pick(state_BWD, parents_BW)
         steps.append((tokens_BW, parents_BW, scores_BW))
     return Beams(*(jnp.stack(part, axis=1) for part in zip(*steps, strict=True)))
 
@@ -80,8 +82,10 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
     best_BWX, token_BWX = best_BWX[..., :kept], token_BWX[..., :kept]
     # Rounding can leave a log-probability a hair above 0; a child must never be likelier than its parent.
     candidates_BWX = scores_BW[..., None] + jnp.minimum(best_BWX - total_BW[..., None], 0.0)
-    scores, at = jax.lax.top_k(candidates_BWX.reshape(B, W * kept), W)
-    return jnp.take_along_axis(token_BWX.reshape(B, W * kept), at, axis=1), at // kept, scores
+    flat = P("data", None)  # spelled out: with axes of size 1 a reshape cannot tell which of them is the split one
+    scores, at = jax.lax.top_k(jnp.reshape(candidates_BWX, (B, W * kept), out_sharding=flat), W)
+    tokens = pick(jnp.reshape(token_BWX, (B, W * kept), out_sharding=flat), at)
+    return tokens, at // kept, scores
 
 
 def sequences(beams: Beams) -> tuple[jax.Array, jax.Array]:

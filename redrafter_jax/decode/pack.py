@@ -111,8 +111,9 @@ def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:
         return slots.at[0].set(root)
 
     tokens, parent, depth = place(candidates.tokens, g), place(parent_node, 0), place(candidates.depth, 0)
-    ancestors = itself = jnp.eye(N, dtype=bool)
-    for _ in range(L):
+    itself = jnp.eye(N, dtype=bool)
+    ancestors = itself | (jnp.arange(N) == parent[:, None])
+    for _ in range(L - 1):
         ancestors = itself | ancestors[parent]
     valid = jnp.arange(N) <= jnp.sum(kept)
     return Tree(tokens, parent, depth, valid, ancestors)

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import commit, sample
 from redrafter_jax.model import attention, cache
+from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
 
 CHUNK = 256
@@ -58,7 +59,7 @@ def prefill(
         lengths_BN = jnp.broadcast_to(length_B[:, None], tokens_BN.shape)
         hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), kv, lengths_BN)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)
-        newest_BD = jax.vmap(lambda hidden, left: hidden[left - 1])(hidden_BND, left_B)
+        newest_BD = pick(hidden_BND, left_B - 1)
         return cache.append(kv, rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
 
     kv, h_BD = jax.lax.fori_loop(0, padded_BT.shape[1] // chunk, read, (kv, h_BD))

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from redrafter_jax.model.layers import pick
+
 Rule = Literal["coupled", "independent", "typical"]
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
 BLOCK = 128
@@ -77,18 +79,17 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
     A last axis split over ``model`` is searched on each shard, and only the shards' k best travel.
     """
-    shards = _shards(x)
-    if shards == 1:
-        return _blockwise_top_k(x, k)
     *rest, V = x.shape
     spec = jax.typeof(x).sharding.spec
+    shards = _shards(x)
+    if shards == 1:
+        return _blockwise_top_k(jax.sharding.reshard(x, P(*spec[:-1], None)), k)
     split = jnp.reshape(x, (*rest, shards, V // shards), out_sharding=P(*spec, None))
     values, index = _blockwise_top_k(split, min(k, V // shards))
     index = index + (jnp.arange(shards) * (V // shards))[:, None]
-    whole = P(*spec[:-1], None, None)
-    values, index = (jax.sharding.reshard(t, whole).reshape(*rest, -1) for t in (values, index))
+    values, index = (_merge(jax.sharding.reshard(t, P(*spec[:-1], None, None))) for t in (values, index))
     best, at = jax.lax.top_k(values, k)
-    return best, jnp.take_along_axis(index, at, axis=-1)
+    return best, pick(index, at, len(rest))
 
 
 def _shards(x: jax.Array) -> int:
@@ -96,14 +97,21 @@ def _shards(x: jax.Array) -> int:
     return 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
 
 
+def _merge(x: jax.Array) -> jax.Array:
+    """The last two axes as one; spelled out, for with axes of size 1 a reshape cannot tell which of them is split."""
+    *rest, _, _ = x.shape
+    return jnp.reshape(x, (*rest, -1), out_sharding=P(*jax.typeof(x).sharding.spec[:-1]))
+
+
 def _blockwise_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     *rest, V = x.shape
     if V < 4 * k * BLOCK:
         return jax.lax.top_k(x, k)
     blocks = jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % BLOCK)], constant_values=-jnp.inf)
-    blocks = blocks.reshape(*rest, -1, BLOCK)
+    spec = jax.typeof(x).sharding.spec
+    blocks = jnp.reshape(blocks, (*rest, -1, BLOCK), out_sharding=P(*spec, None))
     _, best_blocks = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
     best_blocks = jnp.sort(best_blocks, axis=-1)  # in order of index, so that ties fall as they would without blocks
-    inside = jnp.take_along_axis(blocks, best_blocks[..., None], axis=-2).reshape(*rest, k * BLOCK)
+    inside = _merge(pick(blocks, best_blocks, len(rest)))
     values, at = jax.lax.top_k(inside, k)
-    return values, jnp.take_along_axis(best_blocks, at // BLOCK, axis=-1) * BLOCK + at % BLOCK
+    return values, pick(best_blocks, at // BLOCK, len(rest)) * BLOCK + at % BLOCK

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree
 from redrafter_jax.model.cache import KVCache, KVRows, take
+from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
 
 
@@ -35,12 +36,12 @@ def verify(
     """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L."""
     hidden_BND, rows = score(target, tree, cache)
     warped_BNV = sample.warp(policy, target.logits(hidden_BND))
-    noise_BNV = None if noise_BMV is None else jax.vmap(lambda n, depth: n[depth])(noise_BMV, tree.depth)
+    noise_BNV = None if noise_BMV is None else pick(noise_BMV, tree.depth)
     choice_BN = sample.choose(warped_BNV, noise_BNV)
     if policy.rule == "typical" and policy.sampled:
         agrees_BN = _typical(warped_BNV, tree)
     else:
-        agrees_BN = tree.tokens == _at(choice_BN, tree.parent)
+        agrees_BN = tree.tokens == pick(choice_BN, tree.parent)
     last_B = follow(tree, agrees_BN)
     return _verdict(tree, last_B, choice_BN, hidden_BND, rows, length)
 
@@ -66,22 +67,18 @@ def _typical(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
     entropy_BN = -jnp.sum(jnp.where(p_BNV > 0, p_BNV * logp_BNV, 0.0), axis=-1)
     threshold_BN = jnp.minimum(sample.TYPICAL_EPSILON, sample.TYPICAL_DELTA * jnp.exp(-entropy_BN))
     p_BN = jax.vmap(lambda p, parent, token: p[parent, token])(p_BNV, tree.parent, tree.tokens)
-    return p_BN > _at(threshold_BN, tree.parent)
+    return p_BN > pick(threshold_BN, tree.parent)
 
 
 def _verdict(tree: Tree, last_B, choice_BN, hidden_BND, rows: KVRows, length: int) -> Verdict:
-    accepted_B = _at(tree.depth, last_B[:, None])[:, 0]
-    on_path_BN = jax.vmap(lambda ancestors, last: ancestors[last])(tree.ancestors, last_B)
+    accepted_B = pick(tree.depth, last_B[:, None])[:, 0]
+    on_path_BN = pick(tree.ancestors, last_B)
     depths = jnp.arange(length + 1)
     # path[b, d]: the node at depth d on the way to `last`; 0 past its end
     path_BM = jnp.argmax(on_path_BN[:, None, :] & (tree.depth[:, None, :] == depths[:, None]), axis=-1)
-    path_tokens_BM = _at(tree.tokens, path_BM)
-    g_B = _at(choice_BN, last_B[:, None])[:, 0]
+    path_tokens_BM = pick(tree.tokens, path_BM)
+    g_B = pick(choice_BN, last_B[:, None])[:, 0]
     drafted_BM = jnp.concatenate([path_tokens_BM[:, 1:], g_B[:, None]], axis=1)
     emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
-    h_BD = jax.vmap(lambda hidden, last: hidden[last])(hidden_BND, last_B)
+    h_BD = pick(hidden_BND, last_B)
     return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM))
-
-
-def _at(values_BN: jax.Array, index_BX: jax.Array) -> jax.Array:
-    return jax.vmap(lambda values, index: values[index])(values_BN, index_BX)

@@ -82,3 +82,12 @@ def rotate(x_BNHC: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = (t[:, :, None, :].astype(x_BNHC.dtype) for t in table)
     low, high = jnp.split(x_BNHC, 2, axis=-1)
     return x_BNHC * cos + jnp.concatenate([-high, low], axis=-1) * sin
+
+
+def pick(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:
+    """``values[..., index[...], ...]``: each row (of the first ``batch`` axes) indexes its own next axis. A gather under
+    `vmap`, so that a split batch axis stays split."""
+    take = lambda row, at: row[at]  # noqa: E731
+    for _ in range(batch):
+        take = jax.vmap(take)
+    return take(values, index)

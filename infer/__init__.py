@@ -1,0 +1,1 @@
+"""Serving text: `python -m infer.generate`, `python -m infer.benchmark`, and the engine under both."""

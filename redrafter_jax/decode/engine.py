@@ -1,0 +1,211 @@
+"""Prompts of token ids -> replies, batch by batch. Compiled programs are shared by all requests of a bucket.
+
+    engine = Engine(weights.load_target(folder), weights.load_drafter(other))
+    for reply in engine.generate([[1, 15, 27]], Sampling(temperature=0.7, seed=3), Limits(new=64)):
+        print(reply.token_ids, reply.tokens_per_step)
+
+Not here: text, files, options (`infer/`).
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens; the request's ``seed`` alone decides its noise. temperature 0 is greedy; top_k 0 and top_p 1
+    are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    rule: sample.Rule = "coupled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """new: new tokens of a reply at most; length: tokens of prompt and reply together at most (0: the target's context)."""
+
+    new: int = 128
+    length: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What was generated for one prompt. ``drafted``: which tokens were accepted drafts; ``accepted_histogram[a]``: rounds
+    that accepted a drafts; ``seconds``: from the start of its batch, prefill included, to its last token."""
+
+    token_ids: list[int]
+    drafted: list[bool]
+    finish_reason: str
+    rounds: int
+    accepted_histogram: list[int]
+    seconds: float
+    seed: int
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a target pass yields, a + 1 averaged over rounds; the prefill and its token are not counted."""
+        accepted = sum(a * times for a, times in enumerate(self.accepted_histogram))
+        return accepted / self.rounds + 1 if self.rounds else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """A batch while it is decoded: its replies so far, and which of them are whole."""
+
+    replies: list[Reply]
+    done: list[bool]
+
+
+class Engine:
+    """A target, perhaps a head, and the shape of a round; decodes batches of prompts.
+
+    ``compile_seconds`` adds up what was spent on compiling, ``first_token_seconds`` is the newest batch's prefill time.
+    """
+
+    def __init__(
+        self, target: Target, drafter: Drafter | None = None, shape: loop.Shape = loop.Shape(), stop_ids: Sequence[int] = ()
+    ):
+        self.target = target
+        self.drafter = drafter
+        self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
+        self.stop_ids = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
+        self.compile_seconds = 0.0
+        self.first_token_seconds = 0.0
+        self._compiled: set[tuple] = set()
+
+    def autoregressive(self) -> "Engine":
+        """The same target without the head: plain decoding, by the same loop."""
+        stops = [int(token) for token in np.asarray(self.stop_ids) if token >= 0]
+        return Engine(self.target, None, stop_ids=stops)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling = Sampling(),
+        limits: Limits = Limits(),
+        seeds: Sequence[int] | None = None,
+        batch: int = 1,
+    ) -> Iterator[Reply]:
+        """Replies in the order of the prompts, ``batch`` of them decoded at a time."""
+        seeds = list(range(len(prompts))) if seeds is None else seeds
+        for first in range(0, len(prompts), batch):
+            part = slice(first, first + batch)
+            *_, last = self.stream(prompts[part], sampling, limits, seeds[part], rows=batch, rounds=1 << 30)
+            yield from last.replies
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling = Sampling(),
+        limits: Limits = Limits(),
+        seeds: Sequence[int] = (0,),
+        rows: int = 0,
+        rounds: int = 4,
+    ) -> Iterator[Progress]:
+        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is whole.
+
+        ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
+        same program.
+        """
+        inputs, bucket = self._inputs(prompts, sampling, limits, seeds, max(rows, len(prompts)))
+        self._compile(inputs, bucket)
+        began = time.perf_counter()
+        state = loop.start(self.target, *inputs, bucket)
+        jax.block_until_ready(state)
+        self.first_token_seconds = time.perf_counter() - began
+        finished_at: dict[int, float] = {}
+        while True:
+            progress = self._report(state, len(prompts), seeds, began, finished_at)
+            yield progress
+            if all(progress.done):
+                return
+            state = loop.run(self.target, self.drafter, state, rounds, self.shape)
+
+    def _inputs(self, prompts, sampling: Sampling, limits: Limits, seeds, rows: int):
+        context = limits.length or self.target.config.max_position_embeddings
+        allowed = [min(limits.new, context - len(prompt)) for prompt in prompts]
+        if min(allowed) < 1 or min(map(len, prompts)) < 1:
+            raise ValueError(f"a prompt needs 1 to {context - 1} tokens in a context of {context}")
+        pad = rows - len(prompts)
+        longest = _bucket(max(map(len, prompts)), 32)
+        tokens = np.zeros((rows, longest), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
+        lengths = [len(prompt) for prompt in prompts] + [1] * pad
+        by_row = functools.partial(_column, rows=rows)
+        policy = sample.Policy(
+            temperature=by_row(sampling.temperature or 1.0, np.float32),
+            top_k=by_row(sampling.top_k, np.int32),
+            top_p=by_row(sampling.top_p, np.float32),
+            keys=_keys(_column([*seeds, *[0] * pad], np.uint32, rows)),
+            sampled=sampling.temperature > 0,
+            filtered=sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1),
+            rule=sampling.rule,
+        )
+        inputs = (
+            jax.device_put(tokens, P("data", None)),
+            by_row(lengths, np.int32),
+            by_row([*allowed, *[0] * pad], np.int32),
+            self.stop_ids,
+            policy,
+        )
+        return inputs, prefill.Bucket(longest, _bucket(min(limits.new, context), 64), self.shape.length)
+
+    def _compile(self, inputs, bucket: prefill.Bucket) -> None:
+        key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]), self.shape)
+        if key in self._compiled:
+            return
+        began = time.perf_counter()
+        state = loop.start(self.target, *inputs, bucket)
+        jax.block_until_ready(loop.run(self.target, self.drafter, state, 0, self.shape))
+        self.compile_seconds += time.perf_counter() - began
+        self._compiled.add(key)
+
+    def _report(self, state: DecodeState, count: int, seeds, began: float, finished_at: dict[int, float]) -> Progress:
+        names = ("text", "drafted", "count", "rounds", "histogram", "done")
+        host = {name: np.asarray(value)[:count] for name, value in jax.device_get({n: getattr(state, n) for n in names}).items()}
+        now = time.perf_counter() - began
+        stops = set(np.asarray(self.stop_ids).tolist())
+        replies = []
+        for row in range(count):
+            if host["done"][row]:
+                finished_at.setdefault(row, now)
+            ids = host["text"][row, : host["count"][row]].tolist()
+            replies.append(
+                Reply(
+                    token_ids=ids,
+                    drafted=host["drafted"][row, : len(ids)].tolist(),
+                    finish_reason="stop" if ids and ids[-1] in stops else "length",
+                    rounds=int(host["rounds"][row]),
+                    accepted_histogram=host["histogram"][row].tolist(),
+                    seconds=finished_at.get(row, now),
+                    seed=int(seeds[row]),
+                )
+            )
+        return Progress(replies, host["done"].tolist())
+
+
+def _bucket(count: int, smallest: int) -> int:
+    """The next power of two, so that requests of similar sizes share a program."""
+    return max(smallest, 1 << (count - 1).bit_length())
+
+
+def _column(value, dtype, rows: int) -> jax.Array:
+    return jax.device_put(np.broadcast_to(np.asarray(value, dtype), (rows,)), P("data"))
+
+
+_keys = jax.jit(jax.vmap(jax.random.key))

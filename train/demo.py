@@ -1,25 +1,32 @@
 """`python -m train.demo`: trains the embedded pair from Python source that is on this machine.
 
-corpus -> tokenizer -> target -> draft heads -> figures, each stage kept in `--work`; a run that was stopped goes on where it
-stopped. Not here: what the stages do (`corpus`, `tokenizer`, `pretrain`).
+corpus -> tokenizer -> target -> draft heads -> figures, each stage kept in `--work`; a run that was stopped goes on where
+it stopped. Not here: what the stages do (`corpus`, `tokenizer`, `pretrain`, `main`, `figures`).
 """
 
 import dataclasses
 import functools
 import json
-import math
 import pathlib
+import platform
+import sys
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from redrafter_jax import checkpoint
+from redrafter_jax import checkpoint, weights
+from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
-from redrafter_jax.model.target import TargetConfig
-from train import corpus, pretrain, tokenizer
+from redrafter_jax.model.target import Target, TargetConfig
+from train import corpus, data, figures, pretrain, tokenizer
+from train import main as head_training
+
+HEADS = {"drafter": "full", "drafter_slim": "slim"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Options:
     """Train the embedded pair: a small Llama target that writes Python, and its draft heads."""
 
     work: pathlib.Path = pathlib.Path("demo-run")
-    """Folder of the run: tokens, checkpoints, logs."""
+    """Folder of the run: tokens, checkpoints, logs, and the finished `pair/`."""
     packages: tuple[str, ...] = ()
     """Installed packages whose Python files are trained on besides the standard library."""
     vocab: int = 2048
@@ -43,13 +50,15 @@ class Options:
     row_length: int = 256
     """Tokens in a training row."""
     batch: int = 16
-    """Rows in a training step."""
-    steps: int = 1500
+    """Rows in a training step of the target."""
+    steps: int = 4000
     """Training steps of the target."""
     decay: float = 0.5
-    """Share of the steps over which the learning rate falls to zero."""
+    """Share of the target's steps over which its learning rate falls to zero."""
     save_every: int = 100
     """Steps between checkpoints."""
+    head_steps: int = 1500
+    """Training steps of each draft head."""
 
     def target_config(self) -> TargetConfig:
         return TargetConfig(
@@ -65,7 +74,14 @@ def main(options: Options) -> None:
     jax.set_mesh(make_mesh())
     options.work.mkdir(parents=True, exist_ok=True)
     prepare_corpus(options)
-    train_target(options)
+    pair = options.work / "pair"
+    if not (pair / "target" / "config.json").exists():
+        export_target(options, train_target(options))
+    target = weights.load_target(pair / "target")
+    for name, kind in HEADS.items():
+        if not (pair / name / "config.json").exists():
+            train_head(options, target, name, kind)
+    report(options, target)
 
 
 def prepare_corpus(options: Options) -> None:
@@ -74,7 +90,7 @@ def prepare_corpus(options: Options) -> None:
         return
     text = corpus.read(options.packages)
     trained = tokenizer.train(text.train, options.vocab)
-    tokenizer.save(trained, options.work / "tokenizer")
+    trained.save_pretrained(options.work / "tokenizer")
     record = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
     for name, sources in (("train", text.train), ("held_out", text.held_out)):
         files = tokenizer.encode(trained, sources)
@@ -85,40 +101,100 @@ def prepare_corpus(options: Options) -> None:
     print(f"corpus: {record['train_tokens']:,} tokens to train on, {record['held_out_tokens']:,} held out")
 
 
-def train_target(options: Options) -> pretrain.PretrainState:
+def stream(options: Options, name: str) -> np.ndarray:
+    return np.load(options.work / f"{name}.npy").astype(np.int32)
+
+
+def corpus_record(options: Options) -> dict:
+    return json.loads((options.work / "corpus.json").read_text())
+
+
+def train_target(options: Options) -> Target:
     """The trained target, from the newest checkpoint or from random weights."""
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
     run = checkpoint.Run(options.work / "target")
-    state = run.restore(train=jax.eval_shape(start))["train"] if run.latest_step else jax.jit(start)()
+    resumes = run.latest_step is not None
+    state = run.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
-    losses = jax.jit(pretrain.next_token_losses)
-    stream = np.load(options.work / "train.npy").astype(np.int32)
     first = int(state.step)
-    progress = tqdm(pretrain.rows(stream, options.row_length, schedule, first), initial=first, total=schedule.steps)
-    average = None
+    batches = data.rows(stream(options, "train"), options.row_length + 1, options.batch, 0, first, schedule.steps)
+    progress = tqdm(batches, "target", initial=first, total=schedule.steps)
+    average, began = None, time.perf_counter()
     for index, rows in enumerate(progress, start=first + 1):
         state, loss = step(state, jax.device_put(rows, P("data", None)))
         average = float(loss) if average is None else 0.98 * average + 0.02 * float(loss)
         progress.set_postfix(loss=f"{average:.3f}")
         if index % options.save_every == 0 or index == schedule.steps:
             run.save(index, train=state)
-            line = {"step": index, "train_nats": average, "bits_per_byte": bits_per_byte(options, losses, state.target)}
-            with open(options.work / "target.jsonl", "a") as log:
-                log.write(json.dumps(line) + "\n")
+            speed = (index - first) * options.batch * options.row_length / (time.perf_counter() - began)
+            _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "held_out": held_out_bits(options, state.target)})
     run.close()
-    return state
+    return state.target
 
 
-def bits_per_byte(options: Options, losses, target, rows: int = 64) -> float:
-    """Held-out cross-entropy in bits per byte of text, over rows spread evenly through the held-out files."""
-    record = json.loads((options.work / "corpus.json").read_text())
-    stream = np.load(options.work / "held_out.npy").astype(np.int32)
-    starts = np.linspace(0, len(stream) - options.row_length - 1, rows).astype(int)
-    cut = np.stack([stream[s : s + options.row_length + 1] for s in starts])
-    nats = [np.asarray(losses(target, jax.device_put(part, P("data", None)))) for part in np.split(cut, rows // 16)]
-    return float(np.mean(nats)) / math.log(2) * record["held_out_tokens"] / record["held_out_bytes"]
+def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:
+    record = corpus_record(options)
+    return figures.bits_per_byte(target, stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows)
+
+
+def _log(options: Options, line: dict) -> None:
+    with open(options.work / "target.jsonl", "a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def export_target(options: Options, target: Target) -> None:
+    """The target in bfloat16 as a Hugging Face folder with its tokenizer."""
+    folder = options.work / "pair" / "target"
+    for file in (options.work / "tokenizer").iterdir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights.save_target(narrow(target), folder, eos_token_id=0, bos_token_id=None)
+
+
+def train_head(options: Options, target: Target, name: str, kind: str) -> None:
+    recipe = head_training.Recipe(head=kind, steps=options.head_steps, row_length=options.row_length)
+    folder = options.work / name
+    folder.mkdir(exist_ok=True)
+    head = head_training.train_head(target, stream(options, "train"), recipe, folder)
+    weights.save_drafter(narrow(head), options.work / "pair" / name)
+
+
+def narrow(module):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module)
+
+
+def report(options: Options, target: Target) -> None:
+    """Measures the pair on held-out files and writes `pair/figures.json`."""
+    record, held_out = corpus_record(options), stream(options, "held_out")
+    prompts, contexts = figures.Prompts(held_out), figures.Prompts(held_out, count=512)
+    replies = figures.greedy_replies(target, prompts)
+    result = {
+        "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}",
+        "corpus": record["origins"],
+        "held_out_files": record["held_out"],
+        "target_parameters": sum(leaf.size for leaf in jax.tree.leaves(target)) - target.lm_head.size,
+        "target_tokens_seen": options.steps * options.batch * options.row_length,
+        "bits_per_byte": figures.bits_per_byte(target, held_out, record["held_out_bytes"]),
+        "loops": figures.loop_share(replies),
+    }
+    for name in HEADS:
+        head = weights.load_drafter(options.work / "pair" / name)
+        result[f"{name}_parameters"] = sum(leaf.size for leaf in jax.tree.leaves(head))
+        result[name] = figures.tau_table(target, head, prompts, contexts)
+    text = json.dumps(result, indent=1)
+    (options.work / "pair" / "figures.json").write_text(text + "\n")
+    print(text)
+
+
+def command() -> None:
+    """The command: errors of the user's making end in one sentence and exit code 2."""
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except (BadInput, ValueError) as error:
+        print(f"train.demo: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    command()

@@ -6,10 +6,8 @@ half of AdamW's tokens.
 
 import dataclasses
 
-import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
@@ -97,12 +95,3 @@ def next_token_losses(target: Target, tokens_BT: jax.Array) -> jax.Array:
 
 def _whole(tree):
     return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, P()), tree)
-
-
-def rows(tokens: np.ndarray, row_length: int, schedule: Schedule, first_step: int):
-    """Batches ``[batch, row_length + 1]`` of a token stream; which rows a step reads depends on (seed, step) alone."""
-    count = (len(tokens) - 1) // row_length
-    cut = [tokens[i * row_length : (i + 1) * row_length + 1] for i in range(count)]
-    batches = grain.MapDataset.source(cut).shuffle(schedule.seed).repeat().batch(schedule.batch)
-    for index in range(first_step, schedule.steps):
-        yield batches[index]

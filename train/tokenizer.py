@@ -1,6 +1,5 @@
 """The embedded pair's tokenizer: a byte-level BPE trained by the `tokenizers` library."""
 
-import pathlib
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -29,5 +28,3 @@ def encode(tokenizer: PreTrainedTokenizerFast, sources: list[Source]) -> list[li
     return [ids + [tokenizer.eos_token_id] for ids in encoded]
 
 
-def save(tokenizer: PreTrainedTokenizerFast, folder: pathlib.Path) -> None:
-    tokenizer.save_pretrained(folder)

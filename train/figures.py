@@ -1,0 +1,98 @@
+"""What the embedded pair's README reports: bits per byte, loops, and tokens per step, on held-out files."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
+from redrafter_jax.decode.loop import Shape
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+from train import pretrain
+
+SHAPES = ((1, 3), (4, 4), (8, 5))
+TREES = ("search", "beams")
+BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Held-out contexts, spread evenly through the stream: ``count`` of them, ``length`` tokens each."""
+
+    stream: np.ndarray
+    count: int = 64
+    length: int = 64
+
+    def cut(self) -> list[list[int]]:
+        starts = np.linspace(0, len(self.stream) - self.length, self.count).astype(int)
+        return [self.stream[start : start + self.length].tolist() for start in starts]
+
+
+def bits_per_byte(target: Target, stream: np.ndarray, bytes_: int, row_length: int = 256, rows: int = 256) -> float:
+    """Cross-entropy of held-out text in bits per byte: rows of ``row_length`` tokens spread evenly through the stream,
+    every token but a row's first predicted from the row so far."""
+    starts = np.linspace(0, len(stream) - row_length, rows).astype(int)
+    losses = jax.jit(pretrain.next_token_losses)
+    parts = np.split(np.stack([stream[s : s + row_length] for s in starts]), rows // 16)
+    nats = np.mean([np.asarray(losses(target, jax.device_put(part, P("data", None)))) for part in parts])
+    return float(nats) / math.log(2) * len(stream) / bytes_
+
+
+def greedy_replies(target: Target, prompts: Prompts, new: int = 128) -> list[Reply]:
+    return list(Engine(target).generate(prompts.cut(), limits=Limits(new=new), batch=BATCH))
+
+
+def loop_share(replies: Sequence[Reply], last: int = 48, longest_period: int = 24) -> float:
+    """The share of replies whose last ``last`` tokens repeat themselves with a period of at most ``longest_period``."""
+    return float(np.mean([is_loop(reply.token_ids[-last:], longest_period) for reply in replies if len(reply.token_ids) >= last]))
+
+
+def is_loop(tokens: Sequence[int], longest_period: int) -> bool:
+    """Whether the tokens repeat with some period of at most ``longest_period``."""
+    return any(list(tokens[period:]) == list(tokens[:-period]) for period in range(1, longest_period + 1))
+
+
+def tokens_per_step(engine: Engine, prompts: Prompts, sampling: Sampling, new: int = 128) -> float:
+    """τ of generated text: tokens that a target pass yields, the +1 counted, over all rounds of all replies."""
+    return _mean_tau(list(engine.generate(prompts.cut(), sampling, Limits(new=new), batch=BATCH)))
+
+
+def tokens_per_step_along_text(engine: Engine, prompts: Prompts, sampling: Sampling = Sampling()) -> float:
+    """τ along real text: one round from each true context, so that no loop of the target's own can flatter it."""
+    replies = []
+    for part in _batched(prompts.cut(), BATCH):
+        rounds = engine.stream(list(part), sampling, Limits(new=64), list(range(len(part))), rows=BATCH, rounds=1)
+        replies += list(itertools.islice(rounds, 2))[-1].replies
+    return _mean_tau(replies)
+
+
+def _batched(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _mean_tau(replies: Sequence[Reply]) -> float:
+    histogram = np.sum([reply.accepted_histogram for reply in replies], axis=0)
+    return float(histogram @ np.arange(1, len(histogram) + 1) / histogram.sum())
+
+
+def tau_table(target: Target, drafter: Drafter, prompts: Prompts, contexts: Prompts) -> list[dict]:
+    """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text."""
+    rows = []
+    for (width, length), tree in itertools.product(SHAPES, TREES):
+        engine = Engine(target, drafter, Shape(width, length, tree=tree))
+        rows.append(
+            {
+                "shape": f"{width}x{length}",
+                "tree": tree,
+                "greedy": tokens_per_step(engine, prompts, Sampling()),
+                "coupled": tokens_per_step(engine, prompts, Sampling(1.0)),
+                "independent": tokens_per_step(engine, prompts, Sampling(1.0, rule="independent")),
+                "along_text": tokens_per_step_along_text(engine, contexts),
+            }
+        )
+    return rows

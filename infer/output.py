@@ -1,0 +1,93 @@
+"""The JSONL of replies: what a line holds, and a file of them that survives being cut off.
+
+Each line carries ``run``, a hash of its prompt and of every option that decides the reply. A file is gone on with only
+where the lines in it are those that this run would have written first.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+from redrafter_jax.errors import BadInput
+
+
+def line(run: str, index: int, text: str | None, reply) -> dict:
+    """One reply as a JSON object; ``run`` stands first, which `Lines` relies on."""
+    return {
+        "run": run,
+        "index": index,
+        "token_ids": reply.token_ids,
+        "text": text,
+        "finish_reason": reply.finish_reason,
+        "rounds": reply.rounds,
+        "tokens_per_step": round(reply.tokens_per_step, 4),
+        "accepted_histogram": reply.accepted_histogram,
+        "seconds": round(reply.seconds, 6),
+        "seed": reply.seed,
+    }
+
+
+def run_of(*parts: object) -> str:
+    """The hash that a line carries; ``parts`` are anything JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises BadInput unless lines can be added to the file; leaves no file behind that was not there."""
+    existed = path.exists()
+    try:
+        if existed and not path.is_file():
+            raise BadInput(f"--output: {path} is not a file; it should be a JSONL file, or one that can be made")
+        open(path, "ab").close()
+    except OSError as error:
+        raise BadInput(f"--output: {path} cannot be written ({error.strerror})") from None
+    if not existed:
+        path.unlink()
+
+
+class Lines:
+    """The file of a run whose lines should carry ``runs``, in order. ``done`` of them are there already.
+
+    Raises:
+      BadInput: the file holds anything else. It is then left as it was.
+    """
+
+    def __init__(self, path: pathlib.Path, runs: list[str]):
+        self.path = path
+        whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+        lines = whole.split(b"\n") if whole else []
+        for number, found in enumerate(lines, 1):
+            if number > len(runs) or _run(found) != runs[number - 1]:
+                raise BadInput(_FOREIGN.format(path=path, number=number))
+        self.done = len(lines)
+        if torn:
+            self._drop(torn, runs)
+
+    def _drop(self, torn: bytes, runs: list[str]) -> None:
+        """Takes a line off that was cut off while it was written; its beginning says whether it is ours."""
+        start = json.dumps({"run": runs[self.done]}).encode()[:-1] if self.done < len(runs) else b"\n"
+        if torn[: len(start)] != start[: len(torn)]:
+            raise BadInput(_FOREIGN.format(path=self.path, number=self.done + 1))
+        with open(self.path, "r+b") as file:
+            file.truncate(self.path.stat().st_size - len(torn))
+
+    def write(self, line: dict) -> None:
+        """Adds a whole line, on the disk when this returns."""
+        with open(self.path, "ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+_FOREIGN = (
+    "--output: {path}:{number} belongs to another run (another pair, prompt or option that decides the reply);"
+    " name another file, or remove this one"
+)
+
+
+def _run(found: bytes) -> str | None:
+    try:
+        return json.loads(found)["run"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,155 @@
+"""Prompts: from options, files or standard input to token ids. Whatever is wrong with one is said with its place.
+
+Not here: the tokenizer itself (`folders.py`).
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import select
+import stat
+import sys
+from collections.abc import Iterator
+
+from redrafter_jax.errors import BadInput
+
+KINDS = ("prompt", "messages", "token_ids")
+PATIENCE = 1.0  # seconds that a pipe nobody asked to read gets for its first byte
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt as given. ``where`` names it in errors; ``kind`` says what ``content`` is: a text, the messages of a
+    chat, or token ids."""
+
+    where: str
+    kind: str
+    content: str | list
+
+
+def read(texts: tuple[str, ...], file: str | None) -> list[Prompt]:
+    """What the options name: ``texts`` are prompts (`-`: all of standard input is one), ``file`` is JSONL (`-`: standard
+    input). Neither: a prompt that is piped in, or nothing.
+
+    Raises:
+      BadInput: a file is missing, empty or not JSONL, or a line holds no prompt.
+    """
+    if file is not None:
+        name = "standard input" if file == "-" else file
+        return list(_lines(_stdin("--prompts") if file == "-" else _text(file), f"--prompts {name}"))
+    if texts:
+        return [_given(text, number) for number, text in enumerate(texts, 1)]
+    piped = _unread_pipe()
+    return [Prompt("standard input", "prompt", piped)] if piped else []
+
+
+def _given(text: str, number: int) -> Prompt:
+    return Prompt(f"--prompt {number}", "prompt", _stdin("--prompt").removesuffix("\n") if text == "-" else text)
+
+
+def _stdin(option: str) -> str:
+    try:
+        return sys.stdin.read()
+    except (ValueError, OSError, AttributeError) as error:
+        raise BadInput(f"{option} -: standard input cannot be read as UTF-8 text ({error})") from None
+
+
+def _unread_pipe() -> str:
+    """The text that is piped in, less its last line break; "" at a terminal, from /dev/null, or from a silent pipe."""
+    try:
+        descriptor = sys.stdin.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (ValueError, OSError, AttributeError):  # closed, or not a real file
+        return ""
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+        return ""
+    if not select.select([descriptor], [], [], PATIENCE)[0]:
+        print(f"standard input sent nothing for {PATIENCE:.0f} s and is not read (`--prompt -` waits)", file=sys.stderr)
+        return ""
+    return _stdin("--prompt").removesuffix("\n")
+
+
+def _text(file: str) -> str:
+    path = pathlib.Path(file)
+    if not path.exists():
+        raise BadInput(f"--prompts: there is no file {file}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--prompts: {file} cannot be read as UTF-8 text ({error})") from None
+
+
+def _lines(text: str, name: str) -> Iterator[Prompt]:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise BadInput(f"{name} is empty; it should hold one JSON object per line, with prompt, messages or token_ids")
+    for number, line in lines:
+        yield _line(line, f"{name}:{number}")
+
+
+def _line(line: str, where: str) -> Prompt:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise BadInput(f"{where} is not JSON ({error}); a line should be like {{\"prompt\": \"...\"}}") from None
+    kinds = [kind for kind in KINDS if kind in found] if isinstance(found, dict) else []
+    if len(kinds) != 1:
+        raise BadInput(f"{where} should be a JSON object with one of prompt, messages or token_ids")
+    kind, content = kinds[0], found[kinds[0]]
+    if not _FITS[kind](content):
+        raise BadInput(f"{where}: {kind} should be {_SHOULD_BE[kind]}")
+    return Prompt(where, kind, content)
+
+
+def _are_messages(content) -> bool:
+    def whole(message) -> bool:
+        return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+    return isinstance(content, list) and bool(content) and all(map(whole, content))
+
+
+def _are_ids(content) -> bool:
+    return isinstance(content, list) and bool(content) and all(type(token) is int for token in content)
+
+
+_FITS = {"prompt": lambda content: isinstance(content, str), "messages": _are_messages, "token_ids": _are_ids}
+_SHOULD_BE = {
+    "prompt": "a string",
+    "messages": "a list of objects with the strings role and content, at least one",
+    "token_ids": "a list of whole numbers, at least one",
+}
+
+
+def encode(prompt: Prompt, tokenizer, vocabulary: int, context: int) -> list[int]:
+    """The prompt's token ids, which leave room for a new token in ``context``.
+
+    Raises:
+      BadInput: text without a tokenizer, messages without a chat template, an id that the target does not know, an empty
+        or too long prompt.
+    """
+    ids = _ids(prompt, tokenizer)
+    unknown = [token for token in ids if not 0 <= token < vocabulary]
+    if unknown:
+        raise BadInput(f"{prompt.where}: token id {unknown[0]} is outside the target's vocabulary (0 to {vocabulary - 1})")
+    if not ids:
+        raise BadInput(f"{prompt.where} is empty; a prompt should have at least one token")
+    if len(ids) >= context:
+        raise BadInput(f"{prompt.where} has {len(ids)} tokens; at most {context - 1} fit in a context of {context} with a reply")
+    return ids
+
+
+def _ids(prompt: Prompt, tokenizer) -> list[int]:
+    if prompt.kind == "token_ids":
+        return prompt.content
+    if tokenizer is None:
+        raise BadInput(f"{prompt.where} is text, but the target's folder has no tokenizer; give token_ids in a --prompts file")
+    if prompt.kind == "prompt":
+        return tokenizer(prompt.content, verbose=False)["input_ids"]
+    if not tokenizer.chat_template:
+        raise BadInput(f"{prompt.where} has messages, but the target's tokenizer has no chat template; give prompt or token_ids")
+    try:
+        text = tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # templates raise what they like, for instance about the order of roles
+        raise BadInput(f"{prompt.where}: the target's chat template refuses these messages ({error})") from None
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,116 @@
+"""What a person sees: text as it is decided, accepted drafts in another colour, and the closing line.
+
+Not here: JSON (`output.py`).
+"""
+
+import dataclasses
+import os
+import sys
+
+GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+CONTEXT = 6  # tokens of the prompt that a first token is decoded behind, for its leading space
+LONGEST_CHARACTER = 16  # tokens after which bytes that are no character are shown as they are
+
+
+class Detokenizer:
+    """Ids to text one by one; a character is given out once all of its bytes are there.
+
+    What has been given out, joined, is what decoding all the ids at once gives.
+    """
+
+    def __init__(self, tokenizer, prompt: list[int]):
+        self.decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self.shown = list(prompt[-CONTEXT:])
+        self.waiting: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The characters that this token completes, perhaps none."""
+        self.waiting.append(token)
+        before, after = self.decode(self.shown), self.decode(self.shown + self.waiting)
+        if after.endswith("\ufffd") and len(self.waiting) < LONGEST_CHARACTER:
+            return ""
+        return self._give_out(before, after)
+
+    def flush(self) -> str:
+        """What is left when no more tokens come."""
+        return self._give_out(self.decode(self.shown), self.decode(self.shown + self.waiting)) if self.waiting else ""
+
+    def _give_out(self, before: str, after: str) -> str:
+        self.shown, self.waiting = self.waiting or self.shown, []
+        return after[len(before) :]
+
+
+def text_of(tokenizer, prompt: list[int], ids: list[int]) -> str | None:
+    """The text of a reply behind its prompt; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    detokenizer = Detokenizer(tokenizer, prompt)
+    return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+
+
+class Stream:
+    """Writes one reply to standard output as it grows."""
+
+    def __init__(self, tokenizer, prompt: list[int], coloured: bool):
+        self.detokenizer = Detokenizer(tokenizer, prompt) if tokenizer is not None else None
+        self.coloured = coloured
+        self.count = 0
+
+    def show(self, reply) -> None:
+        """Writes what is new since the last call."""
+        for token, drafted in zip(reply.token_ids[self.count :], reply.drafted[self.count :], strict=True):
+            self._write(f"{token} " if self.detokenizer is None else self.detokenizer.push(token), drafted)
+        self.count = len(reply.token_ids)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self._write(self.detokenizer.flush() if self.detokenizer is not None else "", False)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+    def _write(self, text: str, drafted: bool) -> None:
+        if sys.stdout.isatty():
+            text = text.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")  # a model's text should not steer the terminal
+        sys.stdout.write(f"{GREEN}{text}{PLAIN}" if drafted and self.coloured and text else text)
+
+
+def coloured(no_color: bool) -> bool:
+    """Whether standard output is a terminal that may be coloured (https://no-color.org)."""
+    return sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@dataclasses.dataclass
+class Totals:
+    """What the closing line adds up. ``seconds`` counts a batch once; compilation is not in it."""
+
+    tokens: int = 0
+    rounds: int = 0
+    accepted: int = 0
+    prefills: int = 0
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+    def add(self, replies, first_token_seconds: float) -> None:
+        """A batch of replies and how long its first tokens took."""
+        self.tokens += sum(len(reply.token_ids) for reply in replies)
+        self.rounds += sum(reply.rounds for reply in replies)
+        self.accepted += sum(a * n for reply in replies for a, n in enumerate(reply.accepted_histogram))
+        self.prefills += len(replies)
+        self.seconds += max(reply.seconds for reply in replies)
+        self.first_token_seconds = self.first_token_seconds or first_token_seconds
+
+    @property
+    def speed(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.accepted / self.rounds + 1 if self.rounds else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens} tokens in {self.rounds} target passes (+ {self.prefills} to read the prompt):"
+            f" {self.tokens_per_step:.2f} tokens per step (the +1 is counted), {self.speed:.1f} tokens/s,"
+            f" first token after {self.first_token_seconds:.3f} s; compiling took {self.compile_seconds:.1f} s more"
+        )

@@ -1,9 +1,9 @@
 """Serving text: `python -m infer.generate`, `python -m infer.benchmark`, and the same from Python:
 
-    from infer import load
+from infer import load
 
-    pair = load()
-    print(pair.complete("def fib(n):", max_new_tokens=64).text)
+pair = load()
+print(pair.complete("def fib(n):", max_new_tokens=64).text)
 """
 
 

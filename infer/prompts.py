@@ -92,7 +92,7 @@ def _line(line: str, where: str) -> Prompt:
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise BadInput(f"{where} is not JSON ({error}); a line should be like {{\"prompt\": \"...\"}}") from None
+        raise BadInput(f'{where} is not JSON ({error}); a line should be like {{"prompt": "..."}}') from None
     kinds = [kind for kind in KINDS if kind in found] if isinstance(found, dict) else []
     if len(kinds) != 1:
         raise BadInput(f"{where} should be a JSON object with one of prompt, messages or token_ids")

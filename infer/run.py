@@ -1,0 +1,197 @@
+"""What `infer.generate` does once its options are good: load the pair, decode the prompts, hand the replies to where
+they go. Each way of decoding is one short function.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+import jax
+from tqdm import tqdm
+
+from infer import chat, checks, compare, folders, output, pair, prompts, terminal
+from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
+from redrafter_jax.decode.loop import Shape
+from redrafter_jax.errors import BadInput
+
+DEFAULT_CACHE = pathlib.Path("~/.cache/redrafter_jax")
+ROUNDS_SHOWN = 2  # rounds between two looks at the device while a reply streams
+ALL_ROUNDS = 1 << 30
+DECIDES_TEXT = ["temperature", "top_k", "top_p", "acceptance", "max_new_tokens", "max_length", "ignore_eos", "dtype", "decoding"]
+
+
+def run(options, given: list[prompts.Prompt]) -> int:
+    """Everything after the checks that need no model; returns the exit code."""
+    use_cache(options.cache_dir)
+    plan = pair.plan(options.target, options.drafter, options.decoding != "autoregressive", options.dtype, options.mesh)
+    shape = shape_of(options) if plan.drafter else None
+    checks.against(options, plan.target_config, shape)
+    tokenizer = folders.tokenizer(plan.target)
+    if options.interactive:
+        return converse(options, plan, tokenizer, shape)
+    vocabulary = plan.target_config.vocab_size
+    ids = [prompts.encode(prompt, tokenizer, vocabulary, context(options, plan)) for prompt in given]
+    seeds = checks.seeds(options, len(ids))
+    runs = runs_of(options, plan, shape, ids, seeds)
+    lines = output.Lines(options.output, runs) if options.output is not None else None
+    if lines is not None and lines.done:
+        print(f"{lines.done} of {len(ids)} replies are in {options.output} already", file=sys.stderr)
+        if lines.done == len(ids):
+            return 0
+    loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
+    if options.decoding == "compare":
+        return compare_both(options, loaded, ids, seeds, runs)
+    Session(options, loaded, given, ids, seeds, runs, lines).generate()
+    return 0
+
+
+def shape_of(options) -> Shape:
+    default = pair.default_shape(jax.default_backend())
+    width, length = options.beam_width or default.width, options.beam_length or default.length
+    return Shape(width, length, options.node_budget or 0, options.tree, options.draft_top_k)
+
+
+def context(options, plan: pair.Plan) -> int:
+    return options.max_length or plan.target_config.max_position_embeddings
+
+
+def sampling_of(options) -> Sampling:
+    return Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
+
+
+def limits_of(options) -> Limits:
+    return Limits(options.max_new_tokens, options.max_length or 0)
+
+
+def runs_of(options, plan: pair.Plan, shape: Shape | None, ids: list[list[int]], seeds: list[int]) -> list[str]:
+    """What each line of the output carries: all that decides the reply, and the head and shape that its figures are of."""
+    settings = {name: getattr(options, name) for name in DECIDES_TEXT}
+    models = [folders.fingerprint(plan.target), folders.fingerprint(plan.drafter), str(shape)]
+    common = output.run_of(settings, models)
+    return [output.run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
+
+
+def use_cache(folder: pathlib.Path | None) -> None:
+    """Turns on JAX's persistent compilation cache, for programs of every size."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    chosen = (folder or DEFAULT_CACHE).expanduser()
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+        if not os.access(chosen, os.W_OK):
+            raise PermissionError(0, "not writable")
+    except OSError as error:
+        if folder is None:  # nobody asked for this folder; decoding works without
+            return
+        raise BadInput(f"--cache-dir: {folder} cannot hold compiled programs ({error.strerror})") from None
+    if jax.config.jax_compilation_cache_dir != str(chosen):
+        compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class Session:
+    """The prompts of one command, decoded batch by batch; ``generate`` is all there is to call."""
+
+    def __init__(self, options, loaded: pair.Pair, given, ids, seeds, runs, lines: output.Lines | None):
+        self.options, self.tokenizer, self.given, self.ids = options, loaded.tokenizer, given, ids
+        self.seeds, self.runs, self.lines = seeds, runs, lines
+        self.engine = loaded.engine if options.decoding == "speculative" else loaded.engine.autoregressive()
+        self.shows_text = not options.json and lines is None
+        self.streams = self.shows_text and options.batch_size == 1
+        self.totals = terminal.Totals()
+
+    def generate(self) -> None:
+        first, size = self.lines.done if self.lines else 0, self.options.batch_size
+        hidden = self.shows_text or len(self.ids) == 1 or not sys.stderr.isatty()
+        with tqdm(total=len(self.ids), initial=first, unit="prompt", disable=hidden, file=sys.stderr) as bar:
+            for start in range(first, len(self.ids), size):
+                numbers = range(start, min(start + size, len(self.ids)))
+                replies = self._batch(numbers)
+                for index, reply in zip(numbers, replies, strict=True):
+                    self._hand_out(index, reply)
+                bar.update(len(numbers))
+        self.totals.compile_seconds = self.engine.compile_seconds
+        print(self.totals, file=sys.stderr)
+
+    def _batch(self, numbers: range) -> list[Reply]:
+        stream = self._open(numbers[0]) if self.streams else None
+        ids, seeds = [self.ids[i] for i in numbers], [self.seeds[i] for i in numbers]
+        replies = decode(self.engine, self.options, ids, seeds, stream)
+        self.totals.add(replies, self.engine.first_token_seconds)
+        return replies
+
+    def _hand_out(self, index: int, reply: Reply) -> None:
+        if self.shows_text:
+            if not self.streams:
+                stream = self._open(index)
+                stream.show(reply)
+                stream.close()
+            return
+        text = terminal.text_of(self.tokenizer, self.ids[index], reply.token_ids)
+        line = output.line(self.runs[index], index, text, reply)
+        if self.lines is not None:
+            self.lines.write(line)
+        if self.options.json:
+            print(json.dumps(line), flush=True)
+
+    def _open(self, index: int) -> terminal.Stream:
+        """Writes what stands before a reply: its number among several, and the prompt where a person reads along."""
+        prompt = self.given[index]
+        if len(self.ids) > 1:
+            print(f"--- {prompt.where}")
+        if prompt.kind == "prompt" and (sys.stdout.isatty() or prompt.where == "the default prompt"):
+            print(prompt.content, end="", flush=True)
+        return terminal.Stream(self.tokenizer, self.ids[index], terminal.coloured(self.options.no_color))
+
+
+def decode(engine: Engine, options, ids, seeds, stream: terminal.Stream | None) -> list[Reply]:
+    """One batch; a batch of one can be watched while it grows."""
+    rounds = ALL_ROUNDS if stream is None else ROUNDS_SHOWN
+    replies: list[Reply] = []
+    for progress in engine.stream(ids, sampling_of(options), limits_of(options), seeds, options.batch_size, rounds):
+        replies = progress.replies
+        if stream is not None:
+            stream.show(replies[0])
+    if stream is not None:
+        stream.close()
+    return replies
+
+
+def compare_both(options, loaded: pair.Pair, ids, seeds, runs) -> int:
+    """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32."""
+    result = compare.compare(loaded.engine, ids, sampling_of(options), limits_of(options), seeds, options.batch_size)
+    print(result.report(options.dtype), file=sys.stderr if options.json else sys.stdout)
+    exact = options.temperature == 0 or options.acceptance != "typical"
+    if not exact:
+        print("note: --acceptance typical changes the distribution, so the tokens may differ", file=sys.stderr)
+    if options.json:
+        for index, (fast, plain) in enumerate(result.replies):
+            line = output.line(runs[index], index, terminal.text_of(loaded.tokenizer, ids[index], fast.token_ids), fast)
+            line |= {"identical": fast.token_ids == plain.token_ids, "autoregressive_seconds": round(plain.seconds, 6)}
+            print(json.dumps(line))
+    return 1 if result.first_difference is not None and exact and options.dtype == "float32" else 0
+
+
+def converse(options, plan: pair.Plan, tokenizer, shape: Shape | None) -> int:
+    """The conversation: each turn streams, and ends with its closing line."""
+    if tokenizer is None:
+        raise BadInput(f"--interactive needs text, but {plan.target} has no tokenizer; use --prompts with token_ids")
+    loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
+    engine = loaded.engine
+
+    def answer(prompt: prompts.Prompt, turn: int) -> str:
+        ids = prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, context(options, plan))
+        stream = terminal.Stream(tokenizer, ids, terminal.coloured(options.no_color))
+        compiled = engine.compile_seconds
+        replies = decode(engine, options, [ids], [(options.seed + turn) % 2**32], stream)
+        totals = terminal.Totals()
+        totals.add(replies, engine.first_token_seconds)
+        totals.compile_seconds = engine.compile_seconds - compiled
+        print(totals, file=sys.stderr)
+        return terminal.text_of(tokenizer, ids, replies[0].token_ids) or ""
+
+    chat.converse(tokenizer, answer)
+    return 0

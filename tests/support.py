@@ -1,0 +1,71 @@
+"""Builders that several tests share: golden files, arrays on the mesh, policies, decode states."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file
+
+from redrafter_jax import weights
+from redrafter_jax.decode import loop, prefill, sample
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+MODELS = GOLDEN / "models"
+PAIRS = {"mha_rnn": "mha", "mha_rand": "mha", "gqa_proj": "gqa", "tied_nornn": "tied"}  # drafter -> target
+
+
+@functools.cache
+def golden(name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """A golden file's arrays and its sidecar's meta."""
+    meta = json.loads((GOLDEN / f"{name}.json").read_text())
+    return load_file(GOLDEN / f"{name}.safetensors"), meta["meta"]
+
+
+@functools.cache
+def load_pair(drafter: str):
+    return load_target(PAIRS[drafter]), weights.load_drafter(MODELS / f"drafter_{drafter}")
+
+
+@functools.cache
+def load_target(name: str):
+    return weights.load_target(MODELS / f"target_{name}")
+
+
+def put(array, dtype=None) -> jax.Array:
+    """An array on the mesh, rows over ``data``."""
+    array = np.asarray(array, dtype)
+    return jax.device_put(array, P("data", *[None] * (array.ndim - 1)))
+
+
+def rows(value, count: int, dtype) -> jax.Array:
+    return put(np.broadcast_to(np.asarray(value, dtype), (count,)))
+
+
+def policy(count: int, temperature=0.0, top_k=0, top_p=1.0, rule="coupled", seeds=None) -> sample.Policy:
+    keys = jax.jit(jax.vmap(jax.random.key))(rows(np.arange(count) if seeds is None else seeds, count, np.uint32))
+    sampled = temperature > 0
+    return sample.Policy(
+        rows(temperature or 1.0, count, np.float32), rows(top_k, count, np.int32), rows(top_p, count, np.float32),
+        keys, sampled, sampled and (top_k > 0 or top_p < 1), rule,
+    )  # fmt: skip
+
+
+def started(target, prompts, new: int, length: int, how: sample.Policy | None = None, stops=(-1,), width: int = 0):
+    """The state after the prefill of these prompts."""
+    count = len(prompts)
+    width = width or max(map(len, prompts))
+    tokens = np.zeros((count, width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    bucket = prefill.Bucket(width, new, length)
+    lengths = put([len(prompt) for prompt in prompts], np.int32)
+    limits = rows(new, count, np.int32)
+    return loop.start(target, put(tokens), lengths, limits, jnp.asarray(stops, jnp.int32), how or policy(count), bucket)
+
+
+def texts(state) -> list[list[int]]:
+    return [text[:count].tolist() for text, count in zip(np.asarray(state.text), np.asarray(state.count), strict=True)]

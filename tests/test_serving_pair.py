@@ -1,0 +1,108 @@
+"""`infer.load`, defaults by device, stop ids, and conversations."""
+
+import builtins
+import json
+
+import pytest
+
+import infer
+from infer import chat, folders, generate, pair
+from redrafter_jax.decode import sample
+from redrafter_jax.errors import BadInput
+from tests.support import MODELS
+from tests.test_generate import PAIR, SHORT
+from tests.texts import with_tokenizer
+
+
+def test_python_gets_the_same_text_in_five_lines(tmp_path):
+    loaded = infer.load(str(with_tokenizer(tmp_path / "target")), str(MODELS / "drafter_mha_rnn"))
+    one = loaded.complete("def fib(n):", max_new_tokens=16)
+    other = infer.load(str(tmp_path / "target")).complete("def fib(n):", max_new_tokens=16)
+    assert one.text == other.text and one.reply.token_ids == other.reply.token_ids
+    assert sum(one.reply.accepted_histogram[1:]) > 0 and other.reply.accepted_histogram[1:] == []
+
+
+def test_text_without_a_tokenizer_is_refused_from_python_too():
+    loaded = infer.load(str(MODELS / "target_mha"))
+    assert loaded.complete([1, 2, 3], max_new_tokens=4).text is None
+    with pytest.raises(BadInput, match="no tokenizer"):
+        loaded.complete("a")
+
+
+def test_defaults_depend_on_the_device():
+    assert pair.default_shape("cpu") == pair.CPU_SHAPE != pair.default_shape("tpu") == pair.ACCELERATOR_SHAPE
+    assert (pair.default_head("cpu"), pair.default_head("gpu")) == ("drafter_slim", "drafter")
+
+
+def test_the_options_offer_what_the_library_knows():
+    fields = {name: hint for name, hint in generate.Options.__annotations__.items()}
+    assert fields["acceptance"].__args__ == sample.Rule.__args__
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [({}, {}, [9]), ({"eos_token_id": 2}, {}, [2]), ({"eos_token_id": 2}, {"eos_token_id": [3, 4]}, [3, 4])],
+)
+def test_the_generation_config_decides_what_ends_a_text(tmp_path, config, generation, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+
+    class Tokenizer:
+        eos_token_id = 9
+
+    assert folders.stop_ids(tmp_path, Tokenizer()) == expected
+
+
+def test_a_fingerprint_sees_other_weights_of_the_same_shape():
+    one, other = (folders.fingerprint(MODELS / f"drafter_mha_{kind}") for kind in ("rnn", "rand"))
+    assert one != other and one == folders.fingerprint(MODELS / "drafter_mha_rnn")
+
+
+def turns(monkeypatch, *said):
+    left = iter(said)
+
+    def ask(_):
+        try:
+            return next(left)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(builtins, "input", ask)
+
+
+class Tokenizer:
+    chat_template = None
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (None, ["a", "a-A\nb", "c"]),
+        ("x", [["a"], ["a", "-A", "b"], ["c"]]),
+    ],
+)
+def test_a_conversation_remembers_until_it_is_reset(monkeypatch, template, expected):
+    tokenizer = Tokenizer()
+    tokenizer.chat_template = template
+    turns(monkeypatch, "a", "", "refused", "b", "/reset", "c", "/quit", "never")
+    heard = []
+
+    def answer(prompt, turn):
+        content = prompt.content if isinstance(prompt.content, str) else [m["content"] for m in prompt.content]
+        if "refused" in str(content):
+            raise BadInput("too long")
+        heard.append(content)
+        return "-A"
+
+    chat.converse(tokenizer, answer)
+    assert heard == expected
+
+
+def test_interactive_streams_replies_until_the_input_ends(monkeypatch, tmp_path, capsys):
+    turns(monkeypatch, "hi", "x" * 600)
+    target = with_tokenizer(tmp_path / "target", template=True)
+    code = generate.main(["--target", str(target), *PAIR[2:], *SHORT, "--interactive", "--cache-dir", str(tmp_path / "programs")])
+    out, err = capsys.readouterr()
+    assert code == 0 and out.strip()
+    assert err.startswith("Chat.") and "tokens per step" in err
+    assert "this turn has" in err and "/reset starts over" in err

@@ -28,8 +28,7 @@ class Options:
     drafter: str | None = None
     """Folder or hub name of its draft head, in Apple's format; one of the embedded ones if not given."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A text to continue; may be repeated. `-` is all of standard input, which is also read, where something is piped
-    in, if no prompt is named."""
+    """A text to continue; may be repeated. `-` is standard input, which, if piped, is also read where no prompt is named."""
     prompts: str | None = None
     """JSONL file, or `-` for standard input: in each line `prompt`, `messages` (for the chat template) or `token_ids`."""
     interactive: bool = False

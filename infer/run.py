@@ -39,6 +39,8 @@ def run(options, given: list[prompts.Prompt]) -> int:
         print(f"{lines.done} of {len(ids)} replies are in {options.output} already", file=sys.stderr)
         if lines.done == len(ids):
             return 0
+    if not is_exact(options):
+        print("note: --acceptance typical changes the distribution of the text", file=sys.stderr)
     loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
     if options.decoding == "compare":
         return compare_both(options, loaded, ids, seeds, runs)
@@ -50,6 +52,11 @@ def shape_of(options) -> Shape:
     default = pair.default_shape(jax.default_backend())
     width, length = options.beam_width or default.width, options.beam_length or default.length
     return Shape(width, length, options.node_budget or 0, options.tree, options.draft_top_k)
+
+
+def is_exact(options) -> bool:
+    """Whether the text is the target's own; greedy decoding has no use for the acceptance rule."""
+    return options.temperature == 0 or options.acceptance != "typical"
 
 
 def context(options, plan: pair.Plan) -> int:
@@ -164,15 +171,12 @@ def compare_both(options, loaded: pair.Pair, ids, seeds, runs) -> int:
     """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32."""
     result = compare.compare(loaded.engine, ids, sampling_of(options), limits_of(options), seeds, options.batch_size)
     print(result.report(options.dtype), file=sys.stderr if options.json else sys.stdout)
-    exact = options.temperature == 0 or options.acceptance != "typical"
-    if not exact:
-        print("note: --acceptance typical changes the distribution, so the tokens may differ", file=sys.stderr)
     if options.json:
         for index, (fast, plain) in enumerate(result.replies):
             line = output.line(runs[index], index, terminal.text_of(loaded.tokenizer, ids[index], fast.token_ids), fast)
             line |= {"identical": fast.token_ids == plain.token_ids, "autoregressive_seconds": round(plain.seconds, 6)}
             print(json.dumps(line))
-    return 1 if result.first_difference is not None and exact and options.dtype == "float32" else 0
+    return 1 if result.first_difference is not None and is_exact(options) and options.dtype == "float32" else 0
 
 
 def converse(options, plan: pair.Plan, tokenizer, shape: Shape | None) -> int:

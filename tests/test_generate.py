@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from infer import compare
-from infer.generate import main
+from infer import compare, folders
+from infer.generate import DEFAULT_PROMPT, main
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
@@ -159,6 +160,20 @@ def test_text_streams_to_the_same_text_as_json(command, tmp_path):
     _, streamed, err = command("--prompt", "héllo", pair=pair)
     assert streamed == replies(out)[0]["text"] + "\n"
     assert "first token after" in err and "\x1b" not in streamed
+
+
+def test_without_arguments_the_embedded_pair_continues_the_default_prompt(command, tmp_path, monkeypatch):
+    with_tokenizer(tmp_path / "target")
+    shutil.copytree(MODELS / "drafter_mha_rnn", tmp_path / "drafter_slim")
+    monkeypatch.setattr(folders, "EMBEDDED", tmp_path)
+    code, out, _ = command(pair=[])
+    assert code == 0
+    assert out.startswith(DEFAULT_PROMPT) and len(out) > len(DEFAULT_PROMPT) + 1
+
+
+def test_typical_acceptance_says_that_it_changes_the_distribution(command, prompts):
+    assert "changes the distribution" in command("--prompts", prompts, "--acceptance", "typical", "--temperature", 1)[2]
+    assert "changes the distribution" not in command("--prompts", prompts, "--acceptance", "typical")[2]
 
 
 def test_prompts_of_the_command_line_are_told_apart(command, tmp_path):

@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 
 class Run:
-    """The checkpoints of one run's folder, the newest ``keep`` of them."""
+    """The checkpoints of one run's folder, the newest ``keep`` of them; a context manager."""
 
     def __init__(self, folder: pathlib.Path | str, keep: int = 2):
         latest = ocp.training.preservation_policies.LatestN(keep)
@@ -37,8 +37,11 @@ class Run:
         loaded = self._checkpointer.load_checkpointables(self.latest_step, abstract)
         return {name: _unflatten(tree, loaded[name]) for name, tree in like.items()}
 
-    def close(self) -> None:
-        """Waits for what is being written."""
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Waits for what is being written, also where the run was interrupted."""
         self._checkpointer.close()
 
 

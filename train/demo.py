@@ -26,7 +26,7 @@ from redrafter_jax.model.target import Target, TargetConfig
 from train import corpus, data, figures, pretrain, tokenizer
 from train import main as head_training
 
-HEADS = {"drafter": "full", "drafter_slim": "slim"}
+HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,15 @@ def train_target(options: Options) -> Target:
     """The trained target, from the newest checkpoint or from random weights."""
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
-    run = checkpoint.Run(options.work / "target")
-    resumes = run.latest_step is not None
-    state = run.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
+    with checkpoint.Run(options.work / "target") as run:
+        resumes = run.latest_step is not None
+        state = run.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
+        return _train_target(options, run, state).target
+
+
+def _train_target(options: Options, run: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
+    schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
-    first = int(state.step)
     batches = data.rows(stream(options, "train"), options.row_length + 1, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
@@ -128,9 +132,9 @@ def train_target(options: Options) -> Target:
         if index % options.save_every == 0 or index == schedule.steps:
             run.save(index, train=state)
             speed = (index - first) * options.batch * options.row_length / (time.perf_counter() - began)
-            _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "held_out": held_out_bits(options, state.target)})
-    run.close()
-    return state.target
+            bits = held_out_bits(options, state.target)
+            _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "bits_per_byte": bits})
+    return state
 
 
 def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:

@@ -105,8 +105,13 @@ def train_head(target: Target, stream: np.ndarray, recipe: Recipe, folder: pathl
     shape = heads.full if recipe.head == "full" else heads.slim
     config = shape(target.config.vocab_size, target.config.hidden_size, recipe.blocks)
     start = functools.partial(step.start, jax.random.key(recipe.seed), config, recipe.schedule())
-    run = checkpoint.Run(folder / "checkpoints")
-    state = _resume(run, start) if run.latest_step is not None else jax.jit(start)()
+    folder.mkdir(parents=True, exist_ok=True)
+    with checkpoint.Run(folder / "checkpoints") as run:
+        state = _resume(run, start) if run.latest_step is not None else jax.jit(start)()
+        return _train(target, stream, recipe, folder, run, state).drafter
+
+
+def _train(target, stream, recipe: Recipe, folder: pathlib.Path, run: checkpoint.Run, state: step.HeadState) -> step.HeadState:
     loss_config = LossConfig(recipe.positions, recipe.distill_weight)
     update = jax.jit(functools.partial(step.step, schedule=recipe.schedule(), config=loss_config), donate_argnums=0)
     first, began = int(state.step), time.perf_counter()
@@ -122,8 +127,7 @@ def train_head(target: Target, stream: np.ndarray, recipe: Recipe, folder: pathl
                 log.write(json.dumps(line) + "\n")
         if index % recipe.save_every == 0 or index == recipe.steps:
             run.save(index, head=state.drafter, train=(state.step, state.optimizer))
-    run.close()
-    return state.drafter
+    return state
 
 
 def _resume(run: checkpoint.Run, start) -> step.HeadState:

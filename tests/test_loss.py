@@ -1,0 +1,75 @@
+"""The training loss against the published one: value, accuracies, the gradient of every tensor; and its soft labels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from redrafter_jax import loss, weights
+from redrafter_jax.model.drafter import Drafter, full
+from redrafter_jax.model.target import Target, TargetConfig
+from tests.support import golden, put
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def evaluate(drafter, target, tokens, labels, hidden, config):
+    return jax.value_and_grad(loss.draft_loss, has_aux=True)(drafter, target, tokens, labels, hidden, config)
+
+
+@pytest.mark.parametrize("chunk", [7, 128])
+def test_loss_accuracy_and_gradients_are_the_published_ones(pair, chunk):
+    name, target, drafter = pair
+    vectors, _ = golden(f"train_{name}")
+    config = loss.LossConfig(len(vectors["n_scored"]), chunk=chunk)
+    inputs = (put(vectors[key]) for key in ("input_ids", "labels", "target_last_hidden"))
+    (total, metrics), gradients = evaluate(drafter, target, *inputs, config)
+    assert abs(float(total) - float(vectors["loss"])) < 2e-4
+    np.testing.assert_array_equal(metrics.scored, vectors["n_scored"])
+    ranks = vectors["topk_accuracy"].shape[1]
+    np.testing.assert_allclose(metrics.accuracy[:, :ranks], vectors["topk_accuracy"], atol=1e-6)
+    named = {weights._drafter_name(path, drafter.config): leaf for path, leaf in weights._leaves(gradients)}
+    assert {name for name, _ in named} == {key.removeprefix("grad/") for key in vectors if key.startswith("grad/")}
+    for (tensor, flipped), leaf in named.items():
+        np.testing.assert_allclose(np.asarray(leaf).T if flipped else leaf, vectors[f"grad/{tensor}"], atol=5e-5)
+
+
+def test_soft_labels_are_the_targets_distributions_and_mix_linearly(mha):
+    target, drafter = mha
+    vectors, _ = golden("train_mha_rnn")
+    tokens, hidden = put(vectors["input_ids"]), put(vectors["target_last_hidden"])
+    totals = [float(evaluate(drafter, target, tokens, tokens, hidden, loss.LossConfig(2, w))[0][0]) for w in (0.0, 1.0, 0.25)]
+    assert abs(totals[2] - (0.75 * totals[0] + 0.25 * totals[1])) < 1e-3
+    p = np.asarray(jax.nn.softmax(target.logits(hidden)))
+    B, T = tokens.shape
+    expected = 0.0
+    for i in range(2):
+        losses = []
+        for t in range(T - 2 - i):
+            state = jnp.zeros_like(hidden[:, 0])
+            for step in range(i + 1):
+                state = drafter.advance(state, target.embed(tokens[:, t + 1 + step]))
+            logq = np.asarray(jax.nn.log_softmax(drafter.logits(drafter.exit(hidden[:, t], state), target)))
+            losses += [-(p[b, t + 1 + i] * logq[b]).sum() for b in range(B)]
+        expected += np.mean(losses)
+    assert abs(totals[1] - expected) < 1e-3
+
+
+def test_a_row_without_labels_gives_zero_and_not_nan(mha):
+    target, drafter = mha
+    vectors, _ = golden("train_mha_rnn")
+    tokens, hidden = put(vectors["input_ids"]), put(vectors["target_last_hidden"])
+    nothing = put(np.full(tokens.shape, loss.IGNORED))
+    (total, metrics), gradients = evaluate(drafter, target, tokens, nothing, hidden, loss.LossConfig(2))
+    assert float(total) == 0 and metrics.scored.tolist() == [0, 0]
+    assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(gradients))
+
+
+def test_the_logits_of_all_positions_never_exist_at_once():
+    B, T, V, D, K = 4, 512, 8192, 16, 4
+    target = jax.eval_shape(lambda: Target(jax.random.key(0), TargetConfig(V, D, D, 1, 1, 1, D)))
+    drafter = jax.eval_shape(lambda: Drafter(jax.random.key(0), full(V, D)))
+    tokens, hidden = put(np.zeros((B, T)), np.int32), put(np.zeros((B, T, D)), np.float32)
+    program = evaluate.lower(drafter, target, tokens, tokens, hidden, loss.LossConfig(K, 0.5, chunk=32)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < K * B * T * V * 4 / 4

@@ -8,8 +8,8 @@ import pytest
 
 from redrafter_jax import weights
 from redrafter_jax.errors import BadInput
-from train import corpus, data, demo, figures, main
 from tests.support import MODELS, load_target
+from train import corpus, data, demo, figures, main
 
 
 def recipe(steps: int, **other) -> main.Recipe:
@@ -98,7 +98,17 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
     monkeypatch.setattr(demo, "HEADS", {"drafter_slim": "slim"})
     monkeypatch.setattr(figures, "Prompts", lambda held_out, count=4: figures_prompts(held_out))
     options = demo.Options(
-        work=tmp_path, vocab=300, width=32, layers=1, heads=2, feed_forward=64, row_length=32, batch=2, steps=3, save_every=2, head_steps=2
+        work=tmp_path,
+        vocab=300,
+        width=32,
+        layers=1,
+        heads=2,
+        feed_forward=64,
+        row_length=32,
+        batch=2,
+        steps=3,
+        save_every=2,
+        head_steps=2,
     )
     demo.main(options)
     result = json.loads((tmp_path / "pair" / "figures.json").read_text())

@@ -1,6 +1,5 @@
 """The embedded pair's tokenizer: a byte-level BPE trained by the `tokenizers` library."""
 
-
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -26,5 +25,3 @@ def encode(tokenizer: PreTrainedTokenizerFast, sources: list[Source]) -> list[li
     """Ids of every file, each closed by the end-of-text id."""
     encoded = tokenizer(([source.text for source in sources]), add_special_tokens=False, verbose=False)["input_ids"]
     return [ids + [tokenizer.eos_token_id] for ids in encoded]
-
-

@@ -56,9 +56,7 @@ def propose(target, drafter, state: DecodeState, noise_BMV: jax.Array | None, sh
     temperature_B = policy.temperature if policy.sampled else None
     shown = noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
     with jax.named_scope("draft"):
-        beams = draft.draft(
-            target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, shape.draft_top_k
-        )
+        beams = draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, shape.draft_top_k)
     with jax.named_scope("pack"):
         return pack.pack(state.g, beams, shape.tree, shape.budget)
 

@@ -105,7 +105,7 @@ def _merge(x: jax.Array) -> jax.Array:
 
 def _blockwise_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     *rest, V = x.shape
-    if V < 4 * k * BLOCK:
+    if 4 * k * BLOCK > V:
         return jax.lax.top_k(x, k)
     blocks = jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % BLOCK)], constant_values=-jnp.inf)
     spec = jax.typeof(x).sharding.spec

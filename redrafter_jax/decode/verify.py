@@ -31,9 +31,7 @@ class Verdict:
     rows: KVRows
 
 
-def verify(
-    target: Target, tree: Tree, cache: KVCache, policy: sample.Policy, noise_BMV: jax.Array | None, length: int
-) -> Verdict:
+def verify(target: Target, tree: Tree, cache: KVCache, policy: sample.Policy, noise_BMV: jax.Array | None, length: int) -> Verdict:
     """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L."""
     hidden_BND, rows = score(target, tree, cache)
     warped_BNV = sample.warp(policy, target.logits(hidden_BND))

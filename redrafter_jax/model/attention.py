@@ -41,11 +41,12 @@ def attend(
     # Heads that share keys become one block of G·N queries, so that scores are plain batched matrix products.
     q_BKMC = jnp.reshape(q_BNHC, (B, N, K, G, C), out_sharding=P("data", None, "model", None, None))
     q_BKMC = q_BKMC.transpose(0, 2, 3, 1, 4).reshape(B, K, G * N, C)
+    # What nobody may see has weight zero, but zero times NaN is NaN: its value is cut off, not just outweighed.
+    v_BKNC = jnp.where(jnp.any(visible_BNN, axis=1)[:, None, :, None], v_BKNC, 0)
     keys, values, masks = [k_BKNC], [v_BKNC], [jnp.tile(visible_BNN, (1, G, 1))]
     if cached is not None:
         cache_k, cache_v, length_B = cached
         live_BS = jnp.arange(cache_k.shape[2]) < length_B[:, None]
-        # A dead slot's weight is zero, but zero times NaN is NaN: what it holds is cut off, not just outweighed.
         cache_v = jnp.where(live_BS[:, None, :, None], cache_v, 0)
         keys.insert(0, cache_k)
         values.insert(0, cache_v)

@@ -1,0 +1,127 @@
+"""Sampled text has exactly the target's distribution: 40,000 draws against enumeration on a target of 16 tokens.
+
+The control: the published acceptance rule, min(1, p/q) on beam-search candidates, must be rejected by the same test.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from redrafter_jax.decode import draft, loop
+from redrafter_jax.model.drafter import Drafter, full
+from redrafter_jax.model.target import Target, TargetConfig
+from tests import support
+
+V, DRAWS, BATCH = 16, 40_000, 4000
+PROMPT = [3, 1, 4]
+SHAPE = loop.Shape(width=3, length=2)
+
+
+@pytest.fixture(scope="module")
+def models():
+    config = TargetConfig(V, 16, 32, 1, 2, 1, 8)
+    target = Target(jax.random.key(1), config)
+    target.lm_head[...] = target.lm_head[...] * 1.5
+    return target, Drafter(jax.random.key(2), full(V, 16))
+
+
+@functools.cache
+def next_token_probabilities(target, prefixes: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    state = support.started(target, [list(prefix) for prefix in prefixes], 1, 0)
+    return np.asarray(jax.nn.softmax(target.logits(state.h), axis=-1), np.float64)
+
+
+def joint(target) -> np.ndarray:
+    """The exact probabilities ``[V, V]`` of the second and third new token together: the ones that rounds decide."""
+    first = next_token_probabilities(target, (tuple(PROMPT),))[0]
+    second = next_token_probabilities(target, tuple((*PROMPT, a) for a in range(V)))
+    third = next_token_probabilities(target, tuple((*PROMPT, a, b) for a in range(V) for b in range(V))).reshape(V, V, V)
+    return np.einsum("a,ab,abc->bc", first, second, third)
+
+
+def p_value(pairs: np.ndarray, expected: np.ndarray) -> float:
+    """Pearson's chi-square of drawn pairs ``[n, 2]``; cells that expect fewer than 5 are pooled. The p-value is by the
+    Wilson-Hilferty approximation."""
+    counts = np.bincount(pairs[:, 0] * V + pairs[:, 1], minlength=V * V).astype(float)
+    expected = expected.ravel() * len(pairs)
+    rare = expected < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], max(expected[rare].sum(), 1e-9))
+    statistic, freedom = ((counts - expected) ** 2 / expected).sum(), len(expected) - 1
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom))
+    return float(jax.scipy.stats.norm.sf(z))
+
+
+@pytest.mark.parametrize("rule", ["coupled", "independent"])
+def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule):
+    target, drafter = models
+    pairs, accepted = [], 0
+    for first in range(0, DRAWS, BATCH):
+        how = support.policy(BATCH, 1.0, rule=rule, seeds=np.arange(first, first + BATCH))
+        state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how)
+        state = loop.run(target, drafter, state, 10, SHAPE)
+        pairs.append(np.asarray(state.text)[:, 1:3])
+        accepted += int((np.asarray(state.histogram) @ np.arange(3)).sum())
+    assert accepted > DRAWS / 10  # speculation took part
+    assert p_value(np.concatenate(pairs), joint(target)) > 1e-4
+
+
+def test_a_wrong_distribution_is_noticed(models):
+    expected = joint(models[0])
+    tilted = expected**1.1 / (expected**1.1).sum()
+    drawn = np.random.default_rng(0).choice(V * V, DRAWS, p=tilted.ravel())
+    assert p_value(np.stack([drawn // V, drawn % V], axis=1), expected) < 1e-6
+
+
+def test_the_published_rule_on_beam_candidates_is_rejected(models):
+    target, drafter = models
+    rng = np.random.default_rng(0)
+    first_p = next_token_probabilities(target, (tuple(PROMPT),))[0]
+    second_p = next_token_probabilities(target, tuple((*PROMPT, a) for a in range(V)))
+    third_p = next_token_probabilities(target, tuple((*PROMPT, a, b) for a in range(V) for b in range(V))).reshape(V, V, V)
+    h = support.started(target, [PROMPT] * V, 1, 0).h
+    g = support.put(np.arange(V), np.int32)
+    tokens, _ = draft.sequences(draft.draft(target, drafter, h, g, SHAPE.width, SHAPE.length))
+    q = draft_probabilities(target, drafter, h, g, tokens)
+    pairs = np.empty((DRAWS, 2), int)
+    for draw, a in enumerate(rng.choice(V, DRAWS, p=first_p / first_p.sum())):
+        pairs[draw] = published_round(rng, np.asarray(tokens[a]), q[a], (second_p[a], third_p[a]))
+    assert p_value(pairs, joint(target)) < 1e-6
+
+
+def draft_probabilities(target, drafter, h, g, tokens) -> np.ndarray:
+    """The draft's distributions ``[V, W, L, V]`` along each candidate."""
+    W, L = tokens.shape[1:]
+    h_BWD = jnp.broadcast_to(h[:, None], (V, W, h.shape[-1]))
+    state, read, found = jnp.zeros_like(h_BWD), jnp.broadcast_to(g[:, None], (V, W)), []
+    for step in range(L):
+        state = drafter.advance(state, target.embed(read))
+        found.append(np.asarray(jax.nn.softmax(drafter.logits(drafter.exit(h_BWD, state), target)), np.float64))
+        read = tokens[:, :, step]
+    return np.stack(found, axis=2)
+
+
+def published_round(rng, candidates_WL, q_WLV, p) -> tuple[int, int]:
+    """Accept each candidate's tokens with min(1, p/q), take the candidate that gets farthest, draw the next token from
+    max(0, p - q) after a rejection, then from p."""
+    best: list[int] = []
+    row = 0
+    for w, candidate in enumerate(candidates_WL):
+        taken: list[int] = []
+        for step, token in enumerate(candidate):
+            chance = (p[0] if step == 0 else p[1][taken[0]])[token] / q_WLV[w, step, token]
+            if rng.random() >= chance:
+                break
+            taken.append(int(token))
+        if len(taken) > len(best):
+            best, row = taken, w
+    while len(best) < 2:
+        left = p[0] if not best else p[1][best[0]]
+        rest = np.maximum(left - q_WLV[row, len(best)], 0)
+        best.append(int(rng.choice(V, p=rest / rest.sum())))
+        if len(best) < 2:
+            best.append(int(rng.choice(V, p=p[1][best[0]] / p[1][best[0]].sum())))
+    return best[0], best[1]

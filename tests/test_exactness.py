@@ -1,0 +1,129 @@
+"""Same seed, same text: what is drafted, and what else is in the batch, never changes what comes out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from redrafter_jax import weights
+from redrafter_jax.decode import loop, pack, verify
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from tests import support
+from tests.support import MODELS, put
+
+PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
+SHAPES = [
+    loop.Shape(1, 3),
+    loop.Shape(4, 4),
+    loop.Shape(4, 4, budget=9, tree="beams"),
+    loop.Shape(3, 2, tree="beams"),
+    loop.Shape(8, 5, budget=24),
+]
+GREEDY = [Sampling()]
+SAMPLED = [Sampling(t) for t in (0.5, 1.0, 1.5)]
+FILTERED = [Sampling(0.5, 20), Sampling(1.0, 0, 0.9), Sampling(1.5, 50, 0.8), Sampling(1.0, 5, 0.95)]
+NEW = 100
+
+
+@pytest.fixture(scope="module")
+def plain(mha):
+    """What plain decoding gives for every way of sampling, each prompt alone."""
+    engine = Engine(mha[0])
+    ways = GREEDY + SAMPLED + FILTERED
+    return {way: [r.token_ids for r in engine.generate(PROMPTS, way, Limits(NEW), batch=1)] for way in ways}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_speculation_changes_no_token(mha, plain, shape):
+    engine = Engine(*mha, shape)
+    tokens = 0
+    for way, expected in plain.items():
+        found = [reply.token_ids for reply in engine.generate(PROMPTS, way, Limits(NEW), batch=5)]
+        assert found == expected
+        tokens += sum(map(len, found))
+    assert tokens >= 2000  # five shapes: 10,000 tokens and more
+
+
+def test_the_independent_rule_gives_the_same_text_with_other_drafts(mha, plain):
+    engine, way = Engine(*mha, loop.Shape(4, 3)), Sampling(1.0)
+    replies = list(engine.generate(PROMPTS, dataclasses.replace(way, rule="independent"), Limits(NEW), batch=5))
+    assert [reply.token_ids for reply in replies] == plain[way]
+
+
+def test_a_row_alone_in_a_batch_and_in_another_order_gives_the_same_tokens(mha, plain):
+    engine, way = Engine(*mha, SHAPES[1]), Sampling(1.0)
+    alone = [reply.token_ids for reply in engine.generate(PROMPTS[:2], way, Limits(NEW), seeds=[0, 1], batch=1)]
+    assert alone == plain[way][:2]
+    order = [3, 0, 4, 2, 1]
+    mixed = list(engine.generate([PROMPTS[i] for i in order], way, Limits(NEW), seeds=order, batch=5))
+    assert [reply.token_ids for reply in mixed] == [plain[way][i] for i in order]
+
+
+def test_another_seed_gives_another_text(mha):
+    engine = Engine(mha[0])
+    first, second = engine.generate([PROMPTS[0]] * 2, Sampling(1.0), Limits(30), seeds=[0, 1], batch=2)
+    assert first.token_ids != second.token_ids
+
+
+def test_the_noise_helps_only_the_coupled_drafter(mha):
+    engine = Engine(*mha, loop.Shape(4, 3))
+    rates = {}
+    for rule in ("coupled", "independent"):
+        replies = list(engine.generate(PROMPTS, Sampling(1.5, rule=rule), Limits(NEW), batch=5))
+        rates[rule] = sum(reply.rounds for reply in replies)
+    assert rates["coupled"] != rates["independent"]
+
+
+def test_a_reply_ends_at_a_stop_id_a_limit_or_the_context(mha):
+    free = next(Engine(*mha).generate([PROMPTS[0]], limits=Limits(40)))
+    stop = free.token_ids[10]
+    stopped = next(Engine(*mha, stop_ids=[stop]).generate([PROMPTS[0]], limits=Limits(40)))
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop) + 1]
+    short = next(Engine(*mha).generate([PROMPTS[0]], limits=Limits(40, length=10)))
+    assert short.token_ids == free.token_ids[:7] and short.finish_reason == "length"
+
+
+def test_dead_slots_and_unused_nodes_never_reach_a_logit(mha):
+    target, drafter = mha
+    state = support.started(target, [[5, 9, 200, 3], [7, 7]], 20, 3)
+    scores = put([[[-1.0, -2.0, -np.inf]] * 2] * 2, np.float32)
+    tree = pack.pack_sequences(state.g, put([[[5, 6, 7], [5, 8, 7]]] * 2, np.int32), scores, 7)
+    assert int(np.asarray(tree.valid).sum()) < tree.valid.size
+    clean, _ = verify.score(target, tree, state.cache)
+    dead = np.arange(state.cache.slots) >= np.asarray(state.cache.length)[:, None]
+    poison = lambda buffer: jnp.where(put(dead)[:, None, :, None], jnp.nan, buffer)  # noqa: E731
+    cache = dataclasses.replace(
+        state.cache, keys=tuple(map(poison, state.cache.keys)), values=tuple(map(poison, state.cache.values))
+    )
+    unused_id = 401
+    poisoned = jax.tree.map(lambda leaf: leaf, target)
+    poisoned.embedding[...] = target.embedding[...].at[unused_id].set(jnp.nan)
+    tree = dataclasses.replace(tree, tokens=jnp.where(tree.valid, tree.tokens, unused_id))
+    hidden, _ = verify.score(poisoned, tree, cache)
+    used = np.asarray(tree.valid)
+    np.testing.assert_array_equal(np.asarray(hidden)[used], np.asarray(clean)[used])
+
+
+def test_bfloat16_differs_only_where_the_two_best_logits_are_within_rounding():
+    """A logit is a dot product of D bfloat16 hidden features (each off by at most one rounding, 2^-8 relative, after the
+    last norm; errors of the layers below pass that norm as well, so a factor of the layer count is allowed) with a row of the LM
+    head: |error| <= (layers + 1) * 2^-8 * sum |h_i c_i|. Two passes can swap the best two logits only if their gap is below
+    the sum of both errors, twice that."""
+    target = weights.load_target(MODELS / "target_mha", "bfloat16")
+    drafter = weights.load_drafter(MODELS / "drafter_mha_rnn", "bfloat16")
+    fast = list(Engine(target, drafter, loop.Shape(4, 4)).generate(PROMPTS, limits=Limits(NEW), batch=5))
+    slow = list(Engine(target).generate(PROMPTS, limits=Limits(NEW), batch=5))
+    differing = 0
+    for prompt, a, b in zip(PROMPTS, fast, slow, strict=True):
+        unequal = [i for i, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=False)) if x != y]
+        if unequal:
+            differing += 1
+            state = support.started(target, [prompt + a.token_ids[: unequal[0]]], 1, 0)
+            logits = np.sort(np.asarray(target.logits(state.h))[0])
+            products = jnp.abs(state.h[0].astype(jnp.float32)) @ jnp.abs(target.lm_head[...].astype(jnp.float32))
+            bound = 2 * (target.config.num_hidden_layers + 1) * 2**-8 * float(products.max())
+            assert logits[-1] - logits[-2] < bound
+    print(f"bfloat16: {differing} of {len(PROMPTS)} replies of {NEW} tokens differ somewhere")

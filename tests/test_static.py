@@ -1,0 +1,57 @@
+"""Nothing that shapes an array depends on data: compilations are counted, host transfers are forbidden, memory is bounded."""
+
+import jax
+import numpy as np
+
+from redrafter_jax.decode import loop
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from tests import support
+
+SHAPE = loop.Shape(2, 3)
+
+
+def test_requests_of_a_bucket_share_one_program_and_rounds_compile_nothing(mha):
+    engine = Engine(*mha, SHAPE)
+    list(engine.generate([[1, 2, 3]], Sampling(0.7), Limits(40)))
+    before = loop.start._cache_size(), loop.run._cache_size()
+    list(engine.stream([[9] * 17], Sampling(1.3), Limits(33), seeds=[5], rounds=2))
+    list(engine.generate([[4, 5]], Sampling(0.2), Limits(64)))
+    assert (loop.start._cache_size(), loop.run._cache_size()) == before
+
+
+def test_a_run_moves_nothing_to_or_from_the_host(mha):
+    target, drafter = mha
+    state = support.started(target, [[5, 6, 7]], 30, 3, support.policy(1, 1.0))
+    rounds = jax.device_put(np.int32(5))
+    state = loop.run(target, drafter, state, rounds, SHAPE)
+    with jax.transfer_guard("disallow"):
+        state = loop.run(target, drafter, state, rounds, SHAPE)
+        jax.block_until_ready(state)
+    assert int(state.rounds[0]) > 5
+
+
+def memory(target, drafter, new: int):
+    state = support.started(target, [[5, 6, 7]], new, SHAPE.length)
+    return loop.run.lower(target, drafter, state, 5, SHAPE).compile().memory_analysis()
+
+
+def test_temporaries_do_not_grow_by_a_copy_of_the_cache(mha):
+    target, drafter = mha
+    config = target.config
+    small, large = memory(target, drafter, 1000), memory(target, drafter, 9000)
+    slot = 2 * 4 * config.num_key_value_heads * config.head_dim  # one layer's key and value of one slot
+    layers, nodes = config.num_hidden_layers, SHAPE.nodes
+    scores = 4 * config.num_attention_heads * nodes * 4  # a few [H, N] arrays of float32 per slot
+    text = 2 * 8  # tokens and flags
+    grown = (large.temp_size_in_bytes - small.temp_size_in_bytes) / 8000
+    assert grown < slot * 1.5 + scores + text < slot * layers + scores
+    tree = nodes * 4 * (config.vocab_size + layers * (2 * config.hidden_size + config.intermediate_size))
+    assert small.temp_size_in_bytes - 1000 * grown < 12 * tree
+
+
+def test_the_state_is_updated_in_place(mha):
+    target, drafter = mha
+    state = support.started(target, [[5, 6, 7]], 1000, SHAPE.length)
+    analysis = loop.run.lower(target, drafter, state, 5, SHAPE).compile().memory_analysis()
+    cache = sum(buffer.nbytes for buffer in state.cache.keys + state.cache.values)
+    assert analysis.alias_size_in_bytes >= cache

@@ -1,0 +1,91 @@
+"""What cannot be loaded is refused in one sentence that names it."""
+
+import json
+import re
+import shutil
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from redrafter_jax import config, weights
+from redrafter_jax.errors import BadInput
+from tests.support import MODELS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a golden target that a test can break."""
+    return shutil.copytree(MODELS / "target_mha", tmp_path / "target")
+
+
+def change(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def refused(folder, words: str):
+    with pytest.raises(BadInput, match=words) as error:
+        weights.load_target(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_empty_folder(tmp_path):
+    refused(tmp_path / "none", "no folder")
+    refused(tmp_path, "no config.json")
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
+        ({"sliding_window": 512}, "sliding_window = 512"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "needs a number for 'factor'"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
+        ({"vocab_size": "many"}, "vocab_size in config.json"),
+        ({"hidden_size": 128}, "shape"),
+        ({"num_hidden_layers": 4}, "lacks the tensor model.layers.3"),
+        ({"num_hidden_layers": 2}, "has the tensor model.layers.2"),
+        ({"attention_bias": True}, "lacks the tensor .*bias"),
+    ],
+)
+def test_a_config_that_cannot_be_honoured_or_does_not_fit_the_tensors(folder, fields, words):
+    change(folder, **fields)
+    refused(folder, words)
+
+
+def test_a_broken_config_or_weight_file(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    refused(folder, "not a whole safetensors file")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "has no model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    refused(folder, "convert its .bin files")
+    (folder / "config.json").write_text("{")
+    refused(folder, "cannot be read as JSON")
+
+
+def test_a_tensor_of_whole_numbers(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].astype("int8")
+    save_file(tensors, folder / "model.safetensors")
+    refused(folder, "lm_head.weight .* is int8")
+
+
+def test_heads_and_targets_are_not_mistaken_for_each_other():
+    with pytest.raises(BadInput, match="this is a draft head"):
+        weights.load_target(MODELS / "drafter_mha_rnn")
+    with pytest.raises(BadInput, match="is not a draft head"):
+        weights.load_drafter(MODELS / "target_mha")
+
+
+@pytest.mark.parametrize("name, words", [("gqa_proj", "hidden_size 96"), ("tied_nornn", "hidden_size 80")])
+def test_a_head_for_another_target(name, words):
+    target = config.target_config(config.read_json(MODELS / "target_mha", "target"))
+    head = config.drafter_config(config.read_json(MODELS / f"drafter_{name}", "drafter"))
+    with pytest.raises(BadInput, match=re.escape(words)):
+        config.check_pair(target, head)

@@ -1,4 +1,4 @@
-"""config.json -> TargetConfig or DrafterConfig. What a config asks for and the target does not do is refused, never approximated."""
+"""config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated."""
 
 import json
 import pathlib

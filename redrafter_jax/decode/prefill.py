@@ -47,7 +47,8 @@ def prefill(
     kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, bucket.slots, config.head_dim, dtype)
     h_BD = jnp.zeros((B, config.hidden_size), dtype, out_sharding=P("data", None))
     chunk = min(T, CHUNK)
-    padded_BT = jnp.pad(prompts_BT, ((0, 0), (0, -T % chunk)))
+    chunks = -(-T // chunk)
+    padded_BT = jnp.pad(prompts_BT, ((0, 0), (0, chunks * chunk - T)))
 
     def read(index, carry):
         kv, h_BD = carry
@@ -57,12 +58,13 @@ def prefill(
         valid_BN = jnp.arange(chunk) < left_B[:, None]
         positions_BN = jnp.broadcast_to(start + jnp.arange(chunk), tokens_BN.shape) + jnp.zeros_like(tokens_BN)
         lengths_BN = jnp.broadcast_to(length_B[:, None], tokens_BN.shape)
-        hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), kv, lengths_BN)
+        before = kv if chunks > 1 else None  # the only chunk has nothing before it to attend to
+        hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)
         newest_BD = pick(hidden_BND, left_B - 1)
         return cache.append(kv, rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
 
-    kv, h_BD = jax.lax.fori_loop(0, padded_BT.shape[1] // chunk, read, (kv, h_BD))
+    kv, h_BD = jax.lax.fori_loop(0, chunks, read, (kv, h_BD))
     return _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket)
 
 

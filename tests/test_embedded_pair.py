@@ -1,0 +1,34 @@
+"""The pair that comes with the project: it loads, fits its bound, and speculation leaves its text as it is."""
+
+import pytest
+
+import infer
+from infer import folders
+from redrafter_jax.decode.engine import Limits, Sampling
+from redrafter_jax.decode.loop import Shape
+
+PROMPTS = ["def read(self, size):\n", "class Node:\n    def __init__(self", "import os\nimport sys\n\n\ndef main():\n"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return infer.load(shape=Shape(4, 4))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(0.7, 50, 0.95)], ids=str)
+def test_speculation_changes_no_token_of_the_embedded_target(pair, sampling):
+    prompts = [pair.encode(prompt) for prompt in PROMPTS]
+    fast = list(pair.engine.generate(prompts, sampling, Limits(200), batch=3))
+    slow = list(pair.engine.autoregressive().generate(prompts, sampling, Limits(200), batch=3))
+    assert [reply.token_ids for reply in fast] == [reply.token_ids for reply in slow]
+    accepted = sum(reply.tokens_per_step for reply in fast) / len(fast)
+    assert accepted > 1.3
+
+
+def test_it_writes_python(pair):
+    text = pair.complete("class Node:\n    def __init__(self", max_new_tokens=60).text
+    assert "self." in text and "\n" in text
+
+
+def test_it_is_at_most_24_megabytes():
+    assert sum(file.stat().st_size for file in folders.EMBEDDED.rglob("*") if file.is_file()) <= 24e6

@@ -17,7 +17,7 @@ def pair():
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(0.7, 50, 0.95)], ids=str)
 def test_speculation_changes_no_token_of_the_embedded_target(pair, sampling):
-    prompts = [pair.encode(prompt) for prompt in PROMPTS]
+    prompts = [pair.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     fast = list(pair.engine.generate(prompts, sampling, Limits(200), batch=3))
     slow = list(pair.engine.autoregressive().generate(prompts, sampling, Limits(200), batch=3))
     assert [reply.token_ids for reply in fast] == [reply.token_ids for reply in slow]

@@ -44,8 +44,10 @@ def run(options, given: list[prompts.Prompt]) -> int:
     loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
     if options.decoding == "compare":
         return compare_both(options, loaded, ids, seeds, runs)
-    Session(options, loaded, given, ids, seeds, runs, lines).generate()
-    return 0
+    session = Session(options, loaded, given, ids, seeds, runs, lines)
+    session.generate()
+    is_demonstration = given[0].where == "the default prompt" and options.decoding == "speculative"
+    return compare_both(options, loaded, ids, seeds, runs) if is_demonstration and session.streams else 0
 
 
 def shape_of(options) -> Shape:

@@ -1,7 +1,6 @@
 """Pre-training of the embedded pair's target, on rows of tokens. Real targets arrive trained; only the demo needs this.
 
-Muon on the matrices of the blocks and AdamW on the rest: at this size and budget Muon reaches a given loss in about
-half of AdamW's tokens.
+Muon on the matrices of the blocks and AdamW on the rest (docs/decisions.md).
 """
 
 import dataclasses

@@ -67,7 +67,7 @@ def test_another_seed_gives_another_text(mha):
     assert first.token_ids != second.token_ids
 
 
-def test_the_noise_helps_only_the_coupled_drafter(mha):
+def test_the_coupled_drafter_sees_the_noise_and_the_independent_one_does_not(mha):
     engine = Engine(*mha, loop.Shape(4, 3))
     rates = {}
     for rule in ("coupled", "independent"):

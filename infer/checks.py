@@ -28,12 +28,8 @@ RANGES = {
 def alone(options) -> None:
     """Numbers out of range, and options that exclude each other."""
     for name, (low, high) in RANGES.items():
-        value = getattr(options, name)
-        if value is not None and not low <= value <= high:
-            raise BadInput(f"{_flag(name)} should be from {low} to {high}, not {value}{_hint(name)}")
-    temperature = options.temperature
-    if not (temperature == 0 or COLDEST <= temperature <= HOTTEST):
-        raise BadInput(f"--temperature should be 0 (greedy) or from {COLDEST} to {HOTTEST:.0f}, not {temperature}")
+        within(options, name, low, high)
+    temperature(options.temperature)
     if not 0 < options.top_p <= 1 or math.isnan(options.top_p):
         raise BadInput(f"--top-p should be above 0 and at most 1, not {options.top_p}")
     data, model = options.mesh
@@ -42,6 +38,19 @@ def alone(options) -> None:
     if options.batch_size % data:
         raise BadInput(f"--batch-size {options.batch_size} should be a multiple of the {data} data shards of --mesh")
     _together(options)
+
+
+def within(options, name: str, low: int, high: int) -> None:
+    """A number out of its range; None is the default and always fine."""
+    value = getattr(options, name)
+    if value is not None and not low <= value <= high:
+        raise BadInput(f"{_flag(name)} should be from {low} to {high}, not {value}{_hint(name)}")
+
+
+def temperature(value: float) -> None:
+    """A temperature that is neither 0 nor one at which float32 can sample."""
+    if not (value == 0 or COLDEST <= value <= HOTTEST):
+        raise BadInput(f"--temperature should be 0 (greedy) or from {COLDEST} to {HOTTEST:.0f}, not {value}")
 
 
 def _together(options) -> None:

@@ -114,11 +114,12 @@ def plan(target: str | None, drafter: str | None, speculative: bool, dtype: str,
         head = folders.locate(drafter, "--drafter") if drafter is not None else folders.embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
-    _check_mesh(target_config, mesh)
+    check_mesh(target_config, mesh)
     return Plan(folder, target_config, head, head_config, mesh, dtype)
 
 
-def _check_mesh(target: TargetConfig, mesh: tuple[int, int]) -> None:
+def check_mesh(target: TargetConfig, mesh: tuple[int, int]) -> None:
+    """Raises BadInput for a mesh that has too few devices or does not divide the target."""
     data, model = mesh
     if data * model > len(jax.devices()):
         raise BadInput(f"--mesh {data} {model} needs {data * model} devices, and {len(jax.devices())} are visible")

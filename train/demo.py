@@ -55,6 +55,8 @@ class Options:
     """Training steps of the target."""
     decay: float = 0.5
     """Share of the target's steps over which its learning rate falls to zero."""
+    looped: float = 0.25
+    """Share of the rows that, from then on, are made to repeat themselves, so that the target learns not to."""
     save_every: int = 100
     """Steps between checkpoints."""
     head_steps: int = 1500
@@ -67,7 +69,7 @@ class Options:
         )  # fmt: skip
 
     def schedule(self) -> pretrain.Schedule:
-        return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
+        return pretrain.Schedule(self.steps, self.batch, decay=self.decay, looped=self.looped)
 
 
 def main(options: Options) -> None:

@@ -121,7 +121,7 @@ class Engine:
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
         same program.
         """
-        inputs, bucket = self._inputs(prompts, sampling, limits, seeds, max(rows, len(prompts)))
+        inputs, bucket = self.prepare(prompts, sampling, limits, seeds, rows)
         self._compile(inputs, bucket)
         began = time.perf_counter()
         state = loop.start(self.target, *inputs, bucket)
@@ -135,7 +135,11 @@ class Engine:
                 return
             state = loop.run(self.target, self.drafter, state, rounds, self.shape)
 
-    def _inputs(self, prompts, sampling: Sampling, limits: Limits, seeds, rows: int):
+    def prepare(
+        self, prompts, sampling: Sampling, limits: Limits, seeds, rows: int = 0
+    ) -> tuple[tuple[jax.Array, ...], prefill.Bucket]:
+        """What `loop.start` takes besides the target: the batch as arrays, and its bucket."""
+        rows = max(rows, len(prompts))
         context = limits.length or self.target.config.max_position_embeddings
         allowed = [min(limits.new, context - len(prompt)) for prompt in prompts]
         if min(allowed) < 1 or min(map(len, prompts)) < 1:

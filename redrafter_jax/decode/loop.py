@@ -5,6 +5,7 @@ Autoregressive decoding is the same loop over a tree of one node.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,29 @@ class Shape:
 AUTOREGRESSIVE = Shape(width=1, length=0)
 
 
-def one_round(target: Target, drafter: Drafter | None, state: DecodeState, shape: Shape) -> DecodeState:
+def search(target: Target, drafter: Drafter, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> draft.Beams:
+    """The head's beam search from where each row stands, as its policy wants it."""
+    policy = state.policy
+    temperature_B = policy.temperature if policy.sampled else None
+    shown = noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
+    return draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, shape.draft_top_k)
+
+
+def propose(target: Target, drafter: Drafter | None, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> pack.Tree:
+    """The tree to score."""
+    if shape.length == 0:
+        return pack.root_only(state.g)
+    with jax.named_scope("draft"):
+        beams = search(target, drafter, state, noise_BMV, shape)
+    with jax.named_scope("pack"):
+        return pack.pack(state.g, beams, shape.tree, shape.budget)
+
+
+Propose = Callable[..., pack.Tree]
+"""What has `propose`'s arguments and result: another way to draft enters here. ``drafter`` is then whatever pytree it needs."""
+
+
+def one_round(target: Target, drafter, state: DecodeState, shape: Shape, propose: Propose = propose) -> DecodeState:
     """One pass of the target and what leads up to it; up to L + 1 new tokens per row."""
     policy = state.policy
     with jax.named_scope("noise"):  # of the positions that nodes at depth 0..L decide
@@ -48,21 +71,10 @@ def one_round(target: Target, drafter: Drafter | None, state: DecodeState, shape
         return commit(state, verdict)
 
 
-def propose(target, drafter, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> pack.Tree:
-    """The tree to score. This is where another draft method would enter."""
-    if shape.length == 0:
-        return pack.root_only(state.g)
-    policy = state.policy
-    temperature_B = policy.temperature if policy.sampled else None
-    shown = noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
-    with jax.named_scope("draft"):
-        beams = draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, shape.draft_top_k)
-    with jax.named_scope("pack"):
-        return pack.pack(state.g, beams, shape.tree, shape.budget)
-
-
-@functools.partial(jax.jit, static_argnames="shape", donate_argnames="state")
-def run(target: Target, drafter: Drafter | None, state: DecodeState, rounds: jax.Array | int, shape: Shape) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("shape", "propose"), donate_argnames="state")
+def run(
+    target: Target, drafter, state: DecodeState, rounds: jax.Array | int, shape: Shape, propose: Propose = propose
+) -> DecodeState:
     """At most ``rounds`` rounds, fewer if every row is done. ``state`` is donated: use what is returned."""
 
     def unfinished(carry):
@@ -71,7 +83,7 @@ def run(target: Target, drafter: Drafter | None, state: DecodeState, rounds: jax
 
     def body(carry):
         index, state = carry
-        return index + 1, one_round(target, drafter, state, shape)
+        return index + 1, one_round(target, drafter, state, shape, propose)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 

@@ -1,0 +1,186 @@
+"""Times of decoding and of its parts, taken in turn in one process. Not here: what to measure (`benchmark.py`), tables, plots."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.decode import commit, draft, loop, pack, sample, verify
+from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.model.target import Target
+
+Result = TypeVar("Result")
+INSIDE = 16  # times that a stage runs in one call, so that the call itself weighs little
+ALL_ROUNDS = 1 << 30
+
+
+def in_turn(runs: Mapping[Hashable, Callable[[], Result]], repeats: int) -> dict[Hashable, list[Result]]:
+    """What each run reports, ``repeats`` of each, one of every kind after the other: what slows the machine for
+    a while slows all of them."""
+    reports = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            reports[name].append(run())
+    return reports
+
+
+def clock(call: Callable[[], object]) -> float:
+    """Seconds until what ``call`` returns is there."""
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One way to decode, compiled: `loop.start` and `loop.run` for one bucket; and what compiling took and holds."""
+
+    target: Target
+    drafter: object
+    start: jax.stages.Compiled
+    run: jax.stages.Compiled
+    compile_seconds: float
+
+    def decode(self, inputs) -> tuple[DecodeState, float, float]:
+        """The last state, and the seconds of the prefill and of the rounds."""
+        began = time.perf_counter()
+        state = jax.block_until_ready(self.start(self.target, *inputs))
+        between = time.perf_counter()
+        state = jax.block_until_ready(self.run(self.target, self.drafter, state, jnp.int32(ALL_ROUNDS)))
+        return state, between - began, time.perf_counter() - between
+
+    def round_seconds(self, inputs, rounds: int) -> float:
+        """Seconds per round over the first ``rounds``, which must all take place."""
+        state = jax.block_until_ready(self.start(self.target, *inputs))
+        return clock(lambda: self.run(self.target, self.drafter, state, jnp.int32(rounds))) / rounds
+
+    def memory(self) -> dict[str, int]:
+        """Bytes per device that the compiled rounds hold: arguments (weights, cache and the rest of the state), of which
+        the state is updated in place, and temporaries."""
+        analysis = self.run.memory_analysis()
+        return {
+            "arguments": analysis.argument_size_in_bytes,
+            "updated_in_place": analysis.alias_size_in_bytes,
+            "temporaries": analysis.temp_size_in_bytes,
+        }
+
+
+def build(target: Target, drafter, inputs, bucket, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
+    """Compiles one way to decode."""
+    began = time.perf_counter()
+    start = loop.start.lower(target, *inputs, bucket).compile()
+    state = jax.eval_shape(loop.start, target, *inputs, bucket=bucket)
+    run = loop.run.lower(target, drafter, state, jnp.int32(0), shape, propose).compile()
+    return Program(target, drafter, start, run, time.perf_counter() - began)
+
+
+@functools.partial(jax.jit, static_argnames=("stage", "shape"), donate_argnames="state")
+def _repeated(stage: Callable, models, state: DecodeState, given, shape: Shape):
+    """Runs a stage INSIDE times, each as if it needed the one before, so that none is shared or lifted out of the loop."""
+
+    def body(_, carry):
+        state, given, before = carry
+        length, h, g, given, _ = jax.lax.optimization_barrier((state.cache.length, state.h, state.g, given, before))
+        cache = dataclasses.replace(state.cache, length=length)
+        state = dataclasses.replace(state, cache=cache, h=h, g=g)
+        result = stage(*models, state, given, shape)
+        return (result, given, ()) if isinstance(result, DecodeState) else (state, given, result)
+
+    first = jax.eval_shape(lambda s, x: stage(*models, s, x, shape), state, given)
+    empty = () if isinstance(first, DecodeState) else jax.tree.map(_zeros, first)
+    return jax.lax.fori_loop(0, INSIDE, body, (state, given, empty))
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding.spec if leaf.sharding is not None else P())
+
+
+def _noise(target, drafter, state: DecodeState, given, shape: Shape):
+    return sample.noise(state.policy, state.cache.length + 1, shape.length + 1, target.config.vocab_size)
+
+
+def _draft(target, drafter, state: DecodeState, noise_BMV, shape: Shape) -> draft.Beams:
+    return loop.search(target, drafter, state, noise_BMV, shape)
+
+
+def _pack(target, drafter, state: DecodeState, beams: draft.Beams, shape: Shape) -> pack.Tree:
+    return pack.pack(state.g, beams, shape.tree, shape.budget)
+
+
+def _verify(target, drafter, state: DecodeState, given, shape: Shape) -> verify.Verdict:
+    tree, noise_BMV = given
+    return verify.verify(target, tree, state.cache, state.policy, noise_BMV, shape.length)
+
+
+def _commit(target, drafter, state: DecodeState, verdict: verify.Verdict, shape: Shape) -> DecodeState:
+    return commit.commit(state, verdict)
+
+
+def stage_seconds(program: Program, inputs, shape: Shape, repeats: int) -> dict[str, float]:
+    """Median seconds of each stage of a round, each measured alone on the inputs that a real first round gives it."""
+    models = (program.target, program.drafter)
+
+    def fresh() -> DecodeState:
+        return jax.block_until_ready(program.start(program.target, *inputs))
+
+    state = fresh()
+    noise = jax.jit(_noise, static_argnames="shape")(*models, state, None, shape=shape)
+    given = {"noise": None} if state.policy.sampled else {}
+    tree = jax.jit(lambda g: pack.root_only(g))(state.g)
+    if shape.length:
+        beams = jax.jit(_draft, static_argnames="shape")(*models, state, noise, shape=shape)
+        tree = jax.jit(_pack, static_argnames="shape")(*models, state, beams, shape=shape)
+        given |= {"draft": noise, "pack": beams}
+    verdict = jax.jit(_verify, static_argnames="shape")(*models, state, (tree, noise), shape=shape)
+    given |= {"verify": (tree, noise), "commit": verdict}
+    stages = {"noise": _noise, "draft": _draft, "pack": _pack, "verify": _verify, "commit": _commit}
+
+    def timed(name: str) -> float:
+        state = fresh()
+        return clock(lambda: _repeated(stages[name], models, state, given[name], shape)) / INSIDE
+
+    runs = {name: functools.partial(timed, name) for name in given}
+    in_turn(runs, 1)  # compiles
+    return {name: statistics.median(seconds) for name, seconds in in_turn(runs, repeats).items()}
+
+
+def star(target, drafter, state: DecodeState, noise_BMV, shape: Shape) -> pack.Tree:
+    """A tree of ``shape.width`` guesses at the next token: what scoring N nodes costs, without any drafting."""
+    guesses_BW = (state.g[:, None] + 1 + jnp.arange(shape.width)) % target.config.vocab_size
+    return pack.pack_sequences(state.g, guesses_BW[..., None], jnp.zeros_like(guesses_BW, jnp.float32)[..., None], shape.nodes)
+
+
+def node_curve(target: Target, inputs, bucket, counts: tuple[int, ...], rounds: int, repeats: int) -> dict[int, float]:
+    """Median seconds of a round that scores N nodes and drafts nothing; N = 1 is plain decoding."""
+    runs = {}
+    for count in counts:
+        shape = Shape(count - 1, 1) if count > 1 else AUTOREGRESSIVE
+        program = build(
+            target, None, inputs, dataclasses.replace(bucket, length=shape.length), shape, star if count > 1 else loop.propose
+        )
+        program.round_seconds(inputs, rounds)
+        runs[count] = functools.partial(program.round_seconds, inputs, rounds)
+    return {count: statistics.median(seconds) for count, seconds in in_turn(runs, repeats).items()}
+
+
+def round_bytes(target: Target, state: DecodeState) -> int:
+    """Bytes that a pass over one node per row has to read: every weight but the embedding, of which it reads a row, and
+    the live keys and values."""
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(target)) - target.embedding[...].nbytes
+    slot = sum(leaf.nbytes for leaf in (*state.cache.keys, *state.cache.values)) / (state.cache.slots * len(state.g))
+    return int(weights + slot * float(jnp.sum(state.cache.length)))
+
+
+def read_bandwidth(target: Target, repeats: int) -> float:
+    """Bytes per second at which this device reads the target's weights once, the best of ``repeats``: a sum over all of them."""
+    leaves = jax.tree.leaves(target)
+    read = jax.jit(lambda leaves: [jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves])
+    clock(lambda: read(leaves))
+    return sum(leaf.nbytes for leaf in leaves) / min(clock(lambda: read(leaves)) for _ in range(repeats))

@@ -1,0 +1,93 @@
+"""What `infer.benchmark` measures: a pair, its prompts in batches, and how to sample. From disk, or random at a known shape."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infer import folders, pair, prompts, synthetic
+from redrafter_jax.decode import prefill
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.loop import Shape
+from redrafter_jax.errors import BadInput
+from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.shapes import SHAPES
+from redrafter_jax.model.target import Target
+
+HEADS = {"slim": "drafter_slim", "full": "drafter"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """``batches``: of prompts, the last one perhaps smaller; ``folder``: of the target, None for random weights."""
+
+    name: str
+    target: Target
+    drafter: Drafter
+    batches: list[list[list[int]]]
+    sampling: Sampling
+    limits: Limits
+    folder: pathlib.Path | None
+
+    @property
+    def config(self):
+        return self.target.config
+
+    def prepare(self, shape: Shape) -> tuple[list[tuple], prefill.Bucket]:
+        """Every batch as `loop.start` takes it, all in the bucket of the longest prompt: one program serves them all."""
+        engine = Engine(self.target, self.drafter if shape.length else None, shape)
+        rows, longest = len(self.batches[0]), max((prompt for batch in self.batches for prompt in batch), key=len)
+        _, bucket = engine.prepare([longest], self.sampling, self.limits, [0], rows)
+        inputs = []
+        for number, batch in enumerate(self.batches):
+            seeds = [number * rows + row for row in range(len(batch))]
+            (tokens, *rest), _ = engine.prepare(batch, self.sampling, self.limits, seeds, rows)
+            inputs.append((jnp.pad(tokens, ((0, 0), (0, bucket.prompt - tokens.shape[1]))), *rest))
+        return inputs, bucket
+
+
+def on_disk(options) -> Subject:
+    """The embedded pair, or the one that is named; end-of-text tokens are ignored, so that all replies are equally long."""
+    head = options.drafter
+    if head is None and options.head is not None:
+        head = str(folders.embedded(HEADS[options.head]))
+    plan = pair.plan(options.target, head, True, options.dtype, options.mesh)
+    tokenizer = folders.tokenizer(plan.target)
+    room = plan.target_config.max_position_embeddings - options.max_new_tokens
+    if room < 1:
+        raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {room + options.max_new_tokens}")
+    given = prompts.read((), options.prompts or str(folders.EMBEDDED / "prompts.jsonl"))
+    ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, room + 1) for prompt in given]
+    loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine
+    name = f"{plan.target.parent.name}/{plan.target.name} and {plan.drafter.parent.name}/{plan.drafter.name}"
+    return Subject(name, loaded.target, loaded.drafter, _batches(ids, options), *_how(options), plan.target)
+
+
+def at_shape(options) -> Subject:
+    """Random weights and random prompts."""
+    config = SHAPES[options.shape]
+    name = f"random weights of shape {options.shape}"
+    if options.layers is not None and options.layers != config.num_hidden_layers:
+        config = dataclasses.replace(config, num_hidden_layers=options.layers)
+        name += f" with {options.layers} layers only"
+    if options.prompt_length + options.max_new_tokens > config.max_position_embeddings:
+        raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
+    pair.check_mesh(config, options.mesh)
+    jax.set_mesh(make_mesh(*options.mesh))
+    kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
+    target = synthetic.random_target(jax.random.key(0), config, dtype)
+    drafter = synthetic.random_head(jax.random.key(1), config, kind, dtype)
+    count = options.prompt_count * options.batch_size
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
+    return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None)
+
+
+def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:
+    return [ids[first : first + options.batch_size] for first in range(0, len(ids), options.batch_size)]
+
+
+def _how(options) -> tuple[Sampling, Limits]:
+    return Sampling(options.temperature, rule=options.acceptance), Limits(new=options.max_new_tokens)

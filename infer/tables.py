@@ -1,0 +1,91 @@
+"""The report of `infer.benchmark` for people: lines of text, and a plot. Not here: measuring anything."""
+
+import pathlib
+
+from redrafter_jax.errors import BadInput
+
+STAGES = ("noise", "draft", "pack", "verify", "commit")
+
+
+def heading(report: dict) -> str:
+    """What was measured and on what."""
+    lines = [
+        f"{report['subject']}: {report['parameters'] / 1e6:.1f} M parameters, head {report['head_parameters'] / 1e6:.1f} M",
+        report["device"],
+    ]
+    if report["acceptance"] == "synthetic":
+        lines.append("SYNTHETIC ACCEPTANCE: drafts are right as often as asked for, so tokens per step is an input, not a result")
+    return "\n".join(lines)
+
+
+def plain(row: dict) -> str:
+    """Plain decoding."""
+    limit = f"{row['bandwidth_limit'] / 1e9:.0f} GB/s ({row['bandwidth_limit_is']})"
+    return (
+        f"autoregressive  {row['tokens_per_second']:.1f} tokens/s, {row['round_seconds'] * 1e3:.3f} ms per step, which reads"
+        f" {row['round_bytes'] / 1e6:.0f} MB:\n                {row['bandwidth_share']:.0%} of {limit};"
+        f" first token after {row['first_token_seconds'] * 1e3:.1f} ms;"
+        f" compiled in {row['compile_seconds']:.1f} s"
+    )
+
+
+def row(row: dict, first: bool) -> str:
+    """One beam shape; with the table's head above the first of them. Times in ms, memory in MB."""
+    stages = [name for name in STAGES if name in row["stage_seconds"]]
+    names = ["WxL", "nodes", "tok/step", "tok/s", "speed-up", "(min max)", "round", "/AR", *stages, "temp", "compile", "identical"]
+    low, high = row["speedup_from_to"]
+    cells = [
+        row["shape"], str(row["nodes"]), f"{row['tokens_per_step']:.2f}", f"{row['tokens_per_second']:.1f}",
+        f"{row['speedup']:.2f}x",
+        f"({low:.2f} {high:.2f})", f"{row['round_seconds'] * 1e3:.3f}", f"{row['round_over_autoregressive']:.2f}",
+        *(f"{row['stage_seconds'][name] * 1e3:.3f}" for name in stages), f"{row['memory_bytes']['temporaries'] / 1e6:.1f}",
+        f"{row['compile_seconds']:.1f}s", f"{row['identical']}/{row['rows']}",
+    ]  # fmt: skip
+    lines = [names, cells] if first else [cells]
+    return "\n".join(" ".join(f"{cell:>{_width(name)}}" for name, cell in zip(names, line, strict=True)) for line in lines)
+
+
+def _width(name: str) -> int:
+    return max(len(name), 11 if name == "(min max)" else 7)
+
+
+def nodes(seconds: dict[int, float]) -> str:
+    """What a pass over N nodes costs, as a multiple of the smallest N's."""
+    base = seconds[min(seconds)]
+    parts = ", ".join(f"{count}: {time * 1e3:.3f} ms ({time / base:.2f})" for count, time in seconds.items())
+    return f"a pass over N nodes, nothing drafted (over N = {min(seconds)}): {parts}"
+
+
+def transformers(row: dict) -> str:
+    """Plain decoding beside transformers'."""
+    return (
+        f"transformers.generate ({row['device']}, {row['threads']} threads, static cache): {row['tokens_per_second']:.1f} tokens/s,"
+        f" our plain loop {row['ours_tokens_per_second']:.1f}: {row['ours_over_theirs']:.2f}x, prefill included;"
+        f" {row['identical']} of {row['prompts']} replies identical"
+    )
+
+
+def plot(report: dict, path: pathlib.Path) -> None:
+    """Two maps over W and L: speed-up, and tokens per step."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BadInput("--plot needs matplotlib; install requirements-dev.txt") from None
+    shapes = [tuple(map(int, row["shape"].split("x"))) for row in report["rows"]]
+    widths, lengths = sorted({w for w, _ in shapes}), sorted({length for _, length in shapes})
+    figure = Figure(figsize=(10, 1.2 + 0.6 * len(widths)), layout="constrained")
+    figure.suptitle(
+        f"{report['subject']} on {report['device']}" + (", synthetic acceptance" * (report["acceptance"] == "synthetic"))
+    )
+    for axes, key, title in zip(
+        figure.subplots(1, 2), ("speedup", "tokens_per_step"), ("speed-up", "tokens per step"), strict=True
+    ):
+        grid = [[float("nan")] * len(lengths) for _ in widths]
+        for (width, length), row in zip(shapes, report["rows"], strict=True):
+            grid[widths.index(width)][lengths.index(length)] = row[key]
+            axes.text(lengths.index(length), widths.index(width), f"{row[key]:.2f}", ha="center", va="center")
+        axes.imshow(grid, cmap="YlGn", aspect="auto")
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.set_yticks(range(len(widths)), widths)
+        axes.set(title=title, xlabel="beam length L", ylabel="beam width W")
+    figure.savefig(path, dpi=120)

@@ -12,12 +12,19 @@ from orbax.checkpoint import v1 as ocp
 
 
 class Run:
-    """The checkpoints of one run's folder, the newest ``keep`` of them; a context manager."""
+    """The checkpoints of one run's folder, the newest ``keep`` of them and, by the score named ``best``, the one where it
+    is lowest; a context manager. One process (or one group of them) per folder: what an interrupted save left is removed."""
 
-    def __init__(self, folder: pathlib.Path | str, keep: int = 2):
-        latest = ocp.training.preservation_policies.LatestN(keep)
+    def __init__(self, folder: pathlib.Path | str, keep: int = 2, best: str | None = None):
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(keep)]
+        if best is not None:
+            score = lambda scores: -scores[best]  # noqa: E731  (the policy keeps the highest)
+            kept.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
         self._checkpointer = ocp.training.Checkpointer(
-            pathlib.Path(folder).resolve(), preservation_policy=latest, cleanup_tmp_directories=True
+            pathlib.Path(folder).resolve(),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
         )
 
     @property
@@ -25,16 +32,21 @@ class Run:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, **artefacts: Any) -> None:
-        """Starts writing pytrees of arrays; what is being written may be donated at once."""
-        flat = {name: _flatten(tree) for name, tree in artefacts.items()}
-        self._checkpointer.save_checkpointables_async(step, flat)
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there."""
+        return [found.step for found in self._checkpointer.checkpoints]
 
-    def restore(self, **like: Any) -> dict[str, Any]:
-        """The newest artefacts of these names, each with the structure, dtypes and shardings of the tree given (arrays
-        or the result of ``jax.eval_shape``)."""
+    def save(self, step: int, scores: dict[str, float] | None = None, **artefacts: Any) -> None:
+        """Starts writing pytrees of arrays, once what was being written is; they may be donated at once."""
+        flat = {name: _flatten(tree) for name, tree in artefacts.items()}
+        self._checkpointer.save_checkpointables_async(step, flat, force=True, metrics=scores)  # else skipped while busy
+
+    def restore(self, step: int | None = None, **like: Any) -> dict[str, Any]:
+        """The artefacts of these names, of the newest checkpoint or that of ``step``, each with the structure, dtypes and
+        shardings of the tree given (arrays or the result of ``jax.eval_shape``)."""
         abstract = {name: jax.tree.map(_abstract, _flatten(tree)) for name, tree in like.items()}
-        loaded = self._checkpointer.load_checkpointables(self.latest_step, abstract)
+        loaded = self._checkpointer.load_checkpointables(self.latest_step if step is None else step, abstract)
         return {name: _unflatten(tree, loaded[name]) for name, tree in like.items()}
 
     def __enter__(self) -> "Run":

@@ -1,17 +1,20 @@
 """The training loss of a draft head and its per-position accuracy (paper section 3.3; labels as in Apple's train/loss.py).
 
 At text position t the head sees h_t, starts from zero state, reads x_{t+1} .. x_{t+1+i} and predicts x_{t+2+i}, for
-i = 0..K-1. The cross-entropy is averaged over the labelled positions of each i and summed over i. Soft labels are the
-target's own distributions at those positions.
+i = 0..K-1, as long as all of them belong to one example of the row. The cross-entropy is averaged over the labelled
+positions of each i and summed over i. Soft labels are the target's own distributions at those positions.
 
-The ``[K, B, T, V]`` logits never exist: the LM head, the losses and the ranks run over chunks of positions, and are
-computed again in the backward pass.
+The ``[K, B, T, V]`` logits never exist: the LM head, the losses and the ranks run over chunks of text positions. A
+chunk's gradients are made while its logits are there, so nothing is computed twice; the teachers of K drafted positions
+overlap, and are computed once.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model.drafter import Drafter
@@ -23,7 +26,8 @@ RANKS = 5  # accuracies are reported for the label among the 1..RANKS largest lo
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """positions: K; distill_weight: the share of soft labels, 0..1; chunk: text positions whose logits exist at a time."""
+    """positions: K; distill_weight: the share of soft labels, 0..1; chunk: rows of logits that
+    exist at a time, per text."""
 
     positions: int = 5
     distill_weight: float = 0.0
@@ -42,78 +46,140 @@ class Metrics:
 
 
 def draft_loss(
-    drafter: Drafter, target: Target, tokens_BT: jax.Array, labels_BT: jax.Array, hidden_BTD: jax.Array, config: LossConfig
+    drafter: Drafter,
+    target: Target,
+    tokens_BT: jax.Array,
+    labels_BT: jax.Array,
+    hidden_BTD: jax.Array,
+    config: LossConfig,
+    segments_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The summed loss, in nats, and its parts.
 
     Args:
       labels_BT: the tokens, or IGNORED where the prediction of this token does not count.
       hidden_BTD: the target's hidden states after its last norm; no gradient flows into them.
+      segments_BT: which example of its row each token belongs to, examples being contiguous; None where rows are whole.
     """
     T = tokens_BT.shape[1]
     hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
     state_BTD = jnp.zeros_like(hidden_BTD)
-    sums = []
+    exits, labels = [], []
     for i in range(config.positions):
         read_BT = jnp.roll(tokens_BT, -1 - i, axis=1)
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(read_BT)))
-        exit_BTE = drafter.exit(hidden_BTD, state_BTD)
-        label_BT = jnp.where(jnp.arange(T) < T - 2 - i, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED)
-        teacher_BTD = jnp.roll(hidden_BTD, -1 - i, axis=1)
-        sums.append(_sums(drafter, target, exit_BTE, label_BT, teacher_BTD, config))
-    loss_K, hits_KR, scored_K = (jnp.stack(part) for part in zip(*sums, strict=True))
+        exits.append(drafter.exit(hidden_BTD, state_BTD))
+        inside_BT = jnp.broadcast_to(jnp.arange(T) < T - 2 - i, tokens_BT.shape)
+        if segments_BT is not None:
+            inside_BT &= segments_BT == jnp.roll(segments_BT, -2 - i, axis=1)
+        labels.append(jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED))
+    labels_BKT = jnp.stack(labels, axis=1)
+    scored_K = jnp.sum(labels_BKT != IGNORED, axis=(0, 2))
+    own_EV = None if drafter.lm_head is None else drafter.lm_head[...]
+    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, target.lm_head[...], 1 / jnp.maximum(scored_K, 1))
+    total, (loss_K, hits_KR) = _score(config, own_EV, *given)
     counted_K = jnp.maximum(scored_K, 1)
-    return jnp.sum(loss_K / counted_K), Metrics(loss_K / counted_K, hits_KR / counted_K[:, None], scored_K)
+    return total, Metrics(loss_K / counted_K, hits_KR / counted_K[:, None], scored_K)
 
 
-def _sums(drafter, target, exit_BTE, label_BT, teacher_BTD, config: LossConfig):
-    """Over all positions: the summed loss, the hits ``[RANKS]`` and the number of labels."""
-    T = label_BT.shape[1]
-    chunk = min(config.chunk, T)
-    chunks = -(-T // chunk)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _score(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BTD, target_DV, weights_K):
+    """The sum over drafted positions of ``weights`` times the summed loss; also the summed losses ``[K]`` and the hits
+    ``[K, RANKS]``. ``own`` is the head's LM head, None for the target's; hidden are the target's own states."""
+    given = (exits_BKTE, labels_BKT, hidden_BTD)
 
-    def cut(x: jax.Array, fill) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, chunks * chunk - T)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-        tail = [None] * (x.ndim - 2)
-        x = jnp.reshape(x, (x.shape[0], chunks, chunk, *x.shape[2:]), out_sharding=P("data", None, None, *tail))
-        return jnp.swapaxes(x, 0, 1)
+    def of_chunk(carry, chunk):
+        return jax.tree.map(jnp.add, carry, _chunk_loss(own_EV, chunk[0], chunk[1:], target_DV, weights_K, config)), None
 
-    @jax.checkpoint
-    def of_chunk(carry, part):
-        exit_BNE, label_BN, teacher_BND = part
-        counts_BN = label_BN != IGNORED
-        logits_BNV = drafter.logits(exit_BNE, target)
-        loss_BN = _cross_entropy(logits_BNV, jnp.maximum(label_BN, 0), teacher_BND, target, config.distill_weight)
-        hits_R = _hits(logits_BNV, label_BN)
-        now = (jnp.sum(loss_BN * counts_BN), hits_R, jnp.sum(counts_BN))
-        return jax.tree.map(jnp.add, carry, now), None
-
-    zero = (jnp.float32(0), jnp.zeros(RANKS, jnp.int32), jnp.int32(0))
-    return jax.lax.scan(of_chunk, zero, (cut(exit_BTE, 0), cut(label_BT, IGNORED), cut(teacher_BTD, 0)))[0]
+    return jax.lax.scan(of_chunk, _nothing(config), _cut(config, *given))[0]
 
 
-def _cross_entropy(logits_BNV, label_BN, teacher_BND, target: Target, soft: float) -> jax.Array:
-    """``[B, N]`` in nats against the label, the target's distribution, or a mixture."""
-    total_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
-    aimed_BN = 0.0
-    if soft < 1:
-        aimed_BN += (1 - soft) * _logit_of(logits_BNV, label_BN)
-    if soft > 0:
-        p_BNV = jax.lax.stop_gradient(jax.nn.softmax(target.logits(teacher_BND), axis=-1))
-        aimed_BN += soft * jnp.sum(p_BNV * logits_BNV, axis=-1)
-    return total_BN - aimed_BN
+def _score_forward(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BTD, target_DV, weights_K):
+    """As `_score`, and the gradients, since a chunk's logits are there only now: scaled by what is to come, they are
+    all that the backward pass needs."""
+    tied = own_EV is None
+    differentiate = jax.value_and_grad(_chunk_loss, argnums=1 if tied else (0, 1), has_aux=True)
+
+    def of_chunk(carry, chunk):
+        (total, parts), gradients = differentiate(own_EV, chunk[0], chunk[1:], target_DV, weights_K, config)
+        of_own, of_exits = (None, gradients) if tied else gradients
+        sums, own_gradient = carry
+        sums = jax.tree.map(jnp.add, sums, (total, parts))
+        return (sums, None if tied else own_gradient + of_own), of_exits
+
+    start = (_nothing(config), None if tied else jnp.zeros_like(own_EV))
+    (sums, own_gradient), by_chunk = jax.lax.scan(of_chunk, start, _cut(config, exits_BKTE, labels_BKT, hidden_BTD))
+    by_chunk = jnp.moveaxis(by_chunk, 0, 2)  # [B, K, chunks, chunk, E]
+    whole = jnp.reshape(by_chunk, (*by_chunk.shape[:2], -1, by_chunk.shape[-1]), out_sharding=P("data", None, None, None))
+    rest = (labels_BKT, hidden_BTD, target_DV, weights_K)
+    return sums, (own_gradient, whole[:, :, : exits_BKTE.shape[2]], rest)
 
 
-def _logit_of(logits_BNV: jax.Array, label_BN: jax.Array) -> jax.Array:
-    is_label_BNV = jnp.arange(logits_BNV.shape[-1]) == label_BN[..., None]
-    return jnp.sum(jnp.where(is_label_BNV, logits_BNV, 0.0), axis=-1)
+def _score_backward(config: LossConfig, kept, cotangents):
+    own_gradient, exit_gradient, (labels_BKT, *constants) = kept
+    scale = cotangents[0]
+    no_label = np.zeros(labels_BKT.shape, jax.dtypes.float0)
+    own = None if own_gradient is None else own_gradient * scale
+    return own, exit_gradient * scale, no_label, *map(jnp.zeros_like, constants)
 
 
-def _hits(logits_BNV: jax.Array, label_BN: jax.Array) -> jax.Array:
-    """How many labels are among the 1..RANKS largest logits; of equal logits the smaller id comes first."""
-    logits_BNV = jax.lax.stop_gradient(logits_BNV)
-    own_BN1 = _logit_of(logits_BNV, label_BN)[..., None]
-    before = jnp.arange(logits_BNV.shape[-1]) < label_BN[..., None]
-    rank_BN = jnp.sum((logits_BNV > own_BN1) | ((logits_BNV == own_BN1) & before), axis=-1)
-    hit_BNR = (rank_BN[..., None] < jnp.arange(1, RANKS + 1)) & (label_BN != IGNORED)[..., None]
-    return jnp.sum(hit_BNR, axis=(0, 1))
+_score.defvjp(_score_forward, _score_backward)
+
+
+def _nothing(config: LossConfig):
+    return jnp.float32(0), (jnp.zeros(config.positions), jnp.zeros((config.positions, RANKS), jnp.int32))
+
+
+def _cut(config: LossConfig, exits_BKTE, labels_BKT, hidden_BTD):
+    """Chunks of text positions, chunk first: exits ``[B, K, N, E]``, labels ``[B, K, N]`` and the target's states that the
+    teachers of these positions are made of, ``[B, N + K - 1, D]``."""
+    B, K, T, E = exits_BKTE.shape
+    N = min(max(1, config.chunk // K), T)
+    chunks = -(-T // N)
+    pad = chunks * N - T
+    exits = jnp.pad(exits_BKTE, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    exits = jnp.reshape(exits, (B, K, chunks, N, E), out_sharding=P("data", None, None, None, None))
+    labels = jnp.pad(labels_BKT, ((0, 0), (0, 0), (0, pad)), constant_values=IGNORED)
+    labels = jnp.reshape(labels, (B, K, chunks, N), out_sharding=P("data", None, None, None))
+    hidden = jnp.pad(hidden_BTD, ((0, 0), (0, pad + K), (0, 0)))
+    behind = jnp.arange(chunks)[:, None] * N + 1 + jnp.arange(N + K - 1)
+    teachers = hidden.at[:, behind].get(out_sharding=P("data", None, None, None))
+    return jnp.moveaxis(exits, 2, 0), jnp.moveaxis(labels, 2, 0), jnp.moveaxis(teachers, 1, 0)
+
+
+def _chunk_loss(own_EV, exits_BKNE, labels_and_teachers, target_DV, weights_K, config: LossConfig):
+    """Of one chunk: the weighted loss; the summed losses ``[K]`` and hits ``[K, RANKS]``."""
+    labels_BKN, teachers_BMD = labels_and_teachers
+    K, N = labels_BKN.shape[1:]
+    logits_BKNV = _unembed(exits_BKNE, target_DV if own_EV is None else own_EV)
+    total_BKN = jax.nn.logsumexp(logits_BKNV, axis=-1)
+    aimed_BKN = 0.0
+    if config.distill_weight < 1:
+        aimed_BKN += (1 - config.distill_weight) * _logit_of(logits_BKNV, labels_BKN)
+    if config.distill_weight > 0:
+        p_BMV = jax.nn.softmax(_unembed(teachers_BMD, target_DV), axis=-1)  # the target's, at all positions of the chunk
+        soft = [jnp.sum(p_BMV[:, i : i + N] * logits_BKNV[:, i], axis=-1) for i in range(K)]
+        aimed_BKN += config.distill_weight * jnp.stack(soft, axis=1)
+    loss_K = jnp.sum((total_BKN - aimed_BKN) * (labels_BKN != IGNORED), axis=(0, 2))
+    return jnp.sum(loss_K * weights_K), (loss_K, _hits(logits_BKNV, labels_BKN))
+
+
+def _unembed(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """float32 logits, rows over ``data`` and vocabulary over ``model``."""
+    out = P("data", *[None] * (x.ndim - 2), "model")
+    return jnp.einsum("...e,ev->...v", x, weight, out_sharding=out).astype(jnp.float32)
+
+
+def _logit_of(logits: jax.Array, label: jax.Array) -> jax.Array:
+    is_label = jnp.arange(logits.shape[-1]) == label[..., None]
+    return jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
+
+
+def _hits(logits_BKNV: jax.Array, labels_BKN: jax.Array) -> jax.Array:
+    """``[K, RANKS]``, labels among the 1..RANKS largest logits; of equal logits the smaller id comes first."""
+    logits_BKNV = jax.lax.stop_gradient(logits_BKNV)
+    own_BKN1 = _logit_of(logits_BKNV, labels_BKN)[..., None]
+    before = jnp.arange(logits_BKNV.shape[-1]) < labels_BKN[..., None]
+    rank_BKN = jnp.sum((logits_BKNV > own_BKN1) | ((logits_BKNV == own_BKN1) & before), axis=-1)
+    hits_BKNR = (rank_BKN[..., None] < jnp.arange(1, RANKS + 1)) & (labels_BKN != IGNORED)[..., None]
+    return jnp.sum(hits_BKNR, axis=(0, 2))

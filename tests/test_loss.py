@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from redrafter_jax import loss, weights
-from redrafter_jax.model.drafter import Drafter, full
+from redrafter_jax.model.drafter import Drafter, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import golden, put
 
@@ -73,3 +73,41 @@ def test_the_logits_of_all_positions_never_exist_at_once():
     tokens, hidden = put(np.zeros((B, T)), np.int32), put(np.zeros((B, T, D)), np.float32)
     program = evaluate.lower(drafter, target, tokens, tokens, hidden, loss.LossConfig(K, 0.5, chunk=32)).compile()
     assert program.memory_analysis().temp_size_in_bytes < K * B * T * V * 4 / 4
+
+
+def straightforward(drafter, target, tokens, labels, hidden, segments, config):
+    """The loss with all logits at once, by JAX's own differentiation."""
+    B, T = tokens.shape
+    state, total, teacher = jnp.zeros_like(hidden), 0.0, jax.nn.log_softmax(target.logits(hidden))
+    for i in range(config.positions):
+        state = drafter.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
+        logits = jax.nn.log_softmax(drafter.logits(drafter.exit(hidden, state), target))
+        label = jnp.roll(labels, -2 - i, axis=1)
+        counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED) & (segments == jnp.roll(segments, -2 - i, axis=1))
+        hard = -jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[..., None], logits, 0), axis=-1)
+        soft = -jnp.sum(jnp.exp(jnp.roll(teacher, -1 - i, axis=1)) * logits, axis=-1)
+        mixed = (1 - config.distill_weight) * hard + config.distill_weight * soft
+        total += jnp.sum(mixed * counts) / jnp.maximum(jnp.sum(counts), 1)
+    return total
+
+
+@pytest.mark.parametrize("kind", ["full", "slim"])
+@pytest.mark.parametrize("soft", [0.0, 0.3, 1.0])
+def test_value_and_gradients_are_those_of_the_straightforward_form_with_packed_rows(kind, soft, mha):
+    target, _ = mha
+    V, D = target.config.vocab_size, target.config.hidden_size
+    drafter = Drafter(jax.random.key(2), {"full": full, "slim": slim}[kind](V, D))
+    rng = np.random.default_rng(0)
+    tokens = put(rng.integers(0, V, (2, 23)), np.int32)
+    labels = put(np.where(rng.random((2, 23)) < 0.3, loss.IGNORED, tokens), np.int32)
+    segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
+    hidden = put(rng.normal(size=(2, 23, D)), np.float32)
+    config = loss.LossConfig(3, soft, chunk=15)
+    value, gradient = jax.jit(jax.value_and_grad(straightforward), static_argnames="config")(
+        drafter, target, tokens, labels, hidden, segments, config=config
+    )
+    ours = jax.jit(jax.value_and_grad(loss.draft_loss, has_aux=True), static_argnames="config")
+    (total, _), gradients = ours(drafter, target, tokens, labels, hidden, config=config, segments_BT=segments)
+    assert float(total) == pytest.approx(float(value), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)

@@ -1,41 +1,52 @@
 """Training a head and the demo recipe, small: it learns, resumes exactly, holds files out, and refuses bad input."""
 
+import functools
 import json
+import os
+import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redrafter_jax import weights
+from redrafter_jax import checkpoint, weights
 from redrafter_jax.errors import BadInput
-from tests.support import MODELS, load_target
-from train import corpus, data, demo, figures, main
+from tests.support import MODELS, load_target, put
+from train import corpus, data, demo, evaluate, figures, log, main, pretrain, run, step
+from train.recipe import Recipe
 
 
-def recipe(steps: int, **other) -> main.Recipe:
-    return main.Recipe(steps=steps, batch=2, row_length=32, positions=2, save_every=2, **other)
+def recipe(steps: int, **other) -> Recipe:
+    return Recipe(**{"steps": steps, "batch": 2, "row_length": 32, "positions": 2, "save_every": 2, "warmup": 2} | other)
 
 
-def stream(vocab: int = 503) -> np.ndarray:
-    return np.tile(np.arange(16, dtype=np.int32) * 7 % vocab, 60)
+def examples(count: int = 30) -> list[dict]:
+    tokens = np.arange(32, dtype=np.int32) * 7 % 16 + 1
+    return [
+        {"tokens": np.roll(tokens, shift), "labelled": np.ones(32, bool), "where": f"example {shift}"} for shift in range(count)
+    ]
+
+
+def same(one, other) -> None:
+    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("head", ["full", "slim"])
 def test_a_head_learns_and_travels_through_apples_format(head, tmp_path):
-    target = load_target("mha")
-    trained = main.train_head(target, stream(), recipe(30, head=head, rate=1e-2), tmp_path)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+    trained = run.train_head(load_target("mha"), examples(), recipe(30, head=head, rate=1e-2, log_every=5), tmp_path)
+    lines = log.read(tmp_path)
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     weights.save_drafter(trained, tmp_path / "head")
     again = weights.load_drafter(tmp_path / "head")
     assert again.config == trained.config
-    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(trained), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    same(again, trained)
 
 
 def test_a_slim_head_is_exported_with_the_targets_lm_head_for_apples_code(tmp_path):
     target = load_target("mha")
-    trained = main.train_head(target, stream(), recipe(2, head="slim"), tmp_path)
+    trained = run.train_head(target, examples(), recipe(2, head="slim"), tmp_path)
     weights.save_drafter(trained, tmp_path / "head", target)
     exported = weights.load_drafter(tmp_path / "head")
     assert not exported.config.tied
@@ -44,19 +55,18 @@ def test_a_slim_head_is_exported_with_the_targets_lm_head_for_apples_code(tmp_pa
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
     target = load_target("mha")
-    whole = main.train_head(target, stream(), recipe(6), tmp_path / "whole_")
-    monkeypatch.setattr(data, "rows", stops_after(data.rows, 4))
+    whole = run.train_head(target, examples(), recipe(6), tmp_path / "whole_")
+    monkeypatch.setattr(data, "batches", stops_after(data.batches, 4))
     with pytest.raises(KeyboardInterrupt):
-        main.train_head(target, stream(), recipe(6), tmp_path / "cut_")
+        run.train_head(target, examples(), recipe(6), tmp_path / "cut_")
     monkeypatch.undo()
-    resumed = main.train_head(target, stream(), recipe(6), tmp_path / "cut_")
-    for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    same(run.train_head(target, examples(), recipe(6), tmp_path / "cut_"), whole)
+    assert [line["step"] for line in log.read(tmp_path / "cut_")] == sorted({line["step"] for line in log.read(tmp_path / "cut_")})
 
 
-def stops_after(rows, count: int):
+def stops_after(batches, count: int):
     def interrupted(*arguments):
-        for index, batch in enumerate(rows(*arguments)):
+        for index, batch in enumerate(batches(*arguments)):
             if index == count:
                 raise KeyboardInterrupt
             yield batch
@@ -64,13 +74,81 @@ def stops_after(rows, count: int):
     return interrupted
 
 
-def test_what_a_step_reads_depends_on_seed_and_step_alone():
-    ids = np.arange(1000, dtype=np.int32)
-    whole = list(data.rows(ids, 10, 4, 1, 0, 60))
-    np.testing.assert_array_equal(whole[40:], list(data.rows(ids, 10, 4, 1, 40, 60)))
-    assert not np.array_equal(whole[0], next(data.rows(ids, 10, 4, 2, 0, 1)))
-    first_epoch = np.sort(np.concatenate(whole[:25]).ravel())
-    np.testing.assert_array_equal(first_epoch, ids)
+def test_a_run_that_is_asked_to_end_saves_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    target = load_target("mha")
+    whole = run.train_head(target, examples(), recipe(5), tmp_path / "whole_")
+
+    def asks(*arguments):
+        for index, batch in enumerate(batches(*arguments)):
+            if index == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    batches = data.batches
+    monkeypatch.setattr(data, "batches", asks)
+    assert run.train_head(target, examples(), recipe(5, save_every=100), tmp_path / "cut_") is None
+    monkeypatch.undo()
+    assert log.read(tmp_path / "cut_")[-1]["step"] == 3
+    same(run.train_head(target, examples(), recipe(5), tmp_path / "cut_"), whole)
+
+
+def test_accumulated_parts_make_the_update_of_the_whole_batch(tmp_path):
+    target = load_target("mha")
+    at_once = run.train_head(target, examples(), recipe(3, batch=4), tmp_path / "one")
+    in_parts = run.train_head(target, examples(), recipe(3, batch=4, accumulate=2), tmp_path / "two")
+    for ours, theirs in zip(jax.tree.leaves(in_parts), jax.tree.leaves(at_once), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_a_loss_that_is_no_number_names_the_step_what_it_read_and_the_last_good_checkpoint(tmp_path, monkeypatch):
+    target = load_target("mha")
+    poisoned = lambda drafter, *rest: (jnp.nan * drafter.rnn_u.bias[...].sum(), loss_metrics())  # noqa: E731
+
+    def loss_metrics():
+        from redrafter_jax.loss import Metrics
+
+        return Metrics(jnp.full(2, jnp.nan), jnp.zeros((2, 5)), jnp.zeros(2, jnp.int32))
+
+    monkeypatch.setattr(step, "evaluate", poisoned)
+    with pytest.raises(BadInput, match="nan at step 1, which read example [0-9]+.*last good checkpoint is none"):
+        run.train_head(target, examples(), recipe(4), tmp_path)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, monkeypatch):
+    scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr(evaluate.Evaluation, "loss", lambda self, drafter: next(scores))
+    run.train_head(load_target("mha"), examples(), recipe(12), tmp_path)
+    with checkpoint.Run(tmp_path / "checkpoints") as kept:
+        assert sorted(kept.steps) == [4, 10, 12]
+
+
+def test_an_evaluation_reports_loss_accuracy_and_tokens_per_step_on_held_out_examples(tmp_path):
+    run.train_head(load_target("mha"), examples(), recipe(4, evaluate_every=4, evaluation_rows=4), tmp_path, examples(5))
+    line = next(line for line in log.read(tmp_path) if "held_out_loss" in line)
+    assert line["step"] == 4 and np.shape(line["held_out_accuracy"]) == (2, 5)
+    assert 1 <= line["held_out_tokens_per_step_1x4"] <= 5 and 1 <= line["held_out_tokens_per_step_4x4"] <= 5
+    board = list((tmp_path / "tensorboard").iterdir())
+    assert board and board[0].stat().st_size > 1000
+
+
+def test_a_run_compiles_its_step_once(tmp_path):
+    counted = []
+    original = step.step
+    step_ = lambda *a, **k: counted.append(1) or original(*a, **k)  # noqa: E731  (a trace is a call)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "step", step_)
+        run.train_head(load_target("mha"), examples(), recipe(5), tmp_path)
+    assert len(counted) == 1
+
+
+def test_another_configuration_of_what_matters_is_refused_with_the_difference(tmp_path):
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
+    run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
+    with pytest.raises(BadInput, match="rate was 0.1 and is 0.2"):
+        run.keep_configuration(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")
+    with pytest.raises(BadInput, match="--resume"):
+        run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 3}, "never")
 
 
 def test_held_out_files_are_chosen_by_name_and_never_trained_on():
@@ -96,7 +174,8 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
     monkeypatch.setattr(figures, "TREES", ("search",))
     monkeypatch.setattr(figures, "BATCH", 4)
     monkeypatch.setattr(demo, "HEADS", {"drafter_slim": "slim"})
-    monkeypatch.setattr(figures, "Prompts", lambda held_out, count=4: figures_prompts(held_out))
+    monkeypatch.setattr(figures, "Prompts", lambda held_out, count=4, length=16: Prompts(held_out, min(count, 8), min(length, 32)))
+    monkeypatch.setattr(evaluate, "SHAPES", ())
     options = demo.Options(
         work=tmp_path,
         vocab=300,
@@ -109,6 +188,7 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
         steps=3,
         save_every=2,
         head_steps=2,
+        replies=8,
     )
     demo.main(options)
     result = json.loads((tmp_path / "pair" / "figures.json").read_text())
@@ -122,27 +202,62 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
 Prompts = figures.Prompts
 
 
-def figures_prompts(held_out) -> Prompts:
-    return Prompts(held_out, count=4, length=16)
+def test_rows_that_repeat_themselves_do_so_with_their_period_and_others_stay():
+    tokens = put(np.arange(3 * 40).reshape(3, 40), np.int32)
+    rows, period, again = map(np.asarray, pretrain.loop_rows(jax.random.key(1), tokens, put([True, True, False])))
+    np.testing.assert_array_equal(rows[2], tokens[2])
+    assert not again[2].any()
+    for row in (0, 1):
+        places = np.flatnonzero(again[row])
+        np.testing.assert_array_equal(rows[row][places], rows[row][places - period[row]])
+        np.testing.assert_array_equal(rows[row][~again[row]], np.asarray(tokens)[row][~again[row]])
+
+
+def test_repetitions_are_taught_to_fade_and_the_rest_to_be_likely():
+    """`pretrain.training_loss` against its definition, token by token."""
+    target, key = load_target("tied"), jax.random.key(3)
+    tokens, looped = put(np.random.default_rng(0).integers(0, 97, (3, 40)), np.int32), put([True, False, True])
+    rows, period, again = pretrain.loop_rows(key, tokens, looped)
+    nats = np.asarray(pretrain.next_token_losses(target, rows))
+    likely, period, again = np.exp(-nats), np.asarray(period), np.asarray(again)
+    total, text = [], []
+    for b, i in np.ndindex(*nats.shape):  # label i is token i + 1
+        if again[b, i + 1]:
+            earlier = likely[b, max(i - period[b], 0)]
+            total.append(-np.log(1 - abs(likely[b, i] - 0.5 * earlier)))
+        else:
+            total.append(nats[b, i])
+            text.append(nats[b, i])
+    loss, mean_nats = pretrain.training_loss(target, tokens, looped, key)
+    assert 0 < again.sum() < again.size
+    np.testing.assert_allclose(float(loss), np.mean(total), rtol=1e-4)
+    np.testing.assert_allclose(float(mean_nats), np.mean(text), rtol=1e-4)
+
+
+def test_rows_are_looped_only_once_the_learning_rate_falls():
+    schedule = pretrain.Schedule(steps=10, batch=4, warmup=1, decay=0.5, looped=1.0)
+    target = load_target("tied")
+    tokens = put(np.random.default_rng(0).integers(0, 97, (4, 32)), np.int32)
+    update = jax.jit(functools.partial(pretrain.step, schedule=schedule))
+    plain = float(pretrain.next_token_loss(target, tokens))
+
+    def nats(at: int) -> float:
+        optimizer = pretrain.optimizer(schedule).init(pretrain._whole(target))
+        return float(update(pretrain.PretrainState(jnp.int32(at), target, optimizer), tokens)[1])
+
+    assert schedule.falls_from == 5
+    assert nats(4) == pytest.approx(plain, rel=1e-4)
+    assert nats(5) != pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "change, names",
     [({"steps": 0}, "--steps"), ({"distill_weight": 1.5}, "--distill-weight"), ({"row_length": 3}, "--row-length"),
-     ({"rate": float("nan")}, "--rate"), ({"seed": -1}, "--seed"), ({"positions": 0}, "--positions")],
+     ({"rate": float("nan")}, "--rate"), ({"seed": -1}, "--seed"), ({"positions": 0}, "--positions"),
+     ({"accumulate": 3}, "--accumulate"), ({"clip": 0.0}, "--clip"), ({"weight_decay": 1.0}, "--weight-decay")],
 )  # fmt: skip
 def test_numbers_out_of_range_are_named(change, names, tmp_path):
-    options = main.Options(MODELS / "target_mha", (tmp_path,), tmp_path / "out", recipe=main.Recipe(**change))
+    options = main.Options(MODELS / "target_mha", text=(tmp_path,), output=tmp_path / "out", recipe=Recipe(**change))
     with pytest.raises(BadInput, match=names):
         main.main(options)
     assert not (tmp_path / "out").exists()
-
-
-def test_text_that_is_missing_or_empty_is_named(tmp_path):
-    (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(BadInput, match="no file or folder"):
-        data.read_text((tmp_path / "none",), None)
-    with pytest.raises(BadInput, match="no text"):
-        data.read_text((tmp_path / "empty.txt",), None)
-    with pytest.raises(BadInput, match="do not fill"):
-        next(data.rows(np.arange(5), 4, 2, 0, 0, 1))

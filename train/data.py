@@ -1,54 +1,156 @@
-"""Rows of tokens for training: what a step reads is a function of (seed, step), so a resumed run reads what it would have."""
+"""Examples -> rows -> batches: packed, shuffled by seed and epoch, and the same for a step however often it is read.
 
-import pathlib
-from collections.abc import Iterator
+    row        a a a a a b b b c c c c c . .
+    segments   1 1 1 1 1 2 2 2 3 3 3 3 3 0 0      0: padding
+    positions  0 1 2 3 4 0 1 2 0 1 2 3 4 0 0
+
+Not here: reading files (`examples.py`), datasets on disk (`builders.py`), the update (`step.py`).
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.errors import BadInput
+from redrafter_jax.loss import IGNORED
+
+READERS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
-def read_text(paths: tuple[pathlib.Path, ...], tokenizer) -> np.ndarray:
-    """The token ids ``[n]`` of text files, and of the text files in folders, each closed by the end-of-text id.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed rows, each array ``[B, T]`` int32. labels: the tokens, or IGNORED where their prediction does not count;
+    segments: 1, 2, ... the examples of a row, 0 its padding; positions: within the example."""
+
+    tokens: jax.Array
+    labels: jax.Array
+    segments: jax.Array
+    positions: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Tokens ``start .. end - 1`` of example number ``example``."""
+
+    example: int
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+class Rows:
+    """A sequence of packed rows over a sequence of examples (`tokens`, `labelled`, `where`), in an order that depends on
+    the examples alone. Examples longer than a row are cut; pieces without a label are left out.
 
     Raises:
-      BadInput: a path is missing, or not text, or there is nothing to read.
+      BadInput: no example has a label.
     """
-    files = [file for path in paths for file in _files(path)]
-    texts = [_text(file) for file in files]
-    if not any(texts):
-        raise BadInput(f"--text: there is no text in {', '.join(map(str, paths)) or 'no files'}")
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
+
+    def __init__(self, examples: Sequence[dict], length: int):
+        self.examples, self.length = examples, length
+        self.plan = pack([piece for number in range(len(examples)) for piece in _pieces(examples[number], number, length)], length)
+        if not self.plan:
+            raise BadInput("the training data has no token to learn from: nothing in it is labelled")
+
+    @property
+    def fill(self) -> float:
+        """The share of the rows that is not padding."""
+        return sum(piece.length for row in self.plan for piece in row) / (len(self.plan) * self.length)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = {name: np.zeros(self.length, np.int32) for name in ("tokens", "segments", "positions")}
+        row["labels"] = np.full(self.length, IGNORED, np.int32)
+        at = 0
+        for segment, piece in enumerate(self.plan[index], 1):
+            example, inside = self.examples[piece.example], slice(at, at + piece.length)
+            tokens, labelled = (np.asarray(example[name])[piece.start : piece.end] for name in ("tokens", "labelled"))
+            row["tokens"][inside] = tokens
+            row["labels"][inside] = np.where(labelled, tokens, IGNORED)
+            row["segments"][inside] = segment
+            row["positions"][inside] = np.arange(piece.length)
+            at += piece.length
+        row["index"] = np.int32(index)
+        return row
+
+    def where(self, index: int) -> list[str]:
+        """The records that a row holds, for messages to people."""
+        names = [self.examples[piece.example].get("where", piece.example) for piece in self.plan[index]]
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    if not path.is_file():
-        raise BadInput(f"--text: there is no file or folder {path}")
-    return [path]
+def _pieces(example: dict, number: int, length: int) -> Iterator[Piece]:
+    labelled = np.asarray(example["labelled"])
+    for start in range(0, len(labelled), length):
+        end = min(start + length, len(labelled))
+        if labelled[start:end].any():
+            yield Piece(number, start, end)
 
 
-def _text(file: pathlib.Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise BadInput(f"--text: {file} cannot be read as UTF-8 text ({error})") from None
+def pack(pieces: Sequence[Piece], length: int) -> list[list[Piece]]:
+    """Rows of at most ``length`` tokens by best-fit decreasing: the longest piece first, each into the fullest row that
+    still has room for it."""
+    rows: list[list[Piece]] = []
+    open_rows: list[tuple[int, int]] = []  # (room, row), sorted
+    for piece in sorted(pieces, key=lambda piece: -piece.length):
+        at = bisect.bisect_left(open_rows, (piece.length, -1))
+        if at == len(open_rows):
+            room, row = length, len(rows)
+            rows.append([])
+        else:
+            room, row = open_rows.pop(at)
+        rows[row].append(piece)
+        if room > piece.length:
+            bisect.insort(open_rows, (room - piece.length, row))
+    return rows
 
 
-def rows(stream: np.ndarray, length: int, batch: int, seed: int, first: int, last: int) -> Iterator[np.ndarray]:
-    """The batches ``[batch, length]`` of steps first..last-1: the stream cut into rows, shuffled anew in every epoch.
+def batches(rows: Rows, batch: int, seed: int, first: int, last: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """The batches of steps first..last-1, on the mesh, and the numbers of their rows (this process's). What a step reads
+    is a function of (seed, step, batch): rows are shuffled anew in every epoch, and each process reads its share."""
+    processes = jax.process_count()
+    shuffled = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+    mine = shuffled[jax.process_index() :: processes] if processes > 1 else shuffled
+    steps = mine.batch(batch // processes)[first:last].to_iter_dataset(READERS)
+    for host in steps:
+        index = host.pop("index")
+        yield on_mesh(host), index
+
+
+def on_mesh(host: dict[str, np.ndarray]) -> Batch:
+    """Arrays of this process's rows ``[B / processes, T]`` as one batch, split over ``data``."""
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), P("data", None))
+    return Batch(**{name: jax.make_array_from_process_local_data(sharding, array) for name, array in host.items()})
+
+
+def unpacked(tokens: np.ndarray) -> Batch:
+    """Whole rows of ordinary text ``[B, T]``: one segment each, every token a label."""
+    tokens = np.asarray(tokens, np.int32)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return on_mesh({"tokens": tokens, "labels": tokens, "segments": np.ones_like(tokens), "positions": np.array(positions)})
+
+
+def stream_rows(stream: np.ndarray, length: int, batch: int, seed: int, first: int, last: int) -> Iterator[np.ndarray]:
+    """The batches ``[batch, length]`` of steps first..last-1 of one long text: cut into rows, shuffled anew in every epoch.
 
     Raises:
       BadInput: the stream does not fill one batch.
     """
     count = len(stream) // length
     if count < batch:
-        raise BadInput(f"--text: {len(stream)} tokens do not fill a batch of {batch} rows of {length}")
+        raise BadInput(f"{len(stream)} tokens do not fill a batch of {batch} rows of {length}")
     cut = [stream[i * length : (i + 1) * length] for i in range(count)]
-    batches = grain.MapDataset.source(cut).shuffle(seed).repeat().batch(batch)
+    steps = grain.MapDataset.source(cut).shuffle(seed).repeat().batch(batch)
     for step in range(first, last):
-        yield batches[step]
+        yield steps[step]

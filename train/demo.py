@@ -23,8 +23,8 @@ from redrafter_jax import checkpoint, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.target import Target, TargetConfig
-from train import corpus, data, figures, pretrain, tokenizer
-from train import main as head_training
+from train import corpus, data, distill, figures, pretrain, run, tokenizer
+from train import recipe as recipes
 
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
@@ -59,8 +59,13 @@ class Options:
     """Share of the rows that, from then on, are made to repeat themselves, so that the target learns not to."""
     save_every: int = 100
     """Steps between checkpoints."""
-    head_steps: int = 1500
+    head_steps: int = 600
     """Training steps of each draft head."""
+    head_rate: float = 1e-2
+    """Highest learning rate of the heads."""
+    replies: int = 2400
+    """Rows of the target's own greedy text, each begun by 64 tokens of the corpus, that the heads learn from beside as many
+    rows of the corpus."""
 
     def target_config(self) -> TargetConfig:
         return TargetConfig(
@@ -115,16 +120,16 @@ def train_target(options: Options) -> Target:
     """The trained target, from the newest checkpoint or from random weights."""
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
-    with checkpoint.Run(options.work / "target") as run:
-        resumes = run.latest_step is not None
-        state = run.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
-        return _train_target(options, run, state).target
+    with checkpoint.Run(options.work / "target") as kept:
+        resumes = kept.latest_step is not None
+        state = kept.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
+        return _train_target(options, kept, state).target
 
 
-def _train_target(options: Options, run: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
+def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
     schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
-    batches = data.rows(stream(options, "train"), options.row_length + 1, options.batch, 0, first, schedule.steps)
+    batches = data.stream_rows(stream(options, "train"), options.row_length + 1, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
     for index, rows in enumerate(progress, start=first + 1):
@@ -132,7 +137,7 @@ def _train_target(options: Options, run: checkpoint.Run, state: pretrain.Pretrai
         average = float(loss) if average is None else 0.98 * average + 0.02 * float(loss)
         progress.set_postfix(loss=f"{average:.3f}")
         if index % options.save_every == 0 or index == schedule.steps:
-            run.save(index, train=state)
+            kept.save(index, train=state)
             speed = (index - first) * options.batch * options.row_length / (time.perf_counter() - began)
             bits = held_out_bits(options, state.target)
             _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "bits_per_byte": bits})
@@ -159,11 +164,41 @@ def export_target(options: Options, target: Target) -> None:
 
 
 def train_head(options: Options, target: Target, name: str, kind: str) -> None:
-    recipe = head_training.Recipe(head=kind, steps=options.head_steps, row_length=options.row_length)
-    folder = options.work / name
-    folder.mkdir(exist_ok=True)
-    head = head_training.train_head(target, stream(options, "train"), recipe, folder)
+    """Trains one head through the same code as `train.main`, and writes it beside the target."""
+    rate, length = options.head_rate, options.row_length
+    recipe = dataclasses.replace(recipes.demo(kind, options.head_steps), rate=rate, row_length=length)
+    examples = head_examples(options, target)
+    head = run.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
+    if head is None:
+        raise SystemExit(f"stopped; the same command goes on from the last checkpoint in {options.work}")
     weights.save_drafter(narrow(head), options.work / "pair" / name)
+
+
+def head_examples(options: Options, target: Target) -> list[dict]:
+    """Rows of the target's own text, and as many of the corpus."""
+    own = own_text(options, target)
+    text = stream(options, "train")
+    starts = np.random.default_rng(0).integers(0, len(text) - options.row_length, len(own))
+    rows = [*own, *(text[start : start + options.row_length] for start in starts)]
+    return [{"tokens": row, "labelled": np.ones(len(row), bool)} for row in rows]
+
+
+def held_out_examples(options: Options) -> list[dict]:
+    rows = figures.Prompts(stream(options, "held_out"), count=64, length=options.row_length).cut()
+    return [{"tokens": np.asarray(row, np.int32), "labelled": np.ones(len(row), bool)} for row in rows]
+
+
+def own_text(options: Options, target: Target) -> np.ndarray:
+    """``[replies, row_length]``: the target's greedy continuations of places in the corpus, made once."""
+    file = options.work / "own_text.npy"
+    if not file.exists():
+        length = options.row_length // 4
+        prompts = figures.Prompts(stream(options, "train"), options.replies, length).cut()
+        rows = distill.greedy_rows(target, prompts, options.row_length)
+        with open(file.with_suffix(".tmp"), "wb") as draft:
+            np.save(draft, rows.astype(np.uint16))
+        file.with_suffix(".tmp").replace(file)
+    return np.load(file).astype(np.int32)
 
 
 def narrow(module):

@@ -122,6 +122,11 @@ def loop_rows(key: jax.Array, tokens_BT: jax.Array, looped_B: jax.Array) -> tupl
     return pick(tokens_BT, source_BT), period_B, again_BT
 
 
+def next_token_loss(target: Target, tokens_BT: jax.Array) -> jax.Array:
+    """Mean cross-entropy in nats of tokens 1..T-1 of every row."""
+    return jnp.mean(next_token_losses(target, tokens_BT))
+
+
 def next_token_losses(target: Target, tokens_BT: jax.Array) -> jax.Array:
     """``[B, T-1]`` cross-entropies in nats, through the tied embedding."""
     inputs, labels = tokens_BT[:, :-1], tokens_BT[:, 1:]

@@ -1,0 +1,79 @@
+"""A head on held-out examples: its loss and accuracies, and tokens per step of real decoding at two beam shapes."""
+
+import functools
+
+import jax
+import numpy as np
+
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.loop import Shape
+from redrafter_jax.loss import LossConfig
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+from train import data, step
+from train.recipe import Recipe
+
+SHAPES = (Shape(1, 4), Shape(4, 4))
+NEW = 64  # tokens that each prompt is continued by
+LONGEST_PROMPT = 128
+BATCH = 8
+
+
+class Evaluation:
+    """What is evaluated and how; ``held_out`` None: nothing is."""
+
+    def __init__(self, target: Target, recipe: Recipe, held_out):
+        self.target, self.recipe = target, recipe
+        self.batches, self.prompts = [], []
+        if held_out is None:
+            return
+        rows = data.Rows(held_out, recipe.row_length)
+        size = recipe.batch // recipe.accumulate
+        numbers = np.linspace(0, len(rows) - 1, -(-min(recipe.evaluation_rows, len(rows)) // size) * size).astype(int)
+        for part in numbers.reshape(-1, size):
+            read = [rows[int(number)] for number in part]
+            arrays = {name: np.stack([row[name] for row in read]) for name in read[0] if name != "index"}
+            self.batches.append(data.on_mesh(arrays))
+        self.prompts = prompts(held_out, recipe.evaluation_rows, target.config.max_position_embeddings)
+        self.update = jax.jit(functools.partial(step.evaluate, config=LossConfig(recipe.positions, 0.0)))
+
+    def is_due(self, index: int) -> bool:
+        every = self.recipe.evaluate_every
+        return bool(self.batches) and every > 0 and (index % every == 0 or index == self.recipe.steps)
+
+    def loss(self, drafter: Drafter) -> float | None:
+        """Cross-entropy in nats against the text, summed over drafted positions."""
+        return self._metrics(drafter)["loss"] if self.batches else None
+
+    def whole(self, drafter: Drafter) -> dict:
+        """The loss, top-1..5 accuracies per position, and tokens per step of greedy decoding by beam shape."""
+        figures = self._metrics(drafter)
+        narrow = jax.tree.map(lambda leaf: leaf.astype(self.target.norm[...].dtype), drafter)
+        for shape in SHAPES if self.prompts else ():
+            figures[f"tokens_per_step_{shape.width}x{shape.length}"] = tokens_per_step(self.target, narrow, shape, self.prompts)
+        return figures
+
+    def _metrics(self, drafter: Drafter) -> dict:
+        all_ = [self.update(drafter, self.target, batch)[1] for batch in self.batches]
+        scored = sum(np.asarray(m.scored) for m in all_)
+        weighed = lambda name: sum(np.asarray(getattr(m, name)).T * np.asarray(m.scored) for m in all_) / np.maximum(scored, 1)  # noqa: E731
+        return {"loss": float(weighed("loss").sum()), "accuracy": weighed("accuracy").T.round(4).tolist()}
+
+
+def prompts(examples, count: int, context: int) -> list[list[int]]:
+    """The beginnings of examples, up to where the labels start or, in plain text, a quarter of the example."""
+    found = []
+    for number in np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int):
+        tokens, labelled = (np.asarray(examples[int(number)][name]) for name in ("tokens", "labelled"))
+        end = int(np.argmax(labelled)) or len(tokens) // 4
+        begin = max(0, end - min(LONGEST_PROMPT, context - NEW))
+        if end > begin:
+            found.append(tokens[begin:end].tolist())
+    return found
+
+
+def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float:
+    """Tokens that a target pass yields, the +1 counted, over all greedy continuations of the prompts."""
+    replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=BATCH))
+    histogram = np.sum([reply.accepted_histogram for reply in replies], axis=0)
+    return float(histogram @ np.arange(1, len(histogram) + 1) / histogram.sum())

@@ -1,0 +1,259 @@
+"""Files -> examples: token ids, and which of them are labels. Conversations, plain text, or token ids as they stand.
+
+Conversations may be ShareGPT (`conversations`), messages (`messages`) or Alpaca (`instruction`), as JSON Lines or as one
+JSON array. They are written out by the tokenizer's chat template (Vicuna's where it has none), and the assistant's
+tokens are the labels. Not here: datasets on disk (`builders.py`), rows (`data.py`).
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from redrafter_jax.errors import BadInput
+
+VICUNA = (
+    "{{ bos_token }}A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions."
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %} ASSISTANT: {{ message['content'] }}{{ eos_token }}"
+    "{% elif message['role'] == 'system' %} {{ message['content'] }}"
+    "{% else %} USER: {{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
+            "assistant": "assistant", "system": "system"}  # fmt: skip
+AT_ONCE = 256  # records that are tokenised together, in parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record of a file: where it stands, for messages to people, and what it holds (None: not JSON)."""
+
+    where: str
+    content: dict | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """tokens: ``[n]`` int32; labelled: ``[n]`` bool, the tokens whose prediction counts; where: the record it is from."""
+
+    tokens: np.ndarray
+    labelled: np.ndarray
+    where: str
+
+
+class Malformed(ValueError):
+    """A record that cannot be trained on; the message says why."""
+
+
+@dataclasses.dataclass
+class Skips:
+    """The records that were passed over: how many, and where and why the first of them were."""
+
+    share: float
+    read: int = 0
+    skipped: int = 0
+    reasons: list[str] = dataclasses.field(default_factory=list)
+
+    def skip(self, where: str, reason: str) -> None:
+        self.skipped += 1
+        if len(self.reasons) < 20:
+            self.reasons.append(f"{where}: {reason}")
+
+    def check(self) -> None:
+        """Raises BadInput if more than the stated share was skipped, or nothing is left."""
+        if self.skipped == self.read or self.skipped > self.share * self.read:
+            raise BadInput(
+                f"{self.skipped} of {self.read} records are malformed, and --max-malformed allows {self.share:.1%};"
+                f" the first: {'; '.join(self.reasons[:3]) or 'there are none'}"
+            )
+
+
+def records(path: pathlib.Path) -> Iterator[Record]:
+    """The records of a JSON array or a JSON Lines file.
+
+    Raises:
+      BadInput: the file is missing, unreadable, empty, or a broken JSON array.
+    """
+    text = _text(path)
+    if not text.strip():
+        raise BadInput(f"{path} is empty; it should hold JSON records")
+    if text.lstrip()[0] == "[":
+        try:
+            array = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
+        for number, content in enumerate(array, 1):
+            yield Record(f"{path.name}, record {number}", content if isinstance(content, dict) else None)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield Record(f"{path.name}, line {number}", _object(line))
+
+
+def _object(line: str) -> dict | None:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"{path} cannot be read as UTF-8 text ({error})") from None
+
+
+def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The files that paths name, and the files in the folders among them, in order of name.
+
+    Raises:
+      BadInput: a path is missing, or a folder has no file.
+    """
+    found = []
+    for path in paths:
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+        if not inside:
+            raise BadInput(f"there is no {'file in' if path.is_dir() else 'file or folder'} {path}")
+        found += inside
+    return found
+
+
+def messages(content: dict | None) -> list[dict[str, str]]:
+    """A record's turns as `role` and `content`.
+
+    Raises:
+      Malformed: it is no conversation, or has no turn of the assistant's.
+    """
+    if content is None:
+        raise Malformed("not a JSON object")
+    if "instruction" in content:
+        question = "\n\n".join(_string(content[key], key) for key in ("instruction", "input") if content.get(key))
+        turns = [("user", question), ("assistant", _string(content.get("output"), "output"))]
+    elif "conversations" in content or "messages" in content:
+        kind, speaker, said = ("messages", "role", "content") if "messages" in content else ("conversations", "from", "value")
+        if not isinstance(content[kind], list):
+            raise Malformed(f"`{kind}` is not a list")
+        turns = [_turn(turn, speaker, said) for turn in content[kind]]
+    else:
+        raise Malformed("has neither `messages`, `conversations` nor `instruction`")
+    if not any(role == "assistant" and text.strip() for role, text in turns):
+        raise Malformed("the assistant says nothing")
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+def _turn(turn, speaker: str, said: str) -> tuple[str, str]:
+    if not isinstance(turn, dict) or turn.get(speaker) not in SPEAKERS:
+        raise Malformed(f"a turn's `{speaker}` is not one of {', '.join(SPEAKERS)}")
+    return SPEAKERS[turn[speaker]], _string(turn.get(said), said)
+
+
+def _string(value, name: str) -> str:
+    if not isinstance(value, str):
+        raise Malformed(f"`{name}` is not a text")
+    return value
+
+
+def write_out(turns: list[dict[str, str]], tokenizer) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation as its template writes it, and the assistant's stretches of it, as characters (start, end): each
+    from where the template asks for a reply to the end of the turn.
+
+    Raises:
+      Malformed: the template refuses these turns, or does not write a longer conversation as the continuation of a shorter.
+    """
+    template = None if tokenizer.chat_template else VICUNA
+
+    def write(count: int, asks: bool) -> str:
+        try:
+            return tokenizer.apply_chat_template(
+                turns[:count], chat_template=template, tokenize=False, add_generation_prompt=asks
+            )  # fmt: skip
+        except Exception as error:  # a template raises what it likes
+            raise Malformed(f"the chat template refuses it ({' '.join(str(error).split())})") from None
+
+    whole, spans = write(len(turns), False), []
+    for number, turn in enumerate(turns):
+        if turn["role"] == "assistant":
+            before, through = write(number, True), write(number + 1, False)
+            if not (whole.startswith(through) and through.startswith(before)):
+                raise Malformed("the chat template changes earlier turns when later ones follow")
+            spans.append((len(before), len(through)))
+    return whole, spans
+
+
+def conversations(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Example]:
+    """Examples from conversations, labelled on the assistant's tokens."""
+    for batch in _batches(record for path in paths for record in records(path)):
+        written = []
+        for record in batch:
+            skips.read += 1
+            try:
+                written.append((record.where, *write_out(messages(record.content), tokenizer)))
+            except Malformed as reason:
+                skips.skip(record.where, str(reason))
+        if not written:
+            continue
+        encoded = tokenizer(
+            [text for _, text, _ in written], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )  # fmt: skip
+        for (where, _, spans), ids, offsets in zip(written, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            starts = np.array([start for start, _ in offsets])
+            labelled = np.zeros(len(ids), bool)
+            for start, end in spans:
+                labelled |= (start <= starts) & (starts < end)
+            yield Example(np.asarray(ids, np.int32), labelled, where)
+    skips.check()
+
+
+def text(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Example]:
+    """One example per file of plain text, closed by the end-of-text id; every token is a label."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for batch in _batches(paths):
+        read = []
+        for path in batch:
+            skips.read += 1
+            try:
+                content = _text(path)
+            except BadInput as error:
+                skips.skip(path.name, str(error))
+                continue
+            if content.strip():
+                read.append((path.name, content))
+            else:
+                skips.skip(path.name, "is empty")
+        encoded = tokenizer([content for _, content in read], add_special_tokens=False, verbose=False)["input_ids"] if read else []
+        for (name, _), ids in zip(read, encoded, strict=True):
+            yield Example(np.asarray(ids + end, np.int32), np.ones(len(ids) + len(end), bool), name)
+    skips.check()
+
+
+def token_ids(paths: Iterable[pathlib.Path], vocabulary: int, skips: Skips) -> Iterator[Example]:
+    """Examples from JSON Lines of `token_ids` and `prompt_tokens`, how many of them are the prompt's and so no labels."""
+    for record in (record for path in paths for record in records(path)):
+        skips.read += 1
+        content = record.content or {}
+        ids, prompt = content.get("token_ids"), content.get("prompt_tokens", 0)
+        if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < vocabulary for i in ids):
+            skips.skip(record.where, f"`token_ids` should be ids below {vocabulary}")
+        elif type(prompt) is not int or not 0 <= prompt < len(ids):
+            skips.skip(record.where, "`prompt_tokens` should be fewer than `token_ids`")
+        else:
+            yield Example(np.asarray(ids, np.int32), np.arange(len(ids)) >= prompt, record.where)
+    skips.check()
+
+
+def _batches(items: Iterable) -> Iterator[list]:
+    waiting = collections.deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) == AT_ONCE:
+            yield list(waiting)
+            waiting.clear()
+    if waiting:
+        yield list(waiting)

@@ -1,0 +1,104 @@
+"""`python -m train.export`: a head from a run's checkpoint, as a folder in Apple's format with a model card."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import tyro
+
+from redrafter_jax.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Write the head of a run's checkpoint as a folder that infer.generate reads."""
+
+    run: pathlib.Path
+    """Folder of the run (train.main's --output)."""
+    target: pathlib.Path
+    """Folder of the target that the head was trained for."""
+    output: pathlib.Path
+    """Folder for the head."""
+    step: int | None = None
+    """Which checkpoint; the newest if not given."""
+    whole: bool = False
+    """Write a slim head with the target's LM head, so that Apple's code and TensorRT-LLM's converter can read it."""
+
+
+def main(options: Options) -> None:
+    """Exports, and says what it exported.
+
+    Raises:
+      BadInput: the run, its checkpoint or the target is missing, or they do not belong together.
+    """
+    import jax
+
+    from redrafter_jax import checkpoint, weights
+    from redrafter_jax.mesh import make_mesh
+    from redrafter_jax.model.drafter import Drafter
+    from train import run
+    from train.recipe import Recipe
+
+    if not (options.run / "config.json").is_file() or not (options.run / "checkpoints").is_dir():
+        raise BadInput(f"--run: {options.run} is not the folder of a run of train.main")
+    configuration = json.loads((options.run / "config.json").read_text())
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    recipe = Recipe(**{name: value for name, value in configuration.items() if name in fields})
+    jax.set_mesh(make_mesh())
+    target = weights.load_target(options.target, what="--target")
+    with checkpoint.Run(options.run / "checkpoints") as kept:
+        step = kept.latest_step if options.step is None else options.step
+        if step not in kept.steps:
+            raise BadInput(f"--step: {options.run} has checkpoints of steps {kept.steps}, not {step}")
+        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target, recipe)))
+        try:
+            head = kept.restore(step, head=like)["head"]
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"--target: the head of {options.run} does not fit {options.target} ({reason})") from None
+    write(
+        head,
+        target if options.whole else None,
+        options.output,
+        card(options.target, configuration, run.last_line(options.run), step),
+    )
+    print(f"the head of step {step} is in {options.output}")
+
+
+def write(head, target, folder: pathlib.Path, text: str) -> None:
+    """Writes the head and its card; a slim head with its target's LM head where the target is given."""
+    from redrafter_jax import weights
+
+    weights.save_drafter(head, folder, target)
+    (folder / "README.md").write_text(text)
+
+
+def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
+    """The model card: base model, data, steps, figures, command."""
+    shown = {name: value for name, value in figures.items() if name.startswith("held_out_") and not isinstance(value, list)}
+    measured = "\n".join(f"| {name.removeprefix('held_out_').replace('_', ' ')} | {value:.3f} |" for name, value in shown.items())
+    settings = "\n".join(f"| {name} | {value} |" for name, value in configuration.items())
+    return (
+        "---\nlibrary_name: redrafter_jax\ntags: [speculative-decoding, redrafter]\n---\n"
+        f"# A ReDrafter head for {target.name}\n\n"
+        "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
+        f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"
+        f"    python -m infer.generate --target {target.name} --drafter THIS_FOLDER --prompt ...\n\n"
+        f"## Figures on held-out examples after {step} updates\n\n| figure | value |\n|---|---|\n"
+        f"{measured or '| none | no example was held out |'}\n\n## Training\n\n| setting | value |\n|---|---|\n{settings}\n"
+    )
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """The command: errors of the user's making end in one sentence and exit code 2."""
+    try:
+        main(tyro.cli(Options, args=arguments, prog="python -m train.export", config=(tyro.conf.FlagCreatePairsOff,)))
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,88 @@
+"""How a head is trained, whatever its target and its text are; and recipes that are known to work."""
+
+import dataclasses
+from typing import Literal
+
+from redrafter_jax.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What decides the weights, and how often the run looks at itself."""
+
+    head: Literal["full", "slim"] = "full"
+    """full: the paper's head; slim: exits at the target's width into the target's own LM head."""
+    rnn: bool = True
+    """Whether the head's state is recurrent (the paper's) or the sum of the embeddings."""
+    blocks: int = 2
+    """Residual blocks of the head."""
+    positions: int = 5
+    """Drafted positions that are trained (K)."""
+    distill_weight: float = 1.0
+    """Share of soft labels, the target's own distributions, in the loss; the rest is the text itself."""
+    steps: int = 1000
+    """Updates of the head."""
+    batch: int = 8
+    """Rows in an update."""
+    accumulate: int = 1
+    """Parts in which the rows of an update are read, one after the other, where they do not fit at once."""
+    row_length: int = 256
+    """Tokens in a row; examples are packed into rows, and attention never crosses from one to the next."""
+    rate: float = 2e-3
+    """Highest learning rate (AdamW)."""
+    warmup: int = 50
+    """Updates over which the learning rate rises; it then falls to zero along a cosine."""
+    weight_decay: float = 0.01
+    """Decay of matrices; biases do not decay."""
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    seed: int = 0
+    """Decides the first weights and the order of the rows."""
+    save_every: int = 100
+    """Updates between checkpoints."""
+    log_every: int = 10
+    """Updates between lines of the log; only then does the device wait for the host."""
+    evaluate_every: int = 200
+    """Updates between evaluations on held-out examples; 0: none."""
+    evaluation_rows: int = 32
+    """Held-out rows of an evaluation, and held-out prompts that it decodes for tokens per step."""
+
+    def check(self) -> None:
+        """Raises BadInput for a number out of its range."""
+        for name in ("blocks", "positions", "steps", "batch", "accumulate", "save_every", "log_every", "evaluation_rows"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(self, name)}")
+        for name in ("warmup", "evaluate_every"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"--{name.replace('_', '-')} should be 0 or more, not {getattr(self, name)}")
+        if self.batch % self.accumulate:
+            raise BadInput(f"--accumulate should divide --batch, but {self.accumulate} does not divide {self.batch}")
+        if self.row_length < self.positions + 2:
+            raise BadInput(f"--row-length should be at least --positions + 2, not {self.row_length}")
+        if not 0 <= self.distill_weight <= 1:
+            raise BadInput(f"--distill-weight should be from 0 to 1, not {self.distill_weight}")
+        if not 0 < self.rate < 1:
+            raise BadInput(f"--rate should be between 0 and 1, not {self.rate}")
+        if not 0 <= self.weight_decay < 1:
+            raise BadInput(f"--weight-decay should be from 0 to 1, not {self.weight_decay}")
+        if not self.clip > 0:
+            raise BadInput(f"--clip should be above 0, not {self.clip}")
+        if not 0 <= self.seed < 2**32:
+            raise BadInput(f"--seed should be from 0 to {2**32 - 1}, not {self.seed}")
+
+
+OF_NO_CONSEQUENCE = ("save_every", "log_every", "evaluate_every", "evaluation_rows")
+"""Fields that a resumed run may change: they do not touch the weights."""
+
+
+def demo(head: Literal["full", "slim"] = "slim", steps: int = 600) -> Recipe:
+    """For the embedded pair's target, on two CPU cores."""
+    return Recipe(head=head, steps=steps, batch=8, row_length=256)
+
+
+def vicuna_7b() -> Recipe:
+    """The paper's setting for Vicuna 7B: rows of 2048 tokens, 5 drafted positions, the full head."""
+    return Recipe(head="full", steps=8000, batch=32, accumulate=4, row_length=2048, rate=1e-3, warmup=200, save_every=500)
+
+
+PRESETS = {"demo": demo, "vicuna-7b": vicuna_7b}

@@ -1,0 +1,178 @@
+"""A training run of a head: the loop, its checkpoints, its log, and how it ends.
+
+Resuming is exact: a checkpoint holds the head, the optimizer's state and the step, and what a step reads follows from
+the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`).
+"""
+
+import functools
+import json
+import math
+import pathlib
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from redrafter_jax import checkpoint
+from redrafter_jax.errors import BadInput
+from redrafter_jax.loss import LossConfig
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.target import Target
+from train import data, evaluate, log, step
+from train.recipe import OF_NO_CONSEQUENCE, Recipe
+
+DIVERGED = 3.0  # times the loss of the first step
+
+
+class Diverged(BadInput):
+    """The loss is not a number any more, or far above where it started."""
+
+
+def head_config(target: Target, recipe: Recipe) -> DrafterConfig:
+    """The shapes of the head that a recipe asks for."""
+    V, D = target.config.vocab_size, target.config.hidden_size
+    exit_size = 2 * D if recipe.head == "full" else D
+    return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, tied=recipe.head == "slim")
+
+
+def schedule(recipe: Recipe) -> step.Schedule:
+    return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate)
+
+
+def train_head(target: Target, examples, recipe: Recipe, folder: pathlib.Path, held_out=None) -> Drafter | None:
+    """The trained head, from the newest checkpoint in ``folder`` or from random weights; None if it was asked to stop
+    (SIGTERM) and saved what it had.
+
+    Args:
+      examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
+
+    Raises:
+      BadInput: nothing is labelled, or the loss diverged.
+    """
+    rows = data.Rows(examples, recipe.row_length)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = functools.partial(step.start, jax.random.key(recipe.seed), head_config(target, recipe), schedule(recipe))
+    with checkpoint.Run(folder / "checkpoints", best="loss") as kept:
+        state = resume(kept, start) if kept.latest_step is not None else jax.jit(start)()
+        run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))
+        return run.go(state)
+
+
+def resume(kept: checkpoint.Run, start) -> step.HeadState:
+    """The newest checkpoint's state."""
+    like = jax.eval_shape(start)
+    loaded = kept.restore(head=like.drafter, train=(like.step, like.optimizer))
+    return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1])
+
+
+class _Run:
+    """What a run's steps share; ``go`` is all there is to call."""
+
+    def __init__(self, target, rows: data.Rows, recipe: Recipe, folder, kept: checkpoint.Run, evaluation):
+        self.target, self.rows, self.recipe, self.kept, self.evaluation = target, rows, recipe, kept, evaluation
+        self.folder = folder
+        config = LossConfig(recipe.positions, recipe.distill_weight)
+        self.update = jax.jit(functools.partial(step.step, schedule=schedule(recipe), config=config), donate_argnums=0)
+        self.recent: list[tuple[int, np.ndarray, jax.Array]] = []  # since the last look: step, rows read, loss
+        self.first_loss = math.inf
+
+    def go(self, state: step.HeadState) -> Drafter | None:
+        recipe, parts = self.recipe, self.recipe.accumulate
+        first = int(state.step) // parts
+        batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
+        with (
+            log.Log(self.folder, recipe, first, self.rows.fill, log.flops(self.target, state.drafter, recipe)) as lines,
+            _Stop() as stop,
+        ):
+            for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
+                state, metrics = self.update(state, self.target, batch)
+                self.recent.append((-(-part // parts), numbers, jnp.sum(metrics.loss.loss)))
+                if part % parts:
+                    continue
+                index = part // parts
+                ends = index == recipe.steps or stop.asked
+                if index % recipe.log_every == 0 or index == first + 1 or ends or index % recipe.save_every == 0:
+                    self._check()
+                    lines.step(index, metrics, schedule(recipe).rate_at(index - 1))
+                lines.advance()
+                if self.evaluation.is_due(index) and not stop.asked:
+                    lines.evaluation(index, self.evaluation.whole(state.drafter))
+                if index % recipe.save_every == 0 or ends:
+                    self._save(index, state, metrics)
+                if stop.asked and index < recipe.steps:
+                    return None
+        return state.drafter
+
+    def _check(self) -> None:
+        """Stops at a loss that is not a number or has run away, and names where."""
+        for index, numbers, loss in self.recent:
+            value = float(loss)
+            self.first_loss = min(self.first_loss, value) if math.isinf(self.first_loss) else self.first_loss
+            if math.isfinite(value) and value <= DIVERGED * self.first_loss:
+                continue
+            places = sorted({place for number in np.ravel(numbers) for place in self.rows.where(int(number))})
+            good = self.kept.latest_step
+            raise Diverged(
+                f"the loss is {value} at step {index}, which read {', '.join(places[:8])}{' ...' if len(places) > 8 else ''};"
+                f" the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.folder / 'checkpoints'}"
+            )
+        self.recent.clear()
+
+    def _save(self, index: int, state: step.HeadState, metrics: step.Metrics) -> None:
+        loss = self.evaluation.loss(state.drafter)
+        score = float(jnp.sum(metrics.loss.loss)) if loss is None else loss
+        self.kept.save(index, {"loss": score}, head=state.drafter, train=(state.step, state.optimizer))
+
+
+class _Stop:
+    """Whether the process was asked to end (SIGTERM, as pre-emption does); a context manager."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self) -> "_Stop":
+        try:
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+        except ValueError:  # not the main thread: nobody asks
+            self.before = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+
+def keep_configuration(folder: pathlib.Path, configuration: dict, resumes: str) -> None:
+    """Writes the run's configuration, or compares it with the one that is there.
+
+    Raises:
+      BadInput: the folder's run has another configuration of what decides the weights, or should not be resumed.
+    """
+    file = folder / "config.json"
+    if file.exists() and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+        if resumes == "never":
+            raise BadInput(f"--output: {folder} holds a run already; give another folder, or --resume auto to go on with it")
+        before = json.loads(file.read_text())
+        differences = [
+            f"{name} was {before.get(name)} and is {configuration.get(name)}"
+            for name in sorted({*before, *configuration})
+            if name not in OF_NO_CONSEQUENCE and before.get(name) != configuration.get(name)
+        ]
+        if differences:
+            raise BadInput(
+                f"--output: {folder} holds a run of another configuration: {'; '.join(differences)}; give another folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".tmp")
+    draft.write_text(json.dumps(configuration, indent=1) + "\n")
+    draft.replace(file)
+
+
+def last_line(folder: pathlib.Path) -> dict:
+    """The newest figures of a run: its last line of training and its last evaluation, as one dictionary."""
+    lines = log.read(folder)
+    return {key: value for line in lines for key, value in line.items()}

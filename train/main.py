@@ -63,6 +63,7 @@ def main(options: Options) -> None:
         return
     import jax
 
+    from redrafter_jax import config as configs
     from redrafter_jax import weights
     from redrafter_jax.mesh import make_mesh
     from train import builders, export, run
@@ -70,6 +71,7 @@ def main(options: Options) -> None:
     if options.mesh[0] * options.mesh[1] > len(jax.devices()):
         raise BadInput(f"--mesh {options.mesh[0]} {options.mesh[1]} needs more than the {len(jax.devices())} devices that are here")
     jax.set_mesh(make_mesh(*options.mesh))
+    configs.target_config(configs.read_json(options.target, "--target"), "--target")
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     target = weights.load_target(options.target, options.dtype, what="--target")
     configuration = {

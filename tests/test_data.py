@@ -1,0 +1,206 @@
+"""From files to packed batches: formats, labels found from the template, malformed records, datasets on disk, packing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from infer import folders
+from redrafter_jax.errors import BadInput
+from redrafter_jax.loss import IGNORED
+from train import builders, data, examples
+
+TARGET = str(folders.embedded("target"))
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+TURNS = [("user", "What is a list?"), ("assistant", "A sequence."), ("user", "And a set?"), ("assistant", "No order.")]
+
+
+@pytest.fixture
+def tokenizer():
+    return builders.tokenizer(TARGET)
+
+
+def record(kind: str) -> dict:
+    if kind == "sharegpt":
+        names = {"user": "human", "assistant": "gpt"}
+        return {"id": "x", "conversations": [{"from": names[role], "value": text} for role, text in TURNS]}
+    if kind == "messages":
+        return {"messages": [{"role": role, "content": text} for role, text in TURNS]}
+    return {"instruction": "What is a list?", "input": "", "output": "A sequence."}
+
+
+def write(path: pathlib.Path, records: list, as_array: bool = False) -> pathlib.Path:
+    path.write_text(json.dumps(records) if as_array else "".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+@pytest.mark.parametrize("as_array", [True, False])
+@pytest.mark.parametrize("kind", ["sharegpt", "messages", "alpaca"])
+def test_the_assistants_words_and_nothing_else_are_labels(kind, as_array, template, tokenizer, tmp_path):
+    tokenizer.chat_template = template
+    file = write(tmp_path / "talk.json", [record(kind)], as_array)
+    (example,) = examples.conversations([file], tokenizer, examples.Skips(0.0))
+    labelled = tokenizer.decode(example.tokens[example.labelled])
+    end = "\n<|end|>\n" if template else tokenizer.eos_token
+    said = [text for role, text in TURNS if role == "assistant"][: 1 if kind == "alpaca" else 2]
+    lead = "" if template else " "
+    assert labelled == "".join(f"{lead}{text}{end}" for text in said)
+    assert "What is a list?" in tokenizer.decode(example.tokens)
+
+
+@pytest.mark.parametrize(
+    "broken, reason",
+    [
+        ("{not json", "not a JSON object"), ('{"other": 1}', "has neither"), ('{"messages": 3}', "not a list"),
+        ('{"messages": [{"role": "judge", "content": "x"}]}', "`role` is not one of"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "the assistant says nothing"),
+        ('{"instruction": "x"}', "`output` is not a text"),
+    ],
+)  # fmt: skip
+def test_malformed_records_are_counted_and_named_with_their_line(broken, reason, tokenizer, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    file.write_text(json.dumps(record("messages")) + "\n" + broken + "\n")
+    skips = examples.Skips(0.5)
+    assert len(list(examples.conversations([file], tokenizer, skips))) == 1
+    assert (skips.read, skips.skipped) == (2, 1) and "talk.jsonl, line 2" in skips.reasons[0] and reason in skips.reasons[0]
+    with pytest.raises(BadInput, match="1 of 2 records are malformed.*line 2"):
+        list(examples.conversations([file], tokenizer, examples.Skips(0.4)))
+
+
+def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at(tokenizer, tmp_path):
+    tokenizer.chat_template = "{{ messages | length }}" + CHATML
+    skips = examples.Skips(1.0)
+    with pytest.raises(BadInput, match="changes earlier turns"):
+        list(examples.conversations([write(tmp_path / "t.jsonl", [record("messages")])], tokenizer, skips))
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [("empty.json", "", "is empty"), ("broken.json", '[{"messages": ', "not valid JSON"), ("latin.json", b"\xff\xfe\xff", "UTF-8")],
+)
+def test_a_file_that_is_empty_or_unreadable_is_one_clear_sentence(name, content, says, tokenizer, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(BadInput, match=f"{name}.*{says}"):
+        builders.build(builders.Source("conversations", (file,), TARGET), tmp_path / "sets")
+    assert not list((tmp_path / "sets").rglob("dataset_info.json"))
+
+
+def test_a_dataset_is_built_once_split_by_content_and_read_by_tfds_alone(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02}.txt").write_text(f"x = {number}\n" * (1 + number % 5))
+    source = builders.Source("text", (folder,), TARGET, held_out=0.25)
+    built = builders.build(source, tmp_path / "sets")
+    stamp = (built / "dataset_info.json").stat().st_mtime_ns
+    assert builders.build(source, tmp_path / "sets") == built and (built / "dataset_info.json").stat().st_mtime_ns == stamp
+    train, held_out = (builders.open_split(built, split) for split in ("train", "validation"))
+    assert len(train) + len(held_out) == 40 and 2 <= len(held_out) <= 20
+    assert all(builders.is_held_out(example["tokens"], 0.25) for example in (held_out[i] for i in range(len(held_out))))
+    elsewhere = tfds.builder_from_directory(built).as_data_source(split="train")[0]
+    np.testing.assert_array_equal(elsewhere["tokens"], train[0]["tokens"])
+    (folder / "00.txt").write_text("changed = True\n")
+    assert builders.build(source, tmp_path / "sets") != built
+    both = builders.join([built, built], "train")
+    np.testing.assert_array_equal(both[len(train) + 1]["tokens"], train[1]["tokens"])
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
+    file = write(tmp_path / "many.jsonl", [record("messages")] * 20000)
+    code = (
+        "import pathlib; from train import builders;"
+        f"builders.build(builders.Source('conversations', (pathlib.Path({str(file)!r}),), {TARGET!r}),"
+        f" pathlib.Path({str(tmp_path / 'sets')!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "sets").rglob("*incomplete*")) and process.poll() is None:
+            assert time.monotonic() < deadline, "the build never started"
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not list((tmp_path / "sets").rglob("dataset_info.json"))
+
+
+def test_token_ids_carry_their_prompts_length_and_bad_ones_are_named(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text(
+        '{"token_ids": [1, 2, 3, 4], "prompt_tokens": 2}\n{"token_ids": [1, 99999]}\n{"token_ids": [1], "prompt_tokens": 1}\n'
+    )
+    skips = examples.Skips(0.9)
+    (example,) = examples.token_ids([file], 2048, skips)
+    assert example.tokens.tolist() == [1, 2, 3, 4] and example.labelled.tolist() == [False, False, True, True]
+    assert skips.skipped == 2 and "line 2" in skips.reasons[0] and "line 3" in skips.reasons[1]
+
+
+def example(length: int, labelled: bool = True, start: int = 1) -> dict:
+    return {
+        "tokens": np.arange(start, start + length, dtype=np.int32),
+        "labelled": np.full(length, labelled),
+        "where": f"of {length}",
+    }
+
+
+def test_packing_fills_rows_and_keeps_examples_apart():
+    rows = data.Rows([example(5), example(3), example(20, start=100), example(8), example(2, labelled=False)], 10)
+    assert rows.fill == pytest.approx((5 + 3 + 20 + 8) / 40) and len(rows) == 4
+    whole = [rows[i] for i in range(len(rows))]
+    for row in whole:
+        changes = np.flatnonzero(np.diff(row["segments"])) + 1
+        for part in np.split(np.arange(10), changes):
+            segment, positions = row["segments"][part], row["positions"][part]
+            assert len(set(segment)) == 1
+            np.testing.assert_array_equal(positions, np.arange(len(part)) if segment[0] else 0)
+        np.testing.assert_array_equal(row["labels"][row["segments"] == 0], IGNORED)
+    kept = np.concatenate([row["tokens"][row["segments"] > 0] for row in whole])
+    assert sorted(kept.tolist()) == sorted([*range(1, 6), *range(1, 4), *range(100, 120), *range(1, 9)])
+    assert {place for i in range(len(rows)) for place in rows.where(i)} == {"of 5", "of 3", "of 20", "of 8"}
+
+
+def test_packing_wastes_little():
+    rng = np.random.default_rng(0)
+    rows = data.Rows([example(int(n)) for n in rng.integers(20, 400, 300)], 512)
+    assert rows.fill > 0.97
+
+
+def test_nothing_labelled_is_said_and_not_trained_on():
+    with pytest.raises(BadInput, match="nothing in it is labelled"):
+        data.Rows([example(4, labelled=False)], 8)
+
+
+def test_what_a_step_reads_depends_on_seed_step_and_batch_alone():
+    rows = data.Rows([example(8, start=10 * n) for n in range(50)], 8)
+    read = lambda seed, first, last: [numbers.tolist() for _, numbers in data.batches(rows, 4, seed, first, last)]  # noqa: E731
+    whole = read(1, 0, 40)
+    assert whole[30:] == read(1, 30, 40) and whole[0] != read(2, 0, 1)[0]
+    first_epoch = sum(whole, [])[:50]
+    assert sorted(first_epoch) == list(range(50)) and first_epoch != sum(whole, [])[50:100]
+
+
+def test_processes_read_disjoint_parts_of_the_same_batches(monkeypatch):
+    import jax
+
+    rows = data.Rows([example(8, start=10 * n) for n in range(50)], 8)
+    whole = [set(numbers.tolist()) for _, numbers in data.batches(rows, 4, 1, 0, 10)]
+    parts = []
+    monkeypatch.setattr(data, "on_mesh", lambda host: host)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        parts.append([set(numbers.tolist()) for _, numbers in data.batches(rows, 4, 1, 0, 10)])
+    assert all(one.isdisjoint(other) and one | other == both for one, other, both in zip(*parts, whole, strict=True))

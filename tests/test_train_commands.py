@@ -1,0 +1,153 @@
+"""`python -m train.main`, `train.distill` and `train.export` as their users meet them, from files to a head that decodes."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from infer import pair
+from redrafter_jax import weights
+from tests.texts import with_tokenizer
+from train import distill, export, log, main
+
+SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--save-every", "2", "--log-every", "1"]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory) -> pathlib.Path:
+    return with_tokenizer(tmp_path_factory.mktemp("model") / "target")
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory) -> pathlib.Path:
+    file = tmp_path_factory.mktemp("talk") / "talk.jsonl"
+    turns = [[("user", f"What is {n} plus {n}?"), ("assistant", f"It is {2 * n}.")] for n in range(40)]
+    file.write_text("".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in t]}) + "\n" for t in turns))
+    return file
+
+
+def train(target, talk, output, *more) -> list[str]:
+    return ["--target", str(target), "--conversations", str(talk), "--output", str(output), *SMALL, *map(str, more)]
+
+
+def test_from_a_file_of_conversations_to_a_head_that_decodes(target, talk, tmp_path, capsys):
+    assert main.command(train(target, talk, tmp_path / "run", "--steps", 4, "--held-out", 0.2, "--evaluate-every", 4)) == 0
+    assert "the head is in" in capsys.readouterr().out
+    head = tmp_path / "run" / "head"
+    card = (head / "README.md").read_text()
+    assert "tokens per step 4x4" in card and "| distill_weight | 1.0 |" in card and str(tmp_path) not in card
+    assert pair.load(str(target), str(head)).complete([1, 2, 3], max_new_tokens=4).reply.rounds > 0
+    assert main.command(train(target, talk, tmp_path / "run", "--steps", 6, "--held-out", 0.2)) == 2
+    assert "steps was 4 and is 6" in capsys.readouterr().err
+    arguments = ["--run", tmp_path / "run", "--target", target, "--output", tmp_path / "again"]
+    assert export.command(list(map(str, arguments))) == 0
+    again, first = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", head))
+    for name, array in first.items():
+        np.testing.assert_array_equal(again[name], array)
+    assert export.command([*map(str, arguments), "--step", "3"]) == 2
+    assert "--step" in capsys.readouterr().err
+
+
+def test_the_target_answers_prompts_and_a_cut_off_run_goes_on(target, talk, tmp_path, capsys):
+    arguments = ["--target", str(target), "--conversations", str(talk), "--max-new-tokens", "8", "--batch-size", "16"]
+    whole = tmp_path / "whole.jsonl"
+    assert distill.command([*arguments, "--output", str(whole)]) == 0
+    lines = whole.read_text().splitlines(keepends=True)
+    assert len(lines) == 40 and json.loads(lines[7])["number"] == 7
+    cut = tmp_path / "cut.jsonl"
+    assert distill.command([*arguments, "--output", str(cut)]) == 0
+    cut.write_text("".join(lines[:20]) + lines[20][:15])
+    assert distill.command([*arguments, "--output", str(cut)]) == 0
+    assert cut.read_text() == whole.read_text()
+    assert distill.command([*arguments, "--output", str(cut), "--temperature", "1.0"]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
+    shards = [tmp_path / f"{part}.jsonl" for part in range(2)]
+    for part, file in enumerate(shards):
+        assert distill.command([*arguments, "--output", str(file), "--shard", str(part), "2"]) == 0
+    both = sorted((json.loads(line) for file in shards for line in file.read_text().splitlines()), key=lambda line: line["number"])
+    assert both == [json.loads(line) for line in lines]
+    run = ["--target", str(target), "--token-ids", *map(str, shards), "--output", str(tmp_path / "run"), *SMALL, "--steps", "2"]
+    assert main.command(run) == 0
+
+
+def test_replies_are_the_targets_own_greedy_text_with_and_without_a_head(target, talk, tmp_path):
+    from tests.support import MODELS
+
+    arguments = ["--target", str(target), "--conversations", str(talk), "--max-new-tokens", "8"]
+    head = ["--drafter", str(MODELS / "drafter_mha_rnn"), "--beam", "2", "3"]
+    files = [tmp_path / "plain.jsonl", tmp_path / "fast.jsonl"]
+    assert distill.command([*arguments, "--output", str(files[0])]) == 0
+    assert distill.command([*arguments, *head, "--output", str(files[1])]) == 0
+    assert files[0].read_text() == files[1].read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(target, talk, tmp_path):
+    """SIGKILL at random moments, saves in flight included."""
+    whole = train(target, talk, tmp_path / "whole", "--steps", 40)
+    assert main.command(whole) == 0
+    command = [sys.executable, "-m", "train.main", *train(target, talk, tmp_path / "cut", "--steps", 40)]
+    rng, kills = random.Random(0), 0
+    while kills < 4:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(log.read(tmp_path / "cut"))
+        while process.poll() is None and len(log.read(tmp_path / "cut")) < before + 3:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 2
+    subprocess.run(command, check=True, capture_output=True)
+    heads = [weights.load_drafter(tmp_path / name / "head") for name in ("whole", "cut")]
+    import jax
+
+    for ours, theirs in zip(*map(jax.tree.leaves, heads), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (["--steps", "0"], "--steps"), (["--mesh", "64", "1", "--batch", "64"], "--mesh"), (["--held-out", "0.9"], "--held-out"),
+        (["--max-malformed", "nan"], "--max-malformed"), (["--target", "/nowhere"], "--target"),
+        (["--conversations", "/nowhere.json"], "/nowhere.json"), (["--mesh", "3", "1"], "--mesh"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_leaves_nothing_behind(change, named, target, talk, tmp_path, capsys):
+    assert main.command([*train(target, talk, tmp_path / "run", "--steps", 2), *change]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and named in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (["--temperature", "-1"], "--temperature"), (["--shard", "2", "2"], "--shard"), (["--text", "x"], "one of them"),
+        (["--output", "/nowhere/x.jsonl"], "--output"), (["--target", "/nowhere"], "--target"), (["--dtype", "int8"], "--dtype"),
+    ],
+)  # fmt: skip
+def test_distilling_names_bad_input(change, named, target, talk, tmp_path, capsys):
+    arguments = ["--target", str(target), "--conversations", str(talk), "--output", str(tmp_path / "own.jsonl")]
+    assert distill.command([*arguments, *change]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and named in message
+
+
+def test_the_whole_configuration_is_printed_and_a_preset_is_its_default(target, talk, tmp_path, capsys):
+    arguments = ["--target", str(target), "--conversations", str(talk), "--output", str(tmp_path / "run"), "--config"]
+    assert main.command([*arguments, "--preset", "vicuna-7b", "--steps", "7"]) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert (recipe["steps"], recipe["row_length"], recipe["head"]) == (7, 2048, "full")
+    assert not (tmp_path / "run").exists()

@@ -64,11 +64,11 @@ def draft_loss(
     T = tokens_BT.shape[1]
     hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
     state_BTD = jnp.zeros_like(hidden_BTD)
-    exits, labels = [], []
+    context, exits, labels = drafter.context(hidden_BTD), [], []
     for i in range(config.positions):
         read_BT = jnp.roll(tokens_BT, -1 - i, axis=1)
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(read_BT)))
-        exits.append(drafter.exit(hidden_BTD, state_BTD))
+        exits.append(drafter.exit(context, state_BTD))
         inside_BT = jnp.broadcast_to(jnp.arange(T) < T - 2 - i, tokens_BT.shape)
         if segments_BT is not None:
             inside_BT &= segments_BT == jnp.roll(segments_BT, -2 - i, axis=1)

@@ -99,7 +99,7 @@ def draft_probabilities(target, drafter, h, g, tokens) -> np.ndarray:
     state, read, found = jnp.zeros_like(h_BWD), jnp.broadcast_to(g[:, None], (V, W)), []
     for step in range(L):
         state = drafter.advance(state, target.embed(read))
-        found.append(np.asarray(jax.nn.softmax(drafter.logits(drafter.exit(h_BWD, state), target)), np.float64))
+        found.append(np.asarray(jax.nn.softmax(drafter.logits(drafter.exit(drafter.context(h_BWD), state), target)), np.float64))
         read = tokens[:, :, step]
     return np.stack(found, axis=2)
 

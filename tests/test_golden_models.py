@@ -85,7 +85,7 @@ def test_the_head_advances_exits_and_scores_as_published(pair):
     for step in range(tokens.shape[1]):
         state = drafter.advance(state, embedded[:, step])
         np.testing.assert_allclose(state, vectors["forced/state"][:, step], atol=1e-5)
-        logits = drafter.logits(drafter.exit(h, state), target)
+        logits = drafter.logits(drafter.exit(drafter.context(h), state), target)
         np.testing.assert_allclose(logits, vectors["forced/raw_logits"][:, step], atol=TOLERANCE)
 
 

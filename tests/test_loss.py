@@ -50,7 +50,7 @@ def test_soft_labels_are_the_targets_distributions_and_mix_linearly(mha):
             state = jnp.zeros_like(hidden[:, 0])
             for step in range(i + 1):
                 state = drafter.advance(state, target.embed(tokens[:, t + 1 + step]))
-            logq = np.asarray(jax.nn.log_softmax(drafter.logits(drafter.exit(hidden[:, t], state), target)))
+            logq = np.asarray(jax.nn.log_softmax(drafter.logits(drafter.exit(drafter.context(hidden[:, t]), state), target)))
             losses += [-(p[b, t + 1 + i] * logq[b]).sum() for b in range(B)]
         expected += np.mean(losses)
     assert abs(totals[1] - expected) < 1e-3
@@ -81,7 +81,7 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
     state, total, teacher = jnp.zeros_like(hidden), 0.0, jax.nn.log_softmax(target.logits(hidden))
     for i in range(config.positions):
         state = drafter.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
-        logits = jax.nn.log_softmax(drafter.logits(drafter.exit(hidden, state), target))
+        logits = jax.nn.log_softmax(drafter.logits(drafter.exit(drafter.context(hidden), state), target))
         label = jnp.roll(labels, -2 - i, axis=1)
         counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED) & (segments == jnp.roll(segments, -2 - i, axis=1))
         hard = -jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[..., None], logits, 0), axis=-1)

@@ -56,7 +56,7 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
         grown = []
         for tokens, score, state in alive:
             state = np.asarray(drafter.advance(jnp.asarray(state), target.embedding[...][tokens[-1]]))
-            z = drafter.exit(jnp.asarray(h[0]), jnp.asarray(state))
+            z = drafter.exit(drafter.context(jnp.asarray(h[0])), jnp.asarray(state))
             logp = np.asarray(jax.nn.log_softmax(drafter.logits(put(z[None]), target)[0]))
             grown += [((*tokens, v), score + logp[v], state) for v in range(503)]
         alive = sorted(grown, key=lambda item: -item[1])[:W]

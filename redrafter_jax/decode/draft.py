@@ -46,14 +46,14 @@ def draft(
       draft_top_k: cut and renormalise each distribution to its best k (Apple's code: 50); 0 for the whole of it.
     """
     B, D = h_BD.shape
-    h_BWD = jnp.broadcast_to(h_BD[:, None], (B, width, D))
+    context = drafter.context(h_BD[:, None])
     tokens_BW = jnp.broadcast_to(g_B[:, None], (B, width))
-    state_BWD = jnp.zeros_like(h_BWD)
+    state_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
     scores_BW = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf) + jnp.zeros_like(g_B, jnp.float32)[:, None]
     steps = []
     for step in range(length):
         state_BWD = drafter.advance(state_BWD, target.embed(tokens_BW))
-        logits_BWV = drafter.logits(drafter.exit(h_BWD, state_BWD), target)
+        logits_BWV = drafter.logits(drafter.exit(context, state_BWD), target)
         if temperature_B is not None:
             logits_BWV = logits_BWV / temperature_B[:, None, None]
         if noise_BLV is not None:

@@ -63,7 +63,8 @@ class Dense(nnx.Module):
 
 
 class Drafter(nnx.Module):
-    """The head's three steps, so that training and beam search can each arrange them: ``advance``, ``exit``, ``logits``.
+    """The head's steps, so that training and beam search can each arrange them: ``context`` once, then ``advance``, ``exit``
+    and ``logits`` for every drafted token.
 
     The residual blocks start at zero (an untrained block is the identity).
     """
@@ -85,14 +86,32 @@ class Drafter(nnx.Module):
             return state + embedding
         return jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state))
 
-    def exit(self, h: jax.Array, state: jax.Array) -> jax.Array:
-        """``[..., E]``, what the LM head reads, from h and the state, both ``[..., D]``."""
-        z = jnp.concatenate([h, state], axis=-1)
+    def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
+        layer that reads ``[h ; s]``."""
+        first = self._first()
+        return h, None if first is None else h @ first.weight[...][: h.shape[-1]] + first.bias[...]
+
+    def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array) -> jax.Array:
+        """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""
+        h, share = context
+        first, rest = self._first(), self.blocks
+        whole = None if first is None else share + state @ first.weight[...][h.shape[-1] :]
         if self.input_proj is not None:
-            z = self.input_proj(z)
-        for block in self.blocks:
+            z = whole
+        else:
+            z = jnp.concatenate(jnp.broadcast_arrays(h, state), axis=-1)
+            if first is not None:
+                z, rest = z + jax.nn.silu(whole), self.blocks[1:]
+        for block in rest:
             z = z + jax.nn.silu(block(z))
         return z
+
+    def _first(self) -> Dense | None:
+        """The first layer that reads ``[h ; s]``; None for a head that has none."""
+        if self.input_proj is not None:
+            return self.input_proj
+        return self.blocks[0] if self.blocks else None
 
     def logits(self, exit_: jax.Array, target: Target) -> jax.Array:
         """float32 ``[..., V]``, split over ``model`` in V; ``exit_`` is ``[..., E]``."""

@@ -10,6 +10,7 @@ import pytest
 from redrafter_jax import weights
 from redrafter_jax.decode import loop, pack, verify
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.model import attention
 from tests import support
 from tests.support import MODELS, put
 
@@ -68,12 +69,13 @@ def test_another_seed_gives_another_text(mha):
 
 
 def test_the_coupled_drafter_sees_the_noise_and_the_independent_one_does_not(mha):
-    engine = Engine(*mha, loop.Shape(4, 3))
+    """At a temperature of 100 the noise alone decides: who sees it drafts the very token, who does not can only guess."""
+    engine = Engine(*mha, loop.Shape(1, 3))
     rates = {}
     for rule in ("coupled", "independent"):
-        replies = list(engine.generate(PROMPTS, Sampling(1.5, rule=rule), Limits(NEW), batch=5))
-        rates[rule] = sum(reply.rounds for reply in replies)
-    assert rates["coupled"] != rates["independent"]
+        replies = list(engine.generate(PROMPTS, Sampling(100.0, rule=rule), Limits(NEW), batch=5))
+        rates[rule] = np.mean([reply.tokens_per_step for reply in replies])
+    assert rates["coupled"] > 3 and rates["independent"] < 1.3
 
 
 def test_a_reply_ends_at_a_stop_id_a_limit_or_the_context(mha):
@@ -107,23 +109,43 @@ def test_dead_slots_and_unused_nodes_never_reach_a_logit(mha):
     np.testing.assert_array_equal(np.asarray(hidden)[used], np.asarray(clean)[used])
 
 
-def test_bfloat16_differs_only_where_the_two_best_logits_are_within_rounding():
-    """A logit is a dot product of D bfloat16 hidden features (each off by at most one rounding, 2^-8 relative, after the
-    last norm; errors of the layers below pass that norm as well, so a factor of the layer count is allowed) with a row of the LM
-    head: |error| <= (layers + 1) * 2^-8 * sum |h_i c_i|. Two passes can swap the best two logits only if their gap is below
-    the sum of both errors, twice that."""
+def test_bfloat16_differs_only_where_rounding_can_swap_the_two_best_logits(mha, record_property):
+    """If two passes, each within e of the exact logits, choose different tokens, then the exact logits of these tokens are
+    within 2 e of each other. Exact: the same weights in float32. e: the largest error of any logit at that place in a
+    bfloat16 pass over the whole text, doubled because a pass in another order can err more. The control: tokens that
+    are wrong rather than tied break that bound."""
     target = weights.load_target(MODELS / "target_mha", "bfloat16")
     drafter = weights.load_drafter(MODELS / "drafter_mha_rnn", "bfloat16")
-    fast = list(Engine(target, drafter, loop.Shape(4, 4)).generate(PROMPTS, limits=Limits(NEW), batch=5))
-    slow = list(Engine(target).generate(PROMPTS, limits=Limits(NEW), batch=5))
-    differing = 0
-    for prompt, a, b in zip(PROMPTS, fast, slow, strict=True):
-        unequal = [i for i, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=False)) if x != y]
-        if unequal:
-            differing += 1
-            state = support.started(target, [prompt + a.token_ids[: unequal[0]]], 1, 0)
-            logits = np.sort(np.asarray(target.logits(state.h))[0])
-            products = jnp.abs(state.h[0].astype(jnp.float32)) @ jnp.abs(target.lm_head[...].astype(jnp.float32))
-            bound = 2 * (target.config.num_hidden_layers + 1) * 2**-8 * float(products.max())
-            assert logits[-1] - logits[-2] < bound
-    print(f"bfloat16: {differing} of {len(PROMPTS)} replies of {NEW} tokens differ somewhere")
+    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), target)
+    slow = [r.token_ids for r in Engine(target).generate(PROMPTS, limits=Limits(NEW), batch=5)]
+    ties = differing = total = 0
+    control = []
+    for shape in (loop.Shape(4, 4), loop.Shape(1, 3), loop.Shape(8, 5)):
+        fast = [r.token_ids for r in Engine(target, drafter, shape).generate(PROMPTS, limits=Limits(NEW), batch=5)]
+        for prompt, a, b in zip(PROMPTS, fast, slow, strict=True):
+            logits, errors = rounding(target, exact, prompt, a)
+            first = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+            total += NEW if first is None else first + 1
+            second = np.argsort(logits, axis=1)[:, -2]
+            gaps = logits.max(axis=1) - logits[np.arange(NEW), second]
+            ties += int((gaps <= 4 * errors).sum())
+            wrong = (np.asarray(a) + 1) % logits.shape[1]
+            control += (logits[np.arange(NEW), a] - logits[np.arange(NEW), wrong] > 4 * errors).tolist()
+            if first is not None:
+                differing += 1
+                assert abs(logits[first, a[first]] - logits[first, b[first]]) <= 4 * errors[first]
+    record_property("bfloat16_tokens_that_differ", f"{differing} of {total}")
+    record_property("bfloat16_tokens_within_the_bound", f"{ties} of {15 * NEW}")
+    assert np.mean(control) > 0.9 and ties < 0.25 * 15 * NEW
+
+
+def rounding(target, exact, prompt: list[int], reply: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """At each token of a reply: the exact logits ``[n, V]`` and the largest error of a bfloat16 logit ``[n]``."""
+    longest = max(map(len, PROMPTS)) + NEW  # one shape for all: the mask is causal, so what is behind the reply doesn't matter
+    row = put([[*prompt, *reply, *[0] * (longest - len(prompt) - len(reply))]], np.int32)
+    positions = put([list(range(longest))], np.int32)
+    scored = []
+    for model in (exact, target):
+        hidden, _ = model(row, positions, attention.causal(row >= 0))
+        scored.append(np.asarray(model.logits(hidden))[0, len(prompt) - 1 :][: len(reply)])
+    return scored[0], np.abs(scored[0] - scored[1]).max(axis=1)

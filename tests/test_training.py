@@ -13,7 +13,7 @@ import pytest
 from redrafter_jax import checkpoint, weights
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target, put
-from train import corpus, data, demo, evaluate, figures, log, main, pretrain, run, step
+from train import corpus, data, demo, evaluate, figures, log, main, pretrain, run, step, unloop
 from train.recipe import Recipe
 
 
@@ -189,6 +189,7 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
         save_every=2,
         head_steps=2,
         replies=8,
+        unloop_rounds=1,
     )
     demo.main(options)
     result = json.loads((tmp_path / "pair" / "figures.json").read_text())
@@ -202,52 +203,52 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
 Prompts = figures.Prompts
 
 
-def test_rows_that_repeat_themselves_do_so_with_their_period_and_others_stay():
-    tokens = put(np.arange(3 * 40).reshape(3, 40), np.int32)
-    rows, period, again = map(np.asarray, pretrain.loop_rows(jax.random.key(1), tokens, put([True, True, False])))
-    np.testing.assert_array_equal(rows[2], tokens[2])
-    assert not again[2].any()
-    for row in (0, 1):
-        places = np.flatnonzero(again[row])
-        np.testing.assert_array_equal(rows[row][places], rows[row][places - period[row]])
-        np.testing.assert_array_equal(rows[row][~again[row]], np.asarray(tokens)[row][~again[row]])
+def test_repetitions_are_found_from_the_third_time_round_on():
+    text = [9, 8, 0, *[1, 2, 3, 4, 5, 6, 7] * 4, 9, 8]
+    found = unloop.repetitions(np.array(text), 0)
+    # the first copy begins at 3, the second at 10, the third at 17, and the last ends at 31
+    assert np.flatnonzero(found).tolist() == list(range(3 + 7 + unloop.SHORTEST_REPETITION, 31))
+    assert np.flatnonzero(unloop.repetitions(np.array(text), 25)).tolist() == list(range(25, 31))
+    assert not unloop.repetitions(np.arange(200), 0).any()
 
 
-def test_repetitions_are_taught_to_fade_and_the_rest_to_be_likely():
-    """`pretrain.training_loss` against its definition, token by token."""
-    target, key = load_target("tied"), jax.random.key(3)
-    tokens, looped = put(np.random.default_rng(0).integers(0, 97, (3, 40)), np.int32), put([True, False, True])
-    rows, period, again = pretrain.loop_rows(key, tokens, looped)
-    nats = np.asarray(pretrain.next_token_losses(target, rows))
-    likely, period, again = np.exp(-nats), np.asarray(period), np.asarray(again)
-    total, text = [], []
-    for b, i in np.ndindex(*nats.shape):  # label i is token i + 1
-        if again[b, i + 1]:
-            earlier = likely[b, max(i - period[b], 0)]
-            total.append(-np.log(1 - abs(likely[b, i] - 0.5 * earlier)))
-        else:
-            total.append(nats[b, i])
-            text.append(nats[b, i])
-    loss, mean_nats = pretrain.training_loss(target, tokens, looped, key)
-    assert 0 < again.sum() < again.size
-    np.testing.assert_allclose(float(loss), np.mean(total), rtol=1e-4)
-    np.testing.assert_allclose(float(mean_nats), np.mean(text), rtol=1e-4)
+def test_repetitions_are_those_of_their_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        row = np.concatenate([np.tile(rng.integers(0, 3, rng.integers(1, 20)), rng.integers(1, 6)) for _ in range(4)])
+
+        def is_repetition(place, row=row):
+            for period in range(1, unloop.LONGEST_PERIOD + 1):
+                needed = max(period, unloop.SHORTEST_REPETITION) + 1
+                run = range(place - needed + 1, place + 1)
+                if run[0] >= period and all(row[k] == row[k - period] for k in run):
+                    return True
+            return False
+
+        expected = [is_repetition(place) for place in range(len(row))]
+        np.testing.assert_array_equal(unloop.repetitions(row, 0), expected)
 
 
-def test_rows_are_looped_only_once_the_learning_rate_falls():
-    schedule = pretrain.Schedule(steps=10, batch=4, warmup=1, decay=0.5, looped=1.0)
-    target = load_target("tied")
-    tokens = put(np.random.default_rng(0).integers(0, 97, (4, 32)), np.int32)
-    update = jax.jit(functools.partial(pretrain.step, schedule=schedule))
-    plain = float(pretrain.next_token_loss(target, tokens))
-
-    def nats(at: int) -> float:
-        optimizer = pretrain.optimizer(schedule).init(pretrain._whole(target))
-        return float(update(pretrain.PretrainState(jnp.int32(at), target, optimizer), tokens)[1])
-
-    assert schedule.falls_from == 5
-    assert nats(4) == pytest.approx(plain, rel=1e-4)
-    assert nats(5) != pytest.approx(plain, rel=1e-4)
+def test_what_the_target_repeats_becomes_less_likely():
+    """`unloop.step` against its definition, and its effect."""
+    rounds = unloop.Rounds(count=1, steps=20, batch=2, muon_rate=0.02, adam_rate=5e-3, warmup=1)
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 40))
+    text, own = put(tokens, np.int32), put(np.tile(tokens[:, :10], (1, 4)), np.int32)
+    repeated = put(np.arange(40) >= np.array([[20], [33]]), bool)
+    learning = pretrain.Schedule(20, warmup=1)
+    state = pretrain.begin(load_target("tied"), learning)
+    learn = jax.jit(functools.partial(pretrain.step, schedule=learning))
+    for _ in range(learning.steps):
+        state, _ = learn(state, own)
+    state = pretrain.begin(state.target, rounds.schedule())
+    update = jax.jit(functools.partial(unloop.step, rounds=rounds))
+    likely = lambda state: np.exp(-np.asarray(pretrain.next_token_losses(state.target, own)))[np.asarray(repeated)[:, 1:]]  # noqa: E731
+    before, nats = likely(state), float(pretrain.next_token_loss(state.target, text))
+    state, losses = update(state, text, own, repeated)
+    np.testing.assert_allclose(losses, [nats, -np.log(1 - before).mean()], rtol=1e-4)
+    for _ in range(rounds.steps - 1):
+        state, losses = update(state, text, own, repeated)
+    assert before.mean() > 0.5 and likely(state).mean() < 0.2 and float(losses[0]) < nats
 
 
 @pytest.mark.parametrize(

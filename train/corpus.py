@@ -1,4 +1,4 @@
-"""The text of the embedded pair: Python source that is already on the machine.
+"""`python -m train.corpus`: the text of the embedded pair, Python source that is already on the machine, as two folders.
 
 The standard library of the running Python and, if asked, installed packages. Not tests (they repeat themselves), not
 character tables. One file in twenty of the standard library is held out, chosen by a hash of its path, so that the
@@ -11,7 +11,12 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import platform
+import sys
 import sysconfig
+
+import tyro
+
+from redrafter_jax.errors import BadInput
 
 SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3",
                    "idlelib", "turtledemo", "__pycache__", "__phello__", "_vendor", "include", "lib-dynload"}  # fmt: skip
@@ -44,7 +49,7 @@ def read(packages: tuple[str, ...] = ()) -> Corpus:
     """The standard library, split, and every Python file of ``packages`` for training.
 
     Raises:
-      ValueError: a package is not installed.
+      BadInput: a package is not installed.
     """
     library = _files(pathlib.Path(sysconfig.get_path("stdlib")))
     held_out = [source for source in library if is_held_out(source.name)]
@@ -53,7 +58,7 @@ def read(packages: tuple[str, ...] = ()) -> Corpus:
     for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"--packages: {package!r} is not an installed package")
+            raise BadInput(f"--packages: {package!r} is not an installed package")
         files = _files(pathlib.Path(spec.submodule_search_locations[0]))
         metadata = importlib.metadata.metadata(package)
         licence = metadata.get("License-Expression") or metadata.get("License", "?").splitlines()[0]
@@ -76,3 +81,45 @@ def _files(folder: pathlib.Path) -> list[Source]:
 def _origin(name: str, version: str, licence: str, files: list[Source]) -> dict[str, str | int]:
     size = sum(len(source.text.encode()) for source in files)
     return {"name": name, "version": version, "licence": licence, "files": len(files), "bytes": size}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Copy the embedded pair's text into two folders: what its target was trained on, and what was held out."""
+
+    output: pathlib.Path
+    """Folder for `train/` and `held_out/`."""
+    packages: tuple[str, ...] = ()
+    """Installed packages whose Python files are added to `train/`."""
+
+
+def main(options: Options) -> None:
+    """Writes the files, and says how many.
+
+    Raises:
+      BadInput: a package is not installed, or the folder cannot be written.
+    """
+    text = read(options.packages)
+    for name, sources in (("train", text.train), ("held_out", text.held_out)):
+        try:
+            for source in sources:
+                path = options.output / name / source.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(source.text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--output: {options.output} cannot be written ({error.strerror})") from None
+        print(f"{options.output / name}: {len(sources)} files, {sum(len(source.text) for source in sources) / 1e6:.1f} MB")
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """The command: errors of the user's making end in one sentence and exit code 2."""
+    try:
+        main(tyro.cli(Options, args=arguments, prog="python -m train.corpus"))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

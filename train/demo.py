@@ -23,7 +23,7 @@ from redrafter_jax import checkpoint, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.target import Target, TargetConfig
-from train import corpus, data, distill, figures, pretrain, run, tokenizer
+from train import corpus, data, distill, figures, pretrain, run, tokenizer, unloop
 from train import recipe as recipes
 
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
@@ -55,8 +55,8 @@ class Options:
     """Training steps of the target."""
     decay: float = 0.5
     """Share of the target's steps over which its learning rate falls to zero."""
-    looped: float = 0.25
-    """Share of the rows that, from then on, are made to repeat themselves, so that the target learns not to."""
+    unloop_rounds: int = 4
+    """Rounds in which the repetitions in the target's own text are made unlikely, so that it does not end in loops."""
     save_every: int = 100
     """Steps between checkpoints."""
     head_steps: int = 600
@@ -74,7 +74,7 @@ class Options:
         )  # fmt: skip
 
     def schedule(self) -> pretrain.Schedule:
-        return pretrain.Schedule(self.steps, self.batch, decay=self.decay, looped=self.looped)
+        return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
 
 
 def main(options: Options) -> None:
@@ -83,7 +83,7 @@ def main(options: Options) -> None:
     prepare_corpus(options)
     pair = options.work / "pair"
     if not (pair / "target" / "config.json").exists():
-        export_target(options, train_target(options))
+        export_target(options, unloop_target(options, train_target(options)))
     target = weights.load_target(pair / "target")
     for name, kind in HEADS.items():
         if not (pair / name / "config.json").exists():
@@ -142,6 +142,21 @@ def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.Pretra
             bits = held_out_bits(options, state.target)
             _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "bits_per_byte": bits})
     return state
+
+
+def unloop_target(options: Options, target: Target) -> Target:
+    """The target after the rounds of `unloop`, a checkpoint after each."""
+    rounds = unloop.Rounds(options.unloop_rounds, row_length=options.row_length)
+    state = pretrain.begin(target, rounds.schedule())
+    with checkpoint.Run(options.work / "unloop") as kept:
+        done = kept.latest_step or 0
+        if done:
+            state = kept.restore(train=state)["train"]
+        for number in range(done, rounds.count):
+            state, line = unloop.run(state, stream(options, "train"), rounds, number)
+            kept.save(number + 1, train=state)
+            _log(options, line | {"bits_per_byte": held_out_bits(options, state.target)})
+    return state.target
 
 
 def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:

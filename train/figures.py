@@ -38,7 +38,8 @@ def bits_per_byte(target: Target, stream: np.ndarray, bytes_: int, row_length: i
     every token but a row's first predicted from the row so far."""
     starts = np.linspace(0, len(stream) - row_length, rows).astype(int)
     losses = jax.jit(pretrain.next_token_losses)
-    parts = np.split(np.stack([stream[s : s + row_length] for s in starts]), rows // 16)
+    cut = [stream[start : start + row_length] for start in starts]
+    parts = [np.stack(cut[i : i + 16]) for i in range(0, rows, 16)]
     nats = np.mean([np.asarray(losses(target, jax.device_put(part, P("data", None)))) for part in parts])
     return float(nats) / math.log(2) * len(stream) / bytes_
 
@@ -80,18 +81,26 @@ def _mean_tau(replies: Sequence[Reply]) -> float:
     return float(histogram @ np.arange(1, len(histogram) + 1) / histogram.sum())
 
 
-def tau_table(target: Target, drafter: Drafter, prompts: Prompts, contexts: Prompts) -> list[dict]:
+def tau_table(
+    target: Target,
+    drafter: Drafter,
+    prompts: Prompts,
+    contexts: Prompts,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    trees: Sequence[str] = TREES,
+    new: int = 128,
+) -> list[dict]:
     """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text."""
     rows = []
-    for (width, length), tree in itertools.product(SHAPES, TREES):
+    for (width, length), tree in itertools.product(shapes, trees):
         engine = Engine(target, drafter, Shape(width, length, tree=tree))
         rows.append(
             {
                 "shape": f"{width}x{length}",
                 "tree": tree,
-                "greedy": tokens_per_step(engine, prompts, Sampling()),
-                "coupled": tokens_per_step(engine, prompts, Sampling(1.0)),
-                "independent": tokens_per_step(engine, prompts, Sampling(1.0, rule="independent")),
+                "greedy": tokens_per_step(engine, prompts, Sampling(), new),
+                "coupled": tokens_per_step(engine, prompts, Sampling(1.0), new),
+                "independent": tokens_per_step(engine, prompts, Sampling(1.0, rule="independent"), new),
                 "along_text": tokens_per_step_along_text(engine, contexts),
             }
         )

@@ -1,9 +1,5 @@
-"""Pre-training of the embedded pair's target, on rows of tokens. Real targets arrive trained; only the demo needs this.
-
-Muon on the matrices of the blocks and AdamW on the rest. From the step at which the learning rate starts to fall, some
-rows are made to repeat themselves, and the target learns to make each repetition less likely than the one before
-(DITTO, arXiv 2206.02369): a small model's greedy text otherwise ends in loops (docs/decisions.md).
-"""
+"""Pre-training of the embedded pair's target, on rows of tokens: Muon on the matrices of the blocks, AdamW on the rest.
+Real targets arrive trained; only the demo needs this. Not here: what keeps it from looping (`unloop.py`)."""
 
 import dataclasses
 
@@ -13,11 +9,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model import attention
-from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
-
-FADING = 0.5  # how likely a repeated token should be, as a share of how likely it was one repetition before
-LONGEST_PERIOD = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +23,10 @@ class Schedule:
     decay: float = 0.6
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
-    seed: int = 0
-    looped: float = 0.25
-    """Share of a batch's rows that are made to repeat themselves once the learning rate falls."""
-
-    @property
-    def falls_from(self) -> int:
-        """The step at which the learning rate starts to fall."""
-        return self.steps - max(1, int(self.decay * self.steps))
 
     def share(self, step: jax.Array) -> jax.Array:
         """The learning rate's factor at a step, 0..1."""
-        falling = (self.steps - step) / (self.steps - self.falls_from)
+        falling = (self.steps - step) / max(1, int(self.decay * self.steps))
         return jnp.clip(jnp.minimum((step + 1) / self.warmup, falling), 0.0, 1.0)
 
 
@@ -78,48 +62,33 @@ def _matrices(params: Target):
 
 
 def start(key: jax.Array, config, schedule: Schedule) -> PretrainState:
-    target = Target(key, config)
+    return begin(Target(key, config), schedule)
+
+
+def begin(target: Target, schedule: Schedule) -> PretrainState:
+    """The state before the first update of a target that may have been trained before."""
     return PretrainState(jnp.int32(0), target, optimizer(schedule).init(_whole(target)))
 
 
 def step(state: PretrainState, tokens_BT: jax.Array, schedule: Schedule) -> tuple[PretrainState, jax.Array]:
-    """One update on rows of T tokens, each predicting the next; also the mean cross-entropy in nats of ordinary text."""
-    count = round(schedule.looped * tokens_BT.shape[0])
-    rows = jnp.zeros_like(tokens_BT[:, 0]) + jnp.arange(tokens_BT.shape[0])
-    looped_B = (rows < count) & (state.step >= schedule.falls_from)
-    key = jax.random.fold_in(jax.random.key(schedule.seed), state.step)
-    (_, nats), gradients = jax.value_and_grad(training_loss, has_aux=True)(state.target, tokens_BT, looped_B, key)
+    """One update on rows of T tokens, each predicting the next; also the mean cross-entropy in nats."""
+    nats, gradients = jax.value_and_grad(next_token_loss)(state.target, tokens_BT)
+    return apply(state, gradients, schedule), nats
+
+
+def apply(state: PretrainState, gradients: Target, schedule: Schedule) -> PretrainState:
+    """The state after an update along these gradients."""
     # Newton-Schulz contracts over both axes of a matrix: the demo's target is small enough to update it unsharded.
     updates, optimizer_state = optimizer(schedule).update(_whole(gradients), state.optimizer, _whole(state.target))
     target = jax.tree.map(lambda w, u: w + jax.sharding.reshard(u, jax.typeof(w).sharding), state.target, updates)
-    return PretrainState(state.step + 1, target, optimizer_state), nats
+    return PretrainState(state.step + 1, target, optimizer_state)
 
 
-def training_loss(target: Target, tokens_BT: jax.Array, looped_B: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean loss: cross-entropy, but for the repetitions in the rows that are to loop, which should fade. Also the mean
-    cross-entropy in nats without them."""
-    tokens_BT, period_B, again_BT = loop_rows(key, tokens_BT, looped_B)
-    nats_BT = next_token_losses(target, tokens_BT)
-    again_BT = again_BT[:, 1:]  # of the labels
-    earlier_BT = jnp.maximum(jnp.arange(nats_BT.shape[1]) - period_B[:, None], 0)
-    likely_BT, before_BT = jnp.exp(-nats_BT), jax.lax.stop_gradient(jnp.exp(-pick(nats_BT, earlier_BT)))
-    fading_BT = -jnp.log(jnp.maximum(1 - jnp.abs(likely_BT - FADING * before_BT), 1e-4))
-    text = jnp.sum(nats_BT, where=~again_BT) / jnp.sum(~again_BT)
-    return jnp.mean(jnp.where(again_BT, fading_BT, nats_BT)), text
-
-
-def loop_rows(key: jax.Array, tokens_BT: jax.Array, looped_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rows that from a random place in their first half on repeat a stretch of 1 to LONGEST_PERIOD tokens, the others as
-    they are; the periods ``[B]``; and which tokens repeat the one a period before ``[B, T]``."""
-    B, T = tokens_BT.shape
-    draw = jax.random.split(key)
-    spec = jax.typeof(looped_B).sharding.spec
-    period_B = jax.random.randint(draw[0], (B,), 1, LONGEST_PERIOD + 1, out_sharding=spec)
-    start_B = jax.random.randint(draw[1], (B,), 0, max(1, T // 2), out_sharding=spec)
-    place_BT = jnp.arange(T) - start_B[:, None]
-    again_BT = (place_BT >= period_B[:, None]) & looped_B[:, None]
-    source_BT = jnp.where(again_BT, start_B[:, None] + place_BT % period_B[:, None], jnp.arange(T))
-    return pick(tokens_BT, source_BT), period_B, again_BT
+def finished(target: Target) -> Target:
+    """The target with its tied output matrix brought up to date, ready to decode."""
+    ready = jax.tree.map(lambda leaf: leaf, target)
+    ready.lm_head[...] = jax.sharding.reshard(target.embedding[...].T, jax.typeof(target.lm_head[...]).sharding)
+    return ready
 
 
 def next_token_loss(target: Target, tokens_BT: jax.Array) -> jax.Array:

@@ -1,0 +1,149 @@
+"""`python -m train.measure`: a target and its heads on text that neither was trained on.
+
+Tokens per step of every head, side by side on the same contexts; how well the target predicts the text, and how often
+its greedy text ends in a loop, which flatters every head. Not here: the figures themselves (`figures.py`), speed.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+import tyro
+
+from redrafter_jax.errors import BadInput
+
+COLUMNS = {
+    "along_text": "along the text",
+    "greedy": "generated, T = 0",
+    "coupled": "T = 1 coupled",
+    "independent": "T = 1 independent",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Tokens per step of draft heads on held-out text."""
+
+    target: pathlib.Path
+    """Folder of the target: config.json, safetensors, tokenizer."""
+    drafter: tuple[pathlib.Path, ...]
+    """Folders of the heads."""
+    text: tuple[pathlib.Path, ...]
+    """Text files, or folders of them, that nothing was trained on."""
+    beams: tuple[str, ...] = ("1x3", "4x4", "8x5")
+    """Beam shapes, W x L."""
+    trees: tuple[str, ...] = ("search", "beams")
+    """Trees: search, beams."""
+    prompts: int = 64
+    """Contexts that are continued by --new-tokens tokens."""
+    contexts: int = 512
+    """Contexts along the text, one round from each."""
+    new_tokens: int = 128
+    """Tokens that each prompt is continued by."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def main(options: Options) -> None:
+    """Measures and prints.
+
+    Raises:
+      BadInput: whatever is wrong with the options, the target, the heads or the text.
+    """
+    shapes = [shape(name) for name in options.beams]
+    check(options)
+    import jax
+    import numpy as np
+
+    from redrafter_jax import weights
+    from redrafter_jax.mesh import make_mesh
+    from train import builders, examples, figures
+
+    jax.set_mesh(make_mesh())
+    files = examples.files(options.text)
+    configs = weights.configs
+    target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    for folder in options.drafter:
+        configs.check_pair(target_config, configs.drafter_config(configs.read_json(folder, "--drafter"), "--drafter"), "--drafter")
+    tokenizer = builders.tokenizer(str(options.target))
+    read = list(examples.text(files, tokenizer, examples.Skips(0.0)))
+    stream = np.concatenate([example.tokens for example in read])
+    if len(stream) < 1000:
+        raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give 1,000 or more")
+    size = sum(len(file.read_bytes()) for file in files)
+    prompts, contexts = figures.Prompts(stream, options.prompts), figures.Prompts(stream, options.contexts)
+    target = weights.load_target(options.target, what="--target")
+    result = {
+        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "tokens": len(stream),
+        "bits_per_byte": figures.bits_per_byte(target, stream, size),
+        "loops": figures.loop_share(figures.greedy_replies(target, prompts, options.new_tokens)),
+        "heads": {},
+    }
+    for folder in options.drafter:
+        head = weights.load_drafter(folder, what="--drafter")
+        result["heads"][str(folder)] = figures.tau_table(target, head, prompts, contexts, shapes, options.trees, options.new_tokens)
+    print(json.dumps(result, indent=1) if options.json else table(result))
+
+
+def table(result: dict) -> str:
+    """The result for people, as Markdown."""
+    lines = [
+        f"{result['tokens']:,} tokens of text: {result['bits_per_byte']:.3f} bits per byte; {result['loops']:.0%} of the greedy"
+        " continuations end in a loop.",
+        "Tokens per step, the +1 counted:",
+        "",
+        "| head | W x L | tree | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
+    ]
+    for name, rows in result["heads"].items():
+        for row in rows:
+            cells = [
+                pathlib.Path(name).name,
+                row["shape"].replace("x", " x "),
+                row["tree"],
+                *(f"{row[key]:.3f}" for key in COLUMNS),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def shape(name: str) -> tuple[int, int]:
+    """(4, 4) of `4x4`.
+
+    Raises:
+      BadInput: it is not of that form.
+    """
+    width, _, length = name.partition("x")
+    if not (width.isdecimal() and length.isdecimal() and 0 < int(width) <= 256 and 0 < int(length) <= 64):
+        raise BadInput(f"--beams: {name!r} should be a beam width and a beam length such as 4x4")
+    return int(width), int(length)
+
+
+def check(options: Options) -> None:
+    """Raises BadInput for options out of range."""
+    for name in ("prompts", "contexts", "new_tokens"):
+        if getattr(options, name) < 1:
+            raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(options, name)}")
+    for name in options.trees:
+        if name not in ("search", "beams"):
+            raise BadInput(f"--trees: {name!r} should be search or beams")
+    if not options.drafter or not options.text:
+        raise BadInput("give at least one --drafter and one --text")
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """The command: errors of the user's making end in one sentence and exit code 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        main(tyro.cli(Options, args=arguments, prog="python -m train.measure", config=(tyro.conf.FlagCreatePairsOff,)))
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

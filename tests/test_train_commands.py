@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 
 from infer import pair
 from redrafter_jax import weights
+from tests.support import MODELS
 from tests.texts import with_tokenizer
-from train import distill, export, log, main
+from train import corpus, distill, export, log, main, measure
 
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--save-every", "2", "--log-every", "1"]
 
@@ -54,6 +55,33 @@ def test_from_a_file_of_conversations_to_a_head_that_decodes(target, talk, tmp_p
         np.testing.assert_array_equal(again[name], array)
     assert export.command([*map(str, arguments), "--step", "3"]) == 2
     assert "--step" in capsys.readouterr().err
+
+
+def test_heads_are_measured_side_by_side_on_text(target, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}. " for n in range(200)))
+    arguments = ["--target", target, "--text", tmp_path / "text.txt", "--beams", "2x3", "--trees", "search", "--prompts", "3"]
+    arguments = list(map(str, [*arguments, "--contexts", "40", "--new-tokens", "48", "--json"]))
+    heads = ["--drafter", str(MODELS / "drafter_mha_rnn"), str(MODELS / "drafter_mha_rand")]
+    assert measure.command([*arguments, *heads]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["heads"]) == heads[1:] and result["bits_per_byte"] > 2  # a random target
+    for rows in result["heads"].values():
+        assert rows[0]["shape"] == "2x3" and 1 <= rows[0]["along_text"] <= 4 and 1 <= rows[0]["coupled"] <= 4
+    assert measure.command([*arguments, "--drafter", str(MODELS / "drafter_gqa_proj")]) == 2
+    assert "hidden_size" in capsys.readouterr().err
+    assert measure.command([*arguments, *heads, "--beams", "4"]) == 2
+    assert "--beams" in capsys.readouterr().err
+
+
+def test_the_embedded_pairs_text_as_two_folders(tmp_path, capsys):
+    assert corpus.command(["--output", str(tmp_path)]) == 0
+    found = {
+        name: {f.relative_to(tmp_path / name).as_posix() for f in (tmp_path / name).rglob("*.py")} for name in ("train", "held_out")
+    }
+    assert len(found["train"]) > 10 * len(found["held_out"]) > 0
+    assert all(map(corpus.is_held_out, found["held_out"])) and not any(map(corpus.is_held_out, found["train"]))
+    assert corpus.command(["--output", str(tmp_path), "--packages", "no_such_package"]) == 2
+    assert "no_such_package" in capsys.readouterr().err
 
 
 def test_the_target_answers_prompts_and_a_cut_off_run_goes_on(target, talk, tmp_path, capsys):

@@ -237,7 +237,7 @@ def report(options: Options, target: Target) -> None:
     for name in HEADS:
         head = weights.load_drafter(options.work / "pair" / name)
         result[f"{name}_parameters"] = sum(leaf.size for leaf in jax.tree.leaves(head))
-        result[name] = figures.tau_table(target, head, prompts, contexts)
+        result[name] = figures.tau_table(target, head, prompts, contexts, figures.SHAPES, figures.TREES)
     text = json.dumps(result, indent=1)
     (options.work / "pair" / "figures.json").write_text(text + "\n")
     print(text)

@@ -49,8 +49,10 @@ def greedy_replies(target: Target, prompts: Prompts, new: int = 128) -> list[Rep
 
 
 def loop_share(replies: Sequence[Reply], last: int = 48, longest_period: int = 24) -> float:
-    """The share of replies whose last ``last`` tokens repeat themselves with a period of at most ``longest_period``."""
-    return float(np.mean([is_loop(reply.token_ids[-last:], longest_period) for reply in replies if len(reply.token_ids) >= last]))
+    """The share of replies whose last ``last`` tokens repeat themselves with a period of at most ``longest_period``; a
+    shorter reply has ended, so it is none."""
+    long = (reply.token_ids[-last:] for reply in replies if len(reply.token_ids) >= last)
+    return sum(is_loop(tokens, longest_period) for tokens in long) / len(replies)
 
 
 def is_loop(tokens: Sequence[int], longest_period: int) -> bool:
@@ -86,8 +88,8 @@ def tau_table(
     drafter: Drafter,
     prompts: Prompts,
     contexts: Prompts,
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    trees: Sequence[str] = TREES,
+    shapes: Sequence[tuple[int, int]],
+    trees: Sequence[str],
     new: int = 128,
 ) -> list[dict]:
     """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text."""

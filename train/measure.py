@@ -124,9 +124,9 @@ def shape(name: str) -> tuple[int, int]:
 
 def check(options: Options) -> None:
     """Raises BadInput for options out of range."""
-    for name in ("prompts", "contexts", "new_tokens"):
-        if getattr(options, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(options, name)}")
+    for name, least in (("prompts", 1), ("contexts", 1), ("new_tokens", 48)):  # a loop shows in the last 48 tokens
+        if getattr(options, name) < least:
+            raise BadInput(f"--{name.replace('_', '-')} should be {least} or more, not {getattr(options, name)}")
     for name in options.trees:
         if name not in ("search", "beams"):
             raise BadInput(f"--trees: {name!r} should be search or beams")

@@ -55,7 +55,7 @@ class Options:
     """Training steps of the target."""
     decay: float = 0.5
     """Share of the target's steps over which its learning rate falls to zero."""
-    unloop_rounds: int = 4
+    unloop_rounds: int = 5
     """Rounds in which the repetitions in the target's own text are made unlikely, so that it does not end in loops."""
     save_every: int = 100
     """Steps between checkpoints."""

@@ -1,8 +1,8 @@
 """Teaches the embedded pair's target not to loop: the repetitions in its own greedy text are made unlikely.
 
 A small model's greedy text ends in loops more often than not. So, in rounds: the target continues places in the corpus;
-what of that repeats itself is found; updates make those very tokens less likely (unlikelihood, Welleck et al., arXiv
-1908.04319, section 5) while ordinary text keeps its loss. The next round continues with the target that came of it.
+what of that repeats itself to the end is found; updates make those very tokens less likely (unlikelihood, Welleck et al.,
+arXiv 1908.04319, section 5) while ordinary text keeps its loss. The next round continues with the target that came of it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from redrafter_jax.model.target import Target
-from train import distill, figures, pretrain
+from train import distill, pretrain
 
 LONGEST_PERIOD = 64
 SHORTEST_REPETITION = 12  # tokens
@@ -24,51 +24,48 @@ LEAST_UNLIKELY = 1e-4  # 1 - p is cut off here, so that a certain token's gradie
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """``count`` rounds of ``steps`` updates, each on ``batch`` rows of repetitive text and as many of the corpus; a round
+    """``count`` rounds of ``steps`` updates, each on ``looping`` rows that end in a loop and ``batch`` of the corpus; a round
     looks for the former in the continuations of ``prompts`` places, the first quarter of each row being the corpus's."""
 
-    count: int = 4
-    steps: int = 30
-    batch: int = 8
-    prompts: int = 256
+    count: int = 5
+    steps: int = 24
+    batch: int = 12
+    looping: int = 4
+    prompts: int = 192
     row_length: int = 256
-    muon_rate: float = 3e-3
-    adam_rate: float = 5e-4
+    muon_rate: float = 2e-3
+    adam_rate: float = 3e-4
     warmup: int = 5
     weight: float = 1.0
     """Of the unlikelihood, beside ordinary text's cross-entropy."""
 
     def schedule(self) -> pretrain.Schedule:
         steps = self.count * self.steps
-        return pretrain.Schedule(steps, self.batch, self.warmup, 0.7, self.muon_rate, self.adam_rate)
+        return pretrain.Schedule(steps, self.batch, self.warmup, 1.0, self.muon_rate, self.adam_rate)
 
 
 def run(state: pretrain.PretrainState, corpus: np.ndarray, rounds: Rounds, number: int) -> tuple[pretrain.PretrainState, dict]:
-    """The state after round ``number`` (from 0), and the share of rows that held a loop and the last losses."""
+    """The state after round ``number`` (from 0), and the share of rows that ended in a loop and the last losses."""
     rng = np.random.default_rng(number)
     starts = rng.integers(0, len(corpus) - rounds.row_length, (rounds.prompts,))
     length = rounds.row_length // 4
     prompts = [corpus[start : start + length].tolist() for start in starts]
     rows = distill.greedy_rows(pretrain.finished(state.target), prompts, rounds.row_length + 1)
     repeated = np.stack([repetitions(row, length) for row in rows])
-    looping = np.flatnonzero(repeated.any(axis=1))
-    report = {"round": number, "rows_that_repeat": len(looping) / len(rows), "loops": np.mean([_ends_in_loop(row) for row in rows])}
+    looping = np.flatnonzero(repeated[:, -1])
+    report = {"round": number, "loops": len(looping) / len(rows)}
     if not len(looping):
         return state, report
     update = _update(rounds)
     progress = tqdm(range(rounds.steps), f"round {number}")
     for _ in progress:
-        own = rng.choice(looping, rounds.batch)
+        own = rng.choice(looping, rounds.looping)
         text = rng.integers(0, len(corpus) - rounds.row_length - 1, (rounds.batch,))
         text = np.stack([corpus[start : start + rounds.row_length + 1] for start in text])
         arrays = [jax.device_put(array, P("data", None)) for array in (text, rows[own], repeated[own])]
         state, (nats, unlikely) = update(state, *arrays)
         progress.set_postfix(loss=f"{float(nats):.3f}", unlikelihood=f"{float(unlikely):.3f}")
     return state, report | {"train_nats": float(nats), "unlikelihood": float(unlikely)}
-
-
-def _ends_in_loop(row: np.ndarray) -> bool:
-    return figures.is_loop(row[-48:].tolist(), 24)
 
 
 def repetitions(row: np.ndarray, begin: int) -> np.ndarray:

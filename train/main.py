@@ -103,6 +103,8 @@ def check(options: Options) -> None:
     if min(data, model) < 1 or options.recipe.batch // options.recipe.accumulate % data:
         raise BadInput(f"--mesh {data} {model}: the rows of a step, {options.recipe.batch // options.recipe.accumulate}, should be"
                        f" a multiple of {data}")  # fmt: skip
+    if options.recipe.head_vocab % model:
+        raise BadInput(f"--head-vocab should be a multiple of the {model} model shards of --mesh, not {options.recipe.head_vocab}")
 
 
 def sources(options: Options) -> list:

@@ -74,6 +74,7 @@ def main(options: Options) -> None:
     configs.target_config(configs.read_json(options.target, "--target"), "--target")
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     target = weights.load_target(options.target, options.dtype, what="--target")
+    run.head_config(target, options.recipe)  # refuses a draft vocabulary that is too large before anything is written
     configuration = {
         **as_json(options)["recipe"],
         "target": fingerprint(options.target),

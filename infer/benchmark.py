@@ -42,6 +42,8 @@ class Options:
     """With --shape: fewer layers than it has, to fit a small device; the report says so."""
     head: Literal["slim", "full"] | None = None
     """Which of the embedded heads, or which random one; by default what suits the device."""
+    head_vocab: int = 0
+    """With --shape: tokens that the random head can draft; 0: all of the target's."""
     rates: tuple[float, ...] = ()
     """With --shape: the probability that the draft is right at depth 1, 2, ...; the last one goes for all deeper ones."""
     tokens_per_step: float = 4.2
@@ -121,8 +123,8 @@ def _check(options: Options) -> None:
         raise BadInput(f"--bandwidth should be in GB/s, or 0, not {options.bandwidth}")
     for text in options.beams:
         beam(text)
-    if options.shape is None and (options.rates or options.layers is not None):
-        raise BadInput("--rates and --layers go with --shape: with real weights the drafts are right as often as they are")
+    if options.shape is None and (options.rates or options.layers is not None or options.head_vocab):
+        raise BadInput("--rates, --layers and --head-vocab go with --shape: real weights have their own layers, head and drafts")
     if options.shape is not None and (options.target or options.drafter or options.prompts):
         raise BadInput("--shape has random weights and prompts; leave out --target, --drafter and --prompts")
     if options.shape is not None and options.against_transformers:

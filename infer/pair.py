@@ -114,18 +114,20 @@ def plan(target: str | None, drafter: str | None, speculative: bool, dtype: str,
         head = folders.locate(drafter, "--drafter") if drafter is not None else folders.embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
-    check_mesh(target_config, mesh)
+    check_mesh(target_config, mesh, head_config.draft_vocab if head_config else 0)
     return Plan(folder, target_config, head, head_config, mesh, dtype)
 
 
-def check_mesh(target: TargetConfig, mesh: tuple[int, int]) -> None:
-    """Raises BadInput for a mesh that has too few devices or does not divide the target."""
+def check_mesh(target: TargetConfig, mesh: tuple[int, int], draft_vocab: int = 0) -> None:
+    """Raises BadInput for a mesh that has too few devices or does not divide the target or the head's draft vocabulary."""
     data, model = mesh
     if data * model > len(jax.devices()):
         raise BadInput(f"--mesh {data} {model} needs {data * model} devices, and {len(jax.devices())} are visible")
     for name in SHARDED:
         if getattr(target, name) % model:
             raise BadInput(f"--mesh {data} {model}: {model} does not divide the target's {name} {getattr(target, name)}")
+    if draft_vocab % model:
+        raise BadInput(f"--mesh {data} {model}: {model} does not divide the head's draft vocabulary of {draft_vocab} tokens")
 
 
 def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:

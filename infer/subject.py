@@ -13,6 +13,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target
@@ -75,11 +76,14 @@ def at_shape(options) -> Subject:
         name += f" with {options.layers} layers only"
     if options.prompt_length + options.max_new_tokens > config.max_position_embeddings:
         raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
-    pair.check_mesh(config, options.mesh)
+    if not 0 <= options.head_vocab <= config.vocab_size:
+        raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {options.head_vocab}")
+    pair.check_mesh(config, options.mesh, options.head_vocab)
     jax.set_mesh(make_mesh(*options.mesh))
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
     target = synthetic.random_target(jax.random.key(0), config, dtype)
-    drafter = synthetic.random_head(jax.random.key(1), config, kind, dtype)
+    drafter = vocabulary.untied(synthetic.random_head(jax.random.key(1), config, kind, dtype, options.head_vocab), target)
+    name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
     return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None)

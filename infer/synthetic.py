@@ -38,11 +38,13 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     return target
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kind", "dtype"))
-def random_head(key: jax.Array, config: TargetConfig, kind: str, dtype) -> Drafter:
-    """A random head, `full` or `slim`, with blocks that are not the identity."""
-    shape = {"full": heads.full, "slim": heads.slim}[kind]
-    return Drafter(key, shape(config.vocab_size, config.hidden_size), dtype)
+@functools.partial(jax.jit, static_argnames=("config", "kind", "dtype", "draft_vocab"))
+def random_head(key: jax.Array, config: TargetConfig, kind: str, dtype, draft_vocab: int = 0) -> Drafter:
+    """A random head, `full` or `slim`, with blocks that are not the identity; ``draft_vocab``: ids that it can draft, spread
+    evenly over the vocabulary, or 0."""
+    shape = {"full": heads.full, "slim": heads.slim}[kind](config.vocab_size, config.hidden_size)
+    ids = jnp.arange(draft_vocab) * (config.vocab_size // max(draft_vocab, 1))
+    return Drafter(key, dataclasses.replace(shape, draft_vocab=draft_vocab), dtype, ids)
 
 
 @jax.tree_util.register_dataclass

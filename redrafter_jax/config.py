@@ -11,6 +11,7 @@ from redrafter_jax.model.target import TargetConfig
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
+DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
 
 
 def read_json(folder: pathlib.Path, what: str) -> dict[str, Any]:
@@ -120,7 +121,11 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     exit_size = _positive(config, "exit_dim", what)
     if tied and exit_size != width:
         raise BadInput(f"{what}: a head with {TIED_KEY} exits at hidden_size {width}; exit_dim is {exit_size}")
-    return DrafterConfig(_positive(config, "vocab_size", what), width, exit_size, blocks, bool(config.get("rnn", True)), tied)
+    vocab, rnn = _positive(config, "vocab_size", what), bool(config.get("rnn", True))
+    draft_vocab = _positive(config, DRAFT_VOCAB_KEY, what) if DRAFT_VOCAB_KEY in config else 0
+    if draft_vocab > vocab:
+        raise BadInput(f"{what}: {DRAFT_VOCAB_KEY} in config.json should be at most vocab_size {vocab}, not {draft_vocab}")
+    return DrafterConfig(vocab, width, exit_size, blocks, rnn, tied, draft_vocab)
 
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig, what: str = "drafter") -> None:

@@ -4,6 +4,11 @@ At text position t the head sees h_t, starts from zero state, reads x_{t+1} .. x
 i = 0..K-1, as long as all of them belong to one example of the row. The cross-entropy is averaged over the labelled
 positions of each i and summed over i. Soft labels are the target's own distributions at those positions.
 
+A head with a draft vocabulary cannot say the other tokens. A hard label that is one of them does not count, neither in the sum
+nor in the mean; soft labels are the target's distributions renormalised over the draft vocabulary, at all labelled positions.
+Accuracies count what cannot be said as a miss, so they compare across draft vocabularies, and losses do not. In this file V
+is then the draft vocabulary, but for the labels that `draft_loss` is given.
+
 The ``[K, B, T, V]`` logits never exist: the LM head, the losses and the ranks run over chunks of text positions. A
 chunk's gradients are made while its logits are there, so nothing is computed twice; the teachers of K drafted positions
 overlap, and are computed once.
@@ -21,6 +26,7 @@ from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 IGNORED = -100  # a label that does not count
+OUTSIDE = -1  # within this file: a label outside the draft vocabulary
 RANKS = 5  # accuracies are reported for the label among the 1..RANKS largest logits
 
 
@@ -38,7 +44,7 @@ class LossConfig:
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """loss: ``[K]``, mean loss of each drafted position; accuracy: ``[K, RANKS]``, share of hard labels among the 1..RANKS
-    largest logits; scored: ``[K]``, labels that counted."""
+    largest logits; scored: ``[K]``, labels that counted, those outside the draft vocabulary among them."""
 
     loss: jax.Array
     accuracy: jax.Array
@@ -63,6 +69,7 @@ def draft_loss(
     """
     T = tokens_BT.shape[1]
     hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
+    labels_BT = _in_draft_vocabulary(drafter, labels_BT)
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
     for i in range(config.positions):
@@ -74,18 +81,30 @@ def draft_loss(
             inside_BT &= segments_BT == jnp.roll(segments_BT, -2 - i, axis=1)
         labels.append(jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED))
     labels_BKT = jnp.stack(labels, axis=1)
-    scored_K = jnp.sum(labels_BKT != IGNORED, axis=(0, 2))
+    scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED, labels_BKT >= 0))
+    hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
+    soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
     own_EV = None if drafter.lm_head is None else drafter.lm_head[...]
-    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, target.lm_head[...], 1 / jnp.maximum(scored_K, 1))
+    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, drafter.drafted(target.lm_head[...]), (hard_K, soft_K))
     total, (loss_K, hits_KR) = _score(config, own_EV, *given)
-    counted_K = jnp.maximum(scored_K, 1)
-    return total, Metrics(loss_K / counted_K, hits_KR / counted_K[:, None], scored_K)
+    return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K)
+
+
+def _in_draft_vocabulary(drafter: Drafter, labels_BT: jax.Array) -> jax.Array:
+    """Labels as columns of the head's logits; OUTSIDE where there is none."""
+    if drafter.ids is None:
+        return labels_BT
+    U = drafter.config.draft_vocab
+    column_V = jnp.full(drafter.config.vocab_size, OUTSIDE, jnp.int32).at[drafter.ids[...]].set(jnp.arange(U, dtype=jnp.int32))
+    column_BT = column_V.at[labels_BT].get(out_sharding=P("data", None), mode="clip")
+    return jnp.where(labels_BT == IGNORED, IGNORED, column_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _score(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BTD, target_DV, weights_K):
-    """The sum over drafted positions of ``weights`` times the summed loss; also the summed losses ``[K]`` and the hits
-    ``[K, RANKS]``. ``own`` is the head's LM head, None for the target's; hidden are the target's own states."""
+    """The sum over drafted positions of the weighted losses; also these ``[K]`` by themselves and the hits ``[K, RANKS]``.
+    ``weights``: of a hard and of a soft label of each drafted position; ``own`` is the head's LM head, None for the target's;
+    hidden are the target's own states; ``target``: the columns of its LM head that the head can draft."""
     given = (exits_BKTE, labels_BKT, hidden_BTD)
 
     def of_chunk(carry, chunk):
@@ -120,7 +139,7 @@ def _score_backward(config: LossConfig, kept, cotangents):
     scale = cotangents[0]
     no_label = np.zeros(labels_BKT.shape, jax.dtypes.float0)
     own = None if own_gradient is None else own_gradient * scale
-    return own, exit_gradient * scale, no_label, *map(jnp.zeros_like, constants)
+    return own, exit_gradient * scale, no_label, *jax.tree.map(jnp.zeros_like, constants)
 
 
 _score.defvjp(_score_forward, _score_backward)
@@ -148,20 +167,22 @@ def _cut(config: LossConfig, exits_BKTE, labels_BKT, hidden_BTD):
 
 
 def _chunk_loss(own_EV, exits_BKNE, labels_and_teachers, target_DV, weights_K, config: LossConfig):
-    """Of one chunk: the weighted loss; the summed losses ``[K]`` and hits ``[K, RANKS]``."""
+    """Of one chunk: the weighted loss; the weighted losses ``[K]`` and hits ``[K, RANKS]``."""
     labels_BKN, teachers_BMD = labels_and_teachers
+    hard_K, soft_K = weights_K
     K, N = labels_BKN.shape[1:]
     logits_BKNV = _unembed(exits_BKNE, target_DV if own_EV is None else own_EV)
     total_BKN = jax.nn.logsumexp(logits_BKNV, axis=-1)
-    aimed_BKN = 0.0
+    loss_K = jnp.zeros(K)
     if config.distill_weight < 1:
-        aimed_BKN += (1 - config.distill_weight) * _logit_of(logits_BKNV, labels_BKN)
+        nats_BKN = total_BKN - _logit_of(logits_BKNV, labels_BKN)
+        loss_K += hard_K * jnp.sum(nats_BKN * (labels_BKN >= 0), axis=(0, 2))
     if config.distill_weight > 0:
         p_BMV = jax.nn.softmax(_unembed(teachers_BMD, target_DV), axis=-1)  # the target's, at all positions of the chunk
         soft = [jnp.sum(p_BMV[:, i : i + N] * logits_BKNV[:, i], axis=-1) for i in range(K)]
-        aimed_BKN += config.distill_weight * jnp.stack(soft, axis=1)
-    loss_K = jnp.sum((total_BKN - aimed_BKN) * (labels_BKN != IGNORED), axis=(0, 2))
-    return jnp.sum(loss_K * weights_K), (loss_K, _hits(logits_BKNV, labels_BKN))
+        nats_BKN = total_BKN - jnp.stack(soft, axis=1)
+        loss_K += soft_K * jnp.sum(nats_BKN * (labels_BKN != IGNORED), axis=(0, 2))
+    return jnp.sum(loss_K), (loss_K, _hits(logits_BKNV, labels_BKN))
 
 
 def _unembed(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -181,5 +202,5 @@ def _hits(logits_BKNV: jax.Array, labels_BKN: jax.Array) -> jax.Array:
     own_BKN1 = _logit_of(logits_BKNV, labels_BKN)[..., None]
     before = jnp.arange(logits_BKNV.shape[-1]) < labels_BKN[..., None]
     rank_BKN = jnp.sum((logits_BKNV > own_BKN1) | ((logits_BKNV == own_BKN1) & before), axis=-1)
-    hits_BKNR = (rank_BKN[..., None] < jnp.arange(1, RANKS + 1)) & (labels_BKN != IGNORED)[..., None]
+    hits_BKNR = (rank_BKN[..., None] < jnp.arange(1, RANKS + 1)) & (labels_BKN >= 0)[..., None]
     return jnp.sum(hits_BKNR, axis=(0, 2))

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from redrafter_jax import config as configs
 from redrafter_jax.errors import BadInput
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
@@ -40,6 +41,7 @@ _DRAFTER_NAMES = [
     (r"\.(rnn_u|input_proj)\.bias", r"\1.bias", False),
     (r"\.blocks\[(\d+)\]\.weight", r"lm_head.\1.linear.weight", True),
     (r"\.blocks\[(\d+)\]\.bias", r"lm_head.\1.linear.bias", False),
+    (r"\.ids", "draft_ids", False),
 ]
 
 
@@ -68,17 +70,24 @@ def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str =
     config = configs.drafter_config(configs.read_json(folder, what), what)
     with _open(folder, what) as files:
         abstract = jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)))
-        return _fill(abstract, lambda path: _drafter_name(path, config), files, folder, what)
+        drafter = _fill(abstract, lambda path: _drafter_name(path, config), files, folder, what)
+    if drafter.ids is not None:
+        _check_ids(np.asarray(drafter.ids[...]), config.vocab_size, folder, what)
+    return drafter
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int, folder: pathlib.Path, what: str) -> None:
+    if ids[0] < 0 or ids[-1] >= vocab_size or np.any(np.diff(ids) <= 0):
+        raise BadInput(f"{what}: draft_ids in {folder} should be ascending ids from 0 to {vocab_size - 1}, each once")
 
 
 def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | None = None) -> None:
-    """Writes a head in Apple's format. A slim head is written with its target's LM head if ``target`` is given (readable
-    by Apple's code), without it otherwise (readable by this project)."""
+    """Writes a head in Apple's format. With ``target`` it is written so that Apple's code can read it, a slim head with the
+    target's LM head and a draft vocabulary as the whole one (`vocabulary.whole`); without, as it is (for this project)."""
+    drafter = drafter if target is None else vocabulary.whole(drafter, target)
     config = drafter.config
     arrays = {_drafter_name(path, config): leaf for path, leaf in _leaves(drafter)}
-    if config.tied and target is not None:
-        arrays[f"lm_head.{config.num_blocks}.weight", True] = target.lm_head[...]
-    dtype = drafter.blocks[0].weight[...].dtype if config.num_blocks else next(iter(arrays.values())).dtype
+    dtype = next(leaf.dtype for leaf in arrays.values() if jnp.issubdtype(leaf.dtype, jnp.floating))
     fields = {
         "architectures": ["Drafter"],
         "exit_dim": config.exit_size,
@@ -91,8 +100,10 @@ def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | 
         "transformers_version": FORMAT_VERSION,
         "vocab_size": config.vocab_size,
     }
-    if config.tied and target is None:
+    if config.tied:
         fields[configs.TIED_KEY] = True
+    if config.draft_vocab:
+        fields[configs.DRAFT_VOCAB_KEY] = config.draft_vocab
     _write(folder, arrays, fields)
 
 
@@ -189,7 +200,10 @@ def _read(files, name: str, transposed: bool, like, folder: pathlib.Path, what: 
     if found != shape:
         raise BadInput(f"{what}: {name} in {folder} has shape {list(found)}; its config.json asks for {list(shape)}")
     tensor = np.asarray(opened.get_tensor(key))
-    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != jnp.bfloat16:
+    if jnp.issubdtype(like.dtype, jnp.integer):
+        if not np.issubdtype(tensor.dtype, np.integer):
+            raise BadInput(f"{what}: {name} in {folder} is {tensor.dtype}; it should hold whole numbers")
+    elif not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != jnp.bfloat16:
         raise BadInput(f"{what}: {name} in {folder} is {tensor.dtype}; only floating-point weights are supported")
     tensor = (tensor.T if transposed else tensor).astype(like.dtype)
     return jax.device_put(tensor, like.sharding.spec)

@@ -84,6 +84,22 @@ def test_the_embedded_pairs_text_as_two_folders(tmp_path, capsys):
     assert "no_such_package" in capsys.readouterr().err
 
 
+def test_a_head_with_a_draft_vocabulary_trains_decodes_and_is_exported_whole(target, talk, tmp_path, capsys):
+    shape = ["--head", "slim", "--head-vocab", 64, "--steps", 2]
+    assert main.command(train(target, talk, tmp_path / "run", *shape)) == 0
+    head = tmp_path / "run" / "head"
+    assert load_file(head / "model.safetensors")["draft_ids"].shape == (64,)
+    whole = tmp_path / "whole"
+    assert export.command(["--run", str(tmp_path / "run"), "--target", str(target), "--output", str(whole), "--whole"]) == 0
+    replies = [pair.load(str(target), str(folder)).complete([1, 2, 3], max_new_tokens=24).reply for folder in (head, whole)]
+    assert replies[0].token_ids == replies[1].token_ids and replies[0].drafted == replies[1].drafted
+    assert main.command(train(target, talk, tmp_path / "other", *shape, "--head-vocab", 504)) == 2
+    assert "--head-vocab should be at most the target's vocabulary of 503, not 504" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "config.json").exists()
+    assert main.command(train(target, talk, tmp_path / "other", *shape, "--head-vocab", 63, "--mesh", 1, 2)) == 2
+    assert "--head-vocab should be a multiple of the 2 model shards" in capsys.readouterr().err
+
+
 def test_the_target_answers_prompts_and_a_cut_off_run_goes_on(target, talk, tmp_path, capsys):
     arguments = ["--target", str(target), "--conversations", str(talk), "--max-new-tokens", "8", "--batch-size", "16"]
     whole = tmp_path / "whole.jsonl"

@@ -116,6 +116,16 @@ def pack(pieces: Sequence[Piece], length: int) -> list[list[Piece]]:
     return rows
 
 
+def most_frequent(examples: Sequence[dict], vocab_size: int, count: int) -> np.ndarray:
+    """The ``count`` ids most frequent among the labelled tokens of the examples, ascending; of equally frequent ones the smaller
+    ids are taken."""
+    seen = np.zeros(vocab_size, np.int64)
+    for number in range(len(examples)):
+        tokens, labelled = (np.asarray(examples[number][name]) for name in ("tokens", "labelled"))
+        seen += np.bincount(tokens[labelled.astype(bool)], minlength=vocab_size)
+    return np.sort(np.argsort(-seen, kind="stable")[:count]).astype(np.int32)
+
+
 def batches(rows: Rows, batch: int, seed: int, first: int, last: int) -> Iterator[tuple[Batch, np.ndarray]]:
     """The batches of steps first..last-1, on the mesh, and the numbers of their rows (this process's). What a step reads
     is a function of (seed, step, batch): rows are shuffled anew in every epoch, and each process reads its share."""

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from redrafter_jax import checkpoint, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target, TargetConfig
 from train import corpus, data, distill, figures, pretrain, run, tokenizer, unloop
 from train import recipe as recipes
@@ -217,7 +218,7 @@ def own_text(options: Options, target: Target) -> np.ndarray:
 
 
 def narrow(module):
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module)
+    return vocabulary.cast(module, jnp.bfloat16)
 
 
 def report(options: Options, target: Target) -> None:

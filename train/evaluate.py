@@ -8,6 +8,7 @@ import numpy as np
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.loss import LossConfig
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 from train import data, step
@@ -48,7 +49,7 @@ class Evaluation:
     def whole(self, drafter: Drafter) -> dict:
         """The loss, top-1..5 accuracies per position, and tokens per step of greedy decoding by beam shape."""
         figures = self._metrics(drafter)
-        narrow = jax.tree.map(lambda leaf: leaf.astype(self.target.norm[...].dtype), drafter)
+        narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
         for shape in SHAPES if self.prompts else ():
             figures[f"tokens_per_step_{shape.width}x{shape.length}"] = tokens_per_step(self.target, narrow, shape, self.prompts)
         return figures

@@ -23,7 +23,8 @@ class Options:
     step: int | None = None
     """Which checkpoint; the newest if not given."""
     whole: bool = False
-    """Write a slim head with the target's LM head, so that Apple's code and TensorRT-LLM's converter can read it."""
+    """Write the head so that Apple's code and TensorRT-LLM's converter can read it: a slim head with the target's LM head, and a
+    draft vocabulary as the whole one (the same drafts, from an exit a few features wider)."""
 
 
 def main(options: Options) -> None:
@@ -67,7 +68,7 @@ def main(options: Options) -> None:
 
 
 def write(head, target, folder: pathlib.Path, text: str) -> None:
-    """Writes the head and its card; a slim head with its target's LM head where the target is given."""
+    """Writes the head and its card; as Apple's code can read it where the target is given."""
     from redrafter_jax import weights
 
     weights.save_drafter(head, folder, target)

@@ -74,6 +74,7 @@ def main(options: Options) -> None:
     configs.target_config(configs.read_json(options.target, "--target"), "--target")
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     target = weights.load_target(options.target, options.dtype, what="--target")
+    run.head_config(target, options.recipe)  # refuses a draft vocabulary that is too large before anything is written
     configuration = {
         **as_json(options)["recipe"],
         "target": fingerprint(options.target),
@@ -103,6 +104,8 @@ def check(options: Options) -> None:
     if min(data, model) < 1 or options.recipe.batch // options.recipe.accumulate % data:
         raise BadInput(f"--mesh {data} {model}: the rows of a step, {options.recipe.batch // options.recipe.accumulate}, should be"
                        f" a multiple of {data}")  # fmt: skip
+    if options.recipe.head_vocab % model:
+        raise BadInput(f"--head-vocab should be a multiple of the {model} model shards of --mesh, not {options.recipe.head_vocab}")
 
 
 def sources(options: Options) -> list:

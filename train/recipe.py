@@ -12,6 +12,9 @@ class Recipe:
 
     head: Literal["full", "slim"] = "full"
     """full: the paper's head; slim: exits at the target's width into the target's own LM head."""
+    head_vocab: int = 0
+    """Tokens that the head can draft: those most frequent among the labelled tokens of the training data. 0: all of the
+    target's. The LM head is most of a head's bytes, so fewer tokens make a round cheaper, and some drafts impossible."""
     rnn: bool = True
     """Whether the head's state is recurrent (the paper's) or the sum of the embeddings."""
     blocks: int = 2
@@ -52,7 +55,7 @@ class Recipe:
         for name in ("blocks", "positions", "steps", "batch", "accumulate", "save_every", "log_every", "evaluation_rows"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(self, name)}")
-        for name in ("warmup", "evaluate_every"):
+        for name in ("head_vocab", "warmup", "evaluate_every"):
             if getattr(self, name) < 0:
                 raise BadInput(f"--{name.replace('_', '-')} should be 0 or more, not {getattr(self, name)}")
         if self.batch % self.accumulate:

@@ -4,6 +4,7 @@ Resuming is exact: a checkpoint holds the head, the optimizer's state and the st
 the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`).
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -33,7 +34,9 @@ def head_config(target: Target, recipe: Recipe) -> DrafterConfig:
     """The shapes of the head that a recipe asks for."""
     V, D = target.config.vocab_size, target.config.hidden_size
     exit_size = 2 * D if recipe.head == "full" else D
-    return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, tied=recipe.head == "slim")
+    if recipe.head_vocab > V:
+        raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
+    return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, recipe.head == "slim", recipe.head_vocab)
 
 
 def schedule(recipe: Recipe) -> step.Schedule:
@@ -48,13 +51,18 @@ def train_head(target: Target, examples, recipe: Recipe, folder: pathlib.Path, h
       examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
 
     Raises:
-      BadInput: nothing is labelled, or the loss diverged.
+      BadInput: nothing is labelled, the draft vocabulary is larger than the target's, or the loss diverged.
     """
+    config = head_config(target, recipe)
     rows = data.Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
-    start = functools.partial(step.start, jax.random.key(recipe.seed), head_config(target, recipe), schedule(recipe))
+    start = functools.partial(step.start, jax.random.key(recipe.seed), config, schedule(recipe))
     with checkpoint.Run(folder / "checkpoints", best="loss") as kept:
-        state = resume(kept, start) if kept.latest_step is not None else jax.jit(start)()
+        if kept.latest_step is not None:
+            state = resume(kept, start)
+        else:
+            ids = data.most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
+            state = jax.jit(functools.partial(start, ids=ids))()
         run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))
         return run.go(state)
 
@@ -156,7 +164,7 @@ def keep_configuration(folder: pathlib.Path, configuration: dict, resumes: str) 
     if file.exists() and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
         if resumes == "never":
             raise BadInput(f"--output: {folder} holds a run already; give another folder, or --resume auto to go on with it")
-        before = json.loads(file.read_text())
+        before = {**_defaults(configuration), **json.loads(file.read_text())}
         differences = [
             f"{name} was {before.get(name)} and is {configuration.get(name)}"
             for name in sorted({*before, *configuration})
@@ -170,6 +178,11 @@ def keep_configuration(folder: pathlib.Path, configuration: dict, resumes: str) 
     draft = file.with_suffix(".tmp")
     draft.write_text(json.dumps(configuration, indent=1) + "\n")
     draft.replace(file)
+
+
+def _defaults(configuration: dict) -> dict:
+    """What a run that was begun before an option of the recipe existed has for it."""
+    return {name: value for name, value in dataclasses.asdict(Recipe()).items() if name in configuration}
 
 
 def last_line(folder: pathlib.Path) -> dict:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from redrafter_jax import loss
-from redrafter_jax.model import attention
+from redrafter_jax.model import attention, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target
 from train.data import Batch
@@ -59,21 +59,25 @@ class Metrics:
     fill: jax.Array
 
 
-def start(key: jax.Array, config: DrafterConfig, schedule: Schedule) -> HeadState:
-    drafter = Drafter(key, config)
-    return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(drafter))
+def start(key: jax.Array, config: DrafterConfig, schedule: Schedule, ids: jax.Array | None = None) -> HeadState:
+    """Random weights; ``ids``: the draft vocabulary, where the config has one."""
+    drafter = Drafter(key, config, ids=ids)
+    return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.weights_alone(drafter)))
 
 
 def step(state: HeadState, target: Target, batch: Batch, schedule: Schedule, config: loss.LossConfig) -> tuple[HeadState, Metrics]:
     """One update on a batch of rows; the target runs forward only."""
 
-    def aim(drafter: Drafter) -> tuple[jax.Array, loss.Metrics]:
-        return evaluate(drafter, target, batch, config)
+    weights = vocabulary.weights_alone(state.drafter)
 
-    (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(state.drafter)
+    def aim(weights: Drafter) -> tuple[jax.Array, loss.Metrics]:
+        return evaluate(vocabulary.with_table(weights, state.drafter), target, batch, config)
+
+    (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
     metrics = Metrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
-    updates, optimizer = schedule.optimizer().update(gradients, state.optimizer, state.drafter)
-    return HeadState(state.step + 1, optax.apply_updates(state.drafter, updates), optimizer), metrics
+    updates, optimizer = schedule.optimizer().update(gradients, state.optimizer, weights)
+    drafter = vocabulary.with_table(optax.apply_updates(weights, updates), state.drafter)
+    return HeadState(state.step + 1, drafter, optimizer), metrics
 
 
 def evaluate(drafter: Drafter, target: Target, batch: Batch, config: loss.LossConfig) -> tuple[jax.Array, loss.Metrics]:

@@ -37,7 +37,8 @@ def draft(
     noise_BLV: jax.Array | None = None,
     draft_top_k: int = 0,
 ) -> Beams:
-    """W continuations of g, L tokens each, by exact beam search (paper section 3.2).
+    """W continuations of g, L tokens each, by exact beam search (paper section 3.2), over the draft vocabulary if the head has
+    one; the tokens are the target's ids.
 
     Args:
       temperature_B: divides the draft's logits; None for 1.
@@ -50,6 +51,8 @@ def draft(
     tokens_BW = jnp.broadcast_to(g_B[:, None], (B, width))
     state_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
     scores_BW = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf) + jnp.zeros_like(g_B, jnp.float32)[:, None]
+    if noise_BLV is not None:
+        noise_BLV = drafter.drafted(noise_BLV)
     steps = []
     for step in range(length):
         state_BWD = drafter.advance(state_BWD, target.embed(tokens_BW))
@@ -58,7 +61,8 @@ def draft(
             logits_BWV = logits_BWV / temperature_B[:, None, None]
         if noise_BLV is not None:
             logits_BWV = logits_BWV + noise_BLV[:, step, None]
-        tokens_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)
+        index_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)
+        tokens_BW = drafter.token_ids(index_BW)
         state_BWD = pick(state_BWD, parents_BW)
         steps.append((tokens_BW, parents_BW, scores_BW))
     return Beams(*(jnp.stack(part, axis=1) for part in zip(*steps, strict=True)))

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
@@ -73,6 +74,7 @@ class Progress:
 class Engine:
     """A target, perhaps a head, and the shape of a round; decodes batches of prompts.
 
+    ``drafter`` is the head as it decodes: a slim one with a draft vocabulary has its columns of the target's LM head by itself.
     ``compile_seconds`` adds up what was spent on compiling, ``first_token_seconds`` is the newest batch's prefill time.
     """
 
@@ -80,7 +82,7 @@ class Engine:
         self, target: Target, drafter: Drafter | None = None, shape: loop.Shape = loop.Shape(), stop_ids: Sequence[int] = ()
     ):
         self.target = target
-        self.drafter = drafter
+        self.drafter = vocabulary.untied(drafter, target) if drafter is not None else None
         self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
         self.stop_ids = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
         self.compile_seconds = 0.0

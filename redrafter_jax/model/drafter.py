@@ -5,6 +5,8 @@
     z   = z + silu(A z + a)                      n times
     logits = z C                                 C is the head's own, or the target's (slim)
 
+A head may have a draft vocabulary (FR-Spec, arXiv 2502.14856): C then has a column for each of U tokens alone, and a table
+says which. What is drafted goes through the table at once, so everything outside this file knows the target's ids only.
 Architecture and weight names are Apple's (`weights.py` reads and writes their format), so heads travel both ways.
 """
 
@@ -21,7 +23,8 @@ from redrafter_jax.model.target import Target
 
 @dataclasses.dataclass(frozen=True)
 class DrafterConfig:
-    """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``."""
+    """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
+    ``draft_vocab``: U, tokens that the head can draft; 0 is the whole vocabulary, without a table."""
 
     vocab_size: int
     hidden_size: int
@@ -29,8 +32,11 @@ class DrafterConfig:
     num_blocks: int = 2
     rnn: bool = True
     tied: bool = False
+    draft_vocab: int = 0
 
     def __post_init__(self):
+        if not 0 <= self.draft_vocab <= self.vocab_size:
+            raise ValueError(f"a draft vocabulary of {self.draft_vocab} is not a part of the target's {self.vocab_size} tokens")
         if self.tied and self.exit_size != self.hidden_size:
             raise ValueError(f"a tied head exits at the target's width {self.hidden_size}, not {self.exit_size}")
 
@@ -50,6 +56,10 @@ def slim(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfi
     return DrafterConfig(vocab_size, hidden_size, hidden_size, num_blocks, tied=True)
 
 
+class TokenIds(nnx.Variable):
+    """The target's ids ``[U]`` of the tokens of a draft vocabulary, int32, ascending. Looked up, never trained."""
+
+
 class Dense(nnx.Module):
     """x W + b, W ``[in, out]``, whole on every shard: the head is small but for its LM head."""
 
@@ -66,19 +76,21 @@ class Drafter(nnx.Module):
     """The head's steps, so that training and beam search can each arrange them: ``context`` once, then ``advance``, ``exit``
     and ``logits`` for every drafted token.
 
-    The residual blocks start at zero (an untrained block is the identity).
+    The residual blocks start at zero (an untrained block is the identity). ``ids``: the draft vocabulary, where the config
+    has one; ascending, so that among equal logits the smaller id comes first, as it does without a draft vocabulary.
     """
 
-    def __init__(self, key, config: DrafterConfig, dtype=jnp.float32):
-        D, E = config.hidden_size, config.exit_size
+    def __init__(self, key, config: DrafterConfig, dtype=jnp.float32, ids: jax.Array | None = None):
+        D, E, U = config.hidden_size, config.exit_size, config.draft_vocab or config.vocab_size
         keys = jax.random.split(key, 4)
         self.config = config
         self.rnn_w = Dense(keys[0], D, D, dtype, bias=False) if config.rnn else None
         self.rnn_u = Dense(keys[1], D, D, dtype) if config.rnn else None
         self.input_proj = Dense(keys[2], 2 * D, E, dtype) if config.projects else None
         self.blocks = nnx.List([Dense(keys[3], E, E, dtype, scale=0.0) for _ in range(config.num_blocks)])
-        own_head = None if config.tied else layers.param(keys[3], (E, config.vocab_size), P(None, "model"), dtype)
-        self.lm_head = own_head
+        self.lm_head = None if config.tied else layers.param(keys[3], (E, U), P(None, "model"), dtype)
+        ids = jnp.arange(U) if ids is None else ids
+        self.ids = TokenIds(jax.sharding.reshard(jnp.asarray(ids, jnp.int32), P(None))) if config.draft_vocab else None
 
     def advance(self, state: jax.Array, embedding: jax.Array) -> jax.Array:
         """The recurrent state ``[..., D]`` after one more token; both arguments ``[..., D]``."""
@@ -114,8 +126,26 @@ class Drafter(nnx.Module):
         return self.blocks[0] if self.blocks else None
 
     def logits(self, exit_: jax.Array, target: Target) -> jax.Array:
-        """float32 ``[..., V]``, split over ``model`` in V; ``exit_`` is ``[..., E]``."""
-        if self.lm_head is None:
+        """float32 ``[..., U]`` (V without a draft vocabulary), split over ``model`` in U; ``exit_`` is ``[..., E]``.
+
+        A tied head with a draft vocabulary gathers its columns here, each time; `vocabulary.untied` does it once and for all.
+        """
+        if self.lm_head is None and self.ids is None:
             return target.logits(exit_)
+        columns = self.drafted(target.lm_head[...]) if self.lm_head is None else self.lm_head[...]
         out = P("data", *[None] * (exit_.ndim - 2), "model")
-        return jnp.einsum("...e,ev->...v", exit_, self.lm_head[...], out_sharding=out).astype(jnp.float32)
+        return jnp.einsum("...e,ev->...v", exit_, columns, out_sharding=out).astype(jnp.float32)
+
+    def drafted(self, values: jax.Array) -> jax.Array:
+        """Of values for every token of the target ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, split as
+        they were."""
+        if self.ids is None:
+            return values
+        spec = jax.typeof(values).sharding.spec
+        return values.at[..., self.ids[...]].get(out_sharding=spec, mode="promise_in_bounds")
+
+    def token_ids(self, index_BW: jax.Array) -> jax.Array:
+        """The target's ids of the tokens with these columns of `logits`, both ``[B, W]`` int32."""
+        if self.ids is None:
+            return index_BW
+        return self.ids[...].at[index_BW].get(out_sharding=P("data", None), mode="promise_in_bounds")

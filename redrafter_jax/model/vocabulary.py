@@ -1,0 +1,90 @@
+"""Draft vocabularies: what is made of a head that has one. Training leaves its table alone; decoding wants its columns at
+hand; other programs want the whole vocabulary.
+
+Not here: which tokens to take (`train/data.py`), the lookups of a round (`drafter.py`).
+"""
+
+import dataclasses
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.target import Target
+
+Model = TypeVar("Model", Drafter, Target)
+NEVER = -1e4  # the logit of a token that cannot be drafted, where there has to be one; within float16's range
+ALIGNMENT = 8  # exit widths stay multiples of this, for the sake of matrix units
+
+
+def weights_alone(drafter: Drafter) -> Drafter:
+    """The head with None in place of its table: what is differentiated, and what an optimizer keeps state for."""
+    return jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else None, drafter)
+
+
+def with_table(weights: Drafter, drafter: Drafter) -> Drafter:
+    """The inverse of `weights_alone`: its result, with the table of ``drafter``."""
+    return jax.tree.map(lambda new, old: old if new is None else new, weights, drafter, is_leaf=lambda leaf: leaf is None)
+
+
+def cast(model: Model, dtype) -> Model:
+    """A head, or a target, with weights of another number format; a table of ids stays as it is."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, model)
+
+
+def untied(drafter: Drafter, target: Target) -> Drafter:
+    """A slim head with a draft vocabulary as one that holds its U columns of the target's LM head, ``[D, U]``, so that they are
+    gathered once and not in every round; any other head as it is."""
+    if not (drafter.config.tied and drafter.config.draft_vocab):
+        return drafter
+    config = dataclasses.replace(drafter.config, tied=False)
+    return _rebuilt(drafter, config, {".lm_head.value": drafter.drafted(target.lm_head[...])})
+
+
+def whole(drafter: Drafter, target: Target) -> Drafter:
+    """The head with an LM head of its own over the whole vocabulary, as Apple's architecture has it.
+
+    A slim head gets the target's LM head. Of a draft vocabulary the result has the very distributions, although that
+    architecture's LM head has no bias: the exit is widened by a feature that is always 1 (the bias of ``input_proj`` makes
+    it, the residual blocks pass it on, for silu(0) = 0), and a token outside the draft vocabulary has `NEVER` for that
+    feature and zeros elsewhere. A head that has no ``input_proj`` gets the identity for one.
+    """
+    config, D = drafter.config, drafter.config.hidden_size
+    if not config.draft_vocab:
+        tied = {".lm_head.value": target.lm_head[...]} if config.tied else {}
+        return _rebuilt(drafter, dataclasses.replace(config, tied=False), tied)
+    drafter, E = untied(drafter, target), config.exit_size
+    wide = E - E % ALIGNMENT + ALIGNMENT
+    wide += ALIGNMENT if wide == 2 * D else 0  # at that width the architecture has no input_proj
+    old = {path: np.asarray(leaf) for path, leaf in _leaves(drafter).items()}
+    dtype = old[".lm_head.value"].dtype
+    weight = old.get(".input_proj.weight.value", np.eye(2 * D, dtype=dtype))
+    one = np.zeros(wide - E, dtype)
+    one[0] = 1
+    new = {
+        ".input_proj.weight.value": np.pad(weight, ((0, 0), (0, wide - E))),
+        ".input_proj.bias.value": np.concatenate([old.get(".input_proj.bias.value", np.zeros(E, dtype)), one]),
+    }
+    for path, leaf in old.items():
+        if path.startswith(".blocks"):
+            new[path] = np.pad(leaf, [(0, wide - E)] * leaf.ndim)
+    columns = np.zeros((wide, config.vocab_size), dtype)
+    columns[E] = NEVER
+    columns[:E, old[".ids.value"]] = old[".lm_head.value"]
+    columns[E, old[".ids.value"]] = 0
+    shapes = dataclasses.replace(config, tied=False, draft_vocab=0, exit_size=wide)
+    return _rebuilt(drafter, shapes, new | {".lm_head.value": columns})
+
+
+def _leaves(drafter) -> dict[str, jax.Array]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(drafter)}
+
+
+def _rebuilt(drafter: Drafter, config: DrafterConfig, changes: dict[str, jax.Array | np.ndarray]) -> Drafter:
+    """A head of these shapes with the leaves of ``drafter``, but for the changes; each where its sharding puts it."""
+    leaves = _leaves(drafter) | changes
+    like = jax.eval_shape(lambda: Drafter(jax.random.key(0), config))
+    placed = [jax.device_put(leaves[path], abstract.sharding.spec) for path, abstract in _leaves(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), placed)

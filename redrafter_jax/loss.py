@@ -2,7 +2,8 @@
 
 At text position t the head sees h_t, starts from zero state, reads x_{t+1} .. x_{t+1+i} and predicts x_{t+2+i}, for
 i = 0..K-1, as long as all of them belong to one example of the row. The cross-entropy is averaged over the labelled
-positions of each i and summed over i. Soft labels are the target's own distributions at those positions.
+positions of each i and summed over i. Soft labels are the target's own distributions at those positions. Or it reads and predicts
+the K + 1 tokens that the target would generate from there (``paths``), the labels of the paper's own recipe.
 
 A head with a draft vocabulary cannot say the other tokens. A hard label that is one of them does not count, neither in the sum
 nor in the mean; soft labels are the target's distributions renormalised over the draft vocabulary, at all labelled positions.
@@ -59,6 +60,7 @@ def draft_loss(
     hidden_BTD: jax.Array,
     config: LossConfig,
     segments_BT: jax.Array | None = None,
+    paths_BTK: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The summed loss, in nats, and its parts.
 
@@ -66,20 +68,29 @@ def draft_loss(
       labels_BT: the tokens, or IGNORED where the prediction of this token does not count.
       hidden_BTD: the target's hidden states after its last norm; no gradient flows into them.
       segments_BT: which example of its row each token belongs to, examples being contiguous; None where rows are whole.
+      paths_BTK: ``[B, T, K + 1]``, other tokens to read and to predict after each text position than the text's own (which
+        still says what counts): the target's greedy ones, as in the paper's section 3.3. They have hard labels only.
+
+    Raises:
+      ValueError: there are paths, and soft labels are asked for.
     """
+    if paths_BTK is not None and config.distill_weight > 0:
+        raise ValueError("paths have hard labels only, so distill_weight should be 0")
     T = tokens_BT.shape[1]
     hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
-    labels_BT = _in_draft_vocabulary(drafter, labels_BT)
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
     for i in range(config.positions):
-        read_BT = jnp.roll(tokens_BT, -1 - i, axis=1)
+        read_BT = jnp.roll(tokens_BT, -1 - i, axis=1) if paths_BTK is None else paths_BTK[:, :, i]
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(read_BT)))
         exits.append(drafter.exit(context, state_BTD))
         inside_BT = jnp.broadcast_to(jnp.arange(T) < T - 2 - i, tokens_BT.shape)
         if segments_BT is not None:
             inside_BT &= segments_BT == jnp.roll(segments_BT, -2 - i, axis=1)
-        labels.append(jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED))
+        label_BT = jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED)
+        if paths_BTK is not None:
+            label_BT = jnp.where(label_BT == IGNORED, IGNORED, paths_BTK[:, :, i + 1])
+        labels.append(_in_draft_vocabulary(drafter, label_BT))
     labels_BKT = jnp.stack(labels, axis=1)
     scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED, labels_BKT >= 0))
     hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)

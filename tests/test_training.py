@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from redrafter_jax import checkpoint, weights
+from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target, put
-from train import corpus, data, demo, evaluate, figures, log, main, pretrain, run, step, unloop
+from train import corpus, data, demo, evaluate, figures, greedy, log, main, pretrain, run, step, unloop
 from train.recipe import Recipe
 
 
@@ -201,6 +202,29 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
 
 
 Prompts = figures.Prompts
+
+
+@pytest.mark.parametrize("name", ["mha", "gqa"])
+def test_greedy_labels_are_what_the_target_generates_from_every_place(name):
+    """Two examples in a row, and padding; from each place, what plain decoding of that prefix of its example gives."""
+    target, rng = load_target(name), np.random.default_rng(0)
+    pieces = [{"tokens": rng.integers(1, 90, n).astype(np.int32), "labelled": np.ones(n, bool)} for n in (9, 4)]
+    row = data.Rows(pieces, 15)[0]
+    batch = data.on_mesh({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
+    paths = np.asarray(jax.jit(lambda: greedy.paths(target, batch, *step.read(target, batch), 4))())
+    prompts = [piece["tokens"][: end + 1].tolist() for piece in pieces for end in range(len(piece["tokens"]))]
+    replies = Engine(target).generate(prompts, limits=Limits(4), batch=len(prompts))
+    np.testing.assert_array_equal(paths[0, :13], [reply.token_ids for reply in replies])
+
+
+def test_a_head_learns_from_greedy_labels(tmp_path):
+    target = load_target("mha")
+    paths = recipe(30, labels="greedy", distill_weight=0.0, rate=1e-2, log_every=5)
+    run.train_head(target, examples(), paths, tmp_path)
+    lines = log.read(tmp_path)
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    with pytest.raises(BadInput, match="--labels greedy"):
+        recipe(3, labels="greedy", distill_weight=0.5).check()
 
 
 def test_repetitions_are_found_from_the_third_time_round_on():

@@ -24,6 +24,8 @@ def flops(target: Target, drafter: Drafter, recipe: Recipe) -> float:
     unembedding = target.config.hidden_size * (drafter.config.draft_vocab or target.config.vocab_size)
     head = sum(leaf.size for leaf in jax.tree.leaves(drafter)) + (unembedding if drafter.lm_head is None else 0)
     teacher = 2 * unembedding if recipe.distill_weight > 0 else 0
+    if recipe.labels == "greedy":
+        teacher += 2 * (recipe.positions * (body + target.lm_head[...].size) + target.lm_head[...].size)
     return recipe.batch * recipe.row_length * (2 * body + teacher + 6 * recipe.positions * head)
 
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 from redrafter_jax.errors import BadInput
 
+Labels = Literal["text", "greedy"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -21,6 +23,9 @@ class Recipe:
     """Residual blocks of the head."""
     positions: int = 5
     """Drafted positions that are trained (K)."""
+    labels: Labels = "text"
+    """text: the head reads and predicts the text; greedy: from every place of the text, the tokens that the target would
+    generate there (the paper's recipe), at the price of another target pass for every drafted position."""
     distill_weight: float = 1.0
     """Share of soft labels, the target's own distributions, in the loss; the rest is the text itself."""
     steps: int = 1000
@@ -64,6 +69,8 @@ class Recipe:
             raise BadInput(f"--row-length should be at least --positions + 2, not {self.row_length}")
         if not 0 <= self.distill_weight <= 1:
             raise BadInput(f"--distill-weight should be from 0 to 1, not {self.distill_weight}")
+        if self.labels == "greedy" and self.distill_weight > 0:
+            raise BadInput("--labels greedy has no soft labels: give --distill-weight 0 with it")
         if not 0 < self.rate < 1:
             raise BadInput(f"--rate should be between 0 and 1, not {self.rate}")
         if not 0 <= self.weight_decay < 1:

@@ -81,7 +81,8 @@ class _Run:
         self.target, self.rows, self.recipe, self.kept, self.evaluation = target, rows, recipe, kept, evaluation
         self.folder = folder
         config = LossConfig(recipe.positions, recipe.distill_weight)
-        self.update = jax.jit(functools.partial(step.step, schedule=schedule(recipe), config=config), donate_argnums=0)
+        update = functools.partial(step.step, schedule=schedule(recipe), config=config, labels=recipe.labels)
+        self.update = jax.jit(update, donate_argnums=0)
         self.recent: list[tuple[int, np.ndarray, jax.Array]] = []  # since the last look: step, rows read, loss
         self.first_loss = math.inf
 

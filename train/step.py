@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from redrafter_jax import loss
-from redrafter_jax.model import attention, vocabulary
+from redrafter_jax.model import attention, cache, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target
+from train import greedy
 from train.data import Batch
+from train.recipe import Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +67,14 @@ def start(key: jax.Array, config: DrafterConfig, schedule: Schedule, ids: jax.Ar
     return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.weights_alone(drafter)))
 
 
-def step(state: HeadState, target: Target, batch: Batch, schedule: Schedule, config: loss.LossConfig) -> tuple[HeadState, Metrics]:
+def step(
+    state: HeadState, target: Target, batch: Batch, schedule: Schedule, config: loss.LossConfig, labels: Labels = "text"
+) -> tuple[HeadState, Metrics]:
     """One update on a batch of rows; the target runs forward only."""
-
     weights = vocabulary.weights_alone(state.drafter)
 
     def aim(weights: Drafter) -> tuple[jax.Array, loss.Metrics]:
-        return evaluate(vocabulary.with_table(weights, state.drafter), target, batch, config)
+        return evaluate(vocabulary.with_table(weights, state.drafter), target, batch, config, labels)
 
     (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
     metrics = Metrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
@@ -80,14 +83,17 @@ def step(state: HeadState, target: Target, batch: Batch, schedule: Schedule, con
     return HeadState(state.step + 1, drafter, optimizer), metrics
 
 
-def evaluate(drafter: Drafter, target: Target, batch: Batch, config: loss.LossConfig) -> tuple[jax.Array, loss.Metrics]:
+def evaluate(
+    drafter: Drafter, target: Target, batch: Batch, config: loss.LossConfig, labels: Labels = "text"
+) -> tuple[jax.Array, loss.Metrics]:
     """The loss of a head on a batch, and its parts."""
-    hidden_BTD = read(target, batch)
-    return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments)
+    hidden_BTD, rows = read(target, batch)
+    paths_BTK = greedy.paths(target, batch, hidden_BTD, rows, config.positions + 1) if labels == "greedy" else None
+    return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
 
 
-def read(target: Target, batch: Batch) -> jax.Array:
-    """The target's hidden states ``[B, T, D]``; a token sees those before it in its own example."""
+def read(target: Target, batch: Batch) -> tuple[jax.Array, cache.KVRows]:
+    """The target's hidden states ``[B, T, D]``, and its keys and values; a token sees those before it in its own example."""
     same_BTT = batch.segments[:, :, None] == batch.segments[:, None, :]
-    hidden_BTD, _ = target(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)
-    return jax.lax.stop_gradient(hidden_BTD)
+    made = target(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)
+    return jax.lax.stop_gradient(made)

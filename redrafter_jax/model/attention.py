@@ -28,12 +28,14 @@ def attend(
     v_BKNC: jax.Array,
     visible_BNN: jax.Array,
     cached: tuple[jax.Array, jax.Array, jax.Array] | None,
+    seen_BNS: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention in float32; returns ``[B, N, H, C]`` in the dtype of the queries.
 
     Args:
       visible_BNN: which of the N tokens each of the N tokens sees.
       cached: keys ``[B, K, S, C]``, values ``[B, K, S, C]`` and length ``[B]`` of the cache; None for an empty one.
+      seen_BNS: which of the cache's slots each token sees, if not all of the live ones.
     """
     B, N, H, C = q_BNHC.shape
     K = k_BKNC.shape[1]
@@ -50,7 +52,8 @@ def attend(
         cache_v = jnp.where(live_BS[:, None, :, None], cache_v, 0)
         keys.insert(0, cache_k)
         values.insert(0, cache_v)
-        masks.insert(0, jnp.broadcast_to(live_BS[:, None, :], (B, G * N, live_BS.shape[1])))
+        live_BNS = live_BS[:, None, :] if seen_BNS is None else jnp.tile(live_BS[:, None, :] & seen_BNS, (1, G, 1))
+        masks.insert(0, jnp.broadcast_to(live_BNS, (B, G * N, live_BS.shape[1])))
     scores = [_scores(q_BKMC, k, m) for k, m in zip(keys, masks, strict=True)]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BNHC.dtype)
     split = weights.shape[-1] - N

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from infer import pair
 from redrafter_jax import weights
+from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model.drafter import Drafter, slim
 from tests.support import MODELS
 from tests.texts import with_tokenizer
 from train import corpus, distill, export, log, main, measure
@@ -71,6 +74,19 @@ def test_heads_are_measured_side_by_side_on_text(target, tmp_path, capsys):
     assert "hidden_size" in capsys.readouterr().err
     assert measure.command([*arguments, *heads, "--beams", "4"]) == 2
     assert "--beams" in capsys.readouterr().err
+
+
+def test_a_whole_head_has_what_tensorrt_llms_converter_reads(tmp_path):
+    """The tensor names and config fields of examples/redrafter/convert_checkpoint.py (NVIDIA/TensorRT-LLM 0e8b9484)."""
+    jax.set_mesh(make_mesh())
+    target = weights.load_target(MODELS / "target_mha")
+    V, D = target.config.vocab_size, target.config.hidden_size
+    export.write(Drafter(jax.random.key(0), slim(V, D)), target, tmp_path, "a card")
+    config, tensors = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
+    names = {"rnn_u.weight", "rnn_u.bias", "rnn_w.weight"} | {f"lm_head.{config['num_draft_layers']}.weight"}
+    names |= {f"lm_head.{i}.linear.{part}" for i in range(config["num_draft_layers"]) for part in ("weight", "bias")}
+    names |= {"input_proj.weight", "input_proj.bias"} if config["hidden_size"] * 2 != config["exit_dim"] else set()
+    assert config["rnn"] is True and set(tensors) == names
 
 
 def test_the_embedded_pairs_text_as_two_folders(tmp_path, capsys):

@@ -62,8 +62,6 @@ class Options:
     """Steps between checkpoints."""
     head_steps: int = 600
     """Training steps of each draft head."""
-    head_rate: float = 1e-2
-    """Highest learning rate of the heads."""
     replies: int = 2400
     """Rows of the target's own greedy text, each begun by 64 tokens of the corpus, that the heads learn from beside as many
     rows of the corpus."""
@@ -181,8 +179,7 @@ def export_target(options: Options, target: Target) -> None:
 
 def train_head(options: Options, target: Target, name: str, kind: str) -> None:
     """Trains one head through the same code as `train.main`, and writes it beside the target."""
-    rate, length = options.head_rate, options.row_length
-    recipe = dataclasses.replace(recipes.demo(kind, options.head_steps), rate=rate, row_length=length)
+    recipe = dataclasses.replace(recipes.demo(kind, options.head_steps), row_length=options.row_length)
     examples = head_examples(options, target)
     head = run.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
     if head is None:
@@ -225,7 +222,6 @@ def report(options: Options, target: Target) -> None:
     """Measures the pair on held-out files and writes `pair/figures.json`."""
     record, held_out = corpus_record(options), stream(options, "held_out")
     prompts, contexts = figures.Prompts(held_out), figures.Prompts(held_out, count=512)
-    replies = figures.greedy_replies(target, prompts)
     result = {
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}",
         "corpus": record["origins"],
@@ -233,7 +229,7 @@ def report(options: Options, target: Target) -> None:
         "target_parameters": sum(leaf.size for leaf in jax.tree.leaves(target)) - target.lm_head.size,
         "target_tokens_seen": options.steps * options.batch * options.row_length,
         "bits_per_byte": figures.bits_per_byte(target, held_out, record["held_out_bytes"]),
-        "loops": figures.loop_share(replies),
+        "loops": figures.loop_share(figures.greedy_replies(target, contexts)),
     }
     for name in HEADS:
         head = weights.load_drafter(options.work / "pair" / name)

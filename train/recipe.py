@@ -87,7 +87,7 @@ OF_NO_CONSEQUENCE = ("save_every", "log_every", "evaluate_every", "evaluation_ro
 
 def demo(head: Literal["full", "slim"] = "slim", steps: int = 600) -> Recipe:
     """For the embedded pair's target, on two CPU cores."""
-    return Recipe(head=head, steps=steps, batch=8, row_length=256)
+    return Recipe(head=head, steps=steps, batch=8, row_length=256, rate=1e-2)
 
 
 def vicuna_7b() -> Recipe:

@@ -20,7 +20,7 @@ from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter, slim
 from tests.support import MODELS
 from tests.texts import with_tokenizer
-from train import corpus, distill, export, log, main, measure
+from train import corpus, distill, export, log, main, measure, plot
 
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--save-every", "2", "--log-every", "1"]
 
@@ -58,6 +58,9 @@ def test_from_a_file_of_conversations_to_a_head_that_decodes(target, talk, tmp_p
         np.testing.assert_array_equal(again[name], array)
     assert export.command([*map(str, arguments), "--step", "3"]) == 2
     assert "--step" in capsys.readouterr().err
+    assert plot.command(["--run", str(tmp_path / "run"), "--output", str(tmp_path / "curves.png")]) == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert plot.command(["--run", str(tmp_path)]) == 2 and "--run" in capsys.readouterr().err
 
 
 def test_heads_are_measured_side_by_side_on_text(target, tmp_path, capsys):

@@ -1,0 +1,82 @@
+"""`python -m train.plot`: the curves of training runs side by side, from their logs: loss, accuracy, tokens per step."""
+
+import dataclasses
+import pathlib
+import sys
+
+import tyro
+
+from redrafter_jax.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Draw the curves of one or several runs of train.main."""
+
+    run: tuple[pathlib.Path, ...]
+    """Folders of the runs (train.main's --output)."""
+    output: pathlib.Path = pathlib.Path("curves.png")
+    """The picture."""
+
+
+def main(options: Options) -> None:
+    """Draws.
+
+    Raises:
+      BadInput: a folder holds no run, or the picture cannot be drawn or written.
+    """
+    from train import log
+
+    if not options.run:
+        raise BadInput("give at least one --run")
+    runs = {folder.name: log.read(folder) for folder in options.run}
+    for folder in options.run:
+        if not any("loss" in line for line in runs[folder.name]):
+            raise BadInput(f"--run: {folder} holds no log of a run of train.main")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BadInput("train.plot needs matplotlib; install requirements-dev.txt") from None
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    loss, accuracy, speed = figure.subplots(1, 3)
+    for name, lines in runs.items():
+        steps, values = _series(lines, "loss")
+        loss.plot(steps, values, linewidth=0.8, label=name)
+        steps, values = _series(lines, "held_out_loss")
+        loss.plot(steps, values, "o--", color=loss.lines[-1].get_color(), label=f"{name}, held out")
+        steps, values = _series(lines, "held_out_accuracy")
+        for position in range(len(values[0]) if values else 0):
+            label = f"{name}, position {position + 1}"
+            accuracy.plot(steps, [ranks[position][0] for ranks in values], "o-", alpha=1 / (1 + position / 2), label=label)
+        for key in sorted({key for line in lines for key in line if key.startswith("held_out_tokens_per_step_")}):
+            speed.plot(*_series(lines, key), "o-", label=f"{name}, {key.removeprefix('held_out_tokens_per_step_')}")
+    for axes, title in ((loss, "loss, nats over all positions"), (accuracy, "held-out top-1 accuracy"), (speed, "tokens per step")):
+        axes.set_title(title)
+        axes.set_xlabel("updates")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    try:
+        figure.savefig(options.output, dpi=90)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--output: {options.output} cannot be written ({error})") from None
+    print(f"the curves are in {options.output}")
+
+
+def _series(lines: list[dict], key: str) -> tuple[list[int], list]:
+    found = [(line["step"], line[key]) for line in lines if key in line]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """The command: errors of the user's making end in one sentence and exit code 2."""
+    try:
+        main(tyro.cli(Options, args=arguments, prog="python -m train.plot"))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -16,7 +16,7 @@ import tyro
 from infer import checks, output, prompts
 from redrafter_jax.errors import BadInput
 
-DEFAULT_PROMPT = 'class Stack:\n    """A last-in, first-out list of items."""\n\n    def __init__(self'
+DEFAULT_PROMPT = 'class Client:\n    def connect(self, host, port, timeout=None):\n        """Connect to a server."""\n        self.sock = socket.'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,10 @@ import tyro
 from infer import checks, output, prompts
 from redrafter_jax.errors import BadInput
 
-DEFAULT_PROMPT = 'class Client:\n    def connect(self, host, port, timeout=None):\n        """Connect to a server."""\n        self.sock = socket.'
+DEFAULT_PROMPT = """class Client:
+    def connect(self, host, port, timeout=None):
+        \"\"\"Connect to a server.\"\"\"
+        self.sock = socket."""
 
 
 @dataclasses.dataclass(frozen=True)

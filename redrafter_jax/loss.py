@@ -24,7 +24,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model.drafter import Drafter
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.layers import laid
+from redrafter_jax.model.target import COLUMNS, Target
 
 IGNORED = -100  # a label that does not count
 OUTSIDE = -1  # within this file: a label outside the draft vocabulary
@@ -95,8 +96,9 @@ def draft_loss(
     scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED, labels_BKT >= 0))
     hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
     soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
-    own_EV = None if drafter.lm_head is None else drafter.lm_head[...]
-    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, drafter.drafted(target.lm_head[...]), (hard_K, soft_K))
+    own_EV = None if drafter.lm_head is None else laid(drafter.lm_head, COLUMNS)
+    of_target = drafter.drafted(laid(target.lm_head, COLUMNS))
+    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, of_target, (hard_K, soft_K))
     total, (loss_K, hits_KR) = _score(config, own_EV, *given)
     return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K)
 

@@ -16,7 +16,7 @@ import tyro
 from infer import checks
 from redrafter_jax.errors import BadInput
 
-CPU_BEAMS = ("1x2", "1x3", "1x4", "2x3", "4x4", "8x5")
+CPU_BEAMS = ("1x2", "1x3", "1x4", "2x2", "2x3", "4x4", "8x5")
 ACCELERATOR_BEAMS = ("1x4", "4x4", "8x5", "16x4", "45x4")
 RANGES = {
     "repeats": (1, 1000),

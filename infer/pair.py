@@ -20,7 +20,7 @@ from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
-CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=1, length=3), Shape(width=8, length=5)
+CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=8, length=5)
 SHARDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
 
 

@@ -94,7 +94,7 @@ def choose(load: Load, devices: int, memory: int | None) -> tuple[tuple[int, int
     holding = [mesh for mesh in fitting if load.size / mesh[1] <= ROOM * memory]
     if not holding:
         mesh = max(fitting, key=lambda mesh: (mesh[1], mesh[0]))
-        return mesh, f"{size} are more than {_shards(mesh[1])} of {memory / 1e9:.3g} GB should hold; this is the widest split there is"
+        return mesh, f"{size} are too much for {_shards(mesh[1])} of {memory / 1e9:.3g} GB; this is the widest split"
     fewest = min(model for _, model in holding)
     rows = max(data for data, model in holding if model == fewest)
     worth = (model for data, model in holding if data == rows and (model == fewest or load.size / model >= WORTH))
@@ -146,7 +146,7 @@ def fit(config: TargetConfig, model: int) -> TargetConfig:
     that every shard has the one that its query heads read. The repeats cost cache and weights ``model / K`` times as large
     in all, and no more per device than one head's."""
     K = config.num_key_value_heads
-    return config if K >= model else dataclasses.replace(config, num_key_value_heads=model)
+    return config if model <= K else dataclasses.replace(config, num_key_value_heads=model)
 
 
 def spread(module, over_data: bool = True):

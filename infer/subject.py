@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer import folders, pair, prompts, synthetic
+from redrafter_jax import mesh as meshes
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target
@@ -54,7 +54,7 @@ def on_disk(options) -> Subject:
     head = options.drafter
     if head is None and options.head is not None:
         head = str(folders.embedded(HEADS[options.head]))
-    plan = pair.plan(options.target, head, True, options.dtype, options.mesh)
+    plan = pair.plan(options.target, head, True, options.dtype, options.mesh, options.batch_size)
     tokenizer = folders.tokenizer(plan.target)
     room = plan.target_config.max_position_embeddings - options.max_new_tokens
     if room < 1:
@@ -75,8 +75,9 @@ def at_shape(options) -> Subject:
         name += f" with {options.layers} layers only"
     if options.prompt_length + options.max_new_tokens > config.max_position_embeddings:
         raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
-    pair.check_mesh(config, options.mesh)
-    jax.set_mesh(make_mesh(*options.mesh))
+    meshes.check(meshes.Load(config, rows=options.batch_size), options.mesh, len(jax.devices()))
+    jax.set_mesh(meshes.make_mesh(*options.mesh))
+    config = meshes.fit(config, options.mesh[1])
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = synthetic.random_head(jax.random.key(1), config, kind, dtype)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from redrafter_jax import checkpoint
+from redrafter_jax import checkpoint, mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
@@ -53,6 +53,7 @@ def train_head(target: Target, examples, recipe: Recipe, folder: pathlib.Path, h
     rows = data.Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
     start = functools.partial(step.start, jax.random.key(recipe.seed), head_config(target, recipe), schedule(recipe))
+    start = functools.partial(start, spread=mesh.is_spread(target))
     with checkpoint.Run(folder / "checkpoints", best="loss") as kept:
         state = resume(kept, start) if kept.latest_step is not None else jax.jit(start)()
         run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from redrafter_jax import loss
+from redrafter_jax import loss, mesh
 from redrafter_jax.model import attention
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target
@@ -59,8 +59,9 @@ class Metrics:
     fill: jax.Array
 
 
-def start(key: jax.Array, config: DrafterConfig, schedule: Schedule) -> HeadState:
-    drafter = Drafter(key, config)
+def start(key: jax.Array, config: DrafterConfig, schedule: Schedule, spread: bool = False) -> HeadState:
+    """Random weights; ``spread``: they and the optimizer's state are split over ``data`` as well as ``model``."""
+    drafter = mesh.spread(Drafter(key, config), spread)
     return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(drafter))
 
 

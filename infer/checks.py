@@ -32,11 +32,6 @@ def alone(options) -> None:
     temperature(options.temperature)
     if not 0 < options.top_p <= 1 or math.isnan(options.top_p):
         raise BadInput(f"--top-p should be above 0 and at most 1, not {options.top_p}")
-    data, model = options.mesh
-    if min(data, model) < 1:
-        raise BadInput(f"--mesh should be two whole numbers from 1 up, not {data} {model}")
-    if options.batch_size % data:
-        raise BadInput(f"--batch-size {options.batch_size} should be a multiple of the {data} data shards of --mesh")
     _together(options)
 
 

@@ -76,8 +76,9 @@ class Options:
     """Folder for compiled programs, so that the next start compiles nothing; by default ~/.cache/redrafter_jax."""
     no_color: bool = False
     """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
-    mesh: tuple[int, int] = (1, 1)
-    """Devices over which a batch (D) and the target (M) are split."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the models (M) are split; by default what the devices, their memory and the target's
+    size suggest."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,7 +24,10 @@ DECIDES_TEXT = ["temperature", "top_k", "top_p", "acceptance", "max_new_tokens",
 def run(options, given: list[prompts.Prompt]) -> int:
     """Everything after the checks that need no model; returns the exit code."""
     use_cache(options.cache_dir)
-    plan = pair.plan(options.target, options.drafter, options.decoding != "autoregressive", options.dtype, options.mesh)
+    speculative, rows = options.decoding != "autoregressive", options.batch_size
+    plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
+    if plan.why is not None:
+        print(plan.why, file=sys.stderr)
     shape = shape_of(options) if plan.drafter else None
     checks.against(options, plan.target_config, shape)
     tokenizer = folders.tokenizer(plan.target)

@@ -34,9 +34,10 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What a mesh has to carry: a target, perhaps a head, rows, and bytes that are split over ``model``.
+    """What a mesh has to carry: a target, perhaps a head, and rows.
 
-    ``option``: the name of what decides the rows; ``size``: see `bytes_of_target`, `bytes_of_head` and `bytes_of_cache`.
+    ``option``: the name of what decides the rows; ``size``: bytes of weights and what goes with them (`bytes_of_target`,
+    `bytes_of_head`, `bytes_of_cache`), split over ``model``, or over both axes if ``spread``.
     """
 
     target: TargetConfig
@@ -44,6 +45,11 @@ class Load:
     rows: int = 1
     option: str = "--batch-size"
     size: float = 0.0
+    spread: bool = False
+
+    def parts(self, data: int, model: int) -> int:
+        """Devices that ``size`` is split over."""
+        return data * model if self.spread else model
 
     def unfit(self, data: int, model: int) -> str | None:
         """What a mesh does not divide, in words; None where it fits."""
@@ -56,6 +62,8 @@ class Load:
                 return f"{model} does not divide the target's {name} {size}"
         if self.head is not None and self.head.exit_size % model:
             return f"{model} does not divide the head's exit_size {self.head.exit_size}"
+        if self.head is not None and self.head.draft_vocab % model:
+            return f"{model} does not divide the head's draft vocabulary of {self.head.draft_vocab} tokens"
         return None
 
     def meshes(self, devices: int) -> list[tuple[int, int]]:
@@ -89,25 +97,21 @@ def choose(load: Load, devices: int, memory: int | None) -> tuple[tuple[int, int
     """
     if memory is None:
         return (1, 1), f"the {devices} devices share one host's cores and memory" if devices > 1 else "there is one device"
-    fitting = load.meshes(devices)
-    size = f"{load.size / 1e9:.3g} GB of weights and cache"
-    holding = [mesh for mesh in fitting if load.size / mesh[1] <= ROOM * memory]
+    fitting, need, each = load.meshes(devices), f"{load.size / 1e9:.3g} GB to hold", f"{memory / 1e9:.3g} GB"
+    holding = [mesh for mesh in fitting if load.size / load.parts(*mesh) <= ROOM * memory]
     if not holding:
-        mesh = max(fitting, key=lambda mesh: (mesh[1], mesh[0]))
-        return (
-            mesh,
-            f"{size} are more than {_shards(mesh[1])} of {memory / 1e9:.3g} GB should hold; this is the widest split there is",
-        )
+        mesh = max(fitting, key=lambda mesh: load.parts(*mesh))
+        return mesh, f"{need} are too much for {_devices(load.parts(*mesh))} of {each}; this is the widest split"
     fewest = min(model for _, model in holding)
     rows = max(data for data, model in holding if model == fewest)
-    worth = (model for data, model in holding if data == rows and (model == fewest or load.size / model >= WORTH))
-    mesh = rows, max(worth)
-    reason = f"{size} fit {_shards(fewest)} of {memory / 1e9:.3g} GB, and {load.option} {load.rows} splits into {rows}"
+    models = [model for data, model in holding if data == rows]
+    mesh = rows, max(model for model in models if model == fewest or load.size / load.parts(rows, model) >= WORTH)
+    reason = f"{need} fit {_devices(load.parts(rows, fewest))} of {each}, and {load.option} {load.rows} splits into {rows}"
     return mesh, reason + (f"; model takes more of the {devices} devices, to be faster" if mesh[1] > fewest else "")
 
 
-def _shards(model: int) -> str:
-    return "one device" if model == 1 else f"{model} devices"
+def _devices(count: int) -> str:
+    return "one device" if count == 1 else f"{count} devices"
 
 
 def settle(load: Load, mesh: tuple[int, int] | None) -> tuple[tuple[int, int], str | None]:
@@ -137,7 +141,7 @@ def bytes_of_head(config: DrafterConfig, itemsize: int) -> int:
     """Of a head's matrices, likewise."""
     D, E = config.hidden_size, config.exit_size
     dense = 2 * D * D * config.rnn + 2 * D * E * config.projects + config.num_blocks * E * E
-    return itemsize * (dense + (0 if config.tied else E * config.vocab_size))
+    return itemsize * (dense + (0 if config.tied else E * (config.draft_vocab or config.vocab_size)))
 
 
 def bytes_of_cache(config: TargetConfig, rows: int, slots: int, itemsize: int) -> int:
@@ -150,6 +154,11 @@ def fit(config: TargetConfig, model: int) -> TargetConfig:
     in all, and no more per device than one head's."""
     K = config.num_key_value_heads
     return config if model <= K else dataclasses.replace(config, num_key_value_heads=model)
+
+
+def is_spread(module) -> bool:
+    """Whether a module's matrices are split over ``data`` too."""
+    return any("data" in jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves(module))
 
 
 def spread(module, over_data: bool = True):

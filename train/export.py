@@ -52,7 +52,7 @@ def main(options: Options) -> None:
         step = kept.latest_step if options.step is None else options.step
         if step not in kept.steps:
             raise BadInput(f"--step: {options.run} has checkpoints of steps {kept.steps}, not {step}")
-        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target, recipe)))
+        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target.config, recipe)))
         try:
             head = kept.restore(step, head=like)["head"]
         except ValueError as error:

@@ -42,8 +42,12 @@ class Options:
     """Share of the records that may be malformed and are then skipped; beyond it the command fails."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The target's number format; the head trains in float32."""
-    mesh: tuple[int, int] = (1, 1)
-    """Devices over which the batch (D) and the target (M) are split."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
+    target's size suggest."""
+    shard_target: Literal["model", "data,model"] = "model"
+    """data,model: split the target, the head and the optimizer's state over all devices; weights are gathered as they are
+    used, which takes time and leaves room for a larger target."""
     config: bool = False
     """Print the whole configuration and stop."""
     preset: Literal["demo", "vicuna-7b"] | None = None
@@ -64,17 +68,17 @@ def main(options: Options) -> None:
     import jax
 
     from redrafter_jax import config as configs
+    from redrafter_jax import mesh as meshes
     from redrafter_jax import weights
-    from redrafter_jax.mesh import make_mesh
     from train import builders, export, run
 
-    if options.mesh[0] * options.mesh[1] > len(jax.devices()):
-        raise BadInput(f"--mesh {options.mesh[0]} {options.mesh[1]} needs more than the {len(jax.devices())} devices that are here")
-    jax.set_mesh(make_mesh(*options.mesh))
-    configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    mesh, why = meshes.settle(load_of(options, target_config), options.mesh)
+    if why is not None:
+        print(why, file=sys.stderr)
+    jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
-    target = weights.load_target(options.target, options.dtype, what="--target")
-    run.head_config(target, options.recipe)  # refuses a draft vocabulary that is too large before anything is written
+    target = weights.load_target(options.target, options.dtype, "--target", spread=options.shard_target == "data,model")
     configuration = {
         **as_json(options)["recipe"],
         "target": fingerprint(options.target),
@@ -100,12 +104,24 @@ def check(options: Options) -> None:
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):
         if not 0 <= getattr(options, name) <= high:
             raise BadInput(f"--{name.replace('_', '-')} should be from 0 to {high}, not {getattr(options, name)}")
-    data, model = options.mesh
-    if min(data, model) < 1 or options.recipe.batch // options.recipe.accumulate % data:
-        raise BadInput(f"--mesh {data} {model}: the rows of a step, {options.recipe.batch // options.recipe.accumulate}, should be"
-                       f" a multiple of {data}")  # fmt: skip
-    if options.recipe.head_vocab % model:
-        raise BadInput(f"--head-vocab should be a multiple of the {model} model shards of --mesh, not {options.recipe.head_vocab}")
+
+
+def load_of(options: Options, target):
+    """What a mesh has to carry (`redrafter_jax.mesh.Load`) in a run with this target (a `TargetConfig`): its weights; the
+    head's, their gradients and both moments in float32; the rows that are read at a time.
+
+    Raises:
+      BadInput: see `run.head_config`.
+    """
+    from redrafter_jax import mesh as meshes
+    from train import run
+
+    recipe = options.recipe
+    head = run.head_config(target, recipe)
+    size = meshes.bytes_of_target(target, 2 if options.dtype == "bfloat16" else 4) + meshes.bytes_of_head(head, 4 * 4)
+    rows = recipe.batch // recipe.accumulate
+    option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
+    return meshes.Load(target, head, rows, option, size, options.shard_target == "data,model")
 
 
 def sources(options: Options) -> list:

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from redrafter_jax import checkpoint
+from redrafter_jax import checkpoint, mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Target, TargetConfig
 from train import data, evaluate, log, step
 from train.recipe import OF_NO_CONSEQUENCE, Recipe
 
@@ -30,9 +30,13 @@ class Diverged(BadInput):
     """The loss is not a number any more, or far above where it started."""
 
 
-def head_config(target: Target, recipe: Recipe) -> DrafterConfig:
-    """The shapes of the head that a recipe asks for."""
-    V, D = target.config.vocab_size, target.config.hidden_size
+def head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
+    """The shapes of the head that a recipe asks for.
+
+    Raises:
+      BadInput: its draft vocabulary is larger than the target's.
+    """
+    V, D = target.vocab_size, target.hidden_size
     exit_size = 2 * D if recipe.head == "full" else D
     if recipe.head_vocab > V:
         raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
@@ -53,10 +57,10 @@ def train_head(target: Target, examples, recipe: Recipe, folder: pathlib.Path, h
     Raises:
       BadInput: nothing is labelled, the draft vocabulary is larger than the target's, or the loss diverged.
     """
-    config = head_config(target, recipe)
+    config = head_config(target.config, recipe)
     rows = data.Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
-    start = functools.partial(step.start, jax.random.key(recipe.seed), config, schedule(recipe))
+    start = functools.partial(step.start, jax.random.key(recipe.seed), config, schedule(recipe), spread=mesh.is_spread(target))
     with checkpoint.Run(folder / "checkpoints", best="loss") as kept:
         if kept.latest_step is not None:
             state = resume(kept, start)

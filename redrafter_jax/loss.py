@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model.drafter import Drafter
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.layers import laid
+from redrafter_jax.model.target import COLUMNS, Target
 
 IGNORED = -100  # a label that does not count
 RANKS = 5  # accuracies are reported for the label among the 1..RANKS largest logits
@@ -75,8 +76,9 @@ def draft_loss(
         labels.append(jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED))
     labels_BKT = jnp.stack(labels, axis=1)
     scored_K = jnp.sum(labels_BKT != IGNORED, axis=(0, 2))
-    own_EV = None if drafter.lm_head is None else drafter.lm_head[...]
-    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, target.lm_head[...], 1 / jnp.maximum(scored_K, 1))
+    own_EV = None if drafter.lm_head is None else laid(drafter.lm_head, COLUMNS)
+    of_target = laid(target.lm_head, COLUMNS)
+    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, of_target, 1 / jnp.maximum(scored_K, 1))
     total, (loss_K, hits_KR) = _score(config, own_EV, *given)
     counted_K = jnp.maximum(scored_K, 1)
     return total, Metrics(loss_K / counted_K, hits_KR / counted_K[:, None], scored_K)

@@ -1,13 +1,23 @@
-"""The device mesh: two explicit axes, from one device to a pod.
+"""The device mesh: two explicit axes, from one device to a pod; which meshes a model fits, and which one suits it.
 
 ``data`` splits the rows of a batch, ``model`` splits heads, feed-forward width and vocabulary. Every module of the
 package writes literal ``PartitionSpec``s over these two names, so the code that runs on one CPU device is the code
-that runs on a slice. Not here: choosing a mesh for a machine, starting several processes.
+that runs on a slice. Not here: starting several processes.
 """
 
+import dataclasses
+
 import jax
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.errors import BadInput
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.target import TargetConfig
 
 AXES = ("data", "model")
+SHARDED = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "vocab_size")
+ROOM = 0.7  # share of a device's memory that weights and cache may take; the rest is for what is computed
+WORTH = 1 << 30  # bytes; an estimate: a shard of fewer is read in less time than one more split's collectives take
 
 
 def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
@@ -20,3 +30,137 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
     if data * model > len(devices):
         raise ValueError(f"a mesh of {data} x {model} needs {data * model} devices; {len(devices)} are visible")
     return jax.make_mesh((data, model), AXES, devices=devices[: data * model])
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What a mesh has to carry: a target, perhaps a head, rows, and bytes that are split over ``model``.
+
+    ``option``: the name of what decides the rows; ``size``: see `bytes_of_target`, `bytes_of_head` and `bytes_of_cache`.
+    """
+
+    target: TargetConfig
+    head: DrafterConfig | None = None
+    rows: int = 1
+    option: str = "--batch-size"
+    size: float = 0.0
+
+    def unfit(self, data: int, model: int) -> str | None:
+        """What a mesh does not divide, in words; None where it fits."""
+        if self.rows % data:
+            return f"{self.option} {self.rows} should be a multiple of the {data} data shards"
+        for name in SHARDED:
+            size = getattr(self.target, name)
+            repeats = name == "num_key_value_heads" and model % size == 0
+            if size % model and not repeats:
+                return f"{model} does not divide the target's {name} {size}"
+        if self.head is not None and self.head.exit_size % model:
+            return f"{model} does not divide the head's exit_size {self.head.exit_size}"
+        return None
+
+    def meshes(self, devices: int) -> list[tuple[int, int]]:
+        """All that fit, those with the most devices first, and among them those with the most rows at a time."""
+        splits = [(data, model) for data in range(1, devices + 1) for model in range(1, devices // data + 1)]
+        return sorted((mesh for mesh in splits if not self.unfit(*mesh)), key=lambda mesh: (-mesh[0] * mesh[1], -mesh[0]))
+
+
+def check(load: Load, mesh: tuple[int, int], devices: int) -> None:
+    """Raises BadInput for a mesh of too many devices, or one that does not divide what it carries; says which would do."""
+    data, model = mesh
+    if min(mesh) < 1:
+        raise BadInput(f"--mesh should be two whole numbers from 1 up, not {data} {model}")
+    wrong = load.unfit(data, model)
+    if data * model > devices:
+        wrong = f"it needs {data * model} devices, and {devices} {'is' if devices == 1 else 'are'} visible"
+    if wrong:
+        raise BadInput(f"--mesh {data} {model}: {wrong}; {_these(load.meshes(devices))} would do")
+
+
+def _these(meshes: list[tuple[int, int]], most: int = 6) -> str:
+    shown = [f"{data} {model}" for data, model in meshes[:most]]
+    return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else f"only {shown[0]}"
+
+
+def choose(load: Load, devices: int, memory: int | None) -> tuple[tuple[int, int], str]:
+    """A mesh for these devices of ``memory`` bytes each (None: unknown, as of CPUs), and why.
+
+    The fewest shards of ``model`` that hold the load leave the most for rows. Devices that no row needs then join ``model``,
+    as long as that leaves each of them enough to read.
+    """
+    if memory is None:
+        return (1, 1), f"the {devices} devices share one host's cores and memory" if devices > 1 else "there is one device"
+    fitting = load.meshes(devices)
+    size = f"{load.size / 1e9:.3g} GB of weights and cache"
+    holding = [mesh for mesh in fitting if load.size / mesh[1] <= ROOM * memory]
+    if not holding:
+        mesh = max(fitting, key=lambda mesh: (mesh[1], mesh[0]))
+        return mesh, f"{size} are more than {_shards(mesh[1])} of {memory / 1e9:.3g} GB should hold; this is the widest split there is"
+    fewest = min(model for _, model in holding)
+    rows = max(data for data, model in holding if model == fewest)
+    worth = (model for data, model in holding if data == rows and (model == fewest or load.size / model >= WORTH))
+    mesh = rows, max(worth)
+    reason = f"{size} fit {_shards(fewest)} of {memory / 1e9:.3g} GB, and {load.option} {load.rows} splits into {rows}"
+    return mesh, reason + (f"; model takes more of the {devices} devices, to be faster" if mesh[1] > fewest else "")
+
+
+def _shards(model: int) -> str:
+    return "one device" if model == 1 else f"{model} devices"
+
+
+def settle(load: Load, mesh: tuple[int, int] | None) -> tuple[tuple[int, int], str | None]:
+    """The mesh that was asked for, checked; or one for the devices that are there, and a line that says why, if there is more
+    than one device.
+
+    Raises:
+      BadInput: see `check`.
+    """
+    devices = jax.devices()
+    if mesh is not None:
+        check(load, mesh, len(devices))
+        return mesh, None
+    known = devices[0].memory_stats() or {}
+    chosen, reason = choose(load, len(devices), known.get("bytes_limit"))
+    return chosen, f"mesh {chosen[0]} {chosen[1]}: {reason}" if len(devices) > 1 else None
+
+
+def bytes_of_target(config: TargetConfig, itemsize: int) -> int:
+    """Of all matrices; the norms are nothing beside them."""
+    D, C = config.hidden_size, config.head_dim
+    attention = 2 * D * C * (config.num_attention_heads + config.num_key_value_heads)
+    return itemsize * (2 * D * config.vocab_size + config.num_hidden_layers * (attention + 3 * D * config.intermediate_size))
+
+
+def bytes_of_head(config: DrafterConfig, itemsize: int) -> int:
+    """Of a head's matrices, likewise."""
+    D, E = config.hidden_size, config.exit_size
+    dense = 2 * D * D * config.rnn + 2 * D * E * config.projects + config.num_blocks * E * E
+    return itemsize * (dense + (0 if config.tied else E * config.vocab_size))
+
+
+def bytes_of_cache(config: TargetConfig, rows: int, slots: int, itemsize: int) -> int:
+    return 2 * config.num_hidden_layers * rows * slots * config.num_key_value_heads * config.head_dim * itemsize
+
+
+def fit(config: TargetConfig, model: int) -> TargetConfig:
+    """The config that ``model`` shards compute with: where there are fewer key-value heads than shards, each is repeated, so
+    that every shard has the one that its query heads read. The repeats cost cache and weights ``model / K`` times as large
+    in all, and no more per device than one head's."""
+    K = config.num_key_value_heads
+    return config if K >= model else dataclasses.replace(config, num_key_value_heads=model)
+
+
+def spread(module, over_data: bool = True):
+    """The module with its matrices split over ``data`` too, along the axis that is whole, where that divides it. They are
+    gathered as they are used (`layers.laid`), so a device holds one layer's at a time."""
+    if not over_data:
+        return module
+    shards = jax.sharding.get_abstract_mesh().shape["data"]
+
+    def split(leaf: jax.Array) -> jax.Array:
+        axes = list(jax.typeof(leaf).sharding.spec)
+        if leaf.ndim != 2 or None not in axes or leaf.shape[axes.index(None)] % shards:
+            return leaf
+        axes[axes.index(None)] = "data"
+        return jax.sharding.reshard(leaf, P(*axes))
+
+    return jax.tree.map(split, module)

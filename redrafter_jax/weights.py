@@ -1,9 +1,11 @@
 """Weights on disk: Hugging Face safetensors -> Target, Apple's drafter folder <-> Drafter.
 
-One tensor at a time goes from the file to its place on the devices. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
+One device's part of one tensor at a time goes from the file to its place: a process reads the bytes that its own devices
+need, and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -17,11 +19,15 @@ import safetensors
 import safetensors.numpy
 
 from redrafter_jax import config as configs
+from redrafter_jax import mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
+KEY_VALUE = re.compile(r"\.self_attn\.[kv]_proj\.")
+FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
+CHUNK = 1 << 21  # bytes of a file that are read, cast and turned over at a time
 FORMAT_VERSION = "4.46.3"  # the transformers release whose layout Apple's drafter config.json follows
 
 _TARGET_NAMES = [
@@ -43,19 +49,26 @@ _DRAFTER_NAMES = [
 ]
 
 
-def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = "target") -> Target:
-    """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh.
+def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = "target", spread: bool = False) -> Target:
+    """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh. Where ``model`` has
+    more shards than there are key-value heads, these are repeated, in the weights and in the config.
+
+    Args:
+      spread: split the weights over ``data`` too; they are gathered as they are used.
 
     Raises:
       BadInput: a file is missing or broken, the config is not Llama-like, or tensors are missing, extra or misshapen.
     """
     folder = pathlib.Path(folder)
     config = configs.target_config(configs.read_json(folder, what), what)
+    fitted = mesh.fit(config, jax.sharding.get_abstract_mesh().shape["model"])
+    copies = fitted.num_key_value_heads // config.num_key_value_heads
     with _open(folder, what) as files:
         if config.tie_word_embeddings:
             files.setdefault("lm_head.weight", files.get("model.embed_tokens.weight"))
-        abstract = jax.eval_shape(lambda: Target(jax.random.key(0), config, jnp.dtype(dtype)))
-        return _fill(abstract, lambda path: _rename(path, _TARGET_NAMES), files, folder, what)
+        abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
+        repeated = (copies, config.head_dim)
+        return _fill(abstract, lambda path: _rename(path, _TARGET_NAMES), files, folder, what, repeated)
 
 
 def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str = "drafter") -> Drafter:
@@ -159,17 +172,27 @@ def _open(folder: pathlib.Path, what: str) -> Iterator[dict[str, tuple[object, s
         for name in names:
             path = folder / name
             if not path.is_file():
-                hint = "; convert its .bin files to safetensors first" if list(folder.glob("*.bin")) else ""
-                raise BadInput(f"{what}: {folder} has no {name}{hint}")
+                raise BadInput(f"{what}: {folder} has no {name}{_conversion(folder)}")
             try:
-                opened = stack.enter_context(safetensors.safe_open(path, framework="flax"))
+                opened = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
             except (safetensors.SafetensorError, OSError) as error:
                 raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
             files |= {tensor: (opened, tensor) for tensor in opened.keys()}  # noqa: SIM118
         yield files
 
 
-def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str):
+def _conversion(folder: pathlib.Path) -> str:
+    """How to make safetensors of pickled weights, where a folder has those."""
+    if not any(folder.glob("*.bin")):
+        return ""
+    return (
+        "; its .bin files are not read, because unpickling runs code: convert them with transformers,"
+        f" AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(FOLDER)"
+    )
+
+
+def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, repeated=(1, 1)):
+    """``repeated``: how often each key-value head is wanted, and its width."""
     wanted = {path: name_of(path) for path, _ in _leaves(abstract)}
     names = {name for name, _ in wanted.values()}
     missing = sorted(name for name in names if files.get(name) is None)
@@ -178,18 +201,65 @@ def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: p
         raise BadInput(f"{what}: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all)")
     if extra:
         raise BadInput(f"{what}: {folder} has the tensor {extra[0]}, which its config.json has no place for ({len(extra)} in all)")
-    leaves = [_read(files, *wanted[path], leaf, folder, what) for path, leaf in _leaves(abstract)]
+    stored = []
+    for path, leaf in _leaves(abstract):
+        name, transposed = wanted[path]
+        copies, width = repeated if KEY_VALUE.search(name) else (1, 1)
+        tensor = files[name][0].get_slice(files[name][1])
+        _check(tensor, name, leaf, transposed, copies, folder, what)
+        stored.append(_Stored(tensor, transposed, copies, width))
+    leaves = [_place(leaf, each) for (_, leaf), each in zip(_leaves(abstract), stored, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def _read(files, name: str, transposed: bool, like, folder: pathlib.Path, what: str) -> jax.Array:
-    opened, key = files[name]
-    shape = like.shape[::-1] if transposed else like.shape
-    found = tuple(opened.get_slice(key).get_shape())
-    if found != shape:
-        raise BadInput(f"{what}: {name} in {folder} has shape {list(found)}; its config.json asks for {list(shape)}")
-    tensor = np.asarray(opened.get_tensor(key))
-    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != jnp.bfloat16:
-        raise BadInput(f"{what}: {name} in {folder} is {tensor.dtype}; only floating-point weights are supported")
-    tensor = (tensor.T if transposed else tensor).astype(like.dtype)
-    return jax.device_put(tensor, like.sharding.spec)
+def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathlib.Path, what: str) -> None:
+    first, *rest = like.shape[::-1] if transposed else like.shape
+    shape = (first // copies, *rest)
+    if tuple(tensor.get_shape()) != shape:
+        found = list(tensor.get_shape())
+        raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {list(shape)}")
+    if jnp.issubdtype(like.dtype, jnp.integer):
+        if tensor.get_dtype() not in INTEGERS:
+            raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; it should hold whole numbers")
+    elif tensor.get_dtype() not in FLOATS:
+        raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; only floating-point weights are supported")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file, as safetensors gives its slices; each ``width`` rows of it stand for ``copies`` times as many."""
+
+    tensor: object
+    transposed: bool
+    copies: int
+    width: int
+
+    def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
+        """The part ``index`` of a leaf of ours, read a few rows at a time."""
+        ranges = [each.indices(size)[:2] for each, size in zip(index, shape, strict=True)]
+        part = np.empty([stop - start for start, stop in ranges], dtype)
+        as_stored = part.T if self.transposed else part
+        (first, last), *columns = ranges[::-1] if self.transposed else ranges
+        row = max(1, as_stored[:1].nbytes)
+        rows = self.width if self.copies > 1 else max(1, CHUNK // row)
+        for at in range(first, last, rows):
+            end = min(at + rows, last)
+            source = at if self.copies == 1 else at // (rows * self.copies) * rows
+            chunk = self.tensor[(slice(source, source + end - at), *(slice(*each) for each in columns))]
+            as_stored[at - first : end - first] = chunk
+        return part
+
+
+def _place(like, stored: _Stored) -> jax.Array:
+    """A leaf on the current mesh, from the parts of it that this process's devices hold, each read once."""
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
+    by_device = sharding.addressable_devices_indices_map(like.shape)
+    places: dict[tuple, list] = {}
+    for device, index in by_device.items():
+        places.setdefault(tuple((each.start, each.stop) for each in index), []).append(device)
+    placed = {}
+    for devices in places.values():
+        part = stored.part(by_device[devices[0]], like.shape, like.dtype)
+        placed |= {device: jax.device_put(part, device) for device in devices}
+        jax.block_until_ready([placed[device] for device in devices])  # else several parts wait on the host
+    return jax.make_array_from_single_device_arrays(like.shape, sharding, [placed[device] for device in by_device])

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model import layers
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import COLUMNS, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +51,20 @@ def slim(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfi
 
 
 class Dense(nnx.Module):
-    """x W + b, W ``[in, out]``, whole on every shard: the head is small but for its LM head."""
+    """x W + b, W ``[in, out]``; each shard of ``model`` makes some of the outputs."""
 
     def __init__(self, key, fan_in: int, fan_out: int, dtype, bias: bool = True, scale: float | None = None):
-        self.weight = layers.param(key, (fan_in, fan_out), P(None, None), dtype, scale)
-        self.bias = layers.zeros((fan_out,), P(None), dtype) if bias else None
+        self.weight = layers.param(key, (fan_in, fan_out), COLUMNS, dtype, scale)
+        self.bias = layers.zeros((fan_out,), P("model"), dtype) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.weight[...]
+        y = self.times(x, slice(None))
         return y if self.bias is None else y + self.bias[...]
+
+    def times(self, x: jax.Array, rows: slice) -> jax.Array:
+        """x W, of these rows of W alone."""
+        out = P("data", *[None] * (x.ndim - 2), "model")
+        return jnp.einsum("...i,io->...o", x, layers.laid(self.weight, COLUMNS)[rows], out_sharding=out)
 
 
 class Drafter(nnx.Module):
@@ -84,27 +89,27 @@ class Drafter(nnx.Module):
         """The recurrent state ``[..., D]`` after one more token; both arguments ``[..., D]``."""
         if self.rnn_w is None:
             return state + embedding
-        return jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state))
+        return layers.gathered(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
 
     def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
         layer that reads ``[h ; s]``."""
         first = self._first()
-        return h, None if first is None else h @ first.weight[...][: h.shape[-1]] + first.bias[...]
+        return h, None if first is None else first.times(h, slice(0, h.shape[-1])) + first.bias[...]
 
     def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array) -> jax.Array:
         """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""
         h, share = context
         first, rest = self._first(), self.blocks
-        whole = None if first is None else share + state @ first.weight[...][h.shape[-1] :]
+        whole = None if first is None else share + first.times(state, slice(h.shape[-1], None))
         if self.input_proj is not None:
-            z = whole
+            z = layers.gathered(whole)
         else:
             z = jnp.concatenate(jnp.broadcast_arrays(h, state), axis=-1)
             if first is not None:
-                z, rest = z + jax.nn.silu(whole), self.blocks[1:]
+                z, rest = z + layers.gathered(jax.nn.silu(whole)), self.blocks[1:]
         for block in rest:
-            z = z + jax.nn.silu(block(z))
+            z = z + layers.gathered(jax.nn.silu(block(z)))
         return z
 
     def _first(self) -> Dense | None:
@@ -118,4 +123,4 @@ class Drafter(nnx.Module):
         if self.lm_head is None:
             return target.logits(exit_)
         out = P("data", *[None] * (exit_.ndim - 2), "model")
-        return jnp.einsum("...e,ev->...v", exit_, self.lm_head[...], out_sharding=out).astype(jnp.float32)
+        return jnp.einsum("...e,ev->...v", exit_, layers.laid(self.lm_head, COLUMNS), out_sharding=out).astype(jnp.float32)

@@ -25,6 +25,16 @@ def ones(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
     return nnx.Param(jnp.ones(shape, dtype, out_sharding=P(None)))
 
 
+def laid(weight: nnx.Param, spec: P) -> jax.Array:
+    """A weight as it is computed with. It may be kept split over ``data`` as well, and is then gathered here, at its use."""
+    return jax.sharding.reshard(weight[...], spec)
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """Features ``[B, ..., D]`` that are split over ``model``, whole on every shard."""
+    return jax.sharding.reshard(x, P("data", *[None] * (x.ndim - 1)))
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype."""
     wide = x.astype(jnp.float32)

@@ -43,7 +43,8 @@ class Linear(nnx.Module):
         self.bias = layers.zeros(shape[1:], P(spec[1]), dtype) if bias else None
 
     def __call__(self, x_BND: jax.Array) -> jax.Array:
-        y = jnp.einsum("bni,io->bno", x_BND, self.weight[...], out_sharding=P("data", None, self.spec[1]))
+        weight = layers.laid(self.weight, self.spec)
+        y = jnp.einsum("bni,io->bno", x_BND, weight, out_sharding=P("data", None, self.spec[1]))
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -109,7 +110,7 @@ class Target(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """``[B, ...]`` ids -> ``[B, ..., D]``."""
         spec = P("data", *[None] * tokens.ndim)
-        return self.embedding[...].at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
+        return layers.laid(self.embedding, COLUMNS).at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
 
     def __call__(
         self,
@@ -138,5 +139,5 @@ class Target(nnx.Module):
     def logits(self, hidden_BND: jax.Array) -> jax.Array:
         """float32 ``[B, N, V]``, split over ``model`` in V."""
         out = P("data", *[None] * (hidden_BND.ndim - 2), "model")
-        product = jnp.einsum("...d,dv->...v", hidden_BND, self.lm_head[...], out_sharding=out)
+        product = jnp.einsum("...d,dv->...v", hidden_BND, layers.laid(self.lm_head, COLUMNS), out_sharding=out)
         return product.astype(jnp.float32)

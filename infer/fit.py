@@ -16,6 +16,7 @@ from infer import checks
 from infer.benchmark import beam
 from redrafter_jax.errors import BadInput
 
+NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 LIMITS = (
     "All of this is the compiler's estimate and arithmetic, not a measurement. A stage takes the cycles that the compiler expects"
     " of its operations, one after the other, and no less than its floor: operations at the chip's published peak, or weights and"
@@ -54,6 +55,8 @@ class Options:
     whole: bool = False
     """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
     only what is recommended is compiled whole."""
+    floors: bool = False
+    """Compile nothing: the least times alone, counted by hand, for --mesh (by default all chips in `model`)."""
     json: bool = False
     """Print the report as JSON instead."""
 
@@ -65,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         _check(options)
-        report = run(options)
+        report = run_floors(options) if options.floors else run(options)
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -92,9 +95,10 @@ def _check(options: Options) -> None:
 def run(options: Options) -> dict:
     """Compiles, and prints unless JSON is wanted; returns the whole report."""
     from infer import plan
+    from redrafter_jax import compile_only
     from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 
-    subject = _subject(options)
+    subject = _subject(options, compile_only.slice_of(options.topology))
     meshes, left_out = _meshes(options, subject)
     say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     say(_heading(options, subject))
@@ -132,7 +136,41 @@ def run(options: Options) -> dict:
     return report
 
 
-def _subject(options: Options):
+def run_floors(options: Options) -> dict:
+    """Counts, and prints unless JSON is wanted; returns the whole report."""
+    from infer import plan
+    from redrafter_jax import compile_only
+    from redrafter_jax.decode.loop import Shape
+
+    chip, chips = compile_only.chips_of(options.topology)
+    subject = _subject(options, None)
+    split = options.mesh or (1, chips)
+    if split[0] * split[1] != chips or any(batch % split[0] for batch in options.batch):
+        raise BadInput(f"--mesh {split[0]} {split[1]} should have {chips} chips, and data shards that divide every --batch")
+    if reason := compile_only.why_not(subject.config, subject.head, split[1]):
+        raise BadInput(f"--mesh {split[0]} {split[1]} cannot split this target: {reason}")
+    shapes = [Shape(*beam(text)) for text in options.beams]
+    nodes = options.nodes or NODES
+    rows = [plan.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch]
+    report = {"command": " ".join(["python -m infer.fit", *sys.argv[1:]]), "chip": dataclasses.asdict(chip), "rows": rows}
+    if options.json:
+        return report
+    print(f"{options.model}, {options.head} head, {options.dtype}, {options.context} tokens of context, on {options.topology}, mesh"
+          f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte. Least times by hand; step: one plain step.")  # fmt: skip
+    heads = (
+        [f"N={count}" for count in nodes]
+        + [f"draft {text}" for text in options.beams]
+        + [f"round {text}" for text in options.beams]
+    )
+    print("batch  step ms   knee " + " ".join(f"{head:>11}" for head in heads))
+    for row in rows:
+        values = [*row["verify_over_plain"].values(), *row["draft_over_plain"].values(), *row["round_over_plain"].values()]
+        cells = " ".join(f"{value:>11.2f}" for value in values)
+        print(f"{row['batch']:>5} {row['plain_seconds'] * 1e3:>8.3f} {row['knee_nodes']:>6.1f} {cells}")
+    return report
+
+
+def _subject(options: Options, slice_):
     from infer import plan
     from redrafter_jax import compile_only
     from redrafter_jax.model import drafter
@@ -141,21 +179,20 @@ def _subject(options: Options):
     # a longer context than the target was made for has the same cost
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     head = {"full": drafter.full, "slim": drafter.slim}[options.head](target.vocab_size, target.hidden_size)
-    slice_ = compile_only.slice_of(options.topology)
     return plan.Subject(slice_, target, head, options.dtype, options.context, options.sampling, options.whole)
 
 
 def _meshes(options: Options, subject) -> tuple[list[tuple[int, int]], list[str]]:
     from redrafter_jax import compile_only
 
-    found, left_out = compile_only.meshes(subject.config, len(subject.slice.devices))
+    found, left_out = compile_only.meshes(subject.config, subject.head, len(subject.slice.devices))
     if options.mesh is None:
         return found, left_out
     data, model = options.mesh
     chips = len(subject.slice.devices)
     if min(data, model) < 1 or data * model != chips:
         raise BadInput(f"--mesh should be two numbers whose product is the {chips} chips of {options.topology}, not {data} {model}")
-    if reason := compile_only.why_not(subject.config, model):
+    if reason := compile_only.why_not(subject.config, subject.head, model):
         raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
     if all(batch % data for batch in options.batch):
         raise BadInput(f"--batch should have a multiple of the {data} data shards of --mesh")

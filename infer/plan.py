@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from infer import measure, roofline
-from redrafter_jax import compile_only
+from redrafter_jax import compile_only, mesh
 from redrafter_jax.chips import Chip
 from redrafter_jax.compile_only import DoesNotFit, Program, Slice
 from redrafter_jax.decode import loop, prefill, sample
@@ -26,10 +26,13 @@ _REST = ("noise", "pack", "commit", "other")
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is to be placed on a slice. context: tokens of prompt and reply together; sampling: greedy, sampled (any
-    temperature) or filtered (top-k or top-p as well); whole: compile all layers at every point."""
+    """What is to be placed on a slice.
 
-    slice: Slice
+    slice: None where nothing is compiled; context: tokens of prompt and reply together; sampling: greedy, sampled (any
+    temperature) or filtered (top-k or top-p as well); whole: compile all layers at every point.
+    """
+
+    slice: Slice | None
     config: TargetConfig
     head: DrafterConfig
     dtype: str
@@ -40,18 +43,18 @@ class Subject:
     def setting(self, data: int, model: int, batch: int, shape: Shape) -> roofline.Setting:
         slots = _bucket(self.context, shape).slots
         width = jnp.dtype(self.dtype).itemsize
-        return roofline.Setting(self.config, self.head, data, model, batch, slots, width)
+        return roofline.Setting(mesh.fit(self.config, model), self.head, data, model, batch, slots, width)
 
 
-def row(subject: Subject, mesh: tuple[int, int], batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> dict:
+def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> dict:
     """One point as a row of the table; bytes and operations of one chip, times in seconds."""
-    setting, chip = subject.setting(*mesh, batch, shape), subject.slice.chip
-    facts = {"mesh": list(mesh), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
-    resident = _resident(subject, mesh, batch, shape)
+    setting, chip = subject.setting(*split, batch, shape), subject.slice.chip
+    facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
+    resident = _resident(subject, split, batch, shape)
     if resident > chip.usable_bytes:
         return facts | {"held": resident, "fits": False, "compiled": False}
     try:
-        program = compile_point(subject, mesh, batch, shape, propose)
+        program = compile_point(subject, split, batch, shape, propose)
     except DoesNotFit as refused:
         return facts | {"held": refused.bytes or resident, "fits": False, "compiled": True}
     return (
@@ -84,7 +87,7 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
     }
 
 
-def compile_point(subject: Subject, mesh, batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
+def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
     """A round (an autoregressive step where ``shape`` drafts nothing).
 
     Raises:
@@ -92,20 +95,20 @@ def compile_point(subject: Subject, mesh, batch: int, shape: Shape, propose: loo
     """
 
     def of_depth(layers: int) -> Program:
-        with jax.set_mesh(subject.slice.mesh(*mesh)):
+        with jax.set_mesh(subject.slice.mesh(*split)):
             target, drafter, state = arrays(subject, layers, batch, shape)
             return compile_only.compile_program(_round, target, drafter, state, shape=shape, propose=propose)
 
     return compile_only.at_depth(of_depth, subject.config.num_hidden_layers, subject.whole)
 
 
-def compile_prefill(subject: Subject, mesh, batch: int, shape: Shape) -> Program:
+def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Program:
     """Reading the prompts, all layers. The head, which waits on the chip meanwhile, is not in its figures.
 
     Raises:
       DoesNotFit: the compiler refused it for its memory.
     """
-    with jax.set_mesh(subject.slice.mesh(*mesh)):
+    with jax.set_mesh(subject.slice.mesh(*split)):
         target = compile_only.target(subject.config, subject.dtype)
         return compile_only.compile_program(loop.start, target, *_prompts(subject, batch), bucket=_bucket(subject.context, shape))
 
@@ -119,11 +122,11 @@ def arrays(subject: Subject, layers: int, batch: int, shape: Shape) -> tuple:
     return target, compile_only.drafter(subject.head, subject.dtype) if shape.length else None, state
 
 
-def _resident(subject: Subject, mesh, batch: int, shape: Shape) -> float:
+def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
     """Bytes of the weights and the state on a chip, by their shapes; the head's too, where only the target works."""
 
     def of_depth(layers: int) -> int:
-        with jax.set_mesh(subject.slice.mesh(*mesh)):
+        with jax.set_mesh(subject.slice.mesh(*split)):
             target, _, state = arrays(subject, layers, batch, shape)
             return compile_only.bytes_of((target, compile_only.drafter(subject.head, subject.dtype), state))
 
@@ -146,11 +149,28 @@ def _prompts(subject: Subject, batch: int) -> tuple:
     return prompts, by_row(jnp.int32), by_row(jnp.int32), stop_ids, policy
 
 
-def node_row(subject: Subject, mesh, batch: int, nodes: int) -> dict:
+def node_row(subject: Subject, split, batch: int, nodes: int) -> dict:
     """A pass over N nodes without any drafting; N = 1 is an autoregressive step."""
     if nodes == 1:
-        return row(subject, mesh, batch, AUTOREGRESSIVE)
-    return row(subject, mesh, batch, Shape(nodes - 1, 1), measure.star)
+        return row(subject, split, batch, AUTOREGRESSIVE)
+    return row(subject, split, batch, Shape(nodes - 1, 1), measure.star)
+
+
+def floors(subject: Subject, chip: Chip, split, batch: int, nodes: tuple[int, ...], shapes: list[Shape]) -> dict:
+    """By hand alone: what a plain step takes at least, and how many of them passes over N nodes and drafts take."""
+    setting = subject.setting(*split, batch, AUTOREGRESSIVE)
+    plain = roofline.verify(setting, 1).seconds(chip)
+    drafts = {name(shape): roofline.draft(setting, shape.width, shape.length).seconds(chip) / plain for shape in shapes}
+    return {
+        "batch": batch,
+        "plain_seconds": plain,
+        "knee_nodes": roofline.knee(setting, chip),
+        "verify_over_plain": {count: roofline.verify(setting, count).seconds(chip) / plain for count in nodes},
+        "draft_over_plain": drafts,
+        "round_over_plain": {
+            name(shape): roofline.verify(setting, shape.nodes).seconds(chip) / plain + drafts[name(shape)] for shape in shapes
+        },
+    }
 
 
 def name(shape: Shape) -> str:
@@ -159,28 +179,35 @@ def name(shape: Shape) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """For one batch: the mesh whose autoregressive step is the shortest of those that fit, and the largest beam shape whose
-    round costs at most ``most`` of these steps; None where there is none."""
+    """For one batch: the mesh whose autoregressive step is the shortest of those that fit, and the beam shape of most nodes
+    whose round costs at most ``most`` of these steps; None where there is none. cost: see `over_plain`."""
 
     batch: int
     mesh: tuple[int, int] | None
     shape: str | None
-    cost: float
+    cost: float | None
 
 
 def advise(rows: list[dict], batch: int, most: float) -> Advice:
     """What to take, by the table's rows."""
     fitting = [row for row in rows if row["batch"] == batch and row["fits"]]
-    plain = {tuple(row["mesh"]): row["round_seconds"] for row in fitting if row["shape"] == "AR"}
+    plain = {tuple(row["mesh"]): row for row in fitting if row["shape"] == "AR"}
     if not plain:
-        return Advice(batch, None, None, math.nan)
-    mesh = min(plain, key=plain.get)
-    costs = {row["shape"]: (row["nodes"], row["round_seconds"] / plain[mesh]) for row in fitting if tuple(row["mesh"]) == mesh}
-    affordable = {shape: cost for shape, cost in costs.items() if shape != "AR" and cost[1] <= most}
+        return Advice(batch, None, None, None)
+    split = min(plain, key=lambda split: plain[split]["round_seconds"])
+    there = [row for row in fitting if tuple(row["mesh"]) == split and row["shape"] != "AR"]
+    affordable = [row for row in there if over_plain(row, plain[split]) <= most]
     if not affordable:
-        return Advice(batch, mesh, None, math.nan)
-    shape = max(affordable, key=affordable.get)
-    return Advice(batch, mesh, shape, affordable[shape][1])
+        return Advice(batch, split, None, None)
+    best = max(affordable, key=lambda row: row["nodes"])
+    return Advice(batch, split, best["shape"], over_plain(best, plain[split]))
+
+
+def over_plain(row: dict, plain: dict) -> float:
+    """How many plain steps a round costs, by the compiler's cycles or by the floors, whichever says more: for a single row
+    the compiler expects so much of a plain step that a round could seem to be cheaper."""
+    floors = sum(row["floor_seconds"].values()) / sum(plain["floor_seconds"].values())
+    return max(row["round_seconds"] / plain["round_seconds"], floors)
 
 
 def check(subject: Subject, advice: Advice, what: str) -> dict:
@@ -201,6 +228,6 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
     return {"what": what, "held": held, "fits": fits, "compile_seconds": program.compile_seconds}
 
 
-def _head_bytes(subject: Subject, mesh) -> int:
-    with jax.set_mesh(subject.slice.mesh(*mesh)):
+def _head_bytes(subject: Subject, split) -> int:
+    with jax.set_mesh(subject.slice.mesh(*split)):
         return compile_only.bytes_of(compile_only.drafter(subject.head, subject.dtype))

@@ -11,6 +11,7 @@ Every figure is of one chip. Not here: which function, and what is to be learnt 
 
 import dataclasses
 import importlib.util
+import math
 import os
 import pathlib
 import re
@@ -22,17 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from redrafter_jax import config, hlo
+from redrafter_jax import config, hlo, mesh
 from redrafter_jax.chips import CHIPS, GIB, Chip
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import AXES
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
 MARGIN = 0.05  # of the usable HBM, left for what a running process holds beside its program
-NOWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
-"""What libtpu would otherwise ask the machine for, and complain that it is not a TPU; the topology is given by name."""
+NOWHERE = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # fmt: skip
+"""What libtpu would otherwise ask the machine for, and complain that it is not a TPU, though the topology is given by name; and
+that others may use libtpu meanwhile, since no TPU is taken."""
 DEPTHS = (2, 4)  # layers of the two programs from whose difference a deeper one follows
 
 
@@ -54,7 +58,19 @@ class Slice:
 
     def mesh(self, data: int, model: int) -> jax.sharding.Mesh:
         """The mesh that `redrafter_jax.mesh.make_mesh` would make there."""
-        return jax.make_mesh((data, model), AXES, devices=list(self.devices))
+        return jax.make_mesh((data, model), mesh.AXES, devices=list(self.devices))
+
+
+def chips_of(name: str) -> tuple[Chip, int]:
+    """The kind of chip of a slice, and how many of them.
+
+    Raises:
+      BadInput: the name is not that of a chip and a grid.
+    """
+    kind, _, grid = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", grid):
+        raise BadInput(f"--topology should be a chip ({', '.join(CHIPS)}) and a grid, such as v5e:2x4 or v5p:2x2x1, not {name}")
+    return CHIPS[kind], math.prod(map(int, grid.split("x")))
 
 
 def slice_of(name: str) -> Slice:
@@ -63,9 +79,7 @@ def slice_of(name: str) -> Slice:
     Raises:
       BadInput: the chip or the topology is not known, or libtpu is not installed.
     """
-    kind, _, grid = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", grid):
-        raise BadInput(f"--topology should be a chip ({', '.join(CHIPS)}) and a grid, such as v5e:2x4 or v5p:2x2x1, not {name}")
+    chip, _ = chips_of(name)
     if importlib.util.find_spec("libtpu") is None:
         raise BadInput('the TPU compiler, libtpu, is not installed; install it with: pip install "jax[tpu]" (Linux on x86-64)')
     for key, value in NOWHERE.items():
@@ -77,7 +91,7 @@ def slice_of(name: str) -> Slice:
         raise BadInput(
             f"--topology: libtpu does not know {name} ({reason}); 2x2 and 2x4 (v5p: 2x2x1 and 2x2x2) are known"
         ) from None
-    return Slice(name, CHIPS[kind], tuple(topology.devices))
+    return Slice(name, chip, tuple(topology.devices))
 
 
 def target_config(model: str) -> TargetConfig:
@@ -96,27 +110,23 @@ def target_config(model: str) -> TargetConfig:
     return config.target_config(config.read_json(folder, "--model"), "--model")
 
 
-def why_not(target: TargetConfig, model: int) -> str:
-    """What ``model`` shards do not divide, in words; empty if they divide everything."""
-    sizes = {
-        "heads": target.num_attention_heads, "key-value heads": target.num_key_value_heads, "width": target.hidden_size,
-        "feed-forward width": target.intermediate_size, "vocabulary": target.vocab_size,
-    }  # fmt: skip
-    uneven = [f"{size} {name}" for name, size in sizes.items() if size % model]
-    return f"{model} shards do not divide {' nor '.join(uneven)}" if uneven else ""
+def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
+    """What so many shards of ``model`` do not divide, in words; None where they divide everything."""
+    return mesh.Load(target, head).unfit(1, model)
 
 
-def meshes(target: TargetConfig, chips: int) -> tuple[list[tuple[int, int]], list[str]]:
-    """The meshes of so many chips over which a target can be split, and why the others are left out."""
+def meshes(target: TargetConfig, head: DrafterConfig, chips: int) -> tuple[list[tuple[int, int]], list[str]]:
+    """The meshes of all of so many chips over which a pair can be split, and why the others are left out."""
     sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
-    reasons = {mesh: why_not(target, mesh[1]) for mesh in sizes}
+    reasons = {size: why_not(target, head, size[1]) for size in sizes}
     left_out = [f"{data}x{model}: {reason}" for (data, model), reason in reasons.items() if reason]
-    return [mesh for mesh in sizes if not reasons[mesh]], left_out
+    return [size for size in sizes if not reasons[size]], left_out
 
 
 def target(shapes: TargetConfig, dtype: str) -> Target:
-    """A target of shapes and shardings alone, on the current mesh."""
-    return jax.eval_shape(lambda: Target(jax.random.key(0), shapes, jnp.dtype(dtype)))
+    """A target of shapes and shardings alone, on the current mesh; with repeated key-value heads where it has too few."""
+    fitted = mesh.fit(shapes, jax.sharding.get_abstract_mesh().shape["model"])
+    return jax.eval_shape(lambda: Target(jax.random.key(0), fitted, jnp.dtype(dtype)))
 
 
 def drafter(shapes: DrafterConfig, dtype: str) -> Drafter:

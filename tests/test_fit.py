@@ -21,13 +21,13 @@ needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed (requirements-dev.txt)"
 )
 TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
-MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 3)
+MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 
 
 @functools.cache
 def subject(sampling: str = "greedy") -> plan.Subject:
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    return plan.Subject(compile_only.slice_of("v5e:2x4"), TARGET, head, "bfloat16", 1000, sampling)
+    return plan.Subject(compile_only.slice_of("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
 
 
 @functools.cache
@@ -65,10 +65,21 @@ def logits(nodes: int) -> int:
 
 
 @needs_compiler
-def test_no_shard_gathers_the_vocabulary_unless_a_filter_sorts_it():
+def test_no_shard_gathers_the_vocabulary():
     assert not compiled(SHAPE).text.gathers_of(logits(1) // 2)
     assert not compiled(AUTOREGRESSIVE, "sampled").text.gathers_of(logits(1) // 2)
-    assert compiled(AUTOREGRESSIVE, "filtered").text.gathers_of(logits(1))
+
+
+@needs_compiler
+def test_a_program_that_gathers_the_vocabulary_would_be_noticed():
+    def gathers(target, h_BD):
+        return jax.sharding.reshard(target.logits(h_BD), jax.P("data", None))
+
+    with jax.set_mesh(subject().slice.mesh(*MESH)):
+        target = compile_only.target(TARGET, "bfloat16")
+        h_BD = compile_only.abstract((BATCH, TARGET.hidden_size), target.norm[...].dtype, jax.P("data", None))
+        program = compile_only.compile_program(jax.jit(gathers), target, h_BD)
+    assert program.text.gathers_of(logits(1))
 
 
 @needs_compiler
@@ -127,9 +138,9 @@ def test_the_command_reports_a_table_and_a_recommendation(tmp_path, capsys):
     ("arguments", "said"),
     [
         (["llama-7b", "--topology", "v9:2x2"], "--topology should be a chip"),
-        (["llama-7b", "--topology", "v5e:3x3"], "libtpu does not know v5e:3x3"),
+        (["llama-7b", "--topology", "v5e:3x3"], "libtpu has no v5e:3x3"),
         (["llama-7b", "--topology", "v5e:2x4", "--mesh", "2", "2"], "the 8 chips of v5e:2x4"),
-        (["llama-33b", "--topology", "v5e:2x4", "--mesh", "1", "8"], "8 shards do not divide 52 heads"),
+        (["llama-33b", "--topology", "v5e:2x4", "--mesh", "1", "8"], "8 does not divide the target's num_attention_heads 52"),
         (["nonsense"], "--model should be one of"),
         (["llama-7b", "--batch", "0"], "--batch should be from 1"),
     ],

@@ -196,6 +196,9 @@ def _recipe(options: Options):
 
 def _meshes(options: Options, target, chips: int, say) -> list[tuple[int, int]]:
     from redrafter_jax import compile_only
+    from redrafter_jax.model import drafter
+
+    head = {"full": drafter.full, "slim": drafter.slim}[options.head](target.vocab_size, target.hidden_size)
 
     if options.mesh is not None:
         data, model = options.mesh
@@ -203,12 +206,12 @@ def _meshes(options: Options, target, chips: int, say) -> list[tuple[int, int]]:
             raise BadInput(
                 f"--mesh should be two numbers whose product is the {chips} chips of {options.topology}, not {data} {model}"
             )
-        if reason := compile_only.why_not(target, model):
+        if reason := compile_only.why_not(target, head, model):
             raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
         if all(batch % data for batch in options.batch):
             raise BadInput(f"--batch should have a multiple of the {data} data shards of --mesh")
         return [(data, model)]
-    found, left_out = compile_only.meshes(target, chips)
+    found, left_out = compile_only.meshes(target, head, chips)
     for reason in left_out:
         say(f"left out: mesh {reason}")
     return found

@@ -56,7 +56,7 @@ class Options:
     """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
     only what is recommended is compiled whole."""
     floors: bool = False
-    """Compile nothing: the least times alone, counted by hand, for --mesh (by default all chips in `model`)."""
+    """Compile nothing: least memory and least times, counted by hand, for --mesh (by default all chips in `model`)."""
     json: bool = False
     """Print the report as JSON instead."""
 
@@ -155,18 +155,18 @@ def run_floors(options: Options) -> dict:
     report = {"command": " ".join(["python -m infer.fit", *sys.argv[1:]]), "chip": dataclasses.asdict(chip), "rows": rows}
     if options.json:
         return report
-    print(f"{options.model}, {options.head} head, {options.dtype}, {options.context} tokens of context, on {options.topology}, mesh"
-          f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte. Least times by hand; step: one plain step.")  # fmt: skip
-    heads = (
-        [f"N={count}" for count in nodes]
-        + [f"draft {text}" for text in options.beams]
-        + [f"round {text}" for text in options.beams]
+    print(
+        f"{options.model}, {options.head} head, {options.dtype}, {options.context} tokens of context, on {options.topology},"
+        f" mesh {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {chip.usable_bytes / (1 << 30):.2f} GiB usable per chip.\n"
+        "By hand: weights and state, and least times: a plain step in ms; passes over N nodes, drafts and rounds in plain steps."
     )
-    print("batch  step ms   knee " + " ".join(f"{head:>11}" for head in heads))
+    heads = [f"N={count}" for count in nodes] + [f"{what} {text}" for what in ("draft", "round") for text in options.beams]
+    print("batch GiB/chip  step ms   knee " + " ".join(f"{head:>{max(5, len(head))}}" for head in heads))
     for row in rows:
         values = [*row["verify_over_plain"].values(), *row["draft_over_plain"].values(), *row["round_over_plain"].values()]
-        cells = " ".join(f"{value:>11.2f}" for value in values)
-        print(f"{row['batch']:>5} {row['plain_seconds'] * 1e3:>8.3f} {row['knee_nodes']:>6.1f} {cells}")
+        cells = " ".join(f"{value:>{max(5, len(head))}.2f}" for value, head in zip(values, heads, strict=True))
+        sizes = f"{row['resident'] / (1 << 30):>8.2f} {row['plain_seconds'] * 1e3:>8.3f}"
+        print(f"{row['batch']:>5} {sizes} {row['knee_nodes']:>6.1f} {cells}")
     return report
 
 

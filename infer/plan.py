@@ -126,7 +126,7 @@ def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
     """Bytes of the weights and the state on a chip, by their shapes; the head's too, where only the target works."""
 
     def of_depth(layers: int) -> int:
-        with jax.set_mesh(subject.slice.mesh(*split)):
+        with compile_only.on_paper(*split):
             target, _, state = arrays(subject, layers, batch, shape)
             return compile_only.bytes_of((target, compile_only.drafter(subject.head, subject.dtype), state))
 
@@ -157,12 +157,14 @@ def node_row(subject: Subject, split, batch: int, nodes: int) -> dict:
 
 
 def floors(subject: Subject, chip: Chip, split, batch: int, nodes: tuple[int, ...], shapes: list[Shape]) -> dict:
-    """By hand alone: what a plain step takes at least, and how many of them passes over N nodes and drafts take."""
+    """By hand alone: the bytes of weights and state on a chip, what a plain step takes at least, and how many of these steps
+    passes over N nodes and drafts take."""
     setting = subject.setting(*split, batch, AUTOREGRESSIVE)
     plain = roofline.verify(setting, 1).seconds(chip)
     drafts = {name(shape): roofline.draft(setting, shape.width, shape.length).seconds(chip) / plain for shape in shapes}
     return {
         "batch": batch,
+        "resident": _resident(subject, split, batch, max(shapes, key=lambda shape: shape.length, default=AUTOREGRESSIVE)),
         "plain_seconds": plain,
         "knee_nodes": roofline.knee(setting, chip),
         "verify_over_plain": {count: roofline.verify(setting, count).seconds(chip) / plain for count in nodes},
@@ -229,5 +231,5 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
 
 
 def _head_bytes(subject: Subject, split) -> int:
-    with jax.set_mesh(subject.slice.mesh(*split)):
+    with compile_only.on_paper(*split):
         return compile_only.bytes_of(compile_only.drafter(subject.head, subject.dtype))

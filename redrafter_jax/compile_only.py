@@ -110,6 +110,13 @@ def target_config(model: str) -> TargetConfig:
     return config.target_config(config.read_json(folder, "--model"), "--model")
 
 
+def on_paper(data: int, model: int):
+    """A mesh of no devices, as a context: shapes and shardings follow from it, but nothing can be compiled for it."""
+    return jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((data, model), mesh.AXES, axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    )
+
+
 def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
     """What so many shards of ``model`` do not divide, in words; None where they divide everything."""
     return mesh.Load(target, head).unfit(1, model)

@@ -175,8 +175,9 @@ def _flops(slice_, target, options: Options, recipe, mesh, batch: int) -> float:
 
     with jax.set_mesh(slice_.mesh(*mesh)):
         frozen, state, _ = _arrays(target, options, recipe, batch)
-        part = dataclasses.replace(recipe, batch=batch)
-        return log.flops(frozen, state.drafter, part) / len(slice_.devices)
+        part, counted = dataclasses.replace(recipe, batch=batch), []
+        jax.eval_shape(lambda *models: counted.append(log.flops(*models, part)), frozen, state.drafter)
+        return counted[0] / len(slice_.devices)
 
 
 def _recipe(options: Options):

@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 import tyro
 
 from infer import checks, output, prompts
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.processes import Group
 
 DEFAULT_PROMPT = """class Client:
     def connect(self, host, port, timeout=None):
@@ -78,6 +80,7 @@ class Options:
     """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
     mesh: tuple[int, int] = (1, 1)
     """Devices over which a batch (D) and the target (M) are split."""
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,7 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: Options) -> int:
     checks.alone(options)
-    if options.output is not None:
+    return processes.run(options.group, lambda: _decode(options))
+
+
+def _decode(options: Options) -> int:
+    if options.output is not None and processes.is_first():
         output.check_writable(options.output)
     given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
     if not given and not options.interactive:

@@ -15,7 +15,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.sample import Rule
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
+from redrafter_jax.mesh import check_processes, make_mesh
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
@@ -115,6 +115,7 @@ def plan(target: str | None, drafter: str | None, speculative: bool, dtype: str,
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
     check_mesh(target_config, mesh, head_config.draft_vocab if head_config else 0)
+    check_processes(mesh, together=False)
     return Plan(folder, target_config, head, head_config, mesh, dtype)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 from jax.sharding import PartitionSpec as P
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
@@ -21,12 +22,14 @@ WORTH = 1 << 30  # bytes; an estimate: a shard of fewer is read in less time tha
 
 
 def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
-    """A ``(data, model)`` mesh over the first ``data * model`` devices, with explicit axes.
+    """A ``(data, model)`` mesh over the first ``data * model`` devices, with explicit axes: of this process's devices where they
+    are enough, else of all processes'.
 
     Raises:
       ValueError: there are fewer devices than ``data * model``.
     """
-    devices = jax.devices()
+    own = jax.local_devices()
+    devices = own if data * model <= len(own) else jax.devices()
     if data * model > len(devices):
         raise ValueError(f"a mesh of {data} x {model} needs {data * model} devices; {len(devices)} are visible")
     return jax.make_mesh((data, model), AXES, devices=devices[: data * model])
@@ -74,6 +77,19 @@ def check(load: Load, mesh: tuple[int, int], devices: int) -> None:
         wrong = f"it needs {data * model} devices, and {devices} {'is' if devices == 1 else 'are'} visible"
     if wrong:
         raise BadInput(f"--mesh {data} {model}: {wrong}; {_these(load.meshes(devices))} would do")
+
+
+def check_processes(mesh: tuple[int, int], together: bool) -> None:
+    """Raises BadInput for a mesh that leaves some of the processes out, and on a host that has not joined the others.
+
+    Args:
+      together: all processes work on one mesh, as in training; otherwise each may work on one of its own devices.
+    """
+    processes.check_joined()
+    size, own, whole = mesh[0] * mesh[1], len(jax.local_devices()), len(jax.devices())
+    if jax.process_count() > 1 and size != whole and (together or size > own):
+        wrong = f"--mesh {mesh[0]} {mesh[1]} should use all {whole} devices of the {jax.process_count()} processes"
+        raise BadInput(wrong if together else f"{wrong}, or at most the {own} of one")
 
 
 def _these(meshes: list[tuple[int, int]], most: int = 6) -> str:

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 from train import examples
 
@@ -114,11 +115,25 @@ BUILDERS = {"conversations": Conversations, "text": Text, "token_ids": TokenIds}
 
 
 def build(source: Source, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the dataset, below ``folder``; built if it is not there yet.
+    """The folder of the dataset, below ``folder``; built if it is not there yet, by the first process.
 
     Raises:
-      BadInput: a path or the tokenizer is missing, a file is empty or unreadable, or too many records are malformed.
+      BadInput: a path or the tokenizer is missing, a file is empty or unreadable, too many records are malformed, or the
+        first process built it where this one cannot see it.
     """
+    if processes.is_first():
+        path = _build(source, folder)
+    processes.wait(f"dataset {source.kind}")
+    if not processes.is_first():
+        builder = BUILDERS[source.kind](source=source, data_dir=str(folder))
+        if not builder.is_prepared():
+            raise BadInput(f"--output: process {processes.index()} does not see the dataset that process 0 built in {folder};"
+                           " it should be one folder for all, or the --text, --conversations and --token-ids differ")  # fmt: skip
+        path = pathlib.Path(builder.data_path)
+    return path
+
+
+def _build(source: Source, folder: pathlib.Path) -> pathlib.Path:
     builder = BUILDERS[source.kind](source=source, data_dir=str(folder))
     if not builder.is_prepared():
         try:

@@ -69,10 +69,11 @@ def main(options: Options) -> None:
 
 def write(head, target, folder: pathlib.Path, text: str) -> None:
     """Writes the head and its card; as Apple's code can read it where the target is given."""
-    from redrafter_jax import weights
+    from redrafter_jax import processes, weights
 
     weights.save_drafter(head, folder, target)
-    (folder / "README.md").write_text(text)
+    if processes.is_first():
+        (folder / "README.md").write_text(text)
 
 
 def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:

@@ -16,7 +16,9 @@ from typing import Literal
 
 import tyro
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.processes import Group
 from train.recipe import PRESETS, Recipe
 
 
@@ -49,6 +51,7 @@ class Options:
     preset: Literal["demo", "vicuna-7b"] | None = None
     """A recipe that the options below change."""
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe()
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
 def main(options: Options) -> None:
@@ -59,17 +62,18 @@ def main(options: Options) -> None:
     """
     check(options)
     if options.config:
-        print(json.dumps(as_json(options), indent=1))
+        processes.say(json.dumps(as_json(options), indent=1))
         return
     import jax
 
     from redrafter_jax import config as configs
     from redrafter_jax import weights
-    from redrafter_jax.mesh import make_mesh
+    from redrafter_jax.mesh import check_processes, make_mesh
     from train import builders, export, run
 
     if options.mesh[0] * options.mesh[1] > len(jax.devices()):
         raise BadInput(f"--mesh {options.mesh[0]} {options.mesh[1]} needs more than the {len(jax.devices())} devices that are here")
+    check_processes(options.mesh, together=True)
     jax.set_mesh(make_mesh(*options.mesh))
     configs.target_config(configs.read_json(options.target, "--target"), "--target")
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
@@ -80,21 +84,24 @@ def main(options: Options) -> None:
         "target": fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
-    run.keep_configuration(options.output, configuration, options.resume)
+    if processes.is_first():
+        run.keep_configuration(options.output, configuration, options.resume)
+    processes.wait("the configuration")
     head = run.train_head(target, builders.join(parts, "train"), options.recipe, options.output, builders.join(parts, "validation"))
     if head is None:
-        print(f"stopped; the same command goes on from the last checkpoint in {options.output}")
+        processes.say(f"stopped; the same command goes on from the last checkpoint in {options.output}")
         return
     folder = options.output / "head"
     export.write(
         head, None, folder, export.card(options.target, configuration, run.last_line(options.output), options.recipe.steps)
     )
-    print(f"the head is in {folder}")
+    processes.say(f"the head is in {folder}")
 
 
 def check(options: Options) -> None:
     """Raises BadInput for options out of range or that leave something out."""
     options.recipe.check()
+    options.group.check()
     if not (options.conversations or options.text or options.token_ids):
         raise BadInput("there is nothing to train on: give --conversations, --text or --token-ids")
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):
@@ -132,13 +139,14 @@ def command(arguments: list[str] | None = None) -> int:
     """The command: errors of the user's making end in one sentence and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        main(parse(sys.argv[1:] if arguments is None else arguments))
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        check(options)
+        return processes.run(options.group, lambda: main(options))
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    return 0
 
 
 def parse(arguments: list[str]) -> Options:

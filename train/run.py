@@ -4,6 +4,7 @@ Resuming is exact: a checkpoint holds the head, the optimizer's state and the st
 the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from redrafter_jax import checkpoint
+from redrafter_jax import checkpoint, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
@@ -90,28 +91,31 @@ class _Run:
         recipe, parts = self.recipe, self.recipe.accumulate
         first = int(state.step) // parts
         batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
-        with (
-            log.Log(self.folder, recipe, first, self.rows.fill, log.flops(self.target, state.drafter, recipe)) as lines,
-            _Stop() as stop,
-        ):
+        with self._log(first, state.drafter) as lines, _Stop() as stop:
             for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
                 state, metrics = self.update(state, self.target, batch)
                 self.recent.append((-(-part // parts), numbers, jnp.sum(metrics.loss.loss)))
                 if part % parts:
                     continue
                 index = part // parts
-                ends = index == recipe.steps or stop.asked
+                stops = stop.is_asked(index)
+                ends = index == recipe.steps or stops
                 if index % recipe.log_every == 0 or index == first + 1 or ends or index % recipe.save_every == 0:
                     self._check()
                     lines.step(index, metrics, schedule(recipe).rate_at(index - 1))
                 lines.advance()
-                if self.evaluation.is_due(index) and not stop.asked:
+                if self.evaluation.is_due(index) and not stops:
                     lines.evaluation(index, self.evaluation.whole(state.drafter))
                 if index % recipe.save_every == 0 or ends:
                     self._save(index, state, metrics)
-                if stop.asked and index < recipe.steps:
+                if stops and index < recipe.steps:
                     return None
         return state.drafter
+
+    def _log(self, first: int, drafter: Drafter) -> log.Log | log.Silent:
+        if not processes.is_first():
+            return log.Silent()
+        return log.Log(self.folder, self.recipe, first, self.rows.fill, log.flops(self.target, drafter, self.recipe))
 
     def _check(self) -> None:
         """Stops at a loss that is not a number or has run away, and names where."""
@@ -120,7 +124,8 @@ class _Run:
             self.first_loss = min(self.first_loss, value) if math.isinf(self.first_loss) else self.first_loss
             if math.isfinite(value) and value <= DIVERGED * self.first_loss:
                 continue
-            places = sorted({place for number in np.ravel(numbers) for place in self.rows.where(int(number))})
+            numbers = np.ravel(processes.gather(numbers))
+            places = sorted({place for number in numbers for place in self.rows.where(int(number))})
             good = self.kept.latest_step
             raise Diverged(
                 f"the loss is {value} at step {index}, which read {', '.join(places[:8])}{' ...' if len(places) > 8 else ''};"
@@ -135,17 +140,22 @@ class _Run:
 
 
 class _Stop:
-    """Whether the process was asked to end (SIGTERM, as pre-emption does); a context manager."""
+    """Whether the run was asked to end (SIGTERM, as pre-emption does); a context manager. Several processes leave it to JAX
+    to catch the signal and to find a step that all of them can end at."""
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.before = False, None
 
     def __enter__(self) -> "_Stop":
-        try:
+        if processes.count() > 1:
+            return self
+        with contextlib.suppress(ValueError):  # not the main thread: nobody asks
             self.before = signal.signal(signal.SIGTERM, self._ask)
-        except ValueError:  # not the main thread: nobody asks
-            self.before = None
         return self
+
+    def is_asked(self, index: int) -> bool:
+        """Whether update ``index`` should be the last."""
+        return self.asked if processes.count() == 1 else processes.is_asked_to_stop(index)
 
     def __exit__(self, *error: object) -> None:
         if self.before is not None:

@@ -100,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: Options) -> int:
     checks.alone(options)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about the machine
     return processes.run(options.group, lambda: _decode(options))
 
 
@@ -109,7 +110,6 @@ def _decode(options: Options) -> int:
     given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
     if not given and not options.interactive:
         given = [_default_prompt(options)]
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about the machine
     from infer import run  # JAX is imported here
 
     return run.run(options, given)

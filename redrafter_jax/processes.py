@@ -4,10 +4,11 @@ Every process runs the same command. JAX is imported only where a process joins 
 at once. Not here: which devices a mesh takes (`mesh.py`), shards of checkpoints (`checkpoint.py`).
 """
 
+import contextlib
 import dataclasses
 import os
+import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 from redrafter_jax.errors import BadInput
 
 LOST = 3  # the exit code where another process was lost
+LOSS = (
+    "error: a process of this run was lost, so this one ended; the same command, started again for every process, goes on from"
+    " what is saved"
+)
 PATIENCE = 24 * 3600  # seconds that processes wait for each other; one that died ends the wait long before
 SIGNS_OF_LOSS = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "heartbeat", "Connection")
 
@@ -64,25 +69,30 @@ class Group:
 def run(group: Group, body: Callable[[], int | None]) -> int:
     """The exit code of ``body`` (None: 0), called once this process has joined its group.
 
-    In a group, a process that fails ends without waiting for the others, since they may be waiting for it; and one that has
-    lost another says so in one sentence and ends with the code LOST.
+    In a group, a process that fails ends without waiting for the others, since they may be waiting for it. One that has lost
+    another says so in one sentence and ends with the code LOST, or with SIGABRT where it is JAX that ends it.
     """
     if group.is_single:
         return body() or 0
+    witness = _Witness()
     try:
         join(group)
         code = body() or 0
         _leave_together()
+        witness.dismiss()
         return code
     except BadInput as error:
-        _end(2, f"error: {' '.join(str(error).split())}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
-        _end(130)
+        code = 130
     except Exception as error:  # of any library: what a lost process does to the others has many faces
-        if not _is_loss(error):
-            traceback.print_exc()
-            _end(1)
-        _end(LOST, _sentence(error))
+        code = LOST if _is_loss(error) else 1
+        print(f"{LOSS} ({_short(error)})" if code == LOST else traceback.format_exc(), file=sys.stderr)
+    witness.dismiss()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def join(group: Group) -> None:
@@ -103,7 +113,7 @@ def join(group: Group) -> None:
             heartbeat_timeout_seconds=group.lost_after,
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = _short(error)
         if by_hand:
             raise BadInput(f"--coordinator {group.coordinator}: the processes did not find each other ({reason})") from None
         raise BadInput(f"--distributed: the environment names no group of processes ({reason}); give --coordinator,"
@@ -165,11 +175,26 @@ def fetch(tree: Any) -> Any:
 
 
 def gather(array) -> Any:
-    """The arrays of all processes, joined, in every process; all call it together, with arrays of one shape."""
+    """Host arrays of one shape, of all processes of the mesh, behind each other (one for each device) in every process; all
+    call it together."""
     import jax
-    from jax.experimental import multihost_utils
 
-    return array if jax.process_count() == 1 else multihost_utils.process_allgather(array)
+    mesh = jax.sharding.get_mesh()
+    if not mesh.is_multi_process:
+        return array[None]
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+    return fetch(jax.make_array_from_callback((mesh.size, *array.shape), sharding, lambda place: array[None]))
+
+
+def agree(text: str, wrong: str) -> None:
+    """Raises BadInput, ``wrong``, unless all processes of the mesh bring the same text; all call it together."""
+    import hashlib
+
+    import numpy as np
+
+    brought = gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
+    if (brought != brought[0]).any():
+        raise BadInput(wrong)
 
 
 def put(array, *spec) -> Any:
@@ -205,22 +230,18 @@ def _is_loss(error: BaseException) -> bool:
     return False
 
 
-def _sentence(error: object) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return (
-        "error: another process of this run was lost, so this one ends; the same command, started again for every process,"
-        f" goes on from what is saved ({reason})"
-    )
+def _short(error: object) -> str:
+    return " ".join(str(error).split())[:200]
 
 
-_ending = threading.Lock()
+class _Witness:
+    """Says what happened where this process has no chance to: JAX aborts one that cannot reach process 0 any more, or that is told
+    of a lost one, from a thread of its own and without asking Python. It is a shell that waits for a line until we are gone."""
 
+    def __init__(self):
+        script = 'read -r line || printf "%s\\n" "$1" >&2'
+        self.shell = subprocess.Popen(["/bin/sh", "-c", script, "sh", LOSS], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
-def _end(code: int, text: str | None = None) -> None:
-    """Ends the process at once; the first thread to ask decides how."""
-    _ending.acquire()
-    if text is not None:
-        print(text, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    def dismiss(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.shell.communicate(b"all is said\n")

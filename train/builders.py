@@ -115,25 +115,14 @@ BUILDERS = {"conversations": Conversations, "text": Text, "token_ids": TokenIds}
 
 
 def build(source: Source, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the dataset, below ``folder``; built if it is not there yet, by the first process.
+    """The folder of the dataset, below ``folder``; built if it is not there yet. The first process builds; the others wait
+    for it, and build what they then still do not see, which is where hosts share no folder.
 
     Raises:
-      BadInput: a path or the tokenizer is missing, a file is empty or unreadable, too many records are malformed, or the
-        first process built it where this one cannot see it.
+      BadInput: a path or the tokenizer is missing, a file is empty or unreadable, or too many records are malformed.
     """
-    if processes.is_first():
-        path = _build(source, folder)
-    processes.wait(f"dataset {source.kind}")
     if not processes.is_first():
-        builder = BUILDERS[source.kind](source=source, data_dir=str(folder))
-        if not builder.is_prepared():
-            raise BadInput(f"--output: process {processes.index()} does not see the dataset that process 0 built in {folder};"
-                           " it should be one folder for all, or the --text, --conversations and --token-ids differ")  # fmt: skip
-        path = pathlib.Path(builder.data_path)
-    return path
-
-
-def _build(source: Source, folder: pathlib.Path) -> pathlib.Path:
+        processes.wait(f"dataset {source.kind}")
     builder = BUILDERS[source.kind](source=source, data_dir=str(folder))
     if not builder.is_prepared():
         try:
@@ -141,7 +130,9 @@ def _build(source: Source, folder: pathlib.Path) -> pathlib.Path:
         except Exception as error:  # tfds wraps what a generator raises
             raise _cause(error) from error
         for reason in builder.skips.reasons:
-            print(f"skipped {reason}")
+            processes.say(f"skipped {reason}")
+    if processes.is_first():
+        processes.wait(f"dataset {source.kind}")
     return pathlib.Path(builder.data_path)
 
 

@@ -36,6 +36,8 @@ class Options:
     """JSON Lines of token ids, as `train.distill` writes them, to train on."""
     output: pathlib.Path = pathlib.Path("head-run")
     """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
+    checkpoints: str | None = None
+    """Folder of the checkpoints, one for all processes; it may be gs://BUCKET/FOLDER. By default OUTPUT/checkpoints."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint in --output, if there is one; never: refuse a folder that has one."""
     held_out: float = 0.02
@@ -84,10 +86,13 @@ def main(options: Options) -> None:
         "target": fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
+    processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
+    checkpoints = options.checkpoints or str(options.output / "checkpoints")
     if processes.is_first():
-        run.keep_configuration(options.output, configuration, options.resume)
+        run.keep_configuration(options.output, configuration, options.resume, checkpoints)
     processes.wait("the configuration")
-    head = run.train_head(target, builders.join(parts, "train"), options.recipe, options.output, builders.join(parts, "validation"))
+    rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
+    head = run.train_head(target, rows, options.recipe, options.output, held_out, checkpoints)
     if head is None:
         processes.say(f"stopped; the same command goes on from the last checkpoint in {options.output}")
         return

@@ -15,6 +15,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from redrafter_jax import checkpoint, processes
 from redrafter_jax.errors import BadInput
@@ -44,12 +45,15 @@ def schedule(recipe: Recipe) -> step.Schedule:
     return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate)
 
 
-def train_head(target: Target, examples, recipe: Recipe, folder: pathlib.Path, held_out=None) -> Drafter | None:
+def train_head(
+    target: Target, examples, recipe: Recipe, folder: pathlib.Path, held_out=None, checkpoints: str | None = None
+) -> Drafter | None:
     """The trained head, from the newest checkpoint in ``folder`` or from random weights; None if it was asked to stop
     (SIGTERM) and saved what it had.
 
     Args:
       examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
+      checkpoints: their folder; by default in ``folder``.
 
     Raises:
       BadInput: nothing is labelled, the draft vocabulary is larger than the target's, or the loss diverged.
@@ -58,7 +62,7 @@ def train_head(target: Target, examples, recipe: Recipe, folder: pathlib.Path, h
     rows = data.Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
     start = functools.partial(step.start, jax.random.key(recipe.seed), config, schedule(recipe))
-    with checkpoint.Run(folder / "checkpoints", best="loss") as kept:
+    with checkpoint.Run(checkpoints or folder / "checkpoints", best="loss") as kept:
         if kept.latest_step is not None:
             state = resume(kept, start)
         else:
@@ -129,7 +133,7 @@ class _Run:
             good = self.kept.latest_step
             raise Diverged(
                 f"the loss is {value} at step {index}, which read {', '.join(places[:8])}{' ...' if len(places) > 8 else ''};"
-                f" the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.folder / 'checkpoints'}"
+                f" the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.kept.folder}"
             )
         self.recent.clear()
 
@@ -165,14 +169,14 @@ class _Stop:
         self.asked = True
 
 
-def keep_configuration(folder: pathlib.Path, configuration: dict, resumes: str) -> None:
+def keep_configuration(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
     """Writes the run's configuration, or compares it with the one that is there.
 
     Raises:
       BadInput: the folder's run has another configuration of what decides the weights, or should not be resumed.
     """
-    file = folder / "config.json"
-    if file.exists() and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+    file, saved = folder / "config.json", epath.Path(checkpoints or folder / "checkpoints")
+    if file.exists() and saved.is_dir() and any(saved.iterdir()):
         if resumes == "never":
             raise BadInput(f"--output: {folder} holds a run already; give another folder, or --resume auto to go on with it")
         before = {**_defaults(configuration), **json.loads(file.read_text())}

@@ -48,6 +48,8 @@ class Options:
     """The target's number format; the head trains in float32."""
     mesh: tuple[int, int] = (1, 1)
     """Devices over which the batch (D) and the target (M) are split."""
+    profile: str | None = None
+    """Folder, or gs:// path, for a trace by JAX's profiler of a few updates after the first ones, of every process."""
     config: bool = False
     """Print the whole configuration and stop."""
     preset: Literal["demo", "vicuna-7b"] | None = None
@@ -92,7 +94,7 @@ def main(options: Options) -> None:
         run.keep_configuration(options.output, configuration, options.resume, checkpoints)
     processes.wait("the configuration")
     rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
-    head = run.train_head(target, rows, options.recipe, options.output, held_out, checkpoints)
+    head = run.train_head(target, rows, options.recipe, options.output, held_out, checkpoints, options.profile)
     if head is None:
         processes.say(f"stopped; the same command goes on from the last checkpoint in {options.output}")
         return

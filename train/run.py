@@ -26,6 +26,7 @@ from train import data, evaluate, log, step
 from train.recipe import OF_NO_CONSEQUENCE, Recipe
 
 DIVERGED = 3.0  # times the loss of the first step
+PROFILED = (5, 8)  # a trace begins and ends after these updates; the first ones compile
 
 
 class Diverged(BadInput):
@@ -46,7 +47,13 @@ def schedule(recipe: Recipe) -> step.Schedule:
 
 
 def train_head(
-    target: Target, examples, recipe: Recipe, folder: pathlib.Path, held_out=None, checkpoints: str | None = None
+    target: Target,
+    examples,
+    recipe: Recipe,
+    folder: pathlib.Path,
+    held_out=None,
+    checkpoints: str | None = None,
+    profile: str | None = None,
 ) -> Drafter | None:
     """The trained head, from the newest checkpoint in ``folder`` or from random weights; None if it was asked to stop
     (SIGTERM) and saved what it had.
@@ -54,6 +61,7 @@ def train_head(
     Args:
       examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
       checkpoints: their folder; by default in ``folder``.
+      profile: folder for a trace of a few updates; None: no trace.
 
     Raises:
       BadInput: nothing is labelled, the draft vocabulary is larger than the target's, or the loss diverged.
@@ -69,7 +77,8 @@ def train_head(
             ids = data.most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
             state = jax.jit(functools.partial(start, ids=ids))()
         run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))
-        return run.go(state)
+        with _Profile(profile) as trace:
+            return run.go(state, trace)
 
 
 def resume(kept: checkpoint.Run, start) -> step.HeadState:
@@ -91,7 +100,7 @@ class _Run:
         self.recent: list[tuple[int, np.ndarray, jax.Array]] = []  # since the last look: step, rows read, loss
         self.first_loss = math.inf
 
-    def go(self, state: step.HeadState) -> Drafter | None:
+    def go(self, state: step.HeadState, trace: "_Profile") -> Drafter | None:
         recipe, parts = self.recipe, self.recipe.accumulate
         first = int(state.step) // parts
         batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
@@ -102,6 +111,7 @@ class _Run:
                 if part % parts:
                     continue
                 index = part // parts
+                trace.after(index - first, state)
                 stops = stop.is_asked(index)
                 ends = index == recipe.steps or stops
                 if index % recipe.log_every == 0 or index == first + 1 or ends or index % recipe.save_every == 0:
@@ -141,6 +151,31 @@ class _Run:
         loss = self.evaluation.loss(state.drafter)
         score = float(jnp.sum(metrics.loss.loss)) if loss is None else loss
         self.kept.save(index, {"loss": score}, head=state.drafter, train=(state.step, state.optimizer))
+
+
+class _Profile:
+    """A trace of updates PROFILED[0] + 1 to PROFILED[1] of those that this process does; a context manager."""
+
+    def __init__(self, folder: str | None):
+        self.folder, self.is_on = folder, False
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.is_on:
+            jax.profiler.stop_trace()
+
+    def after(self, count: int, state: step.HeadState) -> None:
+        """``count`` updates are under way or done."""
+        if self.folder is None or count not in PROFILED:
+            return
+        jax.block_until_ready(state)
+        if self.is_on:
+            jax.profiler.stop_trace()
+        else:
+            jax.profiler.start_trace(self.folder)
+        self.is_on = not self.is_on
 
 
 class _Stop:

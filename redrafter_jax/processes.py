@@ -21,6 +21,7 @@ LOSS = (
     " what is saved"
 )
 PATIENCE = 24 * 3600  # seconds that processes wait for each other; one that died ends the wait long before
+GRACE = 30  # seconds that a process with an error waits for others with the same
 SIGNS_OF_LOSS = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "heartbeat", "Connection")
 
 
@@ -84,6 +85,7 @@ def run(group: Group, body: Callable[[], int | None]) -> int:
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
+        _linger()
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # of any library: what a lost process does to the others has many faces
@@ -154,13 +156,13 @@ def say(text: object, file=None) -> None:
         print(text, file=file or sys.stdout, flush=True)
 
 
-def wait(place: str) -> None:
-    """Returns once every process has come to this place."""
+def wait(place: str, seconds: int = PATIENCE) -> None:
+    """Returns once every process has come to this place; raises an error of JAX's where one does not."""
     if count() == 1:
         return
     from orbax.checkpoint import multihost
 
-    multihost.get_barrier_sync_fn()(key=place, timeout_ms=PATIENCE * 1000)
+    multihost.get_barrier_sync_fn()(key=place, timeout_ms=seconds * 1000)
 
 
 def fetch(tree: Any) -> Any:
@@ -175,19 +177,16 @@ def fetch(tree: Any) -> Any:
 
 
 def gather(array) -> Any:
-    """Host arrays of one shape, of all processes of the mesh, behind each other (one for each device) in every process; all
-    call it together."""
-    import jax
-
-    mesh = jax.sharding.get_mesh()
-    if not mesh.is_multi_process:
+    """Host arrays of one shape, of all processes, as one with an axis more, in every process; all call it together."""
+    if count() == 1:
         return array[None]
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-    return fetch(jax.make_array_from_callback((mesh.size, *array.shape), sharding, lambda place: array[None]))
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array)
 
 
 def agree(text: str, wrong: str) -> None:
-    """Raises BadInput, ``wrong``, unless all processes of the mesh bring the same text; all call it together."""
+    """Raises BadInput, ``wrong``, unless all processes bring the same text; all call it together."""
     import hashlib
 
     import numpy as np
@@ -219,6 +218,12 @@ def _leave_together() -> None:
     import jax
 
     jax.distributed.shutdown()
+
+
+def _linger() -> None:
+    """Gives the others time to find the same error for themselves, before process 0 takes what they meet at with it."""
+    with contextlib.suppress(Exception):
+        wait("the end", GRACE)
 
 
 def _is_loss(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ LOSS = (
 )
 PATIENCE = 24 * 3600  # seconds that processes wait for each other; one that died ends the wait long before
 GRACE = 30  # seconds that a process with an error waits for others with the same
-SIGNS_OF_LOSS = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "heartbeat", "Connection")
+SIGNS_OF_LOSS = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "heartbeat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,9 +227,11 @@ def _linger() -> None:
 
 
 def _is_loss(error: BaseException) -> bool:
+    import jax
+
     link: BaseException | None = error
     while link is not None:
-        if any(sign in str(link) for sign in SIGNS_OF_LOSS):
+        if isinstance(link, jax.errors.JaxRuntimeError) and any(sign in str(link) for sign in SIGNS_OF_LOSS):
             return True
         link = link.__cause__ or link.__context__
     return False

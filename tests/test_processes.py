@@ -16,12 +16,11 @@ import pytest
 from infer import generate, output
 from redrafter_jax import weights
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
 from redrafter_jax.processes import LOSS, LOST, Group
 from tests import groups
 from tests.support import MODELS
 from tests.texts import with_tokenizer
-from train import data, log, main
+from train import log, main
 
 SMALL = ["--batch", 8, "--row-length", 32, "--positions", 2, "--warmup", 2, "--log-every", 1]
 PAIR = ["--target", MODELS / "target_mha", "--drafter", MODELS / "drafter_mha_rnn"]
@@ -170,34 +169,6 @@ def test_a_mesh_that_leaves_a_process_out_is_refused_by_both(target, talk, promp
         assert group.wait() == [2, 2]
         assert "error: --mesh 4 1 should use all 8 devices of the 2 processes\n" in group.err(0)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)], ids=str)
-def test_a_step_reads_the_same_rows_in_the_same_order_on_every_mesh(shape):
-    examples = [{"tokens": np.full(8, n + 1, np.int32), "labelled": np.ones(8, bool)} for n in range(20)]
-    rows, found = data.Rows(examples, 8), {}
-    for mesh in ((1, 1), shape):
-        jax.set_mesh(make_mesh(*mesh))
-        found[mesh] = [(np.asarray(batch.tokens)[:, 0], numbers) for batch, numbers in data.batches(rows, 8, 3, 2, 6)]
-    assert len(found[shape]) == 4
-    for one, other in zip(found[1, 1], found[shape], strict=True):
-        np.testing.assert_array_equal(one, other)
-        assert len(set(one[1].tolist())) == 8
-    np.testing.assert_array_equal(data.held(8), np.arange(8))
-
-
-def test_what_two_processes_hold_of_a_batch_is_the_whole_batch_once(monkeypatch):
-    """Devices 0 to 3 stand for one process's, 4 to 7 for the other's."""
-    jax.set_mesh(make_mesh(4, 2))
-    whole = jax.sharding.NamedSharding.addressable_devices_indices_map
-    rows = []
-    for process in range(2):
-        own = lambda self, shape, process=process: {d: i for d, i in whole(self, shape).items() if d.id // 4 == process}  # noqa: E731
-        monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", own)
-        rows.append(data.held(8).tolist())
-    assert rows == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    jax.set_mesh(make_mesh(1, 8))
-    assert data.held(8).tolist() == list(range(8))  # every process reads all rows where the model alone is split
 
 
 def test_shares_are_whole_batches_in_turn():

@@ -130,7 +130,7 @@ def plan(
     slots = min(target_config.max_position_embeddings, PROMPT + new_tokens)
     size = meshes.bytes_of_target(target_config, itemsize) + meshes.bytes_of_cache(target_config, rows, slots, itemsize)
     size += meshes.bytes_of_head(vocabulary.untied_config(head_config), itemsize) if head_config else 0
-    mesh, why = meshes.settle(meshes.Load(target_config, head_config, rows, size=size), mesh)
+    mesh, why = meshes.settle(meshes.Load(target_config, head_config, rows, size=size), mesh, together=False)
     return Plan(folder, target_config, head, head_config, mesh, dtype, why)
 
 

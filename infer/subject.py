@@ -80,7 +80,7 @@ def at_shape(options) -> Subject:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {options.head_vocab}")
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
     head = synthetic.head_config(config, kind, options.head_vocab)
-    meshes.check(meshes.Load(config, head, options.batch_size), options.mesh, len(jax.devices()))
+    meshes.settle(meshes.Load(config, head, options.batch_size), options.mesh, together=False)
     jax.set_mesh(meshes.make_mesh(*options.mesh))
     config = meshes.fit(config, options.mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from redrafter_jax import config as configs
-from redrafter_jax import mesh
+from redrafter_jax import mesh, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
@@ -83,7 +83,7 @@ def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str =
     abstract = jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)))
     drafter = _fill(abstract, lambda path: _drafter_name(path, config), _open(folder, what), folder, what)
     if drafter.ids is not None:
-        _check_ids(np.asarray(drafter.ids[...]), config.vocab_size, folder, what)
+        _check_ids(processes.fetch(drafter.ids[...]), config.vocab_size, folder, what)
     return drafter
 
 
@@ -139,9 +139,12 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
 
 
 def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array], fields: dict[str, object]) -> None:
+    """All processes call it; the first writes."""
+    host = {name: processes.fetch(leaf) for (name, _), leaf in arrays.items()}
+    if not processes.is_first():
+        return
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    host = {name: np.asarray(leaf) for (name, _), leaf in arrays.items()}
     host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
     safetensors.numpy.save_file(host, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")

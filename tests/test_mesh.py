@@ -56,6 +56,19 @@ def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence_that_says_which_wou
     assert words in str(error.value)
 
 
+def test_processes_that_work_together_leave_no_device_out():
+    assert mesh.choose(Load(EIGHT_B, rows=8), 8, None, whole=True) == ((8, 1), "the processes work on all their 8 devices together")
+    assert mesh.choose(Load(EIGHT_B, rows=6), 8, None, whole=True)[0] == (2, 4)
+    assert mesh.choose(Load(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB, whole=True)[0] == (2, 4)
+    assert mesh.choose(Load(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB)[0] == (2, 1)
+    odd = dataclasses.replace(EIGHT_B, vocab_size=128255)
+    with pytest.raises(BadInput) as error:
+        mesh.choose(Load(odd, rows=6), 4, None, whole=True)
+    assert "no mesh uses all 4 devices of the processes: --batch-size 6 should be a multiple of the 4 data" in str(error.value)
+    with pytest.raises(BadInput, match="multiple of the 8 data shards; 4 2, 2 4 and 1 8 would do"):
+        mesh.check(Load(EIGHT_B, rows=4), (8, 1), 8, whole=True)
+
+
 def test_the_head_counts_and_few_key_value_heads_do_not_stand_in_the_way():
     assert Load(EIGHT_B, DrafterConfig(128256, 4096, 4098)).unfit(1, 4) == "4 does not divide the head's exit_size 4098"
     assert Load(EIGHT_B, rows=1).unfit(1, 16) is None

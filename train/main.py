@@ -16,7 +16,9 @@ from typing import Literal
 
 import tyro
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.processes import Group
 from train.recipe import PRESETS, Recipe
 
 
@@ -34,6 +36,8 @@ class Options:
     """JSON Lines of token ids, as `train.distill` writes them, to train on."""
     output: pathlib.Path = pathlib.Path("head-run")
     """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
+    checkpoints: str | None = None
+    """Folder of the checkpoints, one for all processes; it may be gs://BUCKET/FOLDER. By default OUTPUT/checkpoints."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint in --output, if there is one; never: refuse a folder that has one."""
     held_out: float = 0.02
@@ -48,11 +52,14 @@ class Options:
     shard_target: Literal["model", "data,model"] = "model"
     """data,model: split the target, the head and the optimizer's state over all devices; weights are gathered as they are
     used, which takes time and leaves room for a larger target."""
+    profile: str | None = None
+    """Folder, or gs:// path, for a trace by JAX's profiler of a few updates after the first ones, of every process."""
     config: bool = False
     """Print the whole configuration and stop."""
     preset: Literal["demo", "vicuna-7b"] | None = None
     """A recipe that the options below change."""
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe()
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
 def main(options: Options) -> None:
@@ -63,7 +70,7 @@ def main(options: Options) -> None:
     """
     check(options)
     if options.config:
-        print(json.dumps(as_json(options), indent=1))
+        processes.say(json.dumps(as_json(options), indent=1))
         return
     import jax
 
@@ -73,9 +80,9 @@ def main(options: Options) -> None:
     from train import builders, export, run
 
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
-    mesh, why = meshes.settle(load_of(options, target_config), options.mesh)
+    mesh, why = meshes.settle(load_of(options, target_config), options.mesh, together=True)
     if why is not None:
-        print(why, file=sys.stderr)
+        processes.say(why, sys.stderr)
     jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     target = weights.load_target(options.target, options.dtype, "--target", spread=options.shard_target == "data,model")
@@ -84,21 +91,27 @@ def main(options: Options) -> None:
         "target": fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
-    run.keep_configuration(options.output, configuration, options.resume)
-    head = run.train_head(target, builders.join(parts, "train"), options.recipe, options.output, builders.join(parts, "validation"))
+    processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
+    checkpoints = options.checkpoints or str(options.output / "checkpoints")
+    if processes.is_first():
+        run.keep_configuration(options.output, configuration, options.resume, checkpoints)
+    processes.wait("the configuration")
+    rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
+    head = run.train_head(target, rows, options.recipe, options.output, held_out, checkpoints, options.profile)
     if head is None:
-        print(f"stopped; the same command goes on from the last checkpoint in {options.output}")
+        processes.say(f"stopped; the same command goes on from the last checkpoint in {options.output}")
         return
     folder = options.output / "head"
     export.write(
         head, None, folder, export.card(options.target, configuration, run.last_line(options.output), options.recipe.steps)
     )
-    print(f"the head is in {folder}")
+    processes.say(f"the head is in {folder}")
 
 
 def check(options: Options) -> None:
     """Raises BadInput for options out of range or that leave something out."""
     options.recipe.check()
+    options.group.check()
     if not (options.conversations or options.text or options.token_ids):
         raise BadInput("there is nothing to train on: give --conversations, --text or --token-ids")
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):
@@ -148,13 +161,14 @@ def command(arguments: list[str] | None = None) -> int:
     """The command: errors of the user's making end in one sentence and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        main(parse(sys.argv[1:] if arguments is None else arguments))
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        check(options)
+        return processes.run(options.group, lambda: main(options))
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    return 0
 
 
 def parse(arguments: list[str]) -> Options:

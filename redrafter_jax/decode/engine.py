@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
+from redrafter_jax import processes
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.model import vocabulary
@@ -163,7 +163,7 @@ class Engine:
             rule=sampling.rule,
         )
         inputs = (
-            jax.device_put(tokens, P("data", None)),
+            processes.put(tokens, "data", None),
             by_row(lengths, np.int32),
             by_row([*allowed, *[0] * pad], np.int32),
             self.stop_ids,
@@ -183,7 +183,7 @@ class Engine:
 
     def _report(self, state: DecodeState, count: int, seeds, began: float, finished_at: dict[int, float]) -> Progress:
         names = ("text", "drafted", "count", "rounds", "histogram", "done")
-        host = {name: np.asarray(value)[:count] for name, value in jax.device_get({n: getattr(state, n) for n in names}).items()}
+        host = {name: value[:count] for name, value in processes.fetch({n: getattr(state, n) for n in names}).items()}
         now = time.perf_counter() - began
         stops = set(np.asarray(self.stop_ids).tolist())
         replies = []
@@ -211,7 +211,7 @@ def _bucket(count: int, smallest: int) -> int:
 
 
 def _column(value, dtype, rows: int) -> jax.Array:
-    return jax.device_put(np.broadcast_to(np.asarray(value, dtype), (rows,)), P("data"))
+    return processes.put(np.broadcast_to(np.asarray(value, dtype), (rows,)), "data")
 
 
 _keys = jax.jit(jax.vmap(jax.random.key))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
 
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
@@ -94,7 +95,7 @@ def tau_table(
 ) -> list[dict]:
     """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text."""
     rows = []
-    for (width, length), tree in itertools.product(shapes, trees):
+    for (width, length), tree in tqdm(list(itertools.product(shapes, trees)), "tokens per step"):
         engine = Engine(target, drafter, Shape(width, length, tree=tree))
         rows.append(
             {

@@ -10,27 +10,36 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from infer import generate, output
 from redrafter_jax import weights
 from redrafter_jax.errors import BadInput
+from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model.drafter import Drafter, full
+from redrafter_jax.model.target import Target, TargetConfig
 from redrafter_jax.processes import LOSS, LOST, Group
 from tests import groups
-from tests.support import MODELS
-from tests.texts import with_tokenizer
+from tests.texts import save_tokenizer
 from train import log, main
 
 SMALL = ["--batch", 8, "--row-length", 32, "--positions", 2, "--warmup", 2, "--log-every", 1]
-PAIR = ["--target", MODELS / "target_mha", "--drafter", MODELS / "drafter_mha_rnn"]
-DECODE = [*PAIR, "--max-new-tokens", 12, "--beam-width", 2, "--beam-length", 3, "--batch-size", 2, "--temperature", 0.7]
+CONFIG = TargetConfig(512, 64, 128, 2, 8, 8, 8)
+DECODE = ["--max-new-tokens", 12, "--beam-width", 2, "--beam-length", 3, "--batch-size", 2, "--temperature", 0.7]
 BOUND = 120  # seconds within which a process ends that has lost another, on a slow machine
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory) -> pathlib.Path:
-    return with_tokenizer(tmp_path_factory.mktemp("model") / "target")
+    """A random target that eight devices divide any way, with a tokenizer; its head lies beside it."""
+    folder = tmp_path_factory.mktemp("model") / "target"
+    jax.set_mesh(make_mesh())
+    weights.save_target(Target(jax.random.key(0), CONFIG, jnp.float32), folder)
+    weights.save_drafter(Drafter(jax.random.key(1), full(CONFIG.vocab_size, CONFIG.hidden_size)), folder.parent / "drafter")
+    save_tokenizer(folder, CONFIG.vocab_size)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,10 @@ def same(run: pathlib.Path, other: pathlib.Path) -> None:
     heads = [weights.load_drafter(folder / "head") for folder in (run, other)]
     for ours, theirs in zip(*map(jax.tree.leaves, heads), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def decoding(target, prompts, cache) -> list:
+    return ["--target", target, "--drafter", target.parent / "drafter", "--prompts", prompts, "--cache-dir", cache, *DECODE]
 
 
 def is_saved(run: pathlib.Path, step: int) -> bool:
@@ -132,9 +145,9 @@ def test_two_processes_go_on_from_one_evaluate_and_are_asked_to_end_together(tar
     assert lines[0]["held_out_tokens_per_step_4x4"] == pytest.approx(alone[0]["held_out_tokens_per_step_4x4"], rel=0.05)
 
 
-def test_prompts_are_shared_out_and_their_replies_merged_in_order(prompts, tmp_path, capsys):
+def test_prompts_are_shared_out_and_their_replies_merged_in_order(target, prompts, tmp_path):
     alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
-    arguments = [*DECODE, "--prompts", prompts, "--cache-dir", tmp_path / "programs"]
+    arguments = decoding(target, prompts, tmp_path / "programs")
     assert generate.main(list(map(str, [*arguments, "--output", alone]))) == 0
     lines = [json.loads(line) for line in alone.read_text().splitlines()]
     kept = alone.read_bytes().splitlines(keepends=True)[0]
@@ -152,8 +165,8 @@ def test_prompts_are_shared_out_and_their_replies_merged_in_order(prompts, tmp_p
 
 
 @pytest.mark.slow
-def test_a_mesh_over_two_processes_decodes_the_same_tokens(prompts, tmp_path):
-    arguments = [*DECODE, "--prompts", prompts, "--cache-dir", tmp_path / "programs"]
+def test_a_mesh_over_two_processes_decodes_the_same_tokens(target, prompts, tmp_path):
+    arguments = decoding(target, prompts, tmp_path / "programs")
     assert generate.main(list(map(str, [*arguments, "--output", tmp_path / "alone.jsonl"]))) == 0
     spread = [*arguments, "--output", tmp_path / "spread.jsonl", "--mesh", 2, 2]
     with groups.Group(tmp_path / "two", "infer.generate", *spread, devices=2) as group:
@@ -164,7 +177,7 @@ def test_a_mesh_over_two_processes_decodes_the_same_tokens(prompts, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mesh_that_leaves_a_process_out_is_refused_by_both(target, talk, prompts, tmp_path):
+def test_a_mesh_that_leaves_a_process_out_is_refused_by_both(target, talk, tmp_path):
     with groups.Group(tmp_path / "two", "train.main", *training(target, talk, tmp_path / "run", "--mesh", 4, 1)) as group:
         assert group.wait() == [2, 2]
         assert "error: --mesh 4 1 should use all 8 devices of the 2 processes\n" in group.err(0)
@@ -221,7 +234,7 @@ def test_options_of_a_group_that_say_too_little_or_nonsense_are_refused(options,
     ],
 )
 def test_several_processes_decode_a_file_into_a_file_and_nothing_else(more, sentence, capsys):
-    assert generate.main([*map(str, PAIR), *more, "--distributed"]) == 2
+    assert generate.main([*more, "--distributed"]) == 2
     assert sentence in capsys.readouterr().err
 
 

@@ -73,7 +73,7 @@ def train_head(
     config = head_config(target.config, recipe)
     rows = data.Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
-    start = functools.partial(step.start, jax.random.key(recipe.seed), config, schedule(recipe), spread=mesh.is_spread(target))
+    start = functools.partial(_start, recipe, config, mesh.is_spread(target))
     with checkpoint.Run(checkpoints or folder / "checkpoints", best="loss") as kept:
         if kept.latest_step is not None:
             state = resume(kept, start)
@@ -83,6 +83,10 @@ def train_head(
         run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))
         with _Profile(profile) as trace:
             return run.go(state, trace)
+
+
+def _start(recipe: Recipe, config: DrafterConfig, spread: bool, ids: np.ndarray | None = None) -> step.HeadState:
+    return step.start(jax.random.key(recipe.seed), config, schedule(recipe), ids, spread)  # a key made outside spans processes
 
 
 def resume(kept: checkpoint.Run, start) -> step.HeadState:

@@ -32,11 +32,7 @@ def alone(options) -> None:
     temperature(options.temperature)
     if not 0 < options.top_p <= 1 or math.isnan(options.top_p):
         raise BadInput(f"--top-p should be above 0 and at most 1, not {options.top_p}")
-    data, model = options.mesh
-    if min(data, model) < 1:
-        raise BadInput(f"--mesh should be two whole numbers from 1 up, not {data} {model}")
-    if options.batch_size % data:
-        raise BadInput(f"--batch-size {options.batch_size} should be a multiple of the {data} data shards of --mesh")
+    options.group.check()
     _together(options)
 
 
@@ -60,6 +56,8 @@ def _together(options) -> None:
         raise BadInput("--prompt - can be given once; there is one standard input")
     if options.decoding == "compare" and options.output is not None:
         raise BadInput("--output keeps replies, not comparisons; with --decoding compare use --json")
+    if not options.group.is_single:
+        _in_a_group(options)
     if options.target is not None and options.drafter is None and options.decoding != "autoregressive":
         raise BadInput("--drafter is missing: name the head for --target, or use --decoding autoregressive")
     if not options.interactive:
@@ -71,6 +69,17 @@ def _together(options) -> None:
         raise BadInput("--interactive decodes one way; leave out --decoding compare")
     if options.batch_size > 1:
         raise BadInput(f"--interactive decodes one prompt at a time; --batch-size should be 1, not {options.batch_size}")
+
+
+def _in_a_group(options) -> None:
+    """Several processes share out a file of prompts, and nothing else."""
+    for name in ("interactive", "json"):
+        if getattr(options, name):
+            raise BadInput(f"{_flag(name)} is for one process; several decode a file of --prompts into --output")
+    if options.decoding == "compare":
+        raise BadInput("--decoding compare times one process; leave out --distributed and --coordinator")
+    if options.prompts in (None, "-") or options.output is None:
+        raise BadInput("--prompts and --output are missing: several processes decode a file of prompts into a file of replies")
 
 
 def against(options, target, shape) -> None:

@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 import tyro
 
 from infer import checks, output, prompts
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.processes import Group
 
 DEFAULT_PROMPT = """class Client:
     def connect(self, host, port, timeout=None):
@@ -76,8 +78,10 @@ class Options:
     """Folder for compiled programs, so that the next start compiles nothing; by default ~/.cache/redrafter_jax."""
     no_color: bool = False
     """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
-    mesh: tuple[int, int] = (1, 1)
-    """Devices over which a batch (D) and the target (M) are split."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the models (M) are split; by default what the devices, their memory and the target's
+    size suggest."""
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,12 +101,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: Options) -> int:
     checks.alone(options)
-    if options.output is not None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about the machine
+    return processes.run(options.group, lambda: _decode(options))
+
+
+def _decode(options: Options) -> int:
+    if options.output is not None and processes.is_first():
         output.check_writable(options.output)
     given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
     if not given and not options.interactive:
         given = [_default_prompt(options)]
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about the machine
     from infer import run  # JAX is imported here
 
     return run.run(options, given)

@@ -46,6 +46,47 @@ def check_writable(path: pathlib.Path) -> None:
         path.unlink()
 
 
+def shares(count: int, batch: int, processes: int) -> list[list[int]]:
+    """The numbers of the prompts that each of the processes decodes: whole batches, dealt out in turn."""
+    return [[number for number in range(count) if number // batch % processes == index] for index in range(processes)]
+
+
+def part(path: pathlib.Path, index: int, processes: int) -> pathlib.Path:
+    """The file of one process's replies, until all are there to be merged."""
+    return path.with_name(f"{path.name}.{index}-of-{processes}")
+
+
+def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
+    """Adds the replies of all processes to the file, in the order of the prompts, and removes the parts. The file changes at
+    once or, where a process is interrupted, not at all.
+
+    Raises:
+      BadInput: a part is not there, or not whole.
+    """
+    parts = [part(path, index, len(shares)) for index in range(len(shares))]
+    kept = Lines(path, runs).done
+    found: dict[int, bytes] = {}
+    for file, share in zip(parts, shares, strict=True):
+        numbers = [number for number in share if number >= kept]
+        lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+        if len(lines) != len(numbers):
+            raise BadInput(f"--output: {file} holds {len(lines)} of {len(numbers)} replies; all processes should see one folder")
+        found |= zip(numbers, lines, strict=True)
+    draft = path.with_name(f"{path.name}.merged")
+    with open(draft, "wb") as file:
+        file.write(path.read_bytes() if path.exists() else b"")
+        file.writelines(found[number] for number in sorted(found))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    remove_parts(path, len(shares))
+
+
+def remove_parts(path: pathlib.Path, processes: int) -> None:
+    for index in range(processes):
+        part(path, index, processes).unlink(missing_ok=True)
+
+
 class Lines:
     """The file of a run whose lines should carry ``runs``, in order. ``done`` of them are there already.
 

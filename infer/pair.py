@@ -8,20 +8,22 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from infer import folders, terminal
 from redrafter_jax import config, weights
+from redrafter_jax import mesh as meshes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.sample import Rule
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
 CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=8, length=5)
-SHARDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
 
 def default_shape(platform: str) -> Shape:
@@ -44,6 +46,7 @@ class Plan:
     drafter_config: DrafterConfig | None
     mesh: tuple[int, int] = (1, 1)
     dtype: str = "float32"
+    why: str | None = None  # of a mesh that was not asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +98,22 @@ def load(
     Raises:
       BadInput: something is missing, broken, or does not fit together.
     """
-    made = plan(target, drafter, target is None or drafter is not None, dtype, mesh)
+    made = plan(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
     tokenizer = folders.tokenizer(made.target)
     return fill(made, tokenizer, shape or default_shape(jax.default_backend()), ignore_eos)
 
 
-def plan(target: str | None, drafter: str | None, speculative: bool, dtype: str, mesh: tuple[int, int]) -> Plan:
-    """Finds the folders, reads their configs and checks that they fit each other and the mesh.
+def plan(
+    target: str | None,
+    drafter: str | None,
+    speculative: bool,
+    dtype: str,
+    mesh: tuple[int, int] | None,
+    rows: int = 1,
+    new_tokens: int = 128,
+) -> Plan:
+    """Finds the folders, reads their configs and checks that they fit each other and the mesh, or chooses one (``mesh`` None)
+    for so many rows and new tokens.
 
     Raises:
       BadInput: as for `load`.
@@ -114,25 +126,17 @@ def plan(target: str | None, drafter: str | None, speculative: bool, dtype: str,
         head = folders.locate(drafter, "--drafter") if drafter is not None else folders.embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
-    check_mesh(target_config, mesh, head_config.draft_vocab if head_config else 0)
-    return Plan(folder, target_config, head, head_config, mesh, dtype)
-
-
-def check_mesh(target: TargetConfig, mesh: tuple[int, int], draft_vocab: int = 0) -> None:
-    """Raises BadInput for a mesh that has too few devices or does not divide the target or the head's draft vocabulary."""
-    data, model = mesh
-    if data * model > len(jax.devices()):
-        raise BadInput(f"--mesh {data} {model} needs {data * model} devices, and {len(jax.devices())} are visible")
-    for name in SHARDED:
-        if getattr(target, name) % model:
-            raise BadInput(f"--mesh {data} {model}: {model} does not divide the target's {name} {getattr(target, name)}")
-    if draft_vocab % model:
-        raise BadInput(f"--mesh {data} {model}: {model} does not divide the head's draft vocabulary of {draft_vocab} tokens")
+    itemsize = jnp.dtype(dtype).itemsize
+    slots = min(target_config.max_position_embeddings, PROMPT + new_tokens)
+    size = meshes.bytes_of_target(target_config, itemsize) + meshes.bytes_of_cache(target_config, rows, slots, itemsize)
+    size += meshes.bytes_of_head(vocabulary.untied_config(head_config), itemsize) if head_config else 0
+    mesh, why = meshes.settle(meshes.Load(target_config, head_config, rows, size=size), mesh, together=False)
+    return Plan(folder, target_config, head, head_config, mesh, dtype, why)
 
 
 def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:
     """Reads the weights onto the mesh."""
-    jax.set_mesh(make_mesh(*plan.mesh))
+    jax.set_mesh(meshes.make_mesh(*plan.mesh))
     drafter = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
     target = weights.load_target(plan.target, plan.dtype, "--target")
     stops = [] if ignore_eos else folders.stop_ids(plan.target, tokenizer)

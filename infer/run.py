@@ -6,11 +6,13 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import jax
 from tqdm import tqdm
 
 from infer import chat, checks, compare, folders, output, pair, prompts, terminal
+from redrafter_jax import processes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
@@ -24,7 +26,10 @@ DECIDES_TEXT = ["temperature", "top_k", "top_p", "acceptance", "max_new_tokens",
 def run(options, given: list[prompts.Prompt]) -> int:
     """Everything after the checks that need no model; returns the exit code."""
     use_cache(options.cache_dir)
-    plan = pair.plan(options.target, options.drafter, options.decoding != "autoregressive", options.dtype, options.mesh)
+    speculative, rows = options.decoding != "autoregressive", options.batch_size
+    plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
+    if plan.why is not None:
+        processes.say(plan.why, sys.stderr)
     shape = shape_of(options) if plan.drafter else None
     checks.against(options, plan.target_config, shape)
     tokenizer = folders.tokenizer(plan.target)
@@ -34,17 +39,20 @@ def run(options, given: list[prompts.Prompt]) -> int:
     ids = [prompts.encode(prompt, tokenizer, vocabulary, context(options, plan)) for prompt in given]
     seeds = checks.seeds(options, len(ids))
     runs = runs_of(options, plan, shape, ids, seeds)
-    lines = output.Lines(options.output, runs) if options.output is not None else None
+    lines = lines_of(options.output, runs) if options.output is not None else None
     if lines is not None and lines.done:
-        print(f"{lines.done} of {len(ids)} replies are in {options.output} already", file=sys.stderr)
+        processes.say(f"{lines.done} of {len(ids)} replies are in {options.output} already", sys.stderr)
         if lines.done == len(ids):
             return 0
     if not is_exact(options):
-        print("note: --acceptance typical changes the distribution of the text", file=sys.stderr)
+        processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
     loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
     if options.decoding == "compare":
         return compare_both(options, loaded, ids, seeds, runs)
     session = Session(options, loaded, given, ids, seeds, runs, lines)
+    if processes.count() > 1 and not jax.sharding.get_mesh().is_multi_process:
+        share_out(session)
+        return 0
     session.generate()
     is_demonstration = given[0].where == "the default prompt" and options.decoding == "speculative"
     return compare_both(options, loaded, ids, seeds, runs) if is_demonstration and session.streams else 0
@@ -81,6 +89,31 @@ def runs_of(options, plan: pair.Plan, shape: Shape | None, ids: list[list[int]],
     return [output.run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
 
 
+def lines_of(path: pathlib.Path, runs: list[str]) -> output.Lines:
+    """The output as it stands. One process mends its last line before the others look."""
+    if not processes.is_first():
+        processes.wait("the output")
+    lines = output.Lines(path, runs)
+    if processes.is_first():
+        processes.wait("the output")
+        if lines.done == len(runs):
+            output.remove_parts(path, processes.count())
+    return lines
+
+
+def share_out(session: "Session") -> None:
+    """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process merges."""
+    options, index, count = session.options, processes.index(), processes.count()
+    shares = output.shares(len(session.ids), options.batch_size, count)
+    session.numbers = [number for number in shares[index] if number >= session.lines.done]
+    session.lines = output.Lines(output.part(options.output, index, count), [session.runs[number] for number in session.numbers])
+    session.writes = True
+    session.generate()
+    processes.wait("the replies")
+    if processes.is_first():
+        output.merge(options.output, session.runs, shares)
+
+
 def use_cache(folder: pathlib.Path | None) -> None:
     """Turns on JAX's persistent compilation cache, for programs of every size."""
     from jax.experimental.compilation_cache import compilation_cache
@@ -111,21 +144,24 @@ class Session:
         self.shows_text = not options.json and lines is None
         self.streams = self.shows_text and options.batch_size == 1
         self.totals = terminal.Totals()
+        self.numbers: Sequence[int] = range(len(ids))  # of the prompts that this session decodes
+        self.writes = processes.is_first()
 
     def generate(self) -> None:
         first, size = self.lines.done if self.lines else 0, self.options.batch_size
-        hidden = self.shows_text or len(self.ids) == 1 or not sys.stderr.isatty()
-        with tqdm(total=len(self.ids), initial=first, unit="prompt", disable=hidden, file=sys.stderr) as bar:
-            for start in range(first, len(self.ids), size):
-                numbers = range(start, min(start + size, len(self.ids)))
+        hidden = self.shows_text or len(self.numbers) == 1 or not sys.stderr.isatty() or not processes.is_first()
+        with tqdm(total=len(self.numbers), initial=first, unit="prompt", disable=hidden, file=sys.stderr) as bar:
+            for start in range(first, len(self.numbers), size):
+                numbers = self.numbers[start : start + size]
                 replies = self._batch(numbers)
                 for index, reply in zip(numbers, replies, strict=True):
                     self._hand_out(index, reply)
                 bar.update(len(numbers))
         self.totals.compile_seconds = self.engine.compile_seconds
-        print(self.totals, file=sys.stderr)
+        shared = len(self.numbers) < len(self.ids)
+        processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
-    def _batch(self, numbers: range) -> list[Reply]:
+    def _batch(self, numbers: Sequence[int]) -> list[Reply]:
         stream = self._open(numbers[0]) if self.streams else None
         ids, seeds = [self.ids[i] for i in numbers], [self.seeds[i] for i in numbers]
         replies = decode(self.engine, self.options, ids, seeds, stream)
@@ -141,7 +177,7 @@ class Session:
             return
         text = terminal.text_of(self.tokenizer, self.ids[index], reply.token_ids)
         line = output.line(self.runs[index], index, text, reply)
-        if self.lines is not None:
+        if self.lines is not None and self.writes:
             self.lines.write(line)
         if self.options.json:
             print(json.dumps(line), flush=True)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer import folders, pair, prompts, synthetic
+from redrafter_jax import mesh as meshes
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.shapes import SHAPES
@@ -55,7 +55,7 @@ def on_disk(options) -> Subject:
     head = options.drafter
     if head is None and options.head is not None:
         head = str(folders.embedded(HEADS[options.head]))
-    plan = pair.plan(options.target, head, True, options.dtype, options.mesh)
+    plan = pair.plan(options.target, head, True, options.dtype, options.mesh, options.batch_size)
     tokenizer = folders.tokenizer(plan.target)
     room = plan.target_config.max_position_embeddings - options.max_new_tokens
     if room < 1:
@@ -78,11 +78,13 @@ def at_shape(options) -> Subject:
         raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
     if not 0 <= options.head_vocab <= config.vocab_size:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {options.head_vocab}")
-    pair.check_mesh(config, options.mesh, options.head_vocab)
-    jax.set_mesh(make_mesh(*options.mesh))
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
+    head = synthetic.head_config(config, kind, options.head_vocab)
+    meshes.settle(meshes.Load(config, head, options.batch_size), options.mesh, together=False)
+    jax.set_mesh(meshes.make_mesh(*options.mesh))
+    config = meshes.fit(config, options.mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
-    drafter = vocabulary.untied(synthetic.random_head(jax.random.key(1), config, kind, dtype, options.head_vocab), target)
+    drafter = vocabulary.untied(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()

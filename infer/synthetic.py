@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.decode import draft, loop, pack
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.model import drafter as heads
-from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target, TargetConfig
 
@@ -38,13 +38,17 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     return target
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kind", "dtype", "draft_vocab"))
-def random_head(key: jax.Array, config: TargetConfig, kind: str, dtype, draft_vocab: int = 0) -> Drafter:
-    """A random head, `full` or `slim`, with blocks that are not the identity; ``draft_vocab``: ids that it can draft, spread
-    evenly over the vocabulary, or 0."""
+def head_config(config: TargetConfig, kind: str, draft_vocab: int = 0) -> DrafterConfig:
+    """The shapes of a head, `full` or `slim`; ``draft_vocab``: ids that it can draft, or 0."""
     shape = {"full": heads.full, "slim": heads.slim}[kind](config.vocab_size, config.hidden_size)
-    ids = jnp.arange(draft_vocab) * (config.vocab_size // max(draft_vocab, 1))
-    return Drafter(key, dataclasses.replace(shape, draft_vocab=draft_vocab), dtype, ids)
+    return dataclasses.replace(shape, draft_vocab=draft_vocab)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def random_head(key: jax.Array, config: DrafterConfig, dtype) -> Drafter:
+    """A random head. What it can draft, where that is not everything, is spread evenly over the vocabulary."""
+    ids = jnp.arange(config.draft_vocab) * (config.vocab_size // max(config.draft_vocab, 1))
+    return Drafter(key, config, dtype, ids)
 
 
 @jax.tree_util.register_dataclass

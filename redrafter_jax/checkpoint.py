@@ -1,5 +1,8 @@
 """Orbax checkpoints of a training run: written in the background, complete or absent, restored onto any mesh.
 
+Every process of a run writes and reads the shards of its own devices, in one folder that all of them see, which may be in a
+bucket (gs://); how many processes and devices wrote a checkpoint does not matter to those that read it.
+
 A checkpoint holds named artefacts (``head``: the weights that decoding needs; ``train``: what only training needs), each
 a flat dictionary from the path of a leaf to its array, so that a file can be read without the classes that made it.
 """
@@ -8,6 +11,7 @@ import pathlib
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 
@@ -21,8 +25,9 @@ class Run:
         if best is not None:
             score = lambda scores: -scores[best]  # noqa: E731  (the policy keeps the highest)
             kept.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
+        self.folder = epath.Path(folder).resolve()
         self._checkpointer = ocp.training.Checkpointer(
-            pathlib.Path(folder).resolve(),
+            self.folder,
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )

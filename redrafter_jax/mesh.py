@@ -10,6 +10,7 @@ import dataclasses
 import jax
 from jax.sharding import PartitionSpec as P
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
@@ -21,12 +22,14 @@ WORTH = 1 << 30  # bytes; an estimate: a shard of fewer is read in less time tha
 
 
 def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
-    """A ``(data, model)`` mesh over the first ``data * model`` devices, with explicit axes.
+    """A ``(data, model)`` mesh over the first ``data * model`` devices, with explicit axes: of this process's devices where they
+    are enough, else of all processes'.
 
     Raises:
       ValueError: there are fewer devices than ``data * model``.
     """
-    devices = jax.devices()
+    own = jax.local_devices()
+    devices = own if data * model <= len(own) else jax.devices()
     if data * model > len(devices):
         raise ValueError(f"a mesh of {data} x {model} needs {data * model} devices; {len(devices)} are visible")
     return jax.make_mesh((data, model), AXES, devices=devices[: data * model])
@@ -34,9 +37,10 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What a mesh has to carry: a target, perhaps a head, rows, and bytes that are split over ``model``.
+    """What a mesh has to carry: a target, perhaps a head, and rows.
 
-    ``option``: the name of what decides the rows; ``size``: see `bytes_of_target`, `bytes_of_head` and `bytes_of_cache`.
+    ``option``: the name of what decides the rows; ``size``: bytes of weights and what goes with them (`bytes_of_target`,
+    `bytes_of_head`, `bytes_of_cache`), split over ``model``, or over both axes if ``spread``.
     """
 
     target: TargetConfig
@@ -44,6 +48,11 @@ class Load:
     rows: int = 1
     option: str = "--batch-size"
     size: float = 0.0
+    spread: bool = False
+
+    def parts(self, data: int, model: int) -> int:
+        """Devices that ``size`` is split over."""
+        return data * model if self.spread else model
 
     def unfit(self, data: int, model: int) -> str | None:
         """What a mesh does not divide, in words; None where it fits."""
@@ -56,16 +65,25 @@ class Load:
                 return f"{model} does not divide the target's {name} {size}"
         if self.head is not None and self.head.exit_size % model:
             return f"{model} does not divide the head's exit_size {self.head.exit_size}"
+        if self.head is not None and self.head.draft_vocab % model:
+            return f"{model} does not divide the head's draft vocabulary of {self.head.draft_vocab} tokens"
         return None
 
-    def meshes(self, devices: int) -> list[tuple[int, int]]:
-        """All that fit, those with the most devices first, and among them those with the most rows at a time."""
+    def meshes(self, devices: int, whole: bool = False) -> list[tuple[int, int]]:
+        """All that fit, those with the most devices first, and among them those with the most rows at a time; ``whole``: those
+        that leave out no device."""
         splits = [(data, model) for data in range(1, devices + 1) for model in range(1, devices // data + 1)]
+        splits = [(data, model) for data, model in splits if data * model == devices or not whole]
         return sorted((mesh for mesh in splits if not self.unfit(*mesh)), key=lambda mesh: (-mesh[0] * mesh[1], -mesh[0]))
 
+    def holding(self, meshes: list[tuple[int, int]], memory: int) -> list[tuple[int, int]]:
+        """Those of the meshes whose devices, of ``memory`` bytes each, have room for their part."""
+        return [mesh for mesh in meshes if self.size / self.parts(*mesh) <= ROOM * memory]
 
-def check(load: Load, mesh: tuple[int, int], devices: int) -> None:
-    """Raises BadInput for a mesh of too many devices, or one that does not divide what it carries; says which would do."""
+
+def check(load: Load, mesh: tuple[int, int], devices: int, whole: bool = False) -> None:
+    """Raises BadInput for a mesh of too many devices, or one that does not divide what it carries; says which would do, if need
+    be of those that leave out no device."""
     data, model = mesh
     if min(mesh) < 1:
         raise BadInput(f"--mesh should be two whole numbers from 1 up, not {data} {model}")
@@ -73,57 +91,72 @@ def check(load: Load, mesh: tuple[int, int], devices: int) -> None:
     if data * model > devices:
         wrong = f"it needs {data * model} devices, and {devices} {'is' if devices == 1 else 'are'} visible"
     if wrong:
-        raise BadInput(f"--mesh {data} {model}: {wrong}; {_these(load.meshes(devices))} would do")
+        raise BadInput(f"--mesh {data} {model}: {wrong}; {_these(load.meshes(devices, whole))} would do")
 
 
 def _these(meshes: list[tuple[int, int]], most: int = 6) -> str:
-    shown = [f"{data} {model}" for data, model in meshes[:most]]
+    shown = [f"{data} {model}" for data, model in meshes[:most]] or ["fewer devices"]
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else f"only {shown[0]}"
 
 
-def choose(load: Load, devices: int, memory: int | None) -> tuple[tuple[int, int], str]:
+def choose(load: Load, devices: int, memory: int | None, whole: bool = False) -> tuple[tuple[int, int], str]:
     """A mesh for these devices of ``memory`` bytes each (None: unknown, as of CPUs), and why.
 
     The fewest shards of ``model`` that hold the load leave the most for rows. Devices that no row needs then join ``model``,
-    as long as that leaves each of them enough to read.
+    as long as that leaves each of them enough to read; or, with ``whole``, because none is to be left out.
+
+    Raises:
+      BadInput: no mesh of all devices fits, and it should be ``whole``.
     """
+    fitting, need = load.meshes(devices, whole), f"{load.size / 1e9:.3g} GB to hold"
+    if not fitting:
+        raise BadInput(
+            f"no mesh uses all {devices} devices of the processes: {load.unfit(devices, 1)}, and {load.unfit(1, devices)}"
+        )
+    if memory is None and whole:
+        return min(fitting, key=lambda mesh: mesh[1]), f"the processes work on all their {devices} devices together"
     if memory is None:
         return (1, 1), f"the {devices} devices share one host's cores and memory" if devices > 1 else "there is one device"
-    fitting = load.meshes(devices)
-    size = f"{load.size / 1e9:.3g} GB of weights and cache"
-    holding = [mesh for mesh in fitting if load.size / mesh[1] <= ROOM * memory]
+    holding, each = load.holding(fitting, memory), f"{memory / 1e9:.3g} GB"
     if not holding:
-        mesh = max(fitting, key=lambda mesh: (mesh[1], mesh[0]))
-        return (
-            mesh,
-            f"{size} are more than {_shards(mesh[1])} of {memory / 1e9:.3g} GB should hold; this is the widest split there is",
-        )
+        mesh = max(fitting, key=lambda mesh: load.parts(*mesh))
+        return mesh, f"{need} are too much for {_devices(load.parts(*mesh))} of {each}; this is the widest split"
     fewest = min(model for _, model in holding)
     rows = max(data for data, model in holding if model == fewest)
-    worth = (model for data, model in holding if data == rows and (model == fewest or load.size / model >= WORTH))
-    mesh = rows, max(worth)
-    reason = f"{size} fit {_shards(fewest)} of {memory / 1e9:.3g} GB, and {load.option} {load.rows} splits into {rows}"
+    models = [model for data, model in holding if data == rows]
+    mesh = rows, max(model for model in models if model == fewest or load.size / load.parts(rows, model) >= WORTH)
+    reason = f"{need} fit {_devices(load.parts(rows, fewest))} of {each}, and {load.option} {load.rows} splits into {rows}"
     return mesh, reason + (f"; model takes more of the {devices} devices, to be faster" if mesh[1] > fewest else "")
 
 
-def _shards(model: int) -> str:
-    return "one device" if model == 1 else f"{model} devices"
+def _devices(count: int) -> str:
+    return "one device" if count == 1 else f"{count} devices"
 
 
-def settle(load: Load, mesh: tuple[int, int] | None) -> tuple[tuple[int, int], str | None]:
+def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tuple[int, int], str | None]:
     """The mesh that was asked for, checked; or one for the devices that are there, and a line that says why, if there is more
     than one device.
 
+    Args:
+      together: all processes work on one mesh, as in training; otherwise each may work on one of its own devices, and does
+        unless they are too few to hold the load.
+
     Raises:
-      BadInput: see `check`.
+      BadInput: see `check` and `choose`; or the mesh leaves some of the processes out, or this host has not joined the others.
     """
-    devices = jax.devices()
+    processes.check_joined()
+    own, every, group = jax.local_devices(), len(jax.devices()), jax.process_count() > 1
     if mesh is not None:
-        check(load, mesh, len(devices))
+        whole = group and (together or mesh[0] * mesh[1] > len(own))
+        if whole and mesh[0] * mesh[1] != every:
+            wrong = f"--mesh {mesh[0]} {mesh[1]} should use all {every} devices of the {jax.process_count()} processes"
+            raise BadInput(wrong if together else f"{wrong}, or at most the {len(own)} of one")
+        check(load, mesh, every if whole else len(own), whole)
         return mesh, None
-    known = devices[0].memory_stats() or {}
-    chosen, reason = choose(load, len(devices), known.get("bytes_limit"))
-    return chosen, f"mesh {chosen[0]} {chosen[1]}: {reason}" if len(devices) > 1 else None
+    memory = (own[0].memory_stats() or {}).get("bytes_limit")
+    whole = group and (together or (memory is not None and not load.holding(load.meshes(len(own)), memory)))
+    chosen, reason = choose(load, every if whole else len(own), memory, whole)
+    return chosen, f"mesh {chosen[0]} {chosen[1]}: {reason}" if every > 1 else None
 
 
 def bytes_of_target(config: TargetConfig, itemsize: int) -> int:
@@ -137,7 +170,7 @@ def bytes_of_head(config: DrafterConfig, itemsize: int) -> int:
     """Of a head's matrices, likewise."""
     D, E = config.hidden_size, config.exit_size
     dense = 2 * D * D * config.rnn + 2 * D * E * config.projects + config.num_blocks * E * E
-    return itemsize * (dense + (0 if config.tied else E * config.vocab_size))
+    return itemsize * (dense + (0 if config.tied else E * (config.draft_vocab or config.vocab_size)))
 
 
 def bytes_of_cache(config: TargetConfig, rows: int, slots: int, itemsize: int) -> int:
@@ -150,6 +183,11 @@ def fit(config: TargetConfig, model: int) -> TargetConfig:
     in all, and no more per device than one head's."""
     K = config.num_key_value_heads
     return config if model <= K else dataclasses.replace(config, num_key_value_heads=model)
+
+
+def is_spread(module) -> bool:
+    """Whether a module's matrices are split over ``data`` too."""
+    return any("data" in jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves(module))
 
 
 def spread(module, over_data: bool = True):

@@ -4,7 +4,6 @@ One device's part of one tensor at a time goes from the file to its place: a pro
 need, and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -19,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from redrafter_jax import config as configs
-from redrafter_jax import mesh
+from redrafter_jax import mesh, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
@@ -28,11 +27,12 @@ from redrafter_jax.model.target import Target, TargetConfig
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
 KEY_VALUE = re.compile(r"\.self_attn\.[kv]_proj\.")
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
-CHUNK = 1 << 21  # bytes of a file that are read, cast and turned over at a time
+CHUNK = 1 << 23  # bytes of a file that are read, cast and turned over at a time
 FORMAT_VERSION = "4.46.3"  # the transformers release whose layout Apple's drafter config.json follows
 
 _TARGET_NAMES = [
     (r"\.embedding", "model.embed_tokens.weight", False),
+    (r"\.embedding_transposed", "model.embed_tokens.weight", True),  # the output matrix, where it is tied and not stored
     (r"\.norm", "model.norm.weight", False),
     (r"\.lm_head", "lm_head.weight", True),
     (r"\.blocks\[(\d+)\]\.input_norm", r"model.layers.\1.input_layernorm.weight", False),
@@ -65,12 +65,11 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
     config = configs.target_config(configs.read_json(folder, what), what)
     fitted = mesh.fit(config, jax.sharding.get_abstract_mesh().shape["model"])
     copies = fitted.num_key_value_heads // config.num_key_value_heads
-    with _open(folder, what) as files:
-        if config.tie_word_embeddings:
-            files.setdefault("lm_head.weight", files.get("model.embed_tokens.weight"))
-        abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
-        repeated = (copies, config.head_dim)
-        return _fill(abstract, lambda path: _rename(path, _TARGET_NAMES), files, folder, what, repeated)
+    abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
+    files = _open(folder, what)
+    stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
+    names = lambda path: _rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", _TARGET_NAMES)  # noqa: E731
+    return _fill(abstract, names, files, folder, what, (copies, config.head_dim))
 
 
 def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str = "drafter") -> Drafter:
@@ -81,11 +80,10 @@ def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str =
     """
     folder = pathlib.Path(folder)
     config = configs.drafter_config(configs.read_json(folder, what), what)
-    with _open(folder, what) as files:
-        abstract = jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)))
-        drafter = _fill(abstract, lambda path: _drafter_name(path, config), files, folder, what)
+    abstract = jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)))
+    drafter = _fill(abstract, lambda path: _drafter_name(path, config), _open(folder, what), folder, what)
     if drafter.ids is not None:
-        _check_ids(np.asarray(drafter.ids[...]), config.vocab_size, folder, what)
+        _check_ids(processes.fetch(drafter.ids[...]), config.vocab_size, folder, what)
     return drafter
 
 
@@ -141,9 +139,12 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
 
 
 def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array], fields: dict[str, object]) -> None:
+    """All processes call it; the first writes."""
+    host = {name: processes.fetch(leaf) for (name, _), leaf in arrays.items()}
+    if not processes.is_first():
+        return
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    host = {name: np.asarray(leaf) for (name, _), leaf in arrays.items()}
     host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
     safetensors.numpy.save_file(host, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
@@ -167,9 +168,8 @@ def _leaves(module) -> Iterator[tuple[str, jax.Array]]:
         yield re.sub(r"\.value$|\.raw_value$|\.get_value\(\)$", "", jax.tree_util.keystr(path)), leaf
 
 
-@contextlib.contextmanager
-def _open(folder: pathlib.Path, what: str) -> Iterator[dict[str, tuple[object, str]]]:
-    """Tensor name -> (open file, name in it), of every safetensors file that the folder's model consists of."""
+def _open(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
+    """Tensor name -> file, of every safetensors file that the folder's model consists of, once their heads have been read."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -178,18 +178,17 @@ def _open(folder: pathlib.Path, what: str) -> Iterator[dict[str, tuple[object, s
             raise BadInput(f"{what}: {index} is not a safetensors index ({error})") from None
     else:
         names = ["model.safetensors"]
-    with contextlib.ExitStack() as stack:
-        files = {}
-        for name in names:
-            path = folder / name
-            if not path.is_file():
-                raise BadInput(f"{what}: {folder} has no {name}{_conversion(folder)}")
-            try:
-                opened = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
-            except (safetensors.SafetensorError, OSError) as error:
-                raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
-            files |= {tensor: (opened, tensor) for tensor in opened.keys()}  # noqa: SIM118
-        yield files
+    files = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise BadInput(f"{what}: {folder} has no {name}{_conversion(folder)}")
+        try:
+            with safetensors.safe_open(path, framework="numpy") as opened:
+                files |= dict.fromkeys(opened.keys(), path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
+    return files
 
 
 def _conversion(folder: pathlib.Path) -> str:
@@ -206,7 +205,7 @@ def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: p
     """``repeated``: how often each key-value head is wanted, and its width."""
     wanted = {path: name_of(path) for path, _ in _leaves(abstract)}
     names = {name for name, _ in wanted.values()}
-    missing = sorted(name for name in names if files.get(name) is None)
+    missing = sorted(name for name in names if name not in files)
     extra = sorted(name for name in files if name not in names and not IGNORED.search(name))
     if missing:
         raise BadInput(f"{what}: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all)")
@@ -216,9 +215,9 @@ def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: p
     for path, leaf in _leaves(abstract):
         name, transposed = wanted[path]
         copies, width = repeated if KEY_VALUE.search(name) else (1, 1)
-        tensor = files[name][0].get_slice(files[name][1])
-        _check(tensor, name, leaf, transposed, copies, folder, what)
-        stored.append(_Stored(tensor, transposed, copies, width))
+        with safetensors.safe_open(files[name], framework="numpy") as opened:
+            _check(opened.get_slice(name), name, leaf, transposed, copies, folder, what)
+        stored.append(_Stored(files[name], name, transposed, copies, width))
     leaves = [_place(leaf, each) for (_, leaf), each in zip(_leaves(abstract), stored, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
@@ -238,9 +237,10 @@ def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathl
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
-    """A tensor in a file, as safetensors gives its slices; each ``width`` rows of it stand for ``copies`` times as many."""
+    """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many."""
 
-    tensor: object
+    file: pathlib.Path
+    name: str
     transposed: bool
     copies: int
     width: int
@@ -256,9 +256,13 @@ class _Stored:
         for at in range(first, last, rows):
             end = min(at + rows, last)
             source = at if self.copies == 1 else at // (rows * self.copies) * rows
-            chunk = self.tensor[(slice(source, source + end - at), *(slice(*each) for each in columns))]
-            as_stored[at - first : end - first] = chunk
+            as_stored[at - first : end - first] = self._read((source, source + end - at), *columns)
         return part
+
+    def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
+        """Opened for each chunk, since pages of a file stay mapped, and count as this process's memory, until it is closed."""
+        with safetensors.safe_open(self.file, framework="numpy") as opened:
+            return opened.get_slice(self.name)[tuple(slice(*each) for each in ranges)]
 
 
 def _place(like, stored: _Stored) -> jax.Array:

@@ -70,9 +70,10 @@ def test_numbers_out_of_range_are_refused(refuse, ids, option, values, sentence)
     ("mesh", "sentence"),
     [
         ((0, 1), "two whole numbers from 1 up"),
-        ((2, 1), "--batch-size 1 should be a multiple of the 2 data shards"),
-        ((1, 3), "3 does not divide the target's num_attention_heads 4"),
-        ((1, 99), "needs 99 devices"),
+        ((2, 1), "--mesh 2 1: --batch-size 1 should be a multiple of the 2 data shards; only 1 1 would do"),
+        ((1, 3), "--mesh 1 3: 3 does not divide the target's num_attention_heads 4; only 1 1 would do"),
+        ((1, 2), "--mesh 1 2: 2 does not divide the target's vocab_size 503; only 1 1 would do"),
+        ((1, 99), "--mesh 1 99: it needs 99 devices, and 8 are visible; only 1 1 would do"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(refuse, ids, mesh, sentence):

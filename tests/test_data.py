@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -15,6 +16,7 @@ import tensorflow_datasets as tfds
 from infer import folders
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
+from redrafter_jax.mesh import make_mesh
 from train import builders, data, examples
 
 TARGET = str(folders.embedded("target"))
@@ -192,15 +194,36 @@ def test_what_a_step_reads_depends_on_seed_step_and_batch_alone():
     assert sorted(first_epoch) == list(range(50)) and first_epoch != sum(whole, [])[50:100]
 
 
-def test_processes_read_disjoint_parts_of_the_same_batches(monkeypatch):
-    import jax
-
+def test_processes_read_parts_of_the_same_batches_in_the_same_order(monkeypatch):
     rows = data.Rows([example(8, start=10 * n) for n in range(50)], 8)
-    whole = [set(numbers.tolist()) for _, numbers in data.batches(rows, 4, 1, 0, 10)]
-    parts = []
-    monkeypatch.setattr(data, "on_mesh", lambda host: host)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for process in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        parts.append([set(numbers.tolist()) for _, numbers in data.batches(rows, 4, 1, 0, 10)])
-    assert all(one.isdisjoint(other) and one | other == both for one, other, both in zip(*parts, whole, strict=True))
+    read = lambda: [numbers.tolist() for _, numbers in data.batches(rows, 4, 1, 3, 10)]  # noqa: E731
+    whole, parts = read(), []
+    monkeypatch.setattr(data, "on_mesh", lambda host, batch: host)
+    for mine in ([0, 1], [2, 3]):
+        monkeypatch.setattr(data, "held", lambda batch, mine=mine: np.array(mine))
+        parts.append(read())
+    assert [one + other for one, other in zip(*parts, strict=True)] == whole
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)], ids=str)
+def test_every_mesh_reads_the_same_rows_into_the_same_places(mesh):
+    rows, found = data.Rows([example(8, start=10 * n) for n in range(50)], 8), []
+    for shape in ((1, 1), mesh):
+        jax.set_mesh(make_mesh(*shape))
+        found.append([np.asarray(batch.tokens) for batch, _ in data.batches(rows, 8, 1, 2, 6)])
+    np.testing.assert_array_equal(*found)
+
+
+def test_what_two_processes_hold_of_a_batch_is_the_whole_batch_once(monkeypatch):
+    """Devices 0 to 3 stand for one process's, 4 to 7 for the other's."""
+    whole = jax.sharding.NamedSharding.addressable_devices_indices_map
+
+    def held(process: int) -> list[int]:
+        own = lambda self, shape: {device: part for device, part in whole(self, shape).items() if device.id // 4 == process}  # noqa: E731
+        monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", own)
+        return data.held(8).tolist()
+
+    jax.set_mesh(make_mesh(4, 2))
+    assert [held(0), held(1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    jax.set_mesh(make_mesh(1, 8))  # rows are not split, so every process reads them all
+    assert held(0) == held(1) == list(range(8))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +12,18 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
-from infer import pair
 from redrafter_jax import loss, weights
 from redrafter_jax.decode import draft, loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
+from redrafter_jax.mesh import Load, check, is_spread, make_mesh, spread
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.drafter import Drafter, full, slim
+from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import load_target, put
 from tests.test_exactness import PROMPTS
 from tests.test_training import examples, recipe, same, stops_after
-from train import data, log, run, step
+from train import data, log, main, run, step
 
 HEADS = {"full": full, "slim": slim}
 U = 48
@@ -242,8 +242,12 @@ def test_a_config_with_more_drafts_than_tokens_is_refused(mha, tmp_path):
 
 
 def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
+    target = TargetConfig(256, 64, 128, 2, 8, 8, 8)
     with pytest.raises(BadInput, match="--mesh 1 8: 8 does not divide the head's draft vocabulary of 12 tokens"):
-        pair.check_mesh(TargetConfig(256, 64, 128, 2, 8, 8, 8), (1, 8), 12)
+        check(Load(target, DrafterConfig(256, 64, 128, draft_vocab=12)), (1, 8), 8)
+    in_training = main.load_of(main.Options(pathlib.Path("target"), recipe=recipe(1, head_vocab=12, batch=8)), target)
+    assert in_training.unfit(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
+    assert in_training.unfit(1, 4) is None
 
 
 # Meshes
@@ -266,20 +270,29 @@ def test_every_mesh_drafts_and_decodes_what_one_device_does(kind, sampling):
         assert decode(mesh, kind, sampling) == expected
 
 
-def test_a_step_on_a_mesh_is_that_of_one_device():
-    losses = []
-    for mesh in ((1, 1), (2, 4)):
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_step_on_a_mesh_is_that_of_one_device(kind):
+    """And so is what the head then drafts, also where the weights are split over both axes."""
+    losses, replies = [], []
+    for mesh, over_data in (((1, 1), False), ((2, 4), False), ((2, 4), True)):
         jax.set_mesh(make_mesh(*mesh))
-        target = jax.jit(Target, static_argnums=(1, 2))(jax.random.key(0), TargetConfig(256, 64, 128, 2, 8, 8, 8), jnp.float32)
-        schedule, config = step.Schedule(10, warmup=0), dataclasses.replace(full(256, 64), draft_vocab=64)
-        state = jax.jit(functools.partial(step.start, jax.random.key(1), config, schedule, np.arange(64) * 4))()
+        shapes = TargetConfig(256, 64, 128, 2, 8, 8, 8)
+        target = jax.jit(lambda: spread(Target(jax.random.key(0), shapes, jnp.float32), over_data))()  # noqa: B023
+        schedule, config = step.Schedule(10, warmup=0), dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
+        state = jax.jit(functools.partial(step.start, jax.random.key(1), config, schedule, np.arange(64) * 4, over_data))()
         update = jax.jit(functools.partial(step.step, schedule=schedule, config=loss.LossConfig(2, 0.5)))
         batch = data.unpacked(np.random.default_rng(0).integers(0, 256, (4, 16)))
         for _ in range(2):
             state, metrics = update(state, target, batch)
         losses.append(np.asarray(metrics.loss.loss))
         assert state.drafter.ids[...].tolist() == list(range(0, 256, 4))
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+        assert is_spread(state.drafter) == over_data
+        prompts = [[row + 1] * (row + 2) for row in range(4)]
+        decoded = Engine(target, state.drafter, loop.Shape(2, 2)).generate(prompts, Sampling(), Limits(8), batch=4)
+        replies.append([(reply.token_ids, reply.drafted) for reply in decoded])
+    for other in (1, 2):
+        np.testing.assert_allclose(losses[0], losses[other], rtol=1e-5)
+        assert replies[other] == replies[0]
 
 
 # Training

@@ -115,8 +115,6 @@ def test_a_head_with_a_draft_vocabulary_trains_decodes_and_is_exported_whole(tar
     assert main.command(train(target, talk, tmp_path / "other", *shape, "--head-vocab", 504)) == 2
     assert "--head-vocab should be at most the target's vocabulary of 503, not 504" in capsys.readouterr().err
     assert not (tmp_path / "other" / "config.json").exists()
-    assert main.command(train(target, talk, tmp_path / "other", *shape, "--head-vocab", 63, "--mesh", 1, 2)) == 2
-    assert "--head-vocab should be a multiple of the 2 model shards" in capsys.readouterr().err
 
 
 def test_the_target_answers_prompts_and_a_cut_off_run_goes_on(target, talk, tmp_path, capsys):

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 
+import jax
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -67,6 +69,30 @@ def test_a_broken_config_or_weight_file(folder):
     refused(folder, r"convert them with transformers, AutoModelForCausalLM.from_pretrained\(.*\).save_pretrained")
     (folder / "config.json").write_text("{")
     refused(folder, "cannot be read as JSON")
+
+
+def test_a_checkpoint_in_several_files_with_a_file_or_a_tensor_missing_or_cut(folder):
+    tensors = load_file(folder / "model.safetensors")
+    halves = {f"model-{half}.safetensors": dict(list(tensors.items())[half::2]) for half in range(2)}
+    for name, half in halves.items():
+        save_file(half, folder / name)
+    index = {tensor: name for name, half in halves.items() for tensor in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    expected = jax.tree.leaves(weights.load_target(MODELS / "target_mha"))
+    for ours, theirs in zip(jax.tree.leaves(weights.load_target(folder)), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    last = max(halves["model-1.safetensors"])
+    save_file(
+        {name: value for name, value in halves["model-1.safetensors"].items() if name != last}, folder / "model-1.safetensors"
+    )
+    refused(folder, f"lacks the tensor {re.escape(last)} \\(1 missing")
+    save_file(halves["model-1.safetensors"] | {last: np.zeros((3, 5), np.float32)}, folder / "model-1.safetensors")
+    refused(folder, rf"{re.escape(last)} in .* has shape \[3, 5\]; its config.json asks for \[")
+    data = (folder / "model-1.safetensors").read_bytes()
+    (folder / "model-1.safetensors").write_bytes(data[:-4])
+    refused(folder, "model-1.safetensors is not a whole safetensors file")
+    (folder / "model-1.safetensors").unlink()
+    refused(folder, "has no model-1.safetensors")
 
 
 def test_a_tensor_of_whole_numbers(folder):

@@ -26,7 +26,12 @@ def byte_tokenizer(size: int) -> Tokenizer:
 def with_tokenizer(folder: pathlib.Path, template: bool = False) -> pathlib.Path:
     """A copy of the Vicuna-like golden target in ``folder``, with a tokenizer."""
     shutil.copytree(MODELS / "target_mha", folder)
-    byte_tokenizer(503).save(str(folder / "tokenizer.json"))
+    return save_tokenizer(folder, 503, template)
+
+
+def save_tokenizer(folder: pathlib.Path, size: int, template: bool = False) -> pathlib.Path:
+    """Writes a tokenizer of ``size`` ids beside a target."""
+    byte_tokenizer(size).save(str(folder / "tokenizer.json"))
     fields = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}
     if template:
         fields["chat_template"] = TEMPLATE

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 from train import examples
 
@@ -114,11 +115,14 @@ BUILDERS = {"conversations": Conversations, "text": Text, "token_ids": TokenIds}
 
 
 def build(source: Source, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the dataset, below ``folder``; built if it is not there yet.
+    """The folder of the dataset, below ``folder``; built if it is not there yet. The first process builds; the others wait
+    for it, and build what they then still do not see, which is where hosts share no folder.
 
     Raises:
       BadInput: a path or the tokenizer is missing, a file is empty or unreadable, or too many records are malformed.
     """
+    if not processes.is_first():
+        processes.wait(f"dataset {source.kind}")
     builder = BUILDERS[source.kind](source=source, data_dir=str(folder))
     if not builder.is_prepared():
         try:
@@ -126,7 +130,9 @@ def build(source: Source, folder: pathlib.Path) -> pathlib.Path:
         except Exception as error:  # tfds wraps what a generator raises
             raise _cause(error) from error
         for reason in builder.skips.reasons:
-            print(f"skipped {reason}")
+            processes.say(f"skipped {reason}")
+    if processes.is_first():
+        processes.wait(f"dataset {source.kind}")
     return pathlib.Path(builder.data_path)
 
 

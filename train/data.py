@@ -128,20 +128,38 @@ def most_frequent(examples: Sequence[dict], vocab_size: int, count: int) -> np.n
 
 def batches(rows: Rows, batch: int, seed: int, first: int, last: int) -> Iterator[tuple[Batch, np.ndarray]]:
     """The batches of steps first..last-1, on the mesh, and the numbers of their rows (this process's). What a step reads
-    is a function of (seed, step, batch): rows are shuffled anew in every epoch, and each process reads its share."""
-    processes = jax.process_count()
-    shuffled = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
-    mine = shuffled[jax.process_index() :: processes] if processes > 1 else shuffled
-    steps = mine.batch(batch // processes)[first:last].to_iter_dataset(READERS)
-    for host in steps:
+    is a function of (seed, step, batch), whatever the mesh: rows are shuffled anew in every epoch, and each process reads
+    those that its own devices hold."""
+    shuffled, mine = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(), held(batch)
+    numbers = grain.MapDataset.range(first * len(mine), last * len(mine))
+    read = numbers.map(lambda number: shuffled[number // len(mine) * batch + int(mine[number % len(mine)])])
+    for host in read.batch(len(mine)).to_iter_dataset(READERS):
         index = host.pop("index")
-        yield on_mesh(host), index
+        yield on_mesh(host, batch), index
 
 
-def on_mesh(host: dict[str, np.ndarray]) -> Batch:
-    """Arrays of this process's rows ``[B / processes, T]`` as one batch, split over ``data``."""
-    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), P("data", None))
-    return Batch(**{name: jax.make_array_from_process_local_data(sharding, array) for name, array in host.items()})
+def held(batch: int) -> np.ndarray:
+    """The places in a batch, ascending, of the rows that this process's devices hold."""
+    parts = _by_rows().addressable_devices_indices_map((batch, 1)).values()
+    return np.unique(np.concatenate([np.arange(batch)[rows] for rows, _ in parts]))
+
+
+def on_mesh(host: dict[str, np.ndarray], batch: int | None = None) -> Batch:
+    """Arrays ``[B, T]`` as one batch, split over ``data``; with ``batch`` the host has only the rows that are `held` of so many."""
+    sharding = _by_rows()
+
+    def place(array: np.ndarray) -> jax.Array:
+        if batch is None:
+            return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+        mine = held(batch)
+        part_of = lambda part: array[np.searchsorted(mine, np.arange(batch)[part[0]])]  # noqa: E731
+        return jax.make_array_from_callback((batch, *array.shape[1:]), sharding, part_of)
+
+    return Batch(**{name: place(array) for name, array in host.items()})
+
+
+def _by_rows() -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(jax.sharding.get_mesh(), P("data", None))
 
 
 def unpacked(tokens: np.ndarray) -> Batch:

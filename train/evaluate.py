@@ -75,6 +75,8 @@ def prompts(examples, count: int, context: int) -> list[list[int]]:
 
 def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float:
     """Tokens that a target pass yields, the +1 counted, over all greedy continuations of the prompts."""
-    replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=BATCH))
+    shards = jax.sharding.get_abstract_mesh().shape["data"]
+    rows = -(-BATCH // shards) * shards
+    replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=rows))
     histogram = np.sum([reply.accepted_histogram for reply in replies], axis=0)
     return float(histogram @ np.arange(1, len(histogram) + 1) / histogram.sum())

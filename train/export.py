@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import tyro
+from etils import epath
 
 from redrafter_jax.errors import BadInput
 
@@ -20,6 +21,8 @@ class Options:
     """Folder of the target that the head was trained for."""
     output: pathlib.Path
     """Folder for the head."""
+    checkpoints: str | None = None
+    """Folder of the run's checkpoints, where train.main was given one."""
     step: int | None = None
     """Which checkpoint; the newest if not given."""
     whole: bool = False
@@ -41,18 +44,19 @@ def main(options: Options) -> None:
     from train import run
     from train.recipe import Recipe
 
-    if not (options.run / "config.json").is_file() or not (options.run / "checkpoints").is_dir():
+    checkpoints = epath.Path(options.checkpoints or options.run / "checkpoints")
+    if not (options.run / "config.json").is_file() or not checkpoints.is_dir():
         raise BadInput(f"--run: {options.run} is not the folder of a run of train.main")
     configuration = json.loads((options.run / "config.json").read_text())
     fields = {field.name for field in dataclasses.fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in configuration.items() if name in fields})
     jax.set_mesh(make_mesh())
     target = weights.load_target(options.target, what="--target")
-    with checkpoint.Run(options.run / "checkpoints") as kept:
+    with checkpoint.Run(checkpoints) as kept:
         step = kept.latest_step if options.step is None else options.step
         if step not in kept.steps:
             raise BadInput(f"--step: {options.run} has checkpoints of steps {kept.steps}, not {step}")
-        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target, recipe)))
+        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target.config, recipe)))
         try:
             head = kept.restore(step, head=like)["head"]
         except ValueError as error:
@@ -69,10 +73,11 @@ def main(options: Options) -> None:
 
 def write(head, target, folder: pathlib.Path, text: str) -> None:
     """Writes the head and its card; as Apple's code can read it where the target is given."""
-    from redrafter_jax import weights
+    from redrafter_jax import processes, weights
 
     weights.save_drafter(head, folder, target)
-    (folder / "README.md").write_text(text)
+    if processes.is_first():
+        (folder / "README.md").write_text(text)
 
 
 def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:

@@ -109,6 +109,21 @@ class Log:
                 self.board.add_scalar(key, scalar, line["step"])
 
 
+class Silent:
+    """What a process says that is not the first."""
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def step(self, index: int, metrics, rate: float) -> None: ...
+
+    def evaluation(self, index: int, figures: dict) -> None: ...
+
+
 def _scalars(name: str, value) -> list[tuple[str, float]]:
     """A number by its name; a list of numbers by position, and of lists by position and rank, counted from 1."""
     if isinstance(value, list):

@@ -16,7 +16,9 @@ from typing import Literal
 
 import tyro
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.processes import Group
 from train.recipe import PRESETS, Recipe
 
 
@@ -34,6 +36,8 @@ class Options:
     """JSON Lines of token ids, as `train.distill` writes them, to train on."""
     output: pathlib.Path = pathlib.Path("head-run")
     """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
+    checkpoints: str | None = None
+    """Folder of the checkpoints, one for all processes; it may be gs://BUCKET/FOLDER. By default OUTPUT/checkpoints."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint in --output, if there is one; never: refuse a folder that has one."""
     held_out: float = 0.02
@@ -42,13 +46,20 @@ class Options:
     """Share of the records that may be malformed and are then skipped; beyond it the command fails."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The target's number format; the head trains in float32."""
-    mesh: tuple[int, int] = (1, 1)
-    """Devices over which the batch (D) and the target (M) are split."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
+    target's size suggest."""
+    shard_target: Literal["model", "data,model"] = "model"
+    """data,model: split the target, the head and the optimizer's state over all devices; weights are gathered as they are
+    used, which takes time and leaves room for a larger target."""
+    profile: str | None = None
+    """Folder, or gs:// path, for a trace by JAX's profiler of a few updates after the first ones, of every process."""
     config: bool = False
     """Print the whole configuration and stop."""
     preset: Literal["demo", "vicuna-7b"] | None = None
     """A recipe that the options below change."""
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe()
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
 def main(options: Options) -> None:
@@ -59,53 +70,71 @@ def main(options: Options) -> None:
     """
     check(options)
     if options.config:
-        print(json.dumps(as_json(options), indent=1))
+        processes.say(json.dumps(as_json(options), indent=1))
         return
     import jax
 
     from redrafter_jax import config as configs
+    from redrafter_jax import mesh as meshes
     from redrafter_jax import weights
-    from redrafter_jax.mesh import make_mesh
     from train import builders, export, run
 
-    if options.mesh[0] * options.mesh[1] > len(jax.devices()):
-        raise BadInput(f"--mesh {options.mesh[0]} {options.mesh[1]} needs more than the {len(jax.devices())} devices that are here")
-    jax.set_mesh(make_mesh(*options.mesh))
-    configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    mesh, why = meshes.settle(load_of(options, target_config), options.mesh, together=True)
+    if why is not None:
+        processes.say(why, sys.stderr)
+    jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
-    target = weights.load_target(options.target, options.dtype, what="--target")
-    run.head_config(target, options.recipe)  # refuses a draft vocabulary that is too large before anything is written
+    target = weights.load_target(options.target, options.dtype, "--target", spread=options.shard_target == "data,model")
     configuration = {
         **as_json(options)["recipe"],
         "target": fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
-    run.keep_configuration(options.output, configuration, options.resume)
-    head = run.train_head(target, builders.join(parts, "train"), options.recipe, options.output, builders.join(parts, "validation"))
+    processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
+    checkpoints = options.checkpoints or str(options.output / "checkpoints")
+    if processes.is_first():
+        run.keep_configuration(options.output, configuration, options.resume, checkpoints)
+    processes.wait("the configuration")
+    rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
+    head = run.train_head(target, rows, options.recipe, options.output, held_out, checkpoints, options.profile)
     if head is None:
-        print(f"stopped; the same command goes on from the last checkpoint in {options.output}")
+        processes.say(f"stopped; the same command goes on from the last checkpoint in {options.output}")
         return
     folder = options.output / "head"
     export.write(
         head, None, folder, export.card(options.target, configuration, run.last_line(options.output), options.recipe.steps)
     )
-    print(f"the head is in {folder}")
+    processes.say(f"the head is in {folder}")
 
 
 def check(options: Options) -> None:
     """Raises BadInput for options out of range or that leave something out."""
     options.recipe.check()
+    options.group.check()
     if not (options.conversations or options.text or options.token_ids):
         raise BadInput("there is nothing to train on: give --conversations, --text or --token-ids")
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):
         if not 0 <= getattr(options, name) <= high:
             raise BadInput(f"--{name.replace('_', '-')} should be from 0 to {high}, not {getattr(options, name)}")
-    data, model = options.mesh
-    if min(data, model) < 1 or options.recipe.batch // options.recipe.accumulate % data:
-        raise BadInput(f"--mesh {data} {model}: the rows of a step, {options.recipe.batch // options.recipe.accumulate}, should be"
-                       f" a multiple of {data}")  # fmt: skip
-    if options.recipe.head_vocab % model:
-        raise BadInput(f"--head-vocab should be a multiple of the {model} model shards of --mesh, not {options.recipe.head_vocab}")
+
+
+def load_of(options: Options, target):
+    """What a mesh has to carry (`redrafter_jax.mesh.Load`) in a run with this target (a `TargetConfig`): its weights; the
+    head's, their gradients and both moments in float32; the rows that are read at a time.
+
+    Raises:
+      BadInput: see `run.head_config`.
+    """
+    from redrafter_jax import mesh as meshes
+    from train import run
+
+    recipe = options.recipe
+    head = run.head_config(target, recipe)
+    size = meshes.bytes_of_target(target, 2 if options.dtype == "bfloat16" else 4) + meshes.bytes_of_head(head, 4 * 4)
+    rows = recipe.batch // recipe.accumulate
+    option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
+    return meshes.Load(target, head, rows, option, size, options.shard_target == "data,model")
 
 
 def sources(options: Options) -> list:
@@ -132,13 +161,14 @@ def command(arguments: list[str] | None = None) -> int:
     """The command: errors of the user's making end in one sentence and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        main(parse(sys.argv[1:] if arguments is None else arguments))
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        check(options)
+        return processes.run(options.group, lambda: main(options))
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    return 0
 
 
 def parse(arguments: list[str]) -> Options:

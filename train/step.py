@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from redrafter_jax import loss
+from redrafter_jax import loss, mesh
 from redrafter_jax.model import attention, cache, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target
@@ -61,9 +61,16 @@ class Metrics:
     fill: jax.Array
 
 
-def start(key: jax.Array, config: DrafterConfig, schedule: Schedule, ids: jax.Array | None = None) -> HeadState:
-    """Random weights; ``ids``: the draft vocabulary, where the config has one."""
-    drafter = Drafter(key, config, ids=ids)
+def start(
+    key: jax.Array, config: DrafterConfig, schedule: Schedule, ids: jax.Array | None = None, spread: bool = False
+) -> HeadState:
+    """Random weights.
+
+    Args:
+      ids: the draft vocabulary, where the config has one.
+      spread: the weights and the optimizer's state are split over ``data`` as well as ``model``.
+    """
+    drafter = mesh.spread(Drafter(key, config, ids=ids), spread)
     return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.weights_alone(drafter)))
 
 

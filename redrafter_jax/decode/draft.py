@@ -87,7 +87,7 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
     # Rounding can leave a log-probability a hair above 0; a child must never be likelier than its parent.
     candidates_BWX = scores_BW[..., None] + jnp.minimum(best_BWX - total_BW[..., None], 0.0)
     flat = P("data", None)  # spelled out: with axes of size 1 a reshape cannot tell which of them is the split one
-    scores, at = jax.lax.top_k(jnp.reshape(candidates_BWX, (B, W * kept), out_sharding=flat), W)
+    scores, at = sample.top_k(jnp.reshape(candidates_BWX, (B, W * kept), out_sharding=flat), W)
     tokens = pick(jnp.reshape(token_BWX, (B, W * kept), out_sharding=flat), at)
     return tokens, at // kept, scores
 

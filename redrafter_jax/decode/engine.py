@@ -13,10 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
+from redrafter_jax import processes
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.model import vocabulary
@@ -84,14 +83,14 @@ class Engine:
         self.target = target
         self.drafter = vocabulary.untied(drafter, target) if drafter is not None else None
         self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
-        self.stop_ids = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
+        self.stop_ids = np.asarray(sorted(stop_ids) or [-1], np.int32)
         self.compile_seconds = 0.0
         self.first_token_seconds = 0.0
         self._compiled: set[tuple] = set()
 
     def autoregressive(self) -> "Engine":
         """The same target without the head: plain decoding, by the same loop."""
-        stops = [int(token) for token in np.asarray(self.stop_ids) if token >= 0]
+        stops = [int(token) for token in self.stop_ids if token >= 0]
         return Engine(self.target, None, stop_ids=stops)
 
     def generate(
@@ -163,10 +162,10 @@ class Engine:
             rule=sampling.rule,
         )
         inputs = (
-            jax.device_put(tokens, P("data", None)),
+            processes.put(tokens, "data", None),
             by_row(lengths, np.int32),
             by_row([*allowed, *[0] * pad], np.int32),
-            self.stop_ids,
+            processes.put(self.stop_ids),
             policy,
         )
         return inputs, prefill.Bucket(longest, _bucket(min(limits.new, context), 64), self.shape.length)
@@ -183,9 +182,9 @@ class Engine:
 
     def _report(self, state: DecodeState, count: int, seeds, began: float, finished_at: dict[int, float]) -> Progress:
         names = ("text", "drafted", "count", "rounds", "histogram", "done")
-        host = {name: np.asarray(value)[:count] for name, value in jax.device_get({n: getattr(state, n) for n in names}).items()}
+        host = {name: value[:count] for name, value in processes.fetch({n: getattr(state, n) for n in names}).items()}
         now = time.perf_counter() - began
-        stops = set(np.asarray(self.stop_ids).tolist())
+        stops = set(self.stop_ids.tolist())
         replies = []
         for row in range(count):
             if host["done"][row]:
@@ -211,7 +210,7 @@ def _bucket(count: int, smallest: int) -> int:
 
 
 def _column(value, dtype, rows: int) -> jax.Array:
-    return jax.device_put(np.broadcast_to(np.asarray(value, dtype), (rows,)), P("data"))
+    return processes.put(np.broadcast_to(np.asarray(value, dtype), (rows,)), "data")
 
 
 _keys = jax.jit(jax.vmap(jax.random.key))

@@ -12,6 +12,7 @@ from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
 
 CHUNK = 256
+TILE = 16  # slots in a tile of bfloat16 on a TPU; at other counts XLA:TPU lays the cache out otherwise, and copies it in every pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Bucket:
 
     @property
     def slots(self) -> int:
-        """Cache slots: prompt and text, room for one round's write, and a whole number of chunks."""
-        return max(self.prompt, CHUNK * -(-self.prompt // CHUNK) if self.prompt > CHUNK else 0) + self.new + self.length + 1
+        """Cache slots: prompt and text, room for one round's write, and a whole number of chunks; a multiple of TILE."""
+        read = CHUNK * -(-self.prompt // CHUNK) if self.prompt > CHUNK else self.prompt
+        return TILE * -(-(read + self.new + self.length + 1) // TILE)
 
 
 def prefill(

@@ -38,12 +38,14 @@ class Policy:
 
 
 def noise(policy: Policy, first_B: jax.Array, count: int, vocab: int) -> jax.Array | None:
-    """Gumbel noise ``[B, count, V]`` of the positions ``first .. first + count - 1``; None for greedy decoding."""
+    """Gumbel noise ``[B, count, V]`` of the positions ``first .. first + count - 1``; None for greedy decoding. Each shard of
+    the vocabulary makes its own part, which is that of the whole."""
     if not policy.sampled:
         return None
 
     def of_row(key: jax.Array, first: jax.Array) -> jax.Array:
-        return jax.vmap(lambda p: jax.random.gumbel(jax.random.fold_in(key, p), (vocab,)))(first + jnp.arange(count))
+        at = lambda p: jax.random.gumbel(jax.random.fold_in(key, p), (vocab,), out_sharding=P("model"))  # noqa: E731
+        return jax.vmap(at)(first + jnp.arange(count))
 
     return jax.vmap(of_row)(policy.keys, first_B)
 
@@ -55,16 +57,49 @@ def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
     scaled = logits_BNV / policy.temperature[:, None, None]
     if not policy.filtered:
         return scaled
-    scaled = jax.sharding.reshard(scaled, P("data", None, None))
-    V = scaled.shape[-1]
-    ordered = -jnp.sort(-scaled, axis=-1)
-    rank = jnp.arange(V)
-    kept = rank < jnp.where(policy.top_k > 0, policy.top_k, V)[:, None, None]
-    mass = jax.nn.softmax(jnp.where(kept, ordered, -jnp.inf), axis=-1)
-    before = jnp.cumsum(mass, axis=-1) - mass
-    kept &= (before < policy.top_p[:, None, None]) | (rank == 0)
-    smallest = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(scaled >= smallest, scaled, -jnp.inf)
+    return jnp.where(scaled >= _smallest_kept(policy, scaled)[..., None], scaled, -jnp.inf)
+
+
+def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
+    """The smallest logit ``[B, N]`` that top-k and then top-p keep.
+
+    Both keep a value by what lies above it: fewer than k values, less than top_p of the probability of the k. Found by
+    bisection, so that a vocabulary that is split over ``model`` need neither be sorted nor gathered.
+    """
+    V = scaled_BNV.shape[-1]
+    k_B1 = jnp.where(policy.top_k > 0, policy.top_k, V)[:, None]
+    count_above = lambda x_BN: jnp.sum(scaled_BNV > x_BN[..., None], axis=-1)  # noqa: E731
+    last_BN = _bisect(lambda x_BN: count_above(x_BN) < k_B1, scaled_BNV)
+    mass_BNV = jnp.exp(scaled_BNV - jnp.max(scaled_BNV, axis=-1, keepdims=True))
+    mass_above = lambda x_BN: jnp.sum(jnp.where(scaled_BNV > x_BN[..., None], mass_BNV, 0.0), axis=-1)  # noqa: E731
+    of_last_BN = jnp.exp(last_BN - jnp.max(scaled_BNV, axis=-1))
+    total_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of equal values at the end, so many as make k
+    enough_BN = jnp.where(policy.top_p[:, None] < 1, policy.top_p[:, None] * total_BN, jnp.inf)
+    return jnp.maximum(last_BN, _bisect(lambda x_BN: mass_above(x_BN) < enough_BN, scaled_BNV))
+
+
+def _bisect(keeps, x_BNV: jax.Array) -> jax.Array:
+    """The smallest float ``[B, N]`` that ``keeps`` is true of, which is true from there up and of the row's largest.
+    It halves the whole numbers that float32 orders like its values, and so ends at one of them."""
+    largest_BN = _as_ordered_int(jnp.max(x_BNV, axis=-1))
+
+    def halve(_, bounds):
+        low, high = bounds  # keeps(high), and not keeps(low)
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
+        kept = keeps(_as_float(middle))
+        return jnp.where(kept, low, middle), jnp.where(kept, middle, high)
+
+    lowest_BN = jnp.zeros_like(largest_BN) + _as_ordered_int(jnp.float32(-jnp.inf))
+    return _as_float(jax.lax.fori_loop(0, 32, halve, (lowest_BN, largest_BN))[1])
+
+
+def _as_ordered_int(x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _as_float(ordered: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(jnp.where(ordered < 0, ordered ^ jnp.int32(0x7FFFFFFF), ordered), jnp.float32)
 
 
 def choose(warped_BNV: jax.Array, noise_BNV: jax.Array | None) -> jax.Array:
@@ -77,41 +112,34 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest of the last axis and their indices, as ``lax.top_k`` (exactly, ties to the smaller index), fast
     for a small k of a long axis: only the k blocks with the largest maxima can hold them.
 
-    A last axis split over ``model`` is searched on each shard, and only the shards' k best travel.
+    A last axis split over ``model`` is searched on each shard, and only the shards' k best travel. Each device is told to
+    search what it has, because XLA's partitioner gathers the operand of a top-k whole.
     """
-    *rest, V = x.shape
     spec = jax.typeof(x).sharding.spec
-    shards = _shards(x)
-    if shards == 1:
-        return _blockwise_top_k(jax.sharding.reshard(x, P(*spec[:-1], None)), k)
-    split = jnp.reshape(x, (*rest, shards, V // shards), out_sharding=P(*spec, None))
-    values, index = _blockwise_top_k(split, min(k, V // shards))
-    index = index + (jnp.arange(shards) * (V // shards))[:, None]
-    values, index = (_merge(jax.sharding.reshard(t, P(*spec[:-1], None, None))) for t in (values, index))
-    best, at = jax.lax.top_k(values, k)
-    return best, pick(index, at, len(rest))
+    if spec[-1] is None:
+        return jax.shard_map(lambda x: _blockwise_top_k(x, k), in_specs=spec, out_specs=spec)(x)
 
+    def of_shard(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values, index = _blockwise_top_k(x, min(k, x.shape[-1]))
+        return values, index + jax.lax.axis_index(spec[-1]) * x.shape[-1]
 
-def _shards(x: jax.Array) -> int:
-    axis = jax.typeof(x).sharding.spec[-1]
-    return 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
+    def combine(values: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best, at = jax.lax.top_k(values, k)
+        return best, jnp.take_along_axis(index, at, axis=-1)
 
-
-def _merge(x: jax.Array) -> jax.Array:
-    """The last two axes as one; spelled out, for with axes of size 1 a reshape cannot tell which of them is split."""
-    *rest, _, _ = x.shape
-    return jnp.reshape(x, (*rest, -1), out_sharding=P(*jax.typeof(x).sharding.spec[:-1]))
+    whole = P(*spec[:-1], None)
+    found = (jax.sharding.reshard(part, whole) for part in jax.shard_map(of_shard, in_specs=spec, out_specs=spec)(x))
+    return jax.shard_map(combine, in_specs=whole, out_specs=whole)(*found)
 
 
 def _blockwise_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """On one device."""
     *rest, V = x.shape
     if 4 * k * BLOCK > V:
         return jax.lax.top_k(x, k)
-    blocks = jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % BLOCK)], constant_values=-jnp.inf)
-    spec = jax.typeof(x).sharding.spec
-    blocks = jnp.reshape(blocks, (*rest, -1, BLOCK), out_sharding=P(*spec, None))
+    blocks = jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % BLOCK)], constant_values=-jnp.inf).reshape(*rest, -1, BLOCK)
     _, best_blocks = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
     best_blocks = jnp.sort(best_blocks, axis=-1)  # in order of index, so that ties fall as they would without blocks
-    inside = _merge(pick(blocks, best_blocks, len(rest)))
+    inside = pick(blocks, best_blocks, len(rest)).reshape(*rest, -1)
     values, at = jax.lax.top_k(inside, k)
     return values, pick(best_blocks, at // BLOCK, len(rest)) * BLOCK + at % BLOCK

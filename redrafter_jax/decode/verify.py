@@ -5,7 +5,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree
@@ -65,8 +64,8 @@ def _typical(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
     p_BNV = jnp.exp(logp_BNV)
     entropy_BN = -jnp.sum(jnp.where(p_BNV > 0, p_BNV * logp_BNV, 0.0), axis=-1)
     threshold_BN = jnp.minimum(sample.TYPICAL_EPSILON, sample.TYPICAL_DELTA * jnp.exp(-entropy_BN))
-    whole_BNV = jax.sharding.reshard(p_BNV, P("data", None, None))  # a token may be on any shard of the vocabulary
-    p_BN = jax.vmap(lambda p, parent, token: p[parent, token])(whole_BNV, tree.parent, tree.tokens)
+    is_token_BNV = jnp.arange(p_BNV.shape[-1]) == tree.tokens[..., None]  # a sum, for a token may be on any shard
+    p_BN = jnp.sum(jnp.where(is_token_BNV, pick(p_BNV, tree.parent), 0.0), axis=-1)
     return p_BN > pick(threshold_BN, tree.parent)
 
 

@@ -34,12 +34,17 @@ def cast(model: Model, dtype) -> Model:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, model)
 
 
+def untied_config(config: DrafterConfig) -> DrafterConfig:
+    """The shapes of what `untied` makes of a head of these."""
+    return dataclasses.replace(config, tied=config.tied and not config.draft_vocab)
+
+
 def untied(drafter: Drafter, target: Target) -> Drafter:
     """A slim head with a draft vocabulary as one that holds its U columns of the target's LM head, ``[D, U]``, so that they are
     gathered once and not in every round; any other head as it is."""
-    if not (drafter.config.tied and drafter.config.draft_vocab):
+    config = untied_config(drafter.config)
+    if config == drafter.config:
         return drafter
-    config = dataclasses.replace(drafter.config, tied=False)
     return _rebuilt(drafter, config, {".lm_head.value": drafter.drafted(target.lm_head[...])})
 
 

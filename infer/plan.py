@@ -1,0 +1,235 @@
+"""The points of `infer.fit`: a mesh, a batch and a beam shape, compiled for a slice; and what of them to take.
+
+Not here: compiling (`redrafter_jax/compile_only.py`), counting by hand (`roofline.py`), options and tables (`fit.py`).
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from infer import measure, roofline
+from redrafter_jax import compile_only, mesh
+from redrafter_jax.chips import Chip
+from redrafter_jax.compile_only import DoesNotFit, Program, Slice
+from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.target import TargetConfig
+
+_round = jax.jit(loop.one_round, static_argnames=("shape", "propose"), donate_argnames="state")
+_REST = ("noise", "pack", "commit", "other")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is to be placed on a slice.
+
+    slice: None where nothing is compiled; context: tokens of prompt and reply together; sampling: greedy, sampled (any
+    temperature) or filtered (top-k or top-p as well); whole: compile all layers at every point.
+    """
+
+    slice: Slice | None
+    config: TargetConfig
+    head: DrafterConfig
+    dtype: str
+    context: int
+    sampling: str = "greedy"
+    whole: bool = False
+
+    def setting(self, data: int, model: int, batch: int, shape: Shape) -> roofline.Setting:
+        slots = _bucket(self.context, shape).slots
+        width = jnp.dtype(self.dtype).itemsize
+        return roofline.Setting(mesh.fit(self.config, model), self.head, data, model, batch, slots, width)
+
+
+def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> dict:
+    """One point as a row of the table; bytes and operations of one chip, times in seconds."""
+    setting, chip = subject.setting(*split, batch, shape), subject.slice.chip
+    facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
+    resident = _resident(subject, split, batch, shape)
+    if resident > chip.usable_bytes:
+        return facts | {"held": resident, "fits": False, "compiled": False}
+    try:
+        program = compile_point(subject, split, batch, shape, propose)
+    except DoesNotFit as refused:
+        return facts | {"held": refused.bytes or resident, "fits": False, "compiled": True}
+    return (
+        facts
+        | {"held": program.held, "fits": compile_only.fits(program.held, chip), "compiled": True}
+        | _costs(program, setting, shape.nodes, shape if propose is loop.propose else AUTOREGRESSIVE, chip)
+    )
+
+
+def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Shape, chip: Chip) -> dict:
+    """Operations and times. A stage takes the cycles that the compiler expects, but no less than its floor by hand."""
+    verify, draft = roofline.verify(setting, nodes), roofline.draft(setting, drafted.width, drafted.length)
+    floors = {"draft": draft.seconds(chip), "verify": verify.seconds(chip)}
+    seconds = {stage: max(program.seconds(chip, stage), floor) for stage, floor in floors.items()}
+    seconds["rest"] = program.seconds(chip, *_REST)
+    return {
+        "whole": program.whole,
+        "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
+        "flops": program.flops,
+        "flops_by_hand": verify.flops + draft.flops,
+        "bytes_by_hand": {"draft": draft.bytes, "verify": verify.bytes},
+        "verify_is_bound_by": "compute" if verify.is_compute_bound(chip) else "memory",
+        "floor_seconds": floors,
+        "compiler_seconds": {stage: program.seconds(chip, stage) for stage in floors} | {"rest": seconds["rest"]},
+        "seconds": seconds,
+        "round_seconds": sum(seconds.values()),
+        "links": program.links,
+        "link_bytes": program.link_bytes,
+        "compile_seconds": program.compile_seconds,
+    }
+
+
+def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
+    """A round (an autoregressive step where ``shape`` drafts nothing).
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+
+    def of_depth(layers: int) -> Program:
+        with jax.set_mesh(subject.slice.mesh(*split)):
+            target, drafter, state = arrays(subject, layers, batch, shape)
+            return compile_only.compile_program(_round, target, drafter, state, shape=shape, propose=propose)
+
+    return compile_only.at_depth(of_depth, subject.config.num_hidden_layers, subject.whole)
+
+
+def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Program:
+    """Reading the prompts, all layers. The head, which waits on the chip meanwhile, is not in its figures.
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+    with jax.set_mesh(subject.slice.mesh(*split)):
+        target = compile_only.target(subject.config, subject.dtype)
+        return compile_only.compile_program(loop.start, target, *_prompts(subject, batch), bucket=_bucket(subject.context, shape))
+
+
+def arrays(subject: Subject, layers: int, batch: int, shape: Shape) -> tuple:
+    """The target cut to so many layers, the head, and the state of decoding, on the current mesh; none of them exists."""
+    config = dataclasses.replace(subject.config, num_hidden_layers=layers)
+    target = compile_only.target(config, subject.dtype)
+    start = functools.partial(loop.start, bucket=_bucket(subject.context, shape))
+    state = jax.eval_shape(start, target, *_prompts(subject, batch))
+    return target, compile_only.drafter(subject.head, subject.dtype) if shape.length else None, state
+
+
+def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
+    """Bytes of the weights and the state on a chip, by their shapes; the head's too, where only the target works."""
+
+    def of_depth(layers: int) -> int:
+        with compile_only.on_paper(*split):
+            target, _, state = arrays(subject, layers, batch, shape)
+            return compile_only.bytes_of((target, compile_only.drafter(subject.head, subject.dtype), state))
+
+    one, two = of_depth(1), of_depth(2)
+    return one + (two - one) * (subject.config.num_hidden_layers - 1)
+
+
+def _bucket(context: int, shape: Shape) -> prefill.Bucket:
+    return prefill.Bucket(context // 2, context - context // 2, shape.length)
+
+
+def _prompts(subject: Subject, batch: int) -> tuple:
+    """What `loop.start` takes between the target and the bucket."""
+    by_row = functools.partial(compile_only.abstract, (batch,), spec=P("data"))
+    keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
+    sampled, filtered = subject.sampling != "greedy", subject.sampling == "filtered"
+    policy = sample.Policy(by_row(jnp.float32), by_row(jnp.int32), by_row(jnp.float32), keys, sampled, filtered)
+    prompts = compile_only.abstract((batch, subject.context // 2), jnp.int32, P("data", None))
+    stop_ids = compile_only.abstract((1,), jnp.int32, P(None))
+    return prompts, by_row(jnp.int32), by_row(jnp.int32), stop_ids, policy
+
+
+def node_row(subject: Subject, split, batch: int, nodes: int) -> dict:
+    """A pass over N nodes without any drafting; N = 1 is an autoregressive step."""
+    if nodes == 1:
+        return row(subject, split, batch, AUTOREGRESSIVE)
+    return row(subject, split, batch, Shape(nodes - 1, 1), measure.star)
+
+
+def floors(subject: Subject, chip: Chip, split, batch: int, nodes: tuple[int, ...], shapes: list[Shape]) -> dict:
+    """By hand alone: the bytes of weights and state on a chip, what a plain step takes at least, and how many of these steps
+    passes over N nodes and drafts take."""
+    setting = subject.setting(*split, batch, AUTOREGRESSIVE)
+    plain = roofline.verify(setting, 1).seconds(chip)
+    drafts = {name(shape): roofline.draft(setting, shape.width, shape.length).seconds(chip) / plain for shape in shapes}
+    return {
+        "batch": batch,
+        "resident": _resident(subject, split, batch, max(shapes, key=lambda shape: shape.length, default=AUTOREGRESSIVE)),
+        "plain_seconds": plain,
+        "knee_nodes": roofline.knee(setting, chip),
+        "verify_over_plain": {count: roofline.verify(setting, count).seconds(chip) / plain for count in nodes},
+        "draft_over_plain": drafts,
+        "round_over_plain": {
+            name(shape): roofline.verify(setting, shape.nodes).seconds(chip) / plain + drafts[name(shape)] for shape in shapes
+        },
+    }
+
+
+def name(shape: Shape) -> str:
+    return f"{shape.width}x{shape.length}" if shape.length else "AR"
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """For one batch: the mesh whose autoregressive step is the shortest of those that fit, and the beam shape of most nodes
+    whose round costs at most ``most`` of these steps; None where there is none. cost: see `over_plain`."""
+
+    batch: int
+    mesh: tuple[int, int] | None
+    shape: str | None
+    cost: float | None
+
+
+def advise(rows: list[dict], batch: int, most: float) -> Advice:
+    """What to take, by the table's rows."""
+    fitting = [row for row in rows if row["batch"] == batch and row["fits"]]
+    plain = {tuple(row["mesh"]): row for row in fitting if row["shape"] == "AR"}
+    if not plain:
+        return Advice(batch, None, None, None)
+    split = min(plain, key=lambda split: plain[split]["round_seconds"])
+    there = [row for row in fitting if tuple(row["mesh"]) == split and row["shape"] != "AR"]
+    affordable = [row for row in there if over_plain(row, plain[split]) <= most]
+    if not affordable:
+        return Advice(batch, split, None, None)
+    best = max(affordable, key=lambda row: row["nodes"])
+    return Advice(batch, split, best["shape"], over_plain(best, plain[split]))
+
+
+def over_plain(row: dict, plain: dict) -> float:
+    """How many plain steps a round costs, by the compiler's cycles or by the floors, whichever says more: for a single row
+    the compiler expects so much of a plain step that a round could seem to be cheaper."""
+    floors = sum(row["floor_seconds"].values()) / sum(plain["floor_seconds"].values())
+    return max(row["round_seconds"] / plain["round_seconds"], floors)
+
+
+def check(subject: Subject, advice: Advice, what: str) -> dict:
+    """Whether the recommended step, round or prefill fits, compiled as ``subject`` says."""
+    W, _, L = (advice.shape or "").partition("x")
+    shape = Shape(int(W), int(L)) if advice.shape else AUTOREGRESSIVE
+    waiting = 0
+    try:
+        if what == "prefill":
+            program = compile_prefill(subject, advice.mesh, advice.batch, shape)
+            waiting = _head_bytes(subject, advice.mesh) if advice.shape else 0
+        else:
+            program = compile_point(subject, advice.mesh, advice.batch, AUTOREGRESSIVE if what == "step" else shape)
+    except DoesNotFit as refused:
+        return {"what": what, "held": refused.bytes or math.nan, "fits": False}
+    held = program.held + waiting
+    fits = compile_only.fits(held, subject.slice.chip)
+    return {"what": what, "held": held, "fits": fits, "compile_seconds": program.compile_seconds}
+
+
+def _head_bytes(subject: Subject, split) -> int:
+    with compile_only.on_paper(*split):
+        return compile_only.bytes_of(compile_only.drafter(subject.head, subject.dtype))

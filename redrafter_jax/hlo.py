@@ -1,0 +1,124 @@
+"""What a compiled TPU program says of itself in its text: cycles by stage, traffic between chips, gathered logits.
+
+The compiler writes the cycles that it expects of an operation beside it (`estimated_cycles`). Their sum over the program,
+loops multiplied by their trip counts, is the time of the operations one after the other. Traffic between chips has no
+such figure, and what waits for memory elsewhere (prefetches) has none either. Not here: what the figures mean for a user.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+STAGES = ("noise", "draft", "pack", "verify", "commit")
+OTHER = "other"
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
+
+_COMPUTATION = re.compile(r"^(?:(ENTRY) )?%?(\S+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z-]*)\(")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLED = re.compile(r"\b(?:to_apply|body|condition)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Operations between chips that run in one execution, and the bytes of their results on a chip."""
+
+    count: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A compiled program's text, cut into its computations."""
+
+    computations: dict[str, list[str]]
+    entry: str
+
+    def cycles(self) -> dict[str, float]:
+        """Expected cycles by stage (the named scopes of a round); what belongs to none is `other`."""
+        totals: dict[str, float] = collections.defaultdict(float)
+        for line, times, stage in self._executed(self.entry, 1, OTHER):
+            found = _CYCLES.search(line)
+            if found:
+                totals[stage] += times * int(found[1])
+        return dict(totals)
+
+    def traffic(self) -> Traffic:
+        """Operations between chips."""
+        count = size = 0
+        for line, times, _ in self._executed(self.entry, 1, OTHER):
+            found = _INSTRUCTION.match(line)
+            if found and (found[3].removesuffix("-start") in COLLECTIVES or found[1].startswith("async-collective-start")):
+                count += times
+                size += times * max(_sizes(found[2]), default=0)
+        return Traffic(count, size)
+
+    def gathers_of(self, elements: int) -> list[str]:
+        """The gathers between chips whose result has at least so many elements."""
+        return [
+            line.strip()
+            for lines in self.computations.values()
+            for line in lines
+            if (found := _INSTRUCTION.match(line)) and found[3].removesuffix("-start") == "all-gather"
+            if max((math.prod(shape) for _, shape in _arrays(found[2])), default=0) >= elements
+        ]
+
+    def _executed(self, name: str, times: int, stage: str) -> Iterator[tuple[str, int, str]]:
+        for line in self.computations.get(name, ()):
+            found = _INSTRUCTION.match(line)
+            if not found:
+                continue
+            here = _stage(line) or stage
+            yield line, times, here
+            inside = times * self._trips(line) if found[3] == "while" else times
+            if found[3] in ("while", "call", "conditional"):
+                for called in _called(line):
+                    yield from self._executed(called, inside, here)
+
+    def _trips(self, line: str) -> int:
+        """How often a loop runs: the one whole number that its condition compares with; 1 where that cannot be seen."""
+        condition = re.search(r"condition=%?([\w.-]+)", line)
+        lines = self.computations.get(condition[1], ()) if condition else ()
+        bounds = {int(n) for text in lines for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)}
+        return bounds.pop() if len(bounds) == 1 else 1
+
+
+def parse(text: str) -> Text:
+    """Reads what `jax.stages.Compiled.as_text` gives."""
+    computations: dict[str, list[str]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        start = _COMPUTATION.match(line)
+        if start:
+            current = start[2]
+            computations[current] = []
+            entry = current if start[1] else entry
+        elif current and line.startswith("  "):
+            computations[current].append(line)
+    return Text(computations, entry)
+
+
+def _stage(line: str) -> str | None:
+    name = _OP_NAME.search(line)
+    parts = name[1].split("/") if name else ()
+    return next((stage for stage in STAGES if stage in parts), None)
+
+
+def _called(line: str) -> list[str]:
+    branches = _BRANCHES.search(line)
+    names = [name.strip(" %") for name in branches[1].split(",")] if branches else []
+    return names + _CALLED.findall(line)
+
+
+def _arrays(shape: str) -> list[tuple[str, list[int]]]:
+    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _ARRAY.findall(shape) if kind in BYTES]
+
+
+def _sizes(shape: str) -> list[int]:
+    return [BYTES[kind] * math.prod(dims) for kind, dims in _arrays(shape)]

@@ -1,0 +1,91 @@
+"""What devices send each other, read from the compiled round and the compiled step: what tensor parallelism needs, no more.
+
+Of one layer of a target: two all-reduces of its activations. Of the vocabulary, which is split: per row a few numbers.
+"""
+
+import functools
+import math
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from redrafter_jax import mesh
+from redrafter_jax.decode import loop
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.model.drafter import Drafter, full
+from redrafter_jax.model.target import Target, TargetConfig
+
+LAYERS, D, V = 3, 64, 4096
+CONFIG = TargetConfig(V, D, 128, LAYERS, 8, 8, 8)
+DATA, MODEL = 2, 4
+KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+
+
+def collectives(compiled) -> Counter:
+    """How often each (kind, numbers in its result, operation) occurs in a program; ``operation`` as JAX named it."""
+    found = Counter()
+    for line in compiled.as_text().splitlines():
+        match = re.search(rf"= (.*?) ({KINDS})(?:-start)?\(", line)
+        if match:
+            name = re.search(r'op_name="([^"]*)"', line)
+            sizes = [math.prod(map(int, filter(None, dims.split(",")))) for dims in re.findall(r"\w+\[([\d,]*)\]", match[1])]
+            found[match[2], sum(sizes), name[1] if name else ""] += 1
+    return found
+
+
+def by_size(found: Counter, scope: str) -> Counter:
+    """The collectives of a scope by kind and size."""
+    total = Counter()
+    for (kind, size, name), count in found.items():
+        if scope in name:
+            total[kind, size] += count
+    return total
+
+
+def whole(tree):
+    """A tree of `jax.eval_shape` as arguments for lowering on the current mesh."""
+
+    def place(leaf):
+        sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.typeof(leaf).sharding.spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 20, 0.9)], ids=["greedy", "sampled, filtered"])
+def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_vocabulary(sampling):
+    B, W, L = 8, 4, 3
+    jax.set_mesh(mesh.make_mesh(DATA, MODEL))
+    target = whole(jax.eval_shape(lambda: Target(jax.random.key(0), CONFIG, jnp.float32)))
+    drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), full(V, D))))
+    engine = Engine(target, drafter, loop.Shape(W, L))
+    inputs, bucket = engine.prepare([[1, 2, 3]] * B, sampling, Limits(24), list(range(B)), B)
+    state = whole(jax.eval_shape(functools.partial(loop.start, bucket=bucket), target, *inputs))
+    one_round = jax.jit(functools.partial(loop.one_round, shape=engine.shape))
+    found = collectives(one_round.lower(target, drafter, state).compile())
+    rows, N = B // DATA, engine.shape.nodes
+    draft, verify = by_size(found, "/draft/"), by_size(found, "/verify/")
+    assert sum(found.values()) == sum(draft.values()) + sum(verify.values())  # noise, packing and committing send nothing
+    assert verify["all-reduce", rows * N * D] == 2 * LAYERS
+    assert verify["all-gather", rows * N * D] == 1  # embeddings, whose features are split
+    assert max(size for _, size in verify) == rows * N * D
+    choices = verify["all-gather", rows * N * MODEL]  # each shard's best score and its index
+    assert choices == 2
+    rest = sum(verify.values()) - 2 * LAYERS - 1 - choices
+    if sampling.temperature:  # counts, masses and largest values of a row, for the filters; the two loops' bodies occur once
+        assert set(verify) - {("all-reduce", rows * N)} == {
+            ("all-reduce", rows * N * D), ("all-gather", rows * N * D), ("all-gather", rows * N * MODEL)
+        }  # fmt: skip
+    else:
+        assert rest == 0
+    assert draft == Counter(
+        {
+            ("all-gather", rows * W * D): 2 * L,  # the embedding; the recurrent state
+            ("all-gather", rows * W * 2 * D): 2 * L,  # what each of two residual blocks adds
+            ("all-gather", rows * W * W * MODEL): 2 * L,  # each shard's W best scores, and their tokens
+            ("all-reduce", rows * W): 2 * L,  # the largest logit and the sum of the log-softmax
+        }
+    )

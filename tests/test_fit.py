@@ -1,0 +1,201 @@
+"""Programs for TPU slices, compiled without one: what they hold, what they gather, and the commands that report it."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from infer import fit, plan, roofline
+from redrafter_jax import compile_only, hlo
+from redrafter_jax.chips import CHIPS
+from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.errors import BadInput
+from redrafter_jax.model import drafter
+from redrafter_jax.model.target import TargetConfig
+from train import fit as train_fit
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed (requirements-dev.txt)"
+)
+TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
+MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
+
+
+@functools.cache
+def subject(sampling: str = "greedy") -> plan.Subject:
+    head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
+    return plan.Subject(compile_only.slice_of("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
+
+
+@functools.cache
+def compiled(shape: Shape, sampling: str = "greedy") -> compile_only.Program:
+    return plan.compile_point(subject(sampling), MESH, BATCH, shape)
+
+
+def cache_bytes(shape: Shape) -> int:
+    with jax.set_mesh(subject().slice.mesh(*MESH)):
+        kv = plan.arrays(subject(), TARGET.num_hidden_layers, BATCH, shape)[2].cache
+        return compile_only.bytes_of((kv.keys, kv.values))
+
+
+@needs_compiler
+def test_a_round_compiles_for_a_slice_and_computes_what_is_counted_by_hand():
+    program, setting = compiled(SHAPE), subject().setting(*MESH, BATCH, SHAPE)
+    by_hand = roofline.verify(setting, SHAPE.nodes).flops + roofline.draft(setting, SHAPE.width, SHAPE.length).flops
+    assert program.flops == pytest.approx(by_hand, rel=0.1)
+    assert program.whole and program.cycles["draft"] > 0 and program.cycles["verify"] > 0
+    assert compile_only.fits(program.held, subject().slice.chip)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [AUTOREGRESSIVE, SHAPE], ids=plan.name)
+def test_the_compiled_round_updates_the_cache_in_place_and_holds_no_second_one(shape):
+    program, size = compiled(shape), cache_bytes(shape)
+    assert program.aliased >= size
+    assert program.outputs - program.aliased < 0.01 * size
+    assert program.temporaries < 0.5 * size
+
+
+def logits(nodes: int) -> int:
+    """Elements of a data shard's logits, whole in V."""
+    return BATCH // MESH[0] * nodes * TARGET.vocab_size
+
+
+@needs_compiler
+def test_no_shard_gathers_the_vocabulary():
+    assert not compiled(SHAPE).text.gathers_of(logits(1) // 2)
+    assert not compiled(AUTOREGRESSIVE, "sampled").text.gathers_of(logits(1) // 2)
+
+
+@needs_compiler
+def test_a_program_that_gathers_the_vocabulary_would_be_noticed():
+    def gathers(target, h_BD):
+        return jax.sharding.reshard(target.logits(h_BD), jax.P("data", None))
+
+    with jax.set_mesh(subject().slice.mesh(*MESH)):
+        target = compile_only.target(TARGET, "bfloat16")
+        h_BD = compile_only.abstract((BATCH, TARGET.hidden_size), jnp.bfloat16, jax.P("data", None))
+        program = compile_only.compile_program(jax.jit(gathers), target, h_BD)
+    assert program.text.gathers_of(logits(1))
+
+
+@needs_compiler
+def test_every_layer_of_the_target_costs_the_same_so_two_depths_tell_the_rest():
+    deep = dataclasses.replace(subject(), config=dataclasses.replace(TARGET, num_hidden_layers=8))
+    line = plan.compile_point(deep, MESH, BATCH, AUTOREGRESSIVE)
+    whole = plan.compile_point(dataclasses.replace(deep, whole=True), MESH, BATCH, AUTOREGRESSIVE)
+    assert not line.whole and whole.whole
+    assert line.flops == pytest.approx(whole.flops, rel=0.02)
+    assert line.arguments == pytest.approx(whole.arguments, rel=0.02)
+
+
+@needs_compiler
+def test_a_training_step_compiles_and_replaces_the_head_in_place(tmp_path, capsys):
+    options = train_fit.Options("", batch=(4,), row_length=64, positions=3)
+    recipe = train_fit._recipe(options)
+    program = train_fit.compile_step(subject().slice, TARGET, options, recipe, MESH, 4)
+    with jax.set_mesh(subject().slice.mesh(*MESH)):
+        state = train_fit._arrays(TARGET, options, recipe, 4)[1]
+        size = compile_only.bytes_of((state.drafter, state.optimizer))
+    assert program.aliased >= 0.99 * size
+    assert program.held < 0.2 * subject().slice.chip.usable_bytes
+
+
+@needs_compiler
+def test_the_command_reports_a_table_and_a_recommendation(tmp_path, capsys):
+    small = {"model_type": "llama", "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 4}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(small))
+    given = [
+        "--model",
+        str(tmp_path),
+        "--topology",
+        "v5e:2x2",
+        "--mesh",
+        "1",
+        "4",
+        "--batch",
+        "2",
+        "--context",
+        "256",
+        "--beams",
+        "2x2",
+    ]
+    assert fit.main([*given, "--most", "50", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["shape"] for row in report["rows"]] == ["AR", "2x2"]
+    assert all(row["fits"] and row["round_seconds"] > 0 for row in report["rows"])
+    (advice,) = report["advice"]
+    assert advice["mesh"] == [1, 4] and advice["shape"] == "2x2" and advice["cost"] > 1
+    assert [one["what"] for one in advice["checked"]] == ["step", "round", "prefill"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["llama-7b", "--topology", "v9:2x2"], "--topology should be a chip"),
+        (["llama-7b", "--topology", "v5e:3x3"], "libtpu has no v5e:3x3"),
+        (["llama-7b", "--topology", "v5e:2x4", "--mesh", "2", "2"], "the 8 chips of v5e:2x4"),
+        (["llama-33b", "--topology", "v5e:2x4", "--mesh", "1", "8"], "8 does not divide the target's num_attention_heads 52"),
+        (["nonsense"], "--model should be one of"),
+        (["llama-7b", "--batch", "0"], "--batch should be from 1"),
+    ],
+)
+@pytest.mark.parametrize("command", [fit, train_fit], ids=["infer", "train"])
+def test_bad_input_is_one_sentence(command, arguments, said, capsys):
+    assert command.main(["--model", *arguments]) == 2
+    out = capsys.readouterr()
+    assert out.err.startswith("error: ") and said in out.err and out.err.count("\n") == 1 and "Traceback" not in out.err
+
+
+def test_a_missing_compiler_is_named_with_its_installation(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="pip install"):
+        compile_only.slice_of("v5e:2x4")
+
+
+TEXT = """HloModule m
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]) parameter(0)
+  %x = f32[8]{0} fusion(%p), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"10"}
+  ROOT %t = (s32[], f32[8]) tuple(%p, %x)
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]) parameter(0)
+  %c = s32[]{:T(128)} constant(7)
+  ROOT %r = pred[] compare(%p, %c), direction=LT
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %w = (s32[], f32[8]) while(%a), condition=%condition, body=%body, metadata={op_name="jit(f)/commit/while"}
+  %y = f32[8]{0} fusion(%a), kind=kLoop, calls=%f, metadata={op_name="jit(f)/verify/add"}, backend_config={"estimated_cycles":"5"}
+  %g = f32[4,8]{1,0} all-gather(%y), dimensions={0}
+  ROOT %z = f32[8]{0} fusion(%g), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"3"}
+}
+"""
+
+
+def test_cycles_are_added_by_stage_and_multiplied_in_loops():
+    text = hlo.parse(TEXT)
+    assert text.cycles() == {"commit": 70, "verify": 5, "other": 3}
+    assert text.traffic() == hlo.Traffic(1, 4 * 8 * 4)
+    assert len(text.gathers_of(32)) == 1 and not text.gathers_of(33)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=list(CHIPS))
+def test_at_the_knee_reading_takes_as_long_as_computing(chip):
+    head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
+    setting = roofline.Setting(TARGET, head, 1, 1, 4, 1 << 20, 2)
+    nodes = round(roofline.knee(setting, chip))
+    work = roofline.verify(setting, nodes)
+    assert work.flops / chip.peak == pytest.approx(work.bytes / chip.bandwidth, rel=0.05)
+    assert not roofline.verify(setting, nodes // 2).is_compute_bound(chip)
+    assert roofline.verify(setting, nodes * 2).is_compute_bound(chip)

@@ -1,0 +1,250 @@
+"""`python -m train.fit`: does a training step of a head fit on a TPU slice, and what would it cost, before the slice is rented.
+
+The TPU compiler compiles the step for the slice on this machine; no weight is allocated and nothing runs. All times are
+estimates. Not here: the step (`step.py`), the compiler (`redrafter_jax/compile_only.py`).
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from typing import Literal
+
+import tyro
+
+from redrafter_jax.errors import BadInput
+
+LIMITS = (
+    "All of this is the compiler's estimate and arithmetic, not a measurement. The step takes the cycles that the compiler expects"
+    " of its operations, one after the other, and no less than its floor: the operations that the mathematics needs at the chip's"
+    " published peak. What operations between chips wait for each other is not in it (`links` of them per step); nor is data."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compile a training step of a head for a TPU slice that is not here, and say what fits and what it would cost."""
+
+    model: str
+    """A known shape (llama-7b, vicuna-7b, llama-13b, llama-33b, llama-3.1-8b, llama-3.1-70b) or a folder with config.json."""
+    topology: str = "v5e:2x4"
+    """The slice: a chip and a grid, such as v5e:2x2, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1, v5p:2x2x2."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which the batch (D) and the target (M) are split; by default every mesh of all chips is tried."""
+    batch: tuple[int, ...] = (8,)
+    """Rows read at once (with --accumulate A, an update has A times as many)."""
+    accumulate: int = 1
+    """As in train.main: parts in which the rows of an update are read; above 1 the gradients' sum is held too."""
+    row_length: int = 2048
+    """Tokens in a row."""
+    positions: int = 5
+    """Drafted positions that are trained."""
+    distill_weight: float = 1.0
+    """Share of soft labels in the loss."""
+    head: Literal["full", "slim"] = "full"
+    """full: the paper's head; slim: exits into the target's own LM head."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the target; the head trains in float32."""
+    whole: bool = False
+    """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
+    only what is recommended is compiled whole."""
+    json: bool = False
+    """Print the report as JSON instead."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code; 2 for what the user can mend, said in one sentence."""
+    options = tyro.cli(Options, args=arguments, prog="python -m train.fit", config=(tyro.conf.FlagCreatePairsOff,))
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        report = run(options)
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if options.json:
+        print(json.dumps(report, indent=1))
+    return 0
+
+
+def run(options: Options) -> dict:
+    """Compiles, and prints unless JSON is wanted; returns the whole report."""
+    from redrafter_jax import compile_only
+
+    recipe = _recipe(options)
+    target = compile_only.target_config(options.model)
+    slice_ = compile_only.slice_of(options.topology)
+    chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
+    report = {"command": " ".join(["python -m train.fit", *sys.argv[1:]]), "chips": chips, "rows": [], "limits": LIMITS}
+    say(
+        f"{options.model}, {options.head} head in float32, target in {options.dtype}, rows of {options.row_length} tokens,"
+        f" {options.positions} positions, on {chips} chips of {slice_.chip.name} ({options.topology},"
+        f" {slice_.chip.usable_bytes / (1 << 30):.2f} GiB usable each)\nAll figures but tokens/s are of one chip."
+    )
+    say(_line([name for name, _ in COLUMNS]))
+    for data, model in _meshes(options, target, recipe, chips, say):
+        for batch in (batch for batch in options.batch if batch % data == 0):
+            report["rows"].append(row(slice_, target, options, recipe, (data, model), batch, options.whole))
+            say(_line(_cells(report["rows"][-1])))
+    fitting = [row for row in report["rows"] if row["fits"]]
+    best = max(fitting, key=lambda row: row["tokens_per_second"], default=None)
+    if best is not None and not best["whole"]:
+        best = row(slice_, target, options, recipe, best["mesh"], best["batch"], whole=True)
+        say(_line(_cells(best)))
+    report["advice"] = best
+    say(_advice(best))
+    say(LIMITS)
+    return report
+
+
+def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool) -> dict:
+    """One mesh and batch as a row of the table; bytes and operations of one chip, times in seconds."""
+    from redrafter_jax import compile_only
+
+    facts = {"mesh": list(mesh), "batch": batch}
+
+    def of_depth(layers: int):
+        return compile_step(slice_, dataclasses.replace(target, num_hidden_layers=layers), options, recipe, mesh, batch)
+
+    try:
+        program = compile_only.at_depth(of_depth, target.num_hidden_layers, whole)
+    except compile_only.DoesNotFit as refused:
+        return facts | {"held": refused.bytes, "fits": False, "whole": whole}
+    flops = _flops(slice_, target, options, recipe, mesh, batch)
+    seconds = max(program.seconds(slice_.chip), flops / slice_.chip.peak)
+    return facts | {
+        "held": program.held,
+        "fits": compile_only.fits(program.held, slice_.chip),
+        "whole": program.whole,
+        "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
+        "flops_by_hand": flops,
+        "floor_seconds": flops / slice_.chip.peak,
+        "compiler_seconds": program.seconds(slice_.chip),
+        "step_seconds": seconds,
+        "tokens_per_second": batch * options.row_length / seconds,
+        "peak_share": flops / slice_.chip.peak / seconds,
+        "links": program.links,
+        "link_bytes": program.link_bytes,
+        "compile_seconds": program.compile_seconds,
+    }
+
+
+def compile_step(slice_, target, options: Options, recipe, mesh, batch: int):
+    """`step.step` as the run compiles it, for a target of these shapes.
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+    import jax
+
+    from redrafter_jax import compile_only
+    from redrafter_jax.loss import LossConfig
+    from train import run, step
+
+    with jax.set_mesh(slice_.mesh(*mesh)):
+        frozen, state, rows = _arrays(target, options, recipe, batch)
+        config = LossConfig(recipe.positions, recipe.distill_weight)
+        update = functools.partial(step.step, schedule=run.schedule(recipe), config=config)
+        return compile_only.compile_program(jax.jit(update, donate_argnums=0), state, frozen, rows)
+
+
+def _arrays(target, options: Options, recipe, batch: int) -> tuple:
+    """The target, the state of the head and a batch on the current mesh; none of them exists."""
+    import jax
+    import jax.numpy as jnp
+
+    from redrafter_jax import compile_only
+    from train import run, step
+    from train.data import Batch
+
+    frozen = compile_only.target(target, options.dtype)
+    start = functools.partial(step.start, config=run.head_config(target, recipe), schedule=run.schedule(recipe))
+    state = jax.eval_shape(lambda: start(jax.random.key(0)))
+    tokens = compile_only.abstract((batch, options.row_length), jnp.int32, jax.P("data", None))
+    return frozen, state, Batch(tokens, tokens, tokens, tokens)
+
+
+def _flops(slice_, target, options: Options, recipe, mesh, batch: int) -> float:
+    """Operations that the mathematics of a step needs, on one chip (`log.flops`; attention is not counted)."""
+    import jax
+
+    from train import log
+
+    with jax.set_mesh(slice_.mesh(*mesh)):
+        frozen, state, _ = _arrays(target, options, recipe, batch)
+        part, counted = dataclasses.replace(recipe, batch=batch), []
+        jax.eval_shape(lambda *models: counted.append(log.flops(*models, part)), frozen, state.drafter)
+        return counted[0] / len(slice_.devices)
+
+
+def _recipe(options: Options):
+    from train.recipe import Recipe
+
+    if not options.batch or any(not 1 <= rows <= 65536 for rows in options.batch):
+        raise BadInput(f"--batch should be from 1 to 65536, not {' '.join(map(str, options.batch)) or 'nothing'}")
+    if options.accumulate < 1:
+        raise BadInput(f"--accumulate should be 1 or more, not {options.accumulate}")
+    recipe = Recipe(
+        head=options.head, positions=options.positions, distill_weight=options.distill_weight, row_length=options.row_length,
+        batch=options.accumulate * max(options.batch), accumulate=options.accumulate,
+    )  # fmt: skip
+    recipe.check()
+    return recipe
+
+
+def _meshes(options: Options, target, recipe, chips: int, say) -> list[tuple[int, int]]:
+    from redrafter_jax import compile_only
+    from train import run
+
+    head = run.head_config(target, recipe)
+    if options.mesh is not None:
+        data, model = options.mesh
+        if min(data, model) < 1 or data * model != chips:
+            raise BadInput(
+                f"--mesh should be two numbers whose product is the {chips} chips of {options.topology}, not {data} {model}"
+            )
+        if reason := compile_only.why_not(target, head, model):
+            raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
+        if all(batch % data for batch in options.batch):
+            raise BadInput(f"--batch should have a multiple of the {data} data shards of --mesh")
+        return [(data, model)]
+    found, left_out = compile_only.meshes(target, head, chips)
+    for reason in left_out:
+        say(f"left out: mesh {reason}")
+    return found
+
+
+COLUMNS = (
+    ("mesh", 5), ("batch", 5), ("GiB/chip", 8), ("fits", 4), ("TFLOP", 7), ("step ms", 8), ("floor ms", 8), ("of peak", 7),
+    ("tokens/s", 9), ("links", 6), ("MB", 8),
+)  # fmt: skip
+
+
+def _line(cells: list[str]) -> str:
+    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=False)).rstrip()
+
+
+def _cells(row: dict) -> list[str]:
+    held = "?" if row["held"] is None else f"{'' if row['whole'] else '~'}{row['held'] / (1 << 30):.2f}"
+    cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), held, "yes" if row["fits"] else "no"]
+    if "step_seconds" not in row:
+        return cells
+    return cells + [
+        f"{row['flops_by_hand'] / 1e12:.2f}", f"{row['step_seconds'] * 1e3:.1f}", f"{row['floor_seconds'] * 1e3:.1f}",
+        f"{row['peak_share']:.0%}", f"{row['tokens_per_second']:.0f}", f"{row['links']:.0f}", f"{row['link_bytes'] / 1e6:.1f}",
+    ]  # fmt: skip
+
+
+def _advice(best: dict | None) -> str:
+    if best is None:
+        return "nothing fits; take more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
+    data, model = best["mesh"]
+    fits = "fits" if best["fits"] else "DOES NOT FIT"
+    return f"--mesh {data} {model} with {best['batch']} rows at once, the last line above, has all layers compiled and {fits}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ Not here: weights and configs (`redrafter_jax`). Nothing here starts JAX, so a w
 
 import hashlib
 import json
+import os
 import pathlib
 import re
 
@@ -62,6 +63,7 @@ def tokenizer(folder: pathlib.Path, option: str = "--target"):
     """
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says that it found no PyTorch, which nobody needs here
     import transformers  # takes seconds, and prompts of token ids do not need it
 
     transformers.logging.set_verbosity_error()

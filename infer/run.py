@@ -28,8 +28,6 @@ def run(options, given: list[prompts.Prompt]) -> int:
     use_cache(options.cache_dir)
     speculative, rows = options.decoding != "autoregressive", options.batch_size
     plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
-    if plan.why is not None:
-        processes.say(plan.why, sys.stderr)
     shape = shape_of(options) if plan.drafter else None
     checks.against(options, plan.target_config, shape)
     tokenizer = folders.tokenizer(plan.target)
@@ -47,6 +45,8 @@ def run(options, given: list[prompts.Prompt]) -> int:
     if not is_exact(options):
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
     loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
+    if plan.why is not None:
+        processes.say(plan.why, sys.stderr)
     if options.decoding == "compare":
         return compare_both(options, loaded, ids, seeds, runs)
     session = Session(options, loaded, given, ids, seeds, runs, lines)

@@ -81,11 +81,11 @@ def main(options: Options) -> None:
 
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
     mesh, why = meshes.settle(load_of(options, target_config), options.mesh, together=True)
-    if why is not None:
-        processes.say(why, sys.stderr)
     jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     target = weights.load_target(options.target, options.dtype, "--target", spread=options.shard_target == "data,model")
+    if why is not None:
+        processes.say(why, sys.stderr)
     configuration = {
         **as_json(options)["recipe"],
         "target": fingerprint(options.target),

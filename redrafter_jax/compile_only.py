@@ -149,7 +149,8 @@ def abstract(shape: tuple[int, ...], dtype, spec: jax.P) -> jax.ShapeDtypeStruct
 
 def bytes_of(tree) -> int:
     """Bytes of the arrays on one chip, without what layouts pad."""
-    return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * _width(leaf.dtype) for leaf in jax.tree.leaves(tree))
+    held = lambda leaf: leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
+    return sum(int(np.prod(held(leaf))) * _width(leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
 def _width(dtype) -> int:

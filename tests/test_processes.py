@@ -101,7 +101,7 @@ def test_a_run_that_loses_a_process_ends_and_goes_on_to_the_weights_of_one_proce
     with groups.Group(tmp_path / "second", "train.main", *arguments) as group:
         assert group.wait() == [0, 0], group.err(0) + group.err(1)
         assert "the head is in" in group.out(0) and group.out(1) == "" and "step/s" not in group.err(1)
-    assert [line["step"] for line in log.read(tmp_path / "two")] == list(range(1, 21))
+    assert [line["step"] for line in log.read(tmp_path / "two") if "loss" in line] == list(range(1, 21))
     assert main.command(training(target, talk, tmp_path / "one", "--steps", 20, "--save-every", 20, "--mesh", 4, 2)) == 0
     same(tmp_path / "two", tmp_path / "one")
 

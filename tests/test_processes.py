@@ -88,6 +88,7 @@ def assert_lost(group: groups.Group, survivor: int, code: int) -> None:
     assert said.splitlines()[-1].startswith(LOSS) and said.count(LOSS) == 1 and "Traceback" not in said, said
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_process_ends_and_goes_on_to_the_weights_of_one_process(target, talk, tmp_path):
     arguments = training(target, talk, tmp_path / "two", "--steps", 20, "--save-every", 1, "--mesh", 4, 2, "--lost-after", 20)
     with groups.Group(tmp_path / "first", "train.main", *arguments) as group:

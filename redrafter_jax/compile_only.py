@@ -9,6 +9,7 @@
 Every figure is of one chip. Not here: which function, and what is to be learnt from the figures (`infer.fit`, `train.fit`).
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -110,11 +111,13 @@ def target_config(model: str) -> TargetConfig:
     return config.target_config(config.read_json(folder, "--model"), "--model")
 
 
+@contextlib.contextmanager
 def on_paper(data: int, model: int):
     """A mesh of no devices, as a context: shapes and shardings follow from it, but nothing can be compiled for it."""
-    return jax.sharding.use_abstract_mesh(
-        jax.sharding.AbstractMesh((data, model), mesh.AXES, axis_types=(jax.sharding.AxisType.Explicit,) * 2)
-    )
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    none = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))  # a mesh gives way to none, but to no other size
+    with none, jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((data, model), mesh.AXES, axis_types=explicit)):
+        yield
 
 
 def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
@@ -149,7 +152,8 @@ def abstract(shape: tuple[int, ...], dtype, spec: jax.P) -> jax.ShapeDtypeStruct
 
 def bytes_of(tree) -> int:
     """Bytes of the arrays on one chip, without what layouts pad."""
-    return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * _width(leaf.dtype) for leaf in jax.tree.leaves(tree))
+    held = lambda leaf: leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
+    return sum(int(np.prod(held(leaf))) * _width(leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
 def _width(dtype) -> int:

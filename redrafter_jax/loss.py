@@ -130,6 +130,8 @@ def _score_forward(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BT
     """As `_score`, and the gradients, since a chunk's logits are there only now: scaled by what is to come, they are
     all that the backward pass needs."""
     tied = own_EV is None
+    if not tied:  # each shard of the batch adds up its own gradient, and these are added once, after the last chunk
+        own_EV = jax.sharding.reshard(own_EV, P(None, "model", reduced={"data"}))
     differentiate = jax.value_and_grad(_chunk_loss, argnums=1 if tied else (0, 1), has_aux=True)
 
     def of_chunk(carry, chunk):
@@ -139,12 +141,18 @@ def _score_forward(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BT
         sums = jax.tree.map(jnp.add, sums, (total, parts))
         return (sums, None if tied else own_gradient + of_own), of_exits
 
-    start = (_nothing(config), None if tied else jnp.zeros_like(own_EV))
+    start = (_nothing(config), None if tied else _unreduced_zeros(own_EV.shape, own_EV.dtype))
     (sums, own_gradient), by_chunk = jax.lax.scan(of_chunk, start, _cut(config, exits_BKTE, labels_BKT, hidden_BTD))
     by_chunk = jnp.moveaxis(by_chunk, 0, 2)  # [B, K, chunks, chunk, E]
     whole = jnp.reshape(by_chunk, (*by_chunk.shape[:2], -1, by_chunk.shape[-1]), out_sharding=P("data", None, None, None))
+    own_gradient = None if tied else jax.sharding.reshard(own_gradient, COLUMNS)
     rest = (labels_BKT, hidden_BTD, target_DV, weights_K)
     return sums, (own_gradient, whole[:, :, : exits_BKTE.shape[2]], rest)
+
+
+def _unreduced_zeros(shape: tuple[int, ...], dtype) -> jax.Array:
+    zeros = jnp.zeros(shape, dtype, out_sharding=COLUMNS)
+    return jax.sharding.reshard(zeros, P(*COLUMNS, unreduced={"data"}))
 
 
 def _score_backward(config: LossConfig, kept, cotangents):

@@ -51,7 +51,9 @@ class Group:
         os.kill(self.processes[index].pid, signal.SIGKILL)
 
     def out(self, index: int) -> str:
-        return (self.folder / f"{index}.out").read_text()
+        """What a process printed itself; Gloo, which carries the collectives of CPUs, says on standard output whom it found."""
+        lines = (self.folder / f"{index}.out").read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("[Gloo]"))
 
     def err(self, index: int) -> str:
         return (self.folder / f"{index}.err").read_text()

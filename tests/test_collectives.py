@@ -72,15 +72,14 @@ def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_voca
     assert verify["all-reduce", rows * N * D] == 2 * LAYERS
     assert verify["all-gather", rows * N * D] == 1  # embeddings, whose features are split
     assert max(size for _, size in verify) == rows * N * D
-    choices = verify["all-gather", rows * N * MODEL]  # each shard's best score and its index
-    assert choices == 2
-    rest = sum(verify.values()) - 2 * LAYERS - 1 - choices
-    if sampling.temperature:  # counts, masses and largest values of a row, for the filters; the two loops' bodies occur once
-        assert set(verify) - {("all-reduce", rows * N)} == {
-            ("all-reduce", rows * N * D), ("all-gather", rows * N * D), ("all-gather", rows * N * MODEL)
-        }  # fmt: skip
+    assert verify["all-gather", rows * N * MODEL] == 2  # each shard's best score and its index
+    rest = verify - Counter(
+        {("all-reduce", rows * N * D): 2 * LAYERS, ("all-gather", rows * N * D): 1, ("all-gather", rows * N * MODEL): 2}
+    )
+    if sampling.temperature:  # the filters: what lies above each row's threshold is counted and summed, a few numbers per row
+        assert {kind for kind, _ in rest} == {"all-reduce"} and max(size for _, size in rest) <= 4 * rows * N
     else:
-        assert rest == 0
+        assert not rest
     assert draft == Counter(
         {
             ("all-gather", rows * W * D): 2 * L,  # the embedding; the recurrent state

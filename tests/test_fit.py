@@ -139,7 +139,7 @@ def test_the_command_reports_a_table_and_a_recommendation(tmp_path, capsys):
     ("arguments", "said"),
     [
         (["llama-7b", "--topology", "v9:2x2"], "--topology should be a chip"),
-        (["llama-7b", "--topology", "v5e:3x3"], "libtpu has no v5e:3x3"),
+        (["llama-7b", "--topology", "v5e:3x3"], "libtpu does not know v5e:3x3"),
         (["llama-7b", "--topology", "v5e:2x4", "--mesh", "2", "2"], "the 8 chips of v5e:2x4"),
         (["llama-33b", "--topology", "v5e:2x4", "--mesh", "1", "8"], "8 does not divide the target's num_attention_heads 52"),
         (["nonsense"], "--model should be one of"),

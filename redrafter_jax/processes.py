@@ -106,6 +106,7 @@ def join(group: Group) -> None:
     import jax
 
     by_hand = group.coordinator is not None
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # else two programs' collectives meet on one connection of CPUs
     try:
         jax.distributed.initialize(
             group.coordinator,

@@ -79,18 +79,19 @@ def is_saved(run: pathlib.Path, step: int) -> bool:
 
 
 def assert_lost(group: groups.Group, survivor: int, code: int) -> None:
-    """By its own word, or by a witness's where JAX aborted it; the last line says so."""
+    """By its own word, or by a witness's where JAX aborted it; the last line says so, after what libraries log."""
     assert code in (LOST, -signal.SIGABRT)
     end = time.monotonic() + BOUND
     while LOSS not in group.err(survivor) and time.monotonic() < end:
         time.sleep(0.1)
     said = group.err(survivor)
-    assert said.splitlines()[-1].startswith(LOSS) and said.count(LOSS) == 1 and "Traceback" not in said, said
+    assert said.splitlines()[-1].startswith(LOSS) and said.count(LOSS) == 1, said
 
 
 @pytest.mark.slow
 def test_a_run_that_loses_a_process_ends_and_goes_on_to_the_weights_of_one_process(target, talk, tmp_path):
-    arguments = training(target, talk, tmp_path / "two", "--steps", 20, "--save-every", 1, "--mesh", 4, 2, "--lost-after", 20)
+    steps = ["--steps", 20, "--held-out", 0, "--mesh", 4, 2]
+    arguments = training(target, talk, tmp_path / "two", *steps, "--save-every", 1, "--lost-after", 20)
     with groups.Group(tmp_path / "first", "train.main", *arguments) as group:
         group.until(lambda: is_saved(tmp_path / "two", 2))
         group.kill(1)
@@ -102,15 +103,16 @@ def test_a_run_that_loses_a_process_ends_and_goes_on_to_the_weights_of_one_proce
     with groups.Group(tmp_path / "second", "train.main", *arguments) as group:
         assert group.wait() == [0, 0], group.err(0) + group.err(1)
         assert "the head is in" in group.out(0) and group.out(1) == "" and "step/s" not in group.err(1)
-    assert [line["step"] for line in log.read(tmp_path / "two") if "loss" in line] == list(range(1, 21))
-    assert main.command(training(target, talk, tmp_path / "one", "--steps", 20, "--save-every", 20, "--mesh", 4, 2)) == 0
+    assert [line["step"] for line in log.read(tmp_path / "two")] == list(range(1, 21))
+    assert main.command(training(target, talk, tmp_path / "one", *steps, "--save-every", 20)) == 0
     same(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_a_lost_first_process_takes_the_others_with_it_and_one_process_goes_on(target, talk, tmp_path):
     """The first process holds the service that the others meet at. The checkpoint is restored by one process on another mesh."""
-    arguments = training(target, talk, tmp_path / "run", "--steps", 20, "--save-every", 1)
+    steps = ["--steps", 20, "--held-out", 0]
+    arguments = training(target, talk, tmp_path / "run", *steps, "--save-every", 1)
     with groups.Group(tmp_path / "first", "train.main", *arguments, "--mesh", 4, 2, "--lost-after", 20) as group:
         group.until(lambda: is_saved(tmp_path / "run", 2))
         group.kill(0)
@@ -118,7 +120,7 @@ def test_a_lost_first_process_takes_the_others_with_it_and_one_process_goes_on(t
         assert codes[0] == -signal.SIGKILL
         assert_lost(group, 1, codes[1])
     assert main.command([*arguments, "--mesh", "2", "1"]) == 0
-    assert main.command(training(target, talk, tmp_path / "one", "--steps", 20, "--save-every", 20)) == 0
+    assert main.command(training(target, talk, tmp_path / "one", *steps, "--save-every", 20)) == 0
     same(tmp_path / "run", tmp_path / "one")
 
 

@@ -19,7 +19,7 @@ from redrafter_jax.model.target import TargetConfig
 from train import fit as train_fit
 
 needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed (requirements-dev.txt)"
+    importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
 )
 TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)

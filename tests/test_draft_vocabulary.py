@@ -149,7 +149,7 @@ def texts(V: int, D: int):
 
 
 @pytest.mark.parametrize("kind", ["full", "slim"])
-@pytest.mark.parametrize("soft", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("soft", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_the_loss_over_a_part_of_the_vocabulary_is_that_of_the_straightforward_form(mha, kind, soft):
     target, _ = mha
     drafter = random_head(target, kind, np.arange(1, 503, 3))
@@ -193,7 +193,10 @@ def test_a_head_and_its_table_travel_through_a_folder_byte_for_byte(mha, kind, t
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-@pytest.mark.parametrize("kind, blocks", [("full", 2), ("full", 0), ("slim", 2), ("slim", 1)])
+@pytest.mark.parametrize(
+    "kind, blocks",
+    [("full", 2), pytest.param("full", 0, marks=pytest.mark.slow), ("slim", 2), pytest.param("slim", 1, marks=pytest.mark.slow)],
+)
 def test_written_for_apples_code_the_drafts_are_the_same_and_the_rest_is_never_drafted(mha, frequent, kind, blocks, tmp_path):
     target, _ = mha
     ids, plain = frequent
@@ -312,7 +315,7 @@ def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smalle
     assert data.most_frequent(text, 10, 7).tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("head", ["full", "slim"])
+@pytest.mark.parametrize("head", [pytest.param("full", marks=pytest.mark.slow), "slim"])
 def test_a_head_learns_in_its_vocabulary_and_a_stopped_run_goes_on(head, tmp_path, monkeypatch):
     target, how = load_target("mha"), recipe(20, head=head, rate=1e-2, head_vocab=12, save_every=10, evaluate_every=20)
     whole = run.train_head(target, examples(), how, tmp_path / "whole_", examples(5))

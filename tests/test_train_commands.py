@@ -63,6 +63,7 @@ def test_from_a_file_of_conversations_to_a_head_that_decodes(target, talk, tmp_p
     assert plot.command(["--run", str(tmp_path)]) == 2 and "--run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_heads_are_measured_side_by_side_on_text(target, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}. " for n in range(200)))
     arguments = ["--target", target, "--text", tmp_path / "text.txt", "--beams", "2x3", "--trees", "search", "--prompts", "3"]

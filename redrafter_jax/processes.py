@@ -90,8 +90,9 @@ def run(group: Group, body: Callable[[], int | None]) -> int:
         code = 130
     except Exception as error:  # of any library: what a lost process does to the others has many faces
         code = LOST if _is_loss(error) else 1
-        print(f"{LOSS} ({_short(error)})" if code == LOST else traceback.format_exc(), file=sys.stderr)
-    witness.dismiss()
+        print(_short(error) if code == LOST else traceback.format_exc(), file=sys.stderr)
+    if code != LOST:
+        witness.dismiss()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -243,8 +244,8 @@ def _short(error: object) -> str:
 
 
 class _Witness:
-    """Says what happened where this process has no chance to: JAX aborts one that cannot reach process 0 any more, or that is told
-    of a lost one, from a thread of its own and without asking Python. It is a shell that waits for a line until we are gone."""
+    """Says last that a process was lost, once this one is gone. It cannot do so itself: JAX aborts one that cannot reach process
+    0 any more, or is told of a lost one, from a thread of its own and without asking Python. It is a shell that waits for a line."""
 
     def __init__(self):
         script = 'read -r line || printf "%s\\n" "$1" >&2'

@@ -51,13 +51,13 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
     W, L, row = 5, 3, np.random.default_rng(1)
     h, g = row.normal(size=(1, 64)).astype(np.float32), 17
     beams = draft.draft(target, drafter, put(h), put([g], np.int32), W, L)
-    alive = [((g,), 0.0, np.zeros(64, np.float32))]
+    alive = [((g,), 0.0, np.zeros((1, 64), np.float32))]
     for _ in range(L):
         grown = []
         for tokens, score, state in alive:
-            state = np.asarray(drafter.advance(jnp.asarray(state), target.embedding[...][tokens[-1]]))
-            z = drafter.exit(drafter.context(jnp.asarray(h[0])), jnp.asarray(state))
-            logp = np.asarray(jax.nn.log_softmax(drafter.logits(put(z[None]), target)[0]))
+            state = drafter.advance(put(state), target.embed(put(tokens[-1:], np.int32)))
+            z = drafter.exit(drafter.context(put(h)), state)
+            logp = np.asarray(jax.nn.log_softmax(drafter.logits(z, target)[0]))
             grown += [((*tokens, v), score + logp[v], state) for v in range(503)]
         alive = sorted(grown, key=lambda item: -item[1])[:W]
     tokens, scores = draft.sequences(beams)

@@ -63,6 +63,7 @@ def draft_loss(
       segments_BT: which example of its row each token belongs to, examples being contiguous; None where rows are whole.
     """
     T = tokens_BT.shape[1]
+    drafter = _added_once(drafter)
     hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
@@ -82,6 +83,18 @@ def draft_loss(
     total, (loss_K, hits_KR) = _score(config, own_EV, *given)
     counted_K = jnp.maximum(scored_K, 1)
     return total, Metrics(loss_K / counted_K, hits_KR / counted_K[:, None], scored_K)
+
+
+def _added_once(drafter: Drafter) -> Drafter:
+    """The head with its matrices marked (`reduced`) such that the shards of the batch first add up their own gradients over
+    all uses, and these are then added once. The LM head's gradient is seen to in `_score`."""
+
+    def mark(path, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim != 2 or "lm_head" in jax.tree_util.keystr(path):
+            return leaf
+        return jax.sharding.reshard(leaf, P(*COLUMNS, reduced={"data"}))
+
+    return jax.tree_util.tree_map_with_path(mark, drafter)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -94,7 +94,7 @@ def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_voca
 
 
 @pytest.mark.parametrize("spread", [False, True], ids=["model", "data,model"])
-def test_a_step_sends_activations_once_per_use_and_the_heads_gradient_once(spread):
+def test_a_step_sends_activations_once_per_use_and_each_gradient_once(spread):
     B, T, K, N, E = 8, 32, 3, 8, 2 * D  # chunks of N positions
     jax.set_mesh(mesh.make_mesh(DATA, MODEL))
     target = whole(jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), CONFIG, jnp.float32), spread)))
@@ -117,4 +117,4 @@ def test_a_step_sends_activations_once_per_use_and_the_heads_gradient_once(sprea
     assert gathered == embedded + head + (shards(matrices) if spread else 0)  # a spread matrix is gathered once
     reduced = sum(size * count for (kind, size, _), count in found.items() if kind == "all-reduce")
     backward = K * (activation + activation + 2 * activation)  # into the state, and into what each block reads
-    assert reduced < 2 * LAYERS * activation + backward + shards(state.drafter) + of_chunk * (E + 20) + 100
+    assert reduced < 2 * LAYERS * activation + backward + shards(state.drafter) + of_chunk * (E + 20) + 500

@@ -78,6 +78,7 @@ def draft_loss(
     if paths_BTK is not None and config.distill_weight > 0:
         raise ValueError("paths have hard labels only, so distill_weight should be 0")
     T = tokens_BT.shape[1]
+    drafter = _added_once(drafter)
     hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
@@ -111,6 +112,18 @@ def _in_draft_vocabulary(drafter: Drafter, labels_BT: jax.Array) -> jax.Array:
     column_V = jnp.full(drafter.config.vocab_size, OUTSIDE, jnp.int32).at[drafter.ids[...]].set(jnp.arange(U, dtype=jnp.int32))
     column_BT = column_V.at[labels_BT].get(out_sharding=P("data", None), mode="clip")
     return jnp.where(labels_BT == IGNORED, IGNORED, column_BT)
+
+
+def _added_once(drafter: Drafter) -> Drafter:
+    """The head with its matrices marked (`reduced`) such that the shards of the batch first add up their own gradients over
+    all uses, and these are then added once. The LM head's gradient is seen to in `_score`."""
+
+    def mark(path, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim != 2 or "lm_head" in jax.tree_util.keystr(path):
+            return leaf
+        return jax.sharding.reshard(leaf, P(*COLUMNS, reduced={"data"}))
+
+    return jax.tree_util.tree_map_with_path(mark, drafter)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

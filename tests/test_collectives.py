@@ -10,15 +10,18 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from redrafter_jax import mesh
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, full
 from redrafter_jax.model.target import Target, TargetConfig
+from train import data, step
 
-LAYERS, D, V = 3, 64, 4096
+LAYERS, D, V = 2, 64, 4096
 CONFIG = TargetConfig(V, D, 128, LAYERS, 8, 8, 8)
 DATA, MODEL = 2, 4
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
@@ -88,3 +91,30 @@ def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_voca
             ("all-reduce", rows * W): 2 * L,  # the largest logit and the sum of the log-softmax
         }
     )
+
+
+@pytest.mark.parametrize("spread", [False, True], ids=["model", "data,model"])
+def test_a_step_sends_activations_once_per_use_and_each_gradient_once(spread):
+    B, T, K, N, E = 8, 32, 3, 8, 2 * D  # chunks of N positions
+    jax.set_mesh(mesh.make_mesh(DATA, MODEL))
+    target = whole(jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), CONFIG, jnp.float32), spread)))
+    schedule, config = step.Schedule(10), LossConfig(K, 0.5, chunk=N * K)
+    state = whole(jax.eval_shape(lambda: step.start(jax.random.key(1), full(V, D), schedule, spread)))
+    batch = data.unpacked(np.zeros((B, T)))
+    update = jax.jit(functools.partial(step.step, schedule=schedule, config=config), donate_argnums=0)
+    found = collectives(update.lower(state, target, batch).compile())
+    assert {kind for kind, _, _ in found} == {"all-gather", "all-reduce"}
+    activation, shards = B // DATA * T * D, lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) // MODEL
+    of_layers = by_size(found, "bni,io->bno")
+    assert of_layers == Counter({("all-reduce", activation): 2 * LAYERS})
+    in_loop = by_size(found, "while/body")
+    of_chunk = B // DATA * K * N
+    assert in_loop["all-reduce", of_chunk * E] == 1  # the gradient of what the LM head reads, added over its shards
+    assert sum(size * count for (_, size), count in in_loop.items()) < of_chunk * (E + 20)  # and a few numbers per row
+    gathered = sum(size * count for (kind, size, _), count in found.items() if kind == "all-gather")
+    embedded, head = (1 + K) * activation, K * (activation + 2 * 2 * activation)  # the state; what two residual blocks add
+    matrices = [leaf for leaf in jax.tree.leaves((target, state.drafter)) if leaf.ndim == 2]
+    assert gathered == embedded + head + (shards(matrices) if spread else 0)  # a spread matrix is gathered once
+    reduced = sum(size * count for (kind, size, _), count in found.items() if kind == "all-reduce")
+    backward = K * (activation + activation + 2 * activation)  # into the state, and into what each block reads
+    assert reduced < 2 * LAYERS * activation + backward + shards(state.drafter) + of_chunk * (E + 20) + 500

@@ -26,8 +26,10 @@ def ones(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
 
 
 def laid(weight: nnx.Param, spec: P) -> jax.Array:
-    """A weight as it is computed with. It may be kept split over ``data`` as well, and is then gathered here, at its use."""
-    return jax.sharding.reshard(weight[...], spec)
+    """A weight as it is computed with. It may be kept split over ``data`` as well, and is then gathered here, at its use; one
+    that is marked as `reduced` is laid out already."""
+    array = weight[...]
+    return array if jax.typeof(array).sharding.spec.reduced else jax.sharding.reshard(array, spec)
 
 
 def gathered(x: jax.Array) -> jax.Array:

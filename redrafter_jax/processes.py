@@ -244,8 +244,9 @@ def _short(error: object) -> str:
 
 
 class _Witness:
-    """Says last that a process was lost, once this one is gone. It cannot do so itself: JAX aborts one that cannot reach process
-    0 any more, or is told of a lost one, from a thread of its own and without asking Python. It is a shell that waits for a line."""
+    """Says last that a process was lost, once this one is gone. It cannot do so itself: JAX aborts one that cannot reach
+    process 0 any more, or is told of a lost one, from a thread of its own and without asking Python. It is a shell that waits
+    for a line."""
 
     def __init__(self):
         script = 'read -r line || printf "%s\\n" "$1" >&2'

@@ -133,10 +133,11 @@ def meshes(target: TargetConfig, head: DrafterConfig, chips: int) -> tuple[list[
     return [size for size in sizes if not reasons[size]], left_out
 
 
-def target(shapes: TargetConfig, dtype: str) -> Target:
-    """A target of shapes and shardings alone, on the current mesh; with repeated key-value heads where it has too few."""
+def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
+    """A target of shapes and shardings alone, on the current mesh, split over ``data`` too if ``spread``; with repeated
+    key-value heads where it has too few."""
     fitted = mesh.fit(shapes, jax.sharding.get_abstract_mesh().shape["model"])
-    return jax.eval_shape(lambda: Target(jax.random.key(0), fitted, jnp.dtype(dtype)))
+    return jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
 
 
 def drafter(shapes: DrafterConfig, dtype: str) -> Drafter:

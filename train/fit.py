@@ -44,6 +44,12 @@ class Options:
     """Share of soft labels in the loss."""
     head: Literal["full", "slim"] = "full"
     """full: the paper's head; slim: exits into the target's own LM head."""
+    head_vocab: int = 0
+    """Tokens that the head can draft; 0: all of the target's."""
+    labels: Literal["text", "greedy"] = "text"
+    """As in train.main; greedy goes with --distill-weight 0."""
+    shard_target: Literal["model", "data,model"] = "model"
+    """As in train.main: data,model splits target, head and optimizer over all chips, and gathers weights as they are used."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the target; the head trains in float32."""
     whole: bool = False
@@ -80,7 +86,7 @@ def run(options: Options) -> dict:
     chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     report = {"command": " ".join(["python -m train.fit", *sys.argv[1:]]), "chips": chips, "rows": [], "limits": LIMITS}
     say(
-        f"{options.model}, {options.head} head in float32, target in {options.dtype}, rows of {options.row_length} tokens,"
+        f"{options.model}, {_head(options)} in float32, target in {options.dtype}, rows of {options.row_length} tokens,"
         f" {options.positions} positions, on {chips} chips of {slice_.chip.name} ({options.topology},"
         f" {slice_.chip.usable_bytes / (1 << 30):.2f} GiB usable each)\nAll figures but tokens/s are of one chip."
     )
@@ -147,7 +153,7 @@ def compile_step(slice_, target, options: Options, recipe, mesh, batch: int):
     with jax.set_mesh(slice_.mesh(*mesh)):
         frozen, state, rows = _arrays(target, options, recipe, batch)
         config = LossConfig(recipe.positions, recipe.distill_weight)
-        update = functools.partial(step.step, schedule=run.schedule(recipe), config=config)
+        update = functools.partial(step.step, schedule=run.schedule(recipe), config=config, labels=recipe.labels)
         return compile_only.compile_program(jax.jit(update, donate_argnums=0), state, frozen, rows)
 
 
@@ -160,8 +166,9 @@ def _arrays(target, options: Options, recipe, batch: int) -> tuple:
     from train import run, step
     from train.data import Batch
 
-    frozen = compile_only.target(target, options.dtype)
-    start = functools.partial(step.start, config=run.head_config(target, recipe), schedule=run.schedule(recipe))
+    spread = options.shard_target == "data,model"
+    frozen = compile_only.target(target, options.dtype, spread)
+    start = functools.partial(step.start, config=run.head_config(target, recipe), schedule=run.schedule(recipe), spread=spread)
     state = jax.eval_shape(lambda: start(jax.random.key(0)))
     tokens = compile_only.abstract((batch, options.row_length), jnp.int32, jax.P("data", None))
     return frozen, state, Batch(tokens, tokens, tokens, tokens)
@@ -188,8 +195,9 @@ def _recipe(options: Options):
     if options.accumulate < 1:
         raise BadInput(f"--accumulate should be 1 or more, not {options.accumulate}")
     recipe = Recipe(
-        head=options.head, positions=options.positions, distill_weight=options.distill_weight, row_length=options.row_length,
-        batch=options.accumulate * max(options.batch), accumulate=options.accumulate,
+        head=options.head, head_vocab=options.head_vocab, positions=options.positions, labels=options.labels,
+        distill_weight=options.distill_weight, row_length=options.row_length, batch=options.accumulate * max(options.batch),
+        accumulate=options.accumulate,
     )  # fmt: skip
     recipe.check()
     return recipe
@@ -215,6 +223,10 @@ def _meshes(options: Options, target, recipe, chips: int, say) -> list[tuple[int
     for reason in left_out:
         say(f"left out: mesh {reason}")
     return found
+
+
+def _head(options: Options) -> str:
+    return f"{options.head} head" + (f" of {options.head_vocab} tokens" if options.head_vocab else "")
 
 
 COLUMNS = (

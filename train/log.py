@@ -8,13 +8,16 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from redrafter_jax.chips import CHIPS
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 from train.recipe import Recipe
 
-# Dense bfloat16 FLOP/s that the makers publish, by the start of the device's name.
-PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v6": 918e12, "NVIDIA A100": 312e12,
-         "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}  # fmt: skip
+# By the start of the device's name, dense bfloat16 FLOP/s that the makers publish; of TPUs that `infer.fit` knows, `chips`.
+PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": CHIPS["v5e"].peak, "TPU v5e": CHIPS["v5e"].peak, "TPU v5": CHIPS["v5p"].peak,
+    "TPU v6": CHIPS["v6e"].peak, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
 
 
 def flops(target: Target, drafter: Drafter, recipe: Recipe) -> float:

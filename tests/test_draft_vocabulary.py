@@ -266,11 +266,8 @@ def decode(mesh: tuple[int, int], kind: str, sampling: Sampling) -> tuple[list, 
     return [reply.token_ids for reply in replies], [reply.accepted_histogram for reply in replies]
 
 
-@pytest.mark.parametrize(
-    "kind, sampling",
-    [pytest.param("full", Sampling(), marks=pytest.mark.slow), ("slim", Sampling(1.0))],
-    ids=["full", "slim, coupled"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, sampling", [("full", Sampling()), ("slim", Sampling(1.0))], ids=["full", "slim, coupled"])
 def test_every_mesh_drafts_and_decodes_what_one_device_does(kind, sampling):
     expected = decode((1, 1), kind, sampling)
     for mesh in ((1, 8), (2, 4)):

@@ -120,7 +120,7 @@ def test_bfloat16_differs_only_where_rounding_can_swap_the_two_best_logits(mha, 
     slow = [r.token_ids for r in Engine(target).generate(PROMPTS, limits=Limits(NEW), batch=5)]
     ties = differing = total = 0
     control = []
-    for shape in (loop.Shape(4, 4), loop.Shape(8, 5)):
+    for shape in (loop.Shape(4, 4), loop.Shape(1, 3), loop.Shape(8, 5)):
         fast = [r.token_ids for r in Engine(target, drafter, shape).generate(PROMPTS, limits=Limits(NEW), batch=5)]
         for prompt, a, b in zip(PROMPTS, fast, slow, strict=True):
             logits, errors = rounding(target, exact, prompt, a)
@@ -135,8 +135,8 @@ def test_bfloat16_differs_only_where_rounding_can_swap_the_two_best_logits(mha, 
                 differing += 1
                 assert abs(logits[first, a[first]] - logits[first, b[first]]) <= 4 * errors[first]
     record_property("bfloat16_tokens_that_differ", f"{differing} of {total}")
-    record_property("bfloat16_tokens_within_the_bound", f"{ties} of {10 * NEW}")
-    assert np.mean(control) > 0.9 and ties < 0.25 * 10 * NEW
+    record_property("bfloat16_tokens_within_the_bound", f"{ties} of {15 * NEW}")
+    assert np.mean(control) > 0.9 and ties < 0.25 * 15 * NEW
 
 
 def rounding(target, exact, prompt: list[int], reply: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,10 +4,12 @@ Each line carries ``run``, a hash of its prompt and of every option that decides
 where the lines in it are those that this run would have written first.
 """
 
+import glob
 import hashlib
 import json
 import os
 import pathlib
+import re
 
 from redrafter_jax.errors import BadInput
 
@@ -61,7 +63,7 @@ def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
     once or, where a process is interrupted, not at all.
 
     Raises:
-      BadInput: a part is not there, or not whole.
+      BadInput: a part is not there, not whole, or of another run.
     """
     parts = [part(path, index, len(shares)) for index in range(len(shares))]
     kept = Lines(path, runs).done
@@ -71,7 +73,10 @@ def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
         lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
         if len(lines) != len(numbers):
             raise BadInput(f"--output: {file} holds {len(lines)} of {len(numbers)} replies; all processes should see one folder")
-        found |= zip(numbers, lines, strict=True)
+        for number, (prompt, line) in enumerate(zip(numbers, lines, strict=True), 1):
+            if _run(line) != runs[prompt]:
+                raise BadInput(_FOREIGN.format(path=file, number=number))
+            found[prompt] = line
     draft = path.with_name(f"{path.name}.merged")
     with open(draft, "wb") as file:
         file.write(path.read_bytes() if path.exists() else b"")
@@ -79,23 +84,26 @@ def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    remove_parts(path, len(shares))
+    remove_parts(path)
 
 
-def remove_parts(path: pathlib.Path, processes: int) -> None:
-    for index in range(processes):
-        part(path, index, processes).unlink(missing_ok=True)
+def remove_parts(path: pathlib.Path) -> None:
+    """Also those of an earlier start with another number of processes."""
+    for found in path.parent.glob(f"{glob.escape(path.name)}.*-of-*"):
+        if re.fullmatch(r"\d+-of-\d+", found.name.removeprefix(f"{path.name}.")):
+            found.unlink(missing_ok=True)
 
 
 class Lines:
-    """The file of a run whose lines should carry ``runs``, in order. ``done`` of them are there already.
+    """The file of a run whose lines should carry ``runs``, in order. ``done`` of them are there already. ``mends``: whether a
+    line that was cut off is taken off, which one process should do.
 
     Raises:
       BadInput: the file holds anything else. It is then left as it was.
     """
 
-    def __init__(self, path: pathlib.Path, runs: list[str]):
-        self.path = path
+    def __init__(self, path: pathlib.Path, runs: list[str], mends: bool = True):
+        self.path, self.mends = path, mends
         whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
         lines = whole.split(b"\n") if whole else []
         for number, found in enumerate(lines, 1):
@@ -110,6 +118,8 @@ class Lines:
         start = json.dumps({"run": runs[self.done]}).encode()[:-1] if self.done < len(runs) else b"\n"
         if torn[: len(start)] != start[: len(torn)]:
             raise BadInput(_FOREIGN.format(path=self.path, number=self.done + 1))
+        if not self.mends:
+            return
         with open(self.path, "r+b") as file:
             file.truncate(self.path.stat().st_size - len(torn))
 
@@ -122,7 +132,8 @@ class Lines:
 
 
 _FOREIGN = (
-    "--output: {path}:{number} belongs to another run (another pair, prompt or option that decides the reply);"
+    "--output: {path}:{number} belongs to another run (another pair, prompt or option that decides the reply; of several"
+    " processes also another number of them, or another --batch-size);"
     " name another file, or remove this one"
 )
 

@@ -79,8 +79,8 @@ class Pair:
             if self.tokenizer is None:
                 raise BadInput("prompt: the target's folder has no tokenizer; give token ids")
             prompt = self.tokenizer(prompt)["input_ids"]
-        sampling = Sampling(temperature, top_k, top_p, acceptance)
-        reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed]))
+        sampling, shards = Sampling(temperature, top_k, top_p, acceptance), jax.sharding.get_mesh().shape["data"]
+        reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed], batch=shards))
         return Completion(terminal.text_of(self.tokenizer, prompt, reply.token_ids), reply)
 
 
@@ -128,9 +128,10 @@ def plan(
         config.check_pair(target_config, head_config, "--drafter")
     itemsize = jnp.dtype(dtype).itemsize
     slots = min(target_config.max_position_embeddings, PROMPT + new_tokens)
-    size = meshes.bytes_of_target(target_config, itemsize) + meshes.bytes_of_cache(target_config, rows, slots, itemsize)
+    size = meshes.bytes_of_target(target_config, itemsize)
     size += meshes.bytes_of_head(vocabulary.untied_config(head_config), itemsize) if head_config else 0
-    mesh, why = meshes.settle(meshes.Load(target_config, head_config, rows, size=size), mesh, together=False)
+    cache = meshes.bytes_of_cache(target_config, rows, slots, itemsize)
+    mesh, why = meshes.settle(meshes.Load(target_config, head_config, rows, size=size, cache=cache), mesh, together=False)
     return Plan(folder, target_config, head, head_config, mesh, dtype, why)
 
 

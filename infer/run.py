@@ -38,6 +38,8 @@ def run(options, given: list[prompts.Prompt]) -> int:
     seeds = checks.seeds(options, len(ids))
     runs = runs_of(options, plan, shape, ids, seeds)
     lines = lines_of(options.output, runs) if options.output is not None else None
+    seen = json.dumps([runs, lines.done if lines else 0])
+    processes.agree(seen, "--prompts, --output, the pair or an option is not the same in all processes")
     if lines is not None and lines.done:
         processes.say(f"{lines.done} of {len(ids)} replies are in {options.output} already", sys.stderr)
         if lines.done == len(ids):
@@ -90,14 +92,10 @@ def runs_of(options, plan: pair.Plan, shape: Shape | None, ids: list[list[int]],
 
 
 def lines_of(path: pathlib.Path, runs: list[str]) -> output.Lines:
-    """The output as it stands. One process mends its last line before the others look."""
-    if not processes.is_first():
-        processes.wait("the output")
-    lines = output.Lines(path, runs)
-    if processes.is_first():
-        processes.wait("the output")
-        if lines.done == len(runs):
-            output.remove_parts(path, processes.count())
+    """The output as it stands, which every process reads for itself and one mends."""
+    lines = output.Lines(path, runs, mends=processes.is_first())
+    if processes.is_first() and lines.done == len(runs):
+        output.remove_parts(path)
     return lines
 
 
@@ -106,7 +104,9 @@ def share_out(session: "Session") -> None:
     options, index, count = session.options, processes.index(), processes.count()
     shares = output.shares(len(session.ids), options.batch_size, count)
     session.numbers = [number for number in shares[index] if number >= session.lines.done]
-    session.lines = output.Lines(output.part(options.output, index, count), [session.runs[number] for number in session.numbers])
+    part = output.part(options.output, index, count)
+    output.check_writable(part)
+    session.lines = output.Lines(part, [session.runs[number] for number in session.numbers])
     session.writes = True
     session.generate()
     processes.wait("the replies")

@@ -1,6 +1,7 @@
 """config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -43,12 +44,15 @@ def target_config(config: dict[str, Any], what: str = "target") -> TargetConfig:
     _refuse_unlike_llama(config, what)
     heads = _positive(config, "num_attention_heads", what)
     width = _positive(config, "hidden_size", what)
-    kv_heads = config.get("num_key_value_heads") or heads
+    kv_heads = heads if config.get("num_key_value_heads") is None else _positive(config, "num_key_value_heads", what)
     if heads % kv_heads:
         raise BadInput(f"{what}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     if not config.get("head_dim") and width % heads:
         raise BadInput(f"{what}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and there is no head_dim")
-    longest = config.get("max_position_embeddings", 2048)
+    head_dim = width // heads if config.get("head_dim") is None else _positive(config, "head_dim", what)
+    if head_dim % 2:
+        raise BadInput(f"{what}: head_dim should be even, for rotary positions turn pairs, not {head_dim}")
+    longest = _positive({"max_position_embeddings": 2048} | config, "max_position_embeddings", what)
     return TargetConfig(
         vocab_size=_positive(config, "vocab_size", what),
         hidden_size=width,
@@ -56,12 +60,12 @@ def target_config(config: dict[str, Any], what: str = "target") -> TargetConfig:
         num_hidden_layers=_positive(config, "num_hidden_layers", what),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=config.get("head_dim") or width // heads,
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        head_dim=head_dim,
+        rms_norm_eps=_number(config, "rms_norm_eps", 1e-6, what),
         rope=_rope(config, longest, what),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bool(config.get("attention_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
+        tie_word_embeddings=_flag(config, "tie_word_embeddings", False, what),
+        attention_bias=_flag(config, "attention_bias", False, what),
+        mlp_bias=_flag(config, "mlp_bias", False, what),
         max_position_embeddings=longest,
     )
 
@@ -76,7 +80,7 @@ def _refuse_unlike_llama(config: dict[str, Any], what: str) -> None:
         raise BadInput(f"{what}: quantised weights (quantization_config) are not supported; take the float checkpoint")
     for key in ("sliding_window", "num_local_experts", "num_experts", "layer_types"):
         value = config.get(key)
-        if value and not (key == "layer_types" and set(value) == {"full_attention"}):
+        if value and not (key == "layer_types" and isinstance(value, list) and all(kind == "full_attention" for kind in value)):
             raise BadInput(f"{what}: {key} = {value!r} is not supported")
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
@@ -85,7 +89,9 @@ def _refuse_unlike_llama(config: dict[str, Any], what: str) -> None:
 
 def _rope(config: dict[str, Any], longest: int, what: str) -> Rope:
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta", config.get("rope_theta", 10000.0)))
+    if not isinstance(scaling, dict):
+        raise BadInput(f"{what}: rope_parameters or rope_scaling in config.json should be an object, not {scaling!r}")
+    theta = _number({"rope_theta": config.get("rope_theta", 10000.0)} | scaling, "rope_theta", 10000.0, what)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear", "dynamic", "llama3"):
         raise BadInput(f"{what}: rope type {kind!r} is not supported; default, linear, dynamic and llama3 are")
@@ -114,14 +120,14 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     if kind != DRAFTER_TYPE:
         raise BadInput(f"{what}: model_type {kind!r} is not a draft head; one has model_type {DRAFTER_TYPE!r}")
     width = _positive(config, "hidden_size", what)
-    tied = bool(config.get(TIED_KEY, False))
+    tied = _flag(config, TIED_KEY, False, what)
     blocks = config.get("num_draft_layers")
     if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 0:
         raise BadInput(f"{what}: num_draft_layers in config.json should be a whole number from 0 up, not {blocks!r}")
     exit_size = _positive(config, "exit_dim", what)
     if tied and exit_size != width:
         raise BadInput(f"{what}: a head with {TIED_KEY} exits at hidden_size {width}; exit_dim is {exit_size}")
-    vocab, rnn = _positive(config, "vocab_size", what), bool(config.get("rnn", True))
+    vocab, rnn = _positive(config, "vocab_size", what), _flag(config, "rnn", True, what)
     draft_vocab = _positive(config, DRAFT_VOCAB_KEY, what) if DRAFT_VOCAB_KEY in config else 0
     if draft_vocab > vocab:
         raise BadInput(f"{what}: {DRAFT_VOCAB_KEY} in config.json should be at most vocab_size {vocab}, not {draft_vocab}")
@@ -140,4 +146,18 @@ def _positive(config: dict[str, Any], key: str, what: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BadInput(f"{what}: {key} in config.json should be a positive whole number, not {value!r}")
+    return value
+
+
+def _number(config: dict[str, Any], key: str, default: float, what: str) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise BadInput(f"{what}: {key} in config.json should be a number above 0, not {value!r}")
+    return float(value)
+
+
+def _flag(config: dict[str, Any], key: str, default: bool, what: str) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise BadInput(f"{what}: {key} in config.json should be true or false, not {value!r}")
     return value

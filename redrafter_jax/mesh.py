@@ -40,7 +40,8 @@ class Load:
     """What a mesh has to carry: a target, perhaps a head, and rows.
 
     ``option``: the name of what decides the rows; ``size``: bytes of weights and what goes with them (`bytes_of_target`,
-    `bytes_of_head`, `bytes_of_cache`), split over ``model``, or over both axes if ``spread``.
+    `bytes_of_head`), split over ``model``, or over both axes if ``spread``; ``cache``: bytes of keys and values
+    (`bytes_of_cache`), split over ``data``, and over ``model`` as far as there are key-value heads.
     """
 
     target: TargetConfig
@@ -49,10 +50,12 @@ class Load:
     option: str = "--batch-size"
     size: float = 0.0
     spread: bool = False
+    cache: float = 0.0
 
-    def parts(self, data: int, model: int) -> int:
-        """Devices that ``size`` is split over."""
-        return data * model if self.spread else model
+    def held(self, data: int, model: int) -> float:
+        """Bytes that a device of such a mesh holds."""
+        weights = self.size / (data * model if self.spread else model)
+        return weights + self.cache / (data * min(model, self.target.num_key_value_heads))
 
     def unfit(self, data: int, model: int) -> str | None:
         """What a mesh does not divide, in words; None where it fits."""
@@ -78,7 +81,7 @@ class Load:
 
     def holding(self, meshes: list[tuple[int, int]], memory: int) -> list[tuple[int, int]]:
         """Those of the meshes whose devices, of ``memory`` bytes each, have room for their part."""
-        return [mesh for mesh in meshes if self.size / self.parts(*mesh) <= ROOM * memory]
+        return [mesh for mesh in meshes if self.held(*mesh) <= ROOM * memory]
 
 
 def check(load: Load, mesh: tuple[int, int], devices: int, whole: bool = False) -> None:
@@ -108,7 +111,7 @@ def choose(load: Load, devices: int, memory: int | None, whole: bool = False) ->
     Raises:
       BadInput: no mesh of all devices fits, and it should be ``whole``.
     """
-    fitting, need = load.meshes(devices, whole), f"{load.size / 1e9:.3g} GB to hold"
+    fitting, need = load.meshes(devices, whole), f"{(load.size + load.cache) / 1e9:.3g} GB to hold"
     if not fitting:
         raise BadInput(
             f"no mesh uses all {devices} devices of the processes: {load.unfit(devices, 1)}, and {load.unfit(1, devices)}"
@@ -119,18 +122,17 @@ def choose(load: Load, devices: int, memory: int | None, whole: bool = False) ->
         return (1, 1), f"the {devices} devices share one host's cores and memory" if devices > 1 else "there is one device"
     holding, each = load.holding(fitting, memory), f"{memory / 1e9:.3g} GB"
     if not holding:
-        mesh = max(fitting, key=lambda mesh: load.parts(*mesh))
-        return mesh, f"{need} are too much for {_devices(load.parts(*mesh))} of {each}; this is the widest split"
+        mesh = min(fitting, key=lambda mesh: load.held(*mesh))
+        return mesh, f"{need} are {load.held(*mesh) / 1e9:.3g} GB for each device, too much for {each}; no split leaves less"
     fewest = min(model for _, model in holding)
     rows = max(data for data, model in holding if model == fewest)
     models = [model for data, model in holding if data == rows]
-    mesh = rows, max(model for model in models if model == fewest or load.size / load.parts(rows, model) >= WORTH)
-    reason = f"{need} fit {_devices(load.parts(rows, fewest))} of {each}, and {load.option} {load.rows} splits into {rows}"
+    mesh = rows, max(model for model in models if model == fewest or load.held(rows, model) >= WORTH)
+    parts = rows * fewest if load.spread else fewest
+    split = f"split into {parts}" if parts > 1 else "whole"
+    reason = f"{need}: the model {split} takes {load.held(rows, fewest) / 1e9:.3g} GB of each device's {each}"
+    reason += f", and {load.option} {load.rows} splits into {rows}"
     return mesh, reason + (f"; model takes more of the {devices} devices, to be faster" if mesh[1] > fewest else "")
-
-
-def _devices(count: int) -> str:
-    return "one device" if count == 1 else f"{count} devices"
 
 
 def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tuple[int, int], str | None]:

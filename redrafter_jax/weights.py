@@ -146,8 +146,11 @@ def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
-    safetensors.numpy.save_file(host, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    drafts = [folder / f"{name}.incomplete" for name in ("model.safetensors", "config.json")]  # a folder is whole or as it was
+    safetensors.numpy.save_file(host, drafts[0], metadata={"format": "pt"})
+    drafts[1].write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    for draft in drafts:
+        draft.replace(draft.with_suffix(""))
 
 
 def _drafter_name(path: str, config: DrafterConfig) -> tuple[str, bool]:
@@ -174,7 +177,8 @@ def _open(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, OSError) as error:
+            _ = [folder / name for name in names]
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
             raise BadInput(f"{what}: {index} is not a safetensors index ({error})") from None
     else:
         names = ["model.safetensors"]

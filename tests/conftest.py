@@ -2,10 +2,9 @@
 
 import os
 
-flags = os.environ.get("XLA_FLAGS", "")
-if "optimization_level" not in flags:
-    flags += " --xla_backend_optimization_level=1"  # most of the suite's time is compiling; this is a fifth less
-os.environ["XLA_FLAGS"] = flags + " --xla_force_host_platform_device_count=8"
+# Most of the suite's time is compiling, and level 1 takes a fifth less of it; what XLA_FLAGS says goes before.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1 " + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

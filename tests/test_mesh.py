@@ -13,7 +13,7 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig, full
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
-EIGHT_B, SEVENTY_B = SHAPES["llama-3.1-8b"], SHAPES["llama-3.1-70b"]
+SEVEN_B, EIGHT_B, SEVENTY_B = (SHAPES[name] for name in ("llama-7b", "llama-3.1-8b", "llama-3.1-70b"))
 GB = 10**9
 
 
@@ -22,14 +22,28 @@ GB = 10**9
     [
         (Load(EIGHT_B), 1, None, (1, 1), "there is one device"),
         (Load(EIGHT_B, rows=8), 8, None, (1, 1), "share one host's cores"),
-        (Load(EIGHT_B, rows=8, size=16 * GB), 8, 80 * GB, (8, 1), "16 GB to hold fit one device of 80 GB, and --batch-size 8"),
+        (
+            Load(EIGHT_B, rows=8, size=16 * GB),
+            8,
+            80 * GB,
+            (8, 1),
+            "model whole takes 16 GB of each device's 80 GB, and --batch-size 8",
+        ),
         (Load(EIGHT_B, rows=1, size=16 * GB), 8, 80 * GB, (1, 8), "model takes more of the 8 devices"),
-        (Load(EIGHT_B, rows=1, size=16 * GB), 64, 80 * GB, (1, 8), "fit one device"),  # no more: 32 heads, at least 1 GB each
-        (Load(EIGHT_B, rows=1, size=0.1 * GB), 8, 80 * GB, (1, 1), "fit one device"),
-        (Load(EIGHT_B, rows=8, size=16 * GB), 8, 16 * GB, (4, 2), "fit 2 devices of 16 GB"),
+        (Load(EIGHT_B, rows=1, size=16 * GB), 64, 80 * GB, (1, 8), "the model whole"),  # no more: 32 heads, at least 1 GB each
+        (Load(EIGHT_B, rows=1, size=0.1 * GB), 8, 80 * GB, (1, 1), "the model whole"),
+        (Load(EIGHT_B, rows=8, size=16 * GB), 8, 16 * GB, (4, 2), "split into 2 takes 8 GB of each device's 16 GB"),
         (Load(EIGHT_B, rows=6, size=16 * GB), 8, 16 * GB, (3, 2), "--batch-size 6 splits into 3"),
-        (Load(SEVENTY_B, rows=8, size=141 * GB), 8, 16 * GB, (1, 8), "141 GB to hold are too much for 8 devices of 16 GB"),
-        (Load(SEVENTY_B, rows=8, size=141 * GB, spread=True), 16, 16 * GB, (8, 2), "fit 16 devices of 16 GB"),
+        (
+            Load(SEVENTY_B, rows=8, size=141 * GB),
+            8,
+            16 * GB,
+            (1, 8),
+            "are 17.6 GB for each device, too much for 16 GB",
+        ),
+        (Load(SEVENTY_B, rows=8, size=141 * GB, spread=True), 16, 16 * GB, (8, 2), "split into 16 takes 8.81 GB of each"),
+        (Load(SEVEN_B, rows=64, size=14 * GB, cache=73 * GB), 8, 80 * GB, (8, 1), "87 GB to hold: the model whole takes 23.1 GB"),
+        (Load(SEVENTY_B, size=141 * GB, cache=46 * GB), 16, 16 * GB, (1, 16), "are 14.6 GB for each device, too much"),  # 8 heads
     ],
 )
 def test_the_mesh_that_is_chosen(load, devices, memory, chosen, words):

@@ -203,6 +203,9 @@ def test_parts_are_merged_in_order_or_not_at_all(tmp_path):
         output.merge(path, runs, shares)
     assert not path.exists()
     lines.write({"run": runs[3], "index": 3})
+    with pytest.raises(BadInput, match="0-of-2:2 belongs to another run"):
+        output.merge(path, [*runs[:2], "another", *runs[3:]], shares)
+    output.part(path, 0, 3).touch()  # of an earlier start with three processes
     output.merge(path, runs, shares)
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1, 2, 3, 4]
     assert list(tmp_path.iterdir()) == [path]

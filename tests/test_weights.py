@@ -47,6 +47,14 @@ def test_a_missing_or_empty_folder(tmp_path):
         ({"rope_scaling": {"rope_type": "linear"}}, "needs a number for 'factor'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads in config.json should be a positive"),
+        ({"head_dim": 15}, "head_dim should be even"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps in config.json should be a number"),
+        ({"rope_theta": None}, "rope_theta in config.json should be a number"),
+        ({"rope_scaling": "linear"}, "should be an object"),
+        ({"max_position_embeddings": None}, "max_position_embeddings in config.json"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings in config.json should be true or false"),
+        ({"layer_types": 5}, "layer_types = 5"),
         ({"vocab_size": "many"}, "vocab_size in config.json"),
         ({"hidden_size": 128}, "shape"),
         ({"num_hidden_layers": 4}, "lacks the tensor model.layers.3"),
@@ -93,6 +101,12 @@ def test_a_checkpoint_in_several_files_with_a_file_or_a_tensor_missing_or_cut(fo
     refused(folder, "model-1.safetensors is not a whole safetensors file")
     (folder / "model-1.safetensors").unlink()
     refused(folder, "has no model-1.safetensors")
+
+
+@pytest.mark.parametrize("index", [[], {"weight_map": {"a": 5}}, {"weight_map": {"a": ["x"]}}, {}])
+def test_a_broken_index(folder, index):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "is not a safetensors index")
 
 
 def test_a_tensor_of_whole_numbers(folder):

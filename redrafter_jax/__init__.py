@@ -1,0 +1,35 @@
+"""ReDrafter (Recurrent Drafter, arXiv 2403.09919) in JAX: the library, which knows no tokenizer and no command line.
+
+    from redrafter_jax import Engine, Limits, Sampling, Shape, load_drafter, load_target, make_mesh
+
+Names of arrays end in their dimensions (``tokens_BN``):
+
+    B row                 W beam              L drafted position     N tree node
+    S cache slot          T text position     D model width          H query head
+    K key-value head      C head channel      F feed-forward width   V vocabulary
+    E exit width of the draft head            U draft vocabulary
+
+(in the training loss K is the number of drafted positions).
+"""
+
+import importlib
+
+_PUBLIC = {
+    "Engine": "decode.engine",
+    "Limits": "decode.engine",
+    "Reply": "decode.engine",
+    "Sampling": "decode.engine",
+    "Shape": "decode.loop",
+    "BadInput": "errors",
+    "make_mesh": "mesh",
+    "load_drafter": "weights",
+    "load_target": "weights",
+    "save_drafter": "weights",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:  # looked up when it is asked for, so that a command's --help does not start JAX
+        return getattr(importlib.import_module(f"redrafter_jax.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'redrafter_jax' has no attribute {name!r}")

@@ -20,6 +20,8 @@ def test_python_gets_the_same_text_in_five_lines(tmp_path):
     other = infer.load(str(tmp_path / "target")).complete("def fib(n):", max_new_tokens=16)
     assert one.text == other.text and one.reply.token_ids == other.reply.token_ids
     assert sum(one.reply.accepted_histogram[1:]) > 0 and other.reply.accepted_histogram[1:] == []
+    over_rows = infer.load(str(tmp_path / "target"), mesh=(2, 1)).complete("def fib(n):", max_new_tokens=16)
+    assert over_rows.reply.token_ids == one.reply.token_ids  # a single row on a mesh that splits rows
 
 
 def test_text_without_a_tokenizer_is_refused_from_python_too():

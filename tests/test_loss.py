@@ -10,7 +10,8 @@ import pytest
 from redrafter_jax import loss, weights
 from redrafter_jax.model.drafter import Drafter, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
-from tests.support import golden, put
+from tests.support import MODELS, golden, put
+from train import data, figures, step
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -48,8 +49,8 @@ def test_soft_labels_are_the_targets_distributions_and_mix_linearly(mha):
         losses = []
         for t in range(T - 2 - i):
             state = jnp.zeros_like(hidden[:, 0])
-            for step in range(i + 1):
-                state = drafter.advance(state, target.embed(tokens[:, t + 1 + step]))
+            for read in range(i + 1):
+                state = drafter.advance(state, target.embed(tokens[:, t + 1 + read]))
             logq = np.asarray(jax.nn.log_softmax(drafter.logits(drafter.exit(drafter.context(hidden[:, t]), state), target)))
             losses += [-(p[b, t + 1 + i] * logq[b]).sum() for b in range(B)]
         expected += np.mean(losses)
@@ -111,3 +112,14 @@ def test_value_and_gradients_are_those_of_the_straightforward_form_with_packed_r
     assert float(total) == pytest.approx(float(value), rel=1e-5)
     for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["target_mha", "target_tied"])  # with an LM head of its own, and without
+def test_bits_per_byte_are_those_of_the_targets_own_logits(name):
+    target = weights.load_target(MODELS / name)
+    stream = np.random.default_rng(0).integers(0, target.config.vocab_size, 60)
+    hidden, _ = step.read(target, data.unpacked(stream[None]))
+    logits = np.asarray(target.logits(hidden), np.float64)[0, :-1]
+    nats = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(59), stream[1:]]
+    found = figures.bits_per_byte(target, stream, bytes_=120, row_length=60, rows=1)
+    assert found == pytest.approx(nats.mean() / np.log(2) * 60 / 120, rel=1e-4)

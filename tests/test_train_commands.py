@@ -71,7 +71,7 @@ def test_heads_are_measured_side_by_side_on_text(target, tmp_path, capsys):
     heads = ["--drafter", str(MODELS / "drafter_mha_rnn"), str(MODELS / "drafter_mha_rand")]
     assert measure.command([*arguments, *heads]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert list(result["heads"]) == heads[1:] and result["bits_per_byte"] > 2  # a random target
+    assert list(result["heads"]) == heads[1:]
     for rows in result["heads"].values():
         assert rows[0]["shape"] == "2x3" and 1 <= rows[0]["along_text"] <= 4 and 1 <= rows[0]["coupled"] <= 4
     assert measure.command([*arguments, "--drafter", str(MODELS / "drafter_gqa_proj")]) == 2

@@ -160,7 +160,9 @@ def unloop_target(options: Options, target: Target) -> Target:
 
 def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:
     record = corpus_record(options)
-    return figures.bits_per_byte(target, stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows)
+    return figures.bits_per_byte(
+        pretrain.finished(target), stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
+    )
 
 
 def _log(options: Options, line: dict) -> None:

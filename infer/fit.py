@@ -5,6 +5,7 @@ estimates. Not here: the points (`plan.py`), counting by hand (`roofline.py`), t
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -46,6 +47,8 @@ class Options:
     """Also: passes of the target over N nodes without drafting."""
     head: Literal["full", "slim"] = "full"
     """full: the paper's head; slim: exits into the target's own LM head."""
+    head_vocab: int = 0
+    """Tokens that the head can draft; 0: all of the target's."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of weights and cache."""
     sampling: Literal["greedy", "sampled", "filtered"] = "greedy"
@@ -56,7 +59,8 @@ class Options:
     """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
     only what is recommended is compiled whole."""
     floors: bool = False
-    """Compile nothing: least memory and least times, counted by hand, for --mesh (by default all chips in `model`)."""
+    """Compile nothing: least memory and least times, counted by hand, for --mesh (by default all chips in `model`). It takes no
+    --sampling, --most or --whole."""
     json: bool = False
     """Print the report as JSON instead."""
 
@@ -90,6 +94,15 @@ def _check(options: Options) -> None:
         raise BadInput(f"--most should be 1 or more, not {options.most}")
     for text in options.beams:
         beam(text)
+    if options.floors:
+        _check_floors(options)
+
+
+def _check_floors(options: Options) -> None:
+    default = {field.name: field.default for field in dataclasses.fields(Options)}
+    for name in ("sampling", "most", "whole"):
+        if getattr(options, name) != default[name]:
+            raise BadInput(f"--{name} does not go with --floors, which compiles nothing; leave one of them out")
 
 
 def run(options: Options) -> dict:
@@ -99,11 +112,13 @@ def run(options: Options) -> dict:
     from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 
     subject = _subject(options, compile_only.slice_of(options.topology))
-    meshes, left_out = _meshes(options, subject)
+    meshes, left_out = compile_only.meshes(options.mesh, options.topology, subject.config, subject.head)
+    untaken = compile_only.untaken(options.batch, meshes)
+    left_out += untaken.values()
     say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     say(_heading(options, subject))
     for reason in left_out:
-        say(f"left out: mesh {reason}")
+        say(f"left out: {reason}")
     shapes = [AUTOREGRESSIVE, *(Shape(*beam(text)) for text in options.beams)]
     rows, node_rows = [], []
     say(_line([name for name, _ in COLUMNS]))
@@ -128,10 +143,11 @@ def run(options: Options) -> dict:
         "advice": [],
         "limits": LIMITS,
     }
-    for advice in (plan.advise(rows, batch, options.most) for batch in options.batch):
-        checked = _checked(subject, advice)
-        report["advice"].append(dataclasses.asdict(advice) | {"checked": checked})
-        say(_advice(advice, options.most, checked, subject.slice.chip.usable_bytes))
+    for batch in (batch for batch in options.batch if batch not in untaken):
+        advice, checked, refused = plan.settle(rows, batch, options.most, functools.partial(_checked, subject))
+        before = [dataclasses.asdict(one) | {"checked": checks} for one, checks in refused]
+        report["advice"].append(dataclasses.asdict(advice) | {"checked": checked, "refused": before})
+        say(_advice(advice, options.most, checked, refused, subject.slice.chip.usable_bytes))
     say(LIMITS)
     return report
 
@@ -144,22 +160,26 @@ def run_floors(options: Options) -> dict:
 
     chip, chips = compile_only.chips_of(options.topology)
     subject = _subject(options, None)
-    split = options.mesh or (1, chips)
-    if split[0] * split[1] != chips or any(batch % split[0] for batch in options.batch):
-        raise BadInput(f"--mesh {split[0]} {split[1]} should have {chips} chips, and data shards that divide every --batch")
-    if reason := compile_only.why_not(subject.config, subject.head, split[1]):
-        raise BadInput(f"--mesh {split[0]} {split[1]} cannot split this target: {reason}")
+    (split,), _ = compile_only.meshes(options.mesh or (1, chips), options.topology, subject.config, subject.head)
+    untaken = compile_only.untaken(options.batch, [split])
     shapes = [Shape(*beam(text)) for text in options.beams]
     nodes = options.nodes or NODES
-    rows = [plan.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch]
-    report = {"command": " ".join(["python -m infer.fit", *sys.argv[1:]]), "chip": dataclasses.asdict(chip), "rows": rows}
+    rows = [plan.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch if batch not in untaken]
+    report = {
+        "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
+        "chip": dataclasses.asdict(chip),
+        "left_out": list(untaken.values()),
+        "rows": rows,
+    }
     if options.json:
         return report
     print(
-        f"{options.model}, {options.head} head, {options.dtype}, {options.context} tokens of context, on {options.topology},"
+        f"{options.model}, {_head(options)}, {options.dtype}, {options.context} tokens of context, on {options.topology},"
         f" mesh {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {chip.usable_bytes / (1 << 30):.2f} GiB usable per chip.\n"
         "By hand: weights and state, and least times: a plain step in ms; passes over N nodes, drafts and rounds in plain steps."
     )
+    for reason in report["left_out"]:
+        print(f"left out: {reason}")
     heads = [f"N={count}" for count in nodes] + [f"{what} {text}" for what in ("draft", "round") for text in options.beams]
     print("batch GiB/chip  step ms   knee " + " ".join(f"{head:>{max(5, len(head))}}" for head in heads))
     for row in rows:
@@ -173,37 +193,21 @@ def run_floors(options: Options) -> dict:
 def _subject(options: Options, slice_):
     from infer import plan, synthetic
     from redrafter_jax import compile_only
+    from redrafter_jax.model import vocabulary
 
     target = compile_only.target_config(options.model)
     # a longer context than the target was made for has the same cost
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
-    head = synthetic.head_config(target, options.head)
+    if not 0 <= options.head_vocab <= target.vocab_size:
+        raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {target.vocab_size}, not {options.head_vocab}")
+    head = vocabulary.untied_config(synthetic.head_config(target, options.head, options.head_vocab))  # as decoding unties it
     return plan.Subject(slice_, target, head, options.dtype, options.context, options.sampling, options.whole)
-
-
-def _meshes(options: Options, subject) -> tuple[list[tuple[int, int]], list[str]]:
-    from redrafter_jax import compile_only
-
-    found, left_out = compile_only.meshes(subject.config, subject.head, len(subject.slice.devices))
-    if options.mesh is None:
-        return found, left_out
-    data, model = options.mesh
-    chips = len(subject.slice.devices)
-    if min(data, model) < 1 or data * model != chips:
-        raise BadInput(f"--mesh should be two numbers whose product is the {chips} chips of {options.topology}, not {data} {model}")
-    if reason := compile_only.why_not(subject.config, subject.head, model):
-        raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
-    if all(batch % data for batch in options.batch):
-        raise BadInput(f"--batch should have a multiple of the {data} data shards of --mesh")
-    return [(data, model)], []
 
 
 def _checked(subject, advice) -> list[dict]:
     """The recommended step, round and prefill, all layers compiled; where the table had only two depths of the step and round."""
     from infer import plan
 
-    if advice.mesh is None:
-        return []
     whole = dataclasses.replace(subject, whole=True)
     return [plan.check(whole, advice, what) for what in ("step", "round", "prefill") if what != "round" or advice.shape]
 
@@ -221,7 +225,7 @@ def _line(cells: list[str]) -> str:
 def _cells(row: dict, plain: dict) -> list[str]:
     """A row for people; times in ms. Figures of a chip."""
     cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), row["shape"], str(row["nodes"])]
-    roughly = "" if row.get("whole", False) else "~" if row["compiled"] else ">"
+    roughly = "" if row.get("whole", False) else "~" if "seconds" in row else ">"
     cells += [f"{roughly}{row['held'] / (1 << 30):.2f}", "yes" if row["fits"] else "no"]
     if "seconds" not in row:
         return cells
@@ -238,26 +242,45 @@ def _cells(row: dict, plain: dict) -> list[str]:
 def _heading(options: Options, subject) -> str:
     chip = subject.slice.chip
     return (
-        f"{options.model}, {options.head} head, {options.dtype}, {options.context} tokens of context, {options.sampling}, on"
+        f"{options.model}, {_head(options)}, {options.dtype}, {options.context} tokens of context, {options.sampling}, on"
         f" {len(subject.slice.devices)} chips of {chip.name} ({options.topology}): {chip.peak / 1e12:.0f} TFLOP/s,"
         f" {chip.bandwidth / 1e9:.0f} GB/s, {chip.usable_bytes / (1 << 30):.2f} GiB usable, ridge {chip.ridge:.0f} FLOP/byte\n"
-        "All figures are of one chip. ~: from programs of 2 and 4 layers; >: weights and state alone, not compiled."
+        "All figures are of one chip. ~: from programs of 2 and 4 layers; >: weights and state alone; the rest is not known."
     )
 
 
-def _advice(advice, most: float, checked: list[dict], usable: int) -> str:
+def _head(options: Options) -> str:
+    return f"{options.head} head" + (f" of {options.head_vocab} tokens" if options.head_vocab else "")
+
+
+def _advice(advice, most: float, checked: list[dict], refused: list, usable: int) -> str:
+    """The recommendation for a batch, after those that were found not to fit."""
+    before = "".join(f"{_refusal(*one)}\n" for one in refused)
     if advice.mesh is None:
-        return f"batch {advice.batch}: nothing fits; take more chips, a shorter --context or fewer rows"
+        what = f"none of these {len(refused)}" if refused else "nothing"
+        return f"{before}batch {advice.batch}: {what} fits; take more chips, a shorter --context or fewer rows"
     data, model = advice.mesh
     what = f"batch {advice.batch}: --mesh {data} {model}, "
     if advice.shape is None:
         what += f"and plain decoding: no beam shape tried costs at most {most:g} plain steps"
     else:
         what += f"beams {advice.shape}: a round costs about {advice.cost:.2f} plain steps, and pays above so many tokens per step"
-    sizes = ", ".join(
-        f"{one['what']} {one['held'] / (1 << 30):.2f} GiB{'' if one['fits'] else ' (DOES NOT FIT)'}" for one in checked
-    )
-    return f"{what}.\n    All layers compiled, of {usable / (1 << 30):.2f} GiB per chip: {sizes}"
+    return f"{before}{what}.\n    All layers compiled, of {usable / (1 << 30):.2f} GiB per chip: {_sizes(checked)}"
+
+
+def _refusal(advice, checked: list[dict]) -> str:
+    data, model = advice.mesh
+    sizes = _sizes([one for one in checked if not one["fits"]])
+    return f"batch {advice.batch}: --mesh {data} {model}, {_decoding(advice)}, does not fit with all layers compiled: {sizes}"
+
+
+def _decoding(advice) -> str:
+    return f"beams {advice.shape}" if advice.shape else "plain decoding"
+
+
+def _sizes(checked: list[dict]) -> str:
+    gib = lambda held: "?" if held is None else f"{held / (1 << 30):.2f}"  # noqa: E731
+    return ", ".join(f"{one['what']} {gib(one['held'])} GiB" for one in checked)
 
 
 if __name__ == "__main__":

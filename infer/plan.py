@@ -5,7 +5,7 @@ Not here: compiling (`redrafter_jax/compile_only.py`), counting by hand (`roofli
 
 import dataclasses
 import functools
-import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from redrafter_jax.model.target import TargetConfig
 
 _round = jax.jit(loop.one_round, static_argnames=("shape", "propose"), donate_argnames="state")
 _REST = ("noise", "pack", "commit", "other")
+AGAIN = 3  # times that another recommendation is made, when one has been found not to fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, prop
     try:
         program = compile_point(subject, split, batch, shape, propose)
     except DoesNotFit as refused:
-        return facts | {"held": refused.bytes or resident, "fits": False, "compiled": True}
+        return facts | {"held": refused.bytes or resident, "fits": False, "compiled": True, "whole": refused.bytes is not None}
     return (
         facts
         | {"held": program.held, "fits": compile_only.fits(program.held, chip), "compiled": True}
@@ -212,8 +213,45 @@ def over_plain(row: dict, plain: dict) -> float:
     return max(row["round_seconds"] / plain["round_seconds"], floors)
 
 
+def settle(
+    rows: list[dict], batch: int, most: float, checked: Callable[[Advice], list[dict]]
+) -> tuple[Advice, list[dict], list[tuple[Advice, list[dict]]]]:
+    """What to take that fits with all layers.
+
+    Args:
+      checked: gives the checks (`check`) of a recommendation; it is called for at most 1 + `AGAIN` of them.
+
+    Returns:
+      The recommendation, without a mesh if nothing fits; its checks; and those made before that do not fit, with theirs.
+    """
+    refused = []
+    for _ in range(1 + AGAIN):
+        advice = advise(rows, batch, most)
+        checks = checked(advice) if advice.mesh else []
+        if all(one["fits"] for one in checks):
+            return advice, checks, refused
+        refused.append((advice, checks))
+        rows = without(rows, advice, checks)
+    return Advice(batch, None, None, None), [], refused
+
+
+def without(rows: list[dict], advice: Advice, checks: list[dict]) -> list[dict]:
+    """The rows with what these checks refuse marked as not fitting: the mesh, where plain decoding does not fit there; else
+    its shapes, where the prefill leaves no room for a head; else the one shape whose round does not fit."""
+    failed = {one["what"]: one for one in checks if not one["fits"]}
+    of_mesh = "step" in failed or ("prefill" in failed and not failed["prefill"]["fits_without_head"])
+
+    def goes(row: dict) -> bool:
+        if row["batch"] != advice.batch or tuple(row["mesh"]) != advice.mesh:
+            return False
+        return of_mesh or (row["shape"] != "AR" if "prefill" in failed else row["shape"] == advice.shape)
+
+    return [row | {"fits": False} if goes(row) else row for row in rows]
+
+
 def check(subject: Subject, advice: Advice, what: str) -> dict:
-    """Whether the recommended step, round or prefill fits, compiled as ``subject`` says."""
+    """Whether the recommended step, round or prefill fits, compiled as ``subject`` says; held is None where a refusal did not
+    say it."""
     W, _, L = (advice.shape or "").partition("x")
     shape = Shape(int(W), int(L)) if advice.shape else AUTOREGRESSIVE
     waiting = 0
@@ -224,10 +262,10 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
         else:
             program = compile_point(subject, advice.mesh, advice.batch, AUTOREGRESSIVE if what == "step" else shape)
     except DoesNotFit as refused:
-        return {"what": what, "held": refused.bytes or math.nan, "fits": False}
-    held = program.held + waiting
-    fits = compile_only.fits(held, subject.slice.chip)
-    return {"what": what, "held": held, "fits": fits, "compile_seconds": program.compile_seconds}
+        return {"what": what, "held": refused.bytes, "fits": False, "fits_without_head": False}
+    held, chip = program.held + waiting, subject.slice.chip
+    fits = {"fits": compile_only.fits(held, chip), "fits_without_head": compile_only.fits(program.held, chip)}
+    return {"what": what, "held": held, **fits, "compile_seconds": program.compile_seconds}
 
 
 def _head_bytes(subject: Subject, split) -> int:

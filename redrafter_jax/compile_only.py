@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from redrafter_jax import config, hlo, mesh
 from redrafter_jax.chips import CHIPS, GIB, Chip
@@ -125,12 +126,42 @@ def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None
     return mesh.Load(target, head).unfit(1, model)
 
 
-def meshes(target: TargetConfig, head: DrafterConfig, chips: int) -> tuple[list[tuple[int, int]], list[str]]:
-    """The meshes of all of so many chips over which a pair can be split, and why the others are left out."""
-    sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
-    reasons = {size: why_not(target, head, size[1]) for size in sizes}
-    left_out = [f"{data}x{model}: {reason}" for (data, model), reason in reasons.items() if reason]
-    return [size for size in sizes if not reasons[size]], left_out
+def meshes(
+    given: tuple[int, int] | None, topology: str, target: TargetConfig, head: DrafterConfig
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """The meshes to try: the one given, or all those of all chips over which a pair can be split; and why others are left out.
+
+    Raises:
+      BadInput: the one given is not of all chips, or cannot split the pair.
+    """
+    chips = chips_of(topology)[1]
+    if given is None:
+        sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
+        reasons = {size: why_not(target, head, size[1]) for size in sizes}
+        left_out = [f"mesh {data}x{model}: {reason}" for (data, model), reason in reasons.items() if reason]
+        return [size for size in sizes if not reasons[size]], left_out
+    data, model = given
+    if min(given) < 1 or data * model != chips:
+        raise BadInput(f"--mesh should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}")
+    if reason := why_not(target, head, model):
+        raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
+    return [given], []
+
+
+def untaken(batches: tuple[int, ...], tried: list[tuple[int, int]]) -> dict[int, str]:
+    """The batches that no mesh takes, since its data shards do not divide them, each with a sentence.
+
+    Raises:
+      BadInput: that is all of them.
+    """
+    data, model = tried[0]
+    shards = sorted(shards for shards, _ in tried)
+    none = f"mesh {data}x{model} does not take" if len(tried) == 1 else f"no mesh of all {data * model} chips takes"
+    said = f"data shards are {', '.join(map(str, shards))}; give a multiple"
+    found = {batch: f"{none} batch {batch}; {said}" for batch in batches if all(batch % count for count in shards)}
+    if all(batch in found for batch in batches):
+        raise BadInput(f"--batch: {found[batches[0]]}")
+    return found
 
 
 def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
@@ -198,6 +229,23 @@ def fits(held: float, chip: Chip) -> bool:
     return held <= chip.usable_bytes * (1 - MARGIN)
 
 
+@contextlib.contextmanager
+def without_persistent_cache():
+    """JAX's persistent compilation cache turned off: a program for a TPU that is not here is written to it, but cannot be read
+    back, and JAX warns of that."""
+    folder = jax.config.jax_compilation_cache_dir
+    _keep_programs_in(None)
+    try:
+        yield
+    finally:
+        _keep_programs_in(folder)
+
+
+def _keep_programs_in(folder: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()  # else what was in use before stays in use
+
+
 def compile_program(function, *args, **static) -> Program:
     """Compiles a jitted function for the current mesh.
 
@@ -207,7 +255,8 @@ def compile_program(function, *args, **static) -> Program:
     lowered = function.lower(*args, **static)
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        with without_persistent_cache():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -237,10 +286,17 @@ def _needed(message: str) -> int | None:
 
 
 def at_depth(compile_layers: Callable[[int], Program], layers: int, whole: bool) -> Program:
-    """The program of so many layers: compiled if ``whole``, else the straight line through those of `DEPTHS` layers."""
+    """The program of so many layers: compiled if ``whole``, else the straight line through those of `DEPTHS` layers.
+
+    Raises:
+      DoesNotFit: the compiler refused one; without bytes if it was one of fewer layers, whose bytes say too little.
+    """
     if whole or layers <= DEPTHS[1]:
         return compile_layers(layers)
-    few, more = map(compile_layers, DEPTHS)
+    try:
+        few, more = map(compile_layers, DEPTHS)
+    except DoesNotFit:
+        raise DoesNotFit(None) from None
 
     def line(a: float, b: float) -> float:
         return a + (b - a) * (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])

@@ -9,11 +9,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from redrafter_jax.mesh import make_mesh
 from tests import support
 
 jax.set_mesh(make_mesh())
+CACHE = jax.config.jax_compilation_cache_dir
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +23,19 @@ def mesh():
     jax.set_mesh(make_mesh())
     yield
     jax.set_mesh(make_mesh())
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache_is_put_back():
+    """`infer.generate` in this process turns it on, and a program of one test would be another's."""
+    _put_back_cache()  # from what a fixture of a whole file has turned on
+    yield
+    _put_back_cache()
+
+
+def _put_back_cache():
+    jax.config.update("jax_compilation_cache_dir", CACHE)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session", params=list(support.PAIRS))

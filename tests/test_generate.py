@@ -9,7 +9,6 @@ import sys
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from infer import compare, folders
 from infer.generate import DEFAULT_PROMPT, main
@@ -25,13 +24,6 @@ SHORT = ["--max-new-tokens", "20", "--beam-width", "2", "--beam-length", "3"]
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture(autouse=True)
-def compilation_cache_is_put_back():
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

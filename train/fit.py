@@ -9,12 +9,14 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Literal
 
 import tyro
 
 from redrafter_jax.errors import BadInput
 
+AGAIN = 3  # times that the next best is tried, when one has been found not to fit
 LIMITS = (
     "All of this is the compiler's estimate and arithmetic, not a measurement. The step takes the cycles that the compiler expects"
     " of its operations, one after the other, and no less than its floor: the operations that the mathematics needs at the chip's"
@@ -79,31 +81,55 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: Options) -> dict:
     """Compiles, and prints unless JSON is wanted; returns the whole report."""
     from redrafter_jax import compile_only
+    from train import run
 
     recipe = _recipe(options)
     target = compile_only.target_config(options.model)
     slice_ = compile_only.slice_of(options.topology)
     chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
-    report = {"command": " ".join(["python -m train.fit", *sys.argv[1:]]), "chips": chips, "rows": [], "limits": LIMITS}
+    meshes, left_out = compile_only.meshes(options.mesh, options.topology, target, run.head_config(target, recipe))
+    left_out += compile_only.untaken(options.batch, meshes).values()
+    command = " ".join(["python -m train.fit", *sys.argv[1:]])
+    report = {"command": command, "chips": chips, "left_out": left_out, "rows": [], "limits": LIMITS}
     say(
         f"{options.model}, {_head(options)} in float32, target in {options.dtype}, rows of {options.row_length} tokens,"
         f" {options.positions} positions, on {chips} chips of {slice_.chip.name} ({options.topology},"
         f" {slice_.chip.usable_bytes / (1 << 30):.2f} GiB usable each)\nAll figures but tokens/s are of one chip."
     )
+    for reason in left_out:
+        say(f"left out: {reason}")
     say(_line([name for name, _ in COLUMNS]))
-    for data, model in _meshes(options, target, recipe, chips, say):
+    point = functools.partial(row, slice_, target, options, recipe)
+    for data, model in meshes:
         for batch in (batch for batch in options.batch if batch % data == 0):
-            report["rows"].append(row(slice_, target, options, recipe, (data, model), batch, options.whole))
+            report["rows"].append(point((data, model), batch, options.whole))
             say(_line(_cells(report["rows"][-1])))
-    fitting = [row for row in report["rows"] if row["fits"]]
-    best = max(fitting, key=lambda row: row["tokens_per_second"], default=None)
-    if best is not None and not best["whole"]:
-        best = row(slice_, target, options, recipe, best["mesh"], best["batch"], whole=True)
-        say(_line(_cells(best)))
-    report["advice"] = best
-    say(_advice(best))
+
+    def of_all_layers(found: dict) -> dict:
+        whole = point(found["mesh"], found["batch"], whole=True)
+        say(_line(_cells(whole)))
+        return whole
+
+    report["advice"], report["refused"] = settle(report["rows"], of_all_layers)
+    say(_advice(report["advice"], report["refused"]))
     say(LIMITS)
     return report
+
+
+def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:
+    """The row of most tokens per second that fits with all layers, and those that seemed to be it but do not.
+
+    Args:
+      of_all_layers: gives the row with all layers compiled; it is called for at most 1 + `AGAIN` of them.
+    """
+    refused = []
+    fitting = sorted((row for row in rows if row["fits"]), key=lambda row: -row["tokens_per_second"])
+    for found in fitting[: 1 + AGAIN]:
+        whole = found if found["whole"] else of_all_layers(found)
+        if whole["fits"]:
+            return whole, refused
+        refused.append(whole)
+    return None, refused
 
 
 def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool) -> dict:
@@ -118,7 +144,7 @@ def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool)
     try:
         program = compile_only.at_depth(of_depth, target.num_hidden_layers, whole)
     except compile_only.DoesNotFit as refused:
-        return facts | {"held": refused.bytes, "fits": False, "whole": whole}
+        return facts | {"held": refused.bytes, "fits": False, "whole": refused.bytes is not None}
     flops = _flops(slice_, target, options, recipe, mesh, batch)
     seconds = max(program.seconds(slice_.chip), flops / slice_.chip.peak)
     return facts | {
@@ -203,28 +229,6 @@ def _recipe(options: Options):
     return recipe
 
 
-def _meshes(options: Options, target, recipe, chips: int, say) -> list[tuple[int, int]]:
-    from redrafter_jax import compile_only
-    from train import run
-
-    head = run.head_config(target, recipe)
-    if options.mesh is not None:
-        data, model = options.mesh
-        if min(data, model) < 1 or data * model != chips:
-            raise BadInput(
-                f"--mesh should be two numbers whose product is the {chips} chips of {options.topology}, not {data} {model}"
-            )
-        if reason := compile_only.why_not(target, head, model):
-            raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
-        if all(batch % data for batch in options.batch):
-            raise BadInput(f"--batch should have a multiple of the {data} data shards of --mesh")
-        return [(data, model)]
-    found, left_out = compile_only.meshes(target, head, chips)
-    for reason in left_out:
-        say(f"left out: mesh {reason}")
-    return found
-
-
 def _head(options: Options) -> str:
     return f"{options.head} head" + (f" of {options.head_vocab} tokens" if options.head_vocab else "")
 
@@ -250,12 +254,12 @@ def _cells(row: dict) -> list[str]:
     ]  # fmt: skip
 
 
-def _advice(best: dict | None) -> str:
+def _advice(best: dict | None, refused: list[dict]) -> str:
     if best is None:
-        return "nothing fits; take more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
+        what = f"none of the last {len(refused)} lines, with all layers compiled," if refused else "nothing"
+        return f"{what} fits; take more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
     data, model = best["mesh"]
-    fits = "fits" if best["fits"] else "DOES NOT FIT"
-    return f"--mesh {data} {model} with {best['batch']} rows at once, the last line above, has all layers compiled and {fits}"
+    return f"--mesh {data} {model} with {best['batch']} rows at once has all layers compiled and fits"
 
 
 if __name__ == "__main__":

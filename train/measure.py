@@ -82,32 +82,34 @@ def main(options: Options) -> None:
         "loops": figures.loop_share(figures.greedy_replies(target, prompts, options.new_tokens)),
         "heads": {},
     }
+    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))  # a head's rows once they are there
+    say(heading(result))
     for folder in options.drafter:
         head = weights.load_drafter(folder, what="--drafter")
-        result["heads"][str(folder)] = figures.tau_table(target, head, prompts, contexts, shapes, options.trees, options.new_tokens)
-    print(json.dumps(result, indent=1) if options.json else table(result))
+        rows = figures.tau_table(target, head, prompts, contexts, shapes, options.trees, options.new_tokens)
+        result["heads"][str(folder)] = rows
+        say("\n".join(line(folder, row) for row in rows))
+    if options.json:
+        print(json.dumps(result, indent=1))
 
 
-def table(result: dict) -> str:
-    """The result for people, as Markdown."""
-    lines = [
-        f"{result['tokens']:,} tokens of text: {result['bits_per_byte']:.3f} bits per byte; {result['loops']:.0%} of the greedy"
-        " continuations end in a loop.",
-        "Tokens per step, the +1 counted:",
-        "",
-        "| head | W x L | tree | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|---|---|" + "---|" * len(COLUMNS),
-    ]
-    for name, rows in result["heads"].items():
-        for row in rows:
-            cells = [
-                pathlib.Path(name).name,
-                row["shape"].replace("x", " x "),
-                row["tree"],
-                *(f"{row[key]:.3f}" for key in COLUMNS),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def heading(result: dict) -> str:
+    """What stands above the rows of the heads, as Markdown."""
+    return "\n".join(
+        [
+            f"{result['tokens']:,} tokens of text: {result['bits_per_byte']:.3f} bits per byte; {result['loops']:.0%} of the greedy"
+            " continuations end in a loop.",
+            "Tokens per step, the +1 counted:",
+            "",
+            "| head | W x L | tree | " + " | ".join(COLUMNS.values()) + " |",
+            "|---|---|---|" + "---|" * len(COLUMNS),
+        ]
+    )
+
+
+def line(head: pathlib.Path, row: dict) -> str:
+    """A row of a head."""
+    return f"| {head} | {row['shape'].replace('x', ' x ')} | {row['tree']} | {' | '.join(f'{row[key]:.3f}' for key in COLUMNS)} |"
 
 
 def shape(name: str) -> tuple[int, int]:

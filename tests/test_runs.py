@@ -190,7 +190,7 @@ def test_a_run_without_held_out_examples_says_so(target, text, tmp_path, capsys,
 
 
 def test_rows_longer_than_the_targets_context_are_refused(target, text, tmp_path, capsys):
-    assert main.command(training(target, text, tmp_path / "run", "--row-length", 513)) == 2
+    assert main.command(training(target, text, tmp_path / "run", "--row-length", 513, "--steps", 1)) == 2
     assert "--row-length should be at most the target's context of 512, not 513" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

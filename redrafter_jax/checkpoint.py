@@ -17,9 +17,10 @@ from orbax.checkpoint import v1 as ocp
 
 class Run:
     """The checkpoints of one run's folder, the newest ``keep`` of them and, by the score named ``best``, the one where it
-    is lowest; a context manager. One process (or one group of them) per folder: what an interrupted save left is removed."""
+    is lowest; a context manager. One process (or one group of them) writes to a folder: what an interrupted save left is removed.
+    Others may read meanwhile (``writes`` False)."""
 
-    def __init__(self, folder: pathlib.Path | str, keep: int = 2, best: str | None = None):
+    def __init__(self, folder: pathlib.Path | str, keep: int = 2, best: str | None = None, writes: bool = True):
         policies = ocp.training.preservation_policies
         kept = [policies.LatestN(keep)]
         if best is not None:
@@ -29,7 +30,7 @@ class Run:
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=writes,  # a reader's would take away what the writer is writing
         )
 
     @property

@@ -143,8 +143,8 @@ def test_a_run_compiles_its_step_once(tmp_path):
 
 
 def test_another_configuration_of_what_matters_is_refused_with_the_difference(tmp_path):
-    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
+    (tmp_path / "checkpoints" / "2").mkdir()
     run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
     with pytest.raises(BadInput, match="rate was 0.1 and is 0.2"):
         run.keep_configuration(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")

@@ -21,12 +21,12 @@ BATCH = 8
 
 
 class Evaluation:
-    """What is evaluated and how; ``held_out`` None: nothing is."""
+    """What is evaluated and how; ``held_out`` None, or --evaluate-every 0: nothing is."""
 
     def __init__(self, target: Target, recipe: Recipe, held_out):
         self.target, self.recipe = target, recipe
         self.batches, self.prompts = [], []
-        if held_out is None:
+        if held_out is None or recipe.evaluate_every == 0:
             return
         rows = data.Rows(held_out, recipe.row_length)
         size = recipe.batch // recipe.accumulate
@@ -40,7 +40,7 @@ class Evaluation:
 
     def is_due(self, index: int) -> bool:
         every = self.recipe.evaluate_every
-        return bool(self.batches) and every > 0 and (index % every == 0 or index == self.recipe.steps)
+        return bool(self.batches) and (index % every == 0 or index == self.recipe.steps)
 
     def loss(self, drafter: Drafter) -> float | None:
         """Cross-entropy in nats against the text, summed over drafted positions."""

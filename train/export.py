@@ -1,14 +1,17 @@
 """`python -m train.export`: a head from a run's checkpoint, as a folder in Apple's format with a model card."""
 
 import dataclasses
-import json
 import pathlib
+import shlex
 import sys
 
 import tyro
 from etils import epath
 
 from redrafter_jax.errors import BadInput
+
+DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
+OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # others that a card's command repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,24 +42,31 @@ def main(options: Options) -> None:
     import jax
 
     from redrafter_jax import checkpoint, weights
+    from redrafter_jax import config as configs
     from redrafter_jax.mesh import make_mesh
     from redrafter_jax.model.drafter import Drafter
     from train import run
+    from train.main import fingerprint
     from train.recipe import Recipe
 
     checkpoints = epath.Path(options.checkpoints or options.run / "checkpoints")
-    if not (options.run / "config.json").is_file() or not checkpoints.is_dir():
+    configuration = run.read_configuration(options.run, checkpoints) if checkpoints.is_dir() else None
+    if configuration is None:
         raise BadInput(f"--run: {options.run} is not the folder of a run of train.main")
-    configuration = json.loads((options.run / "config.json").read_text())
+    target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    if configuration.get("target") not in (None, fingerprint(options.target)):
+        raise BadInput(
+            f"--target: {options.run} was trained for another target than {options.target}, whose config.json or sizes of weight"
+            " files differ; give the folder that train.main was given"
+        )
     fields = {field.name for field in dataclasses.fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in configuration.items() if name in fields})
     jax.set_mesh(make_mesh())
-    target = weights.load_target(options.target, what="--target")
-    with checkpoint.Run(checkpoints) as kept:
+    with checkpoint.Run(checkpoints, writes=False) as kept:
         step = kept.latest_step if options.step is None else options.step
         if step not in kept.steps:
             raise BadInput(f"--step: {options.run} has checkpoints of steps {kept.steps}, not {step}")
-        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target.config, recipe)))
+        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target_config, recipe)))
         try:
             head = kept.restore(step, head=like)["head"]
         except ValueError as error:
@@ -64,9 +74,9 @@ def main(options: Options) -> None:
             raise BadInput(f"--target: the head of {options.run} does not fit {options.target} ({reason})") from None
     write(
         head,
-        target if options.whole else None,
+        weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
-        card(options.target, configuration, run.last_line(options.run), step),
+        card(options.target, configuration, run.last_evaluation(options.run, step), step),
     )
     print(f"the head of step {step} is in {options.output}")
 
@@ -81,19 +91,61 @@ def write(head, target, folder: pathlib.Path, text: str) -> None:
 
 
 def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
-    """The model card: base model, data, steps, figures, command."""
+    """The model card: base model, data, steps, figures, command. Files are named without their folders.
+
+    Args:
+      configuration: as it is saved with the run.
+      figures: of the last evaluation before the checkpoint, with its step.
+      step: of the checkpoint.
+    """
+    from train.run import NOT_COMPARED
+
+    options = configuration.get(NOT_COMPARED)
+    compared = {name: value for name, value in configuration.items() if name != NOT_COMPARED}
+    if options is not None:
+        compared["data"] = ", ".join(_name(path) for kind in DATA for path in options.get(kind, ()))
     shown = {name: value for name, value in figures.items() if name.startswith("held_out_") and not isinstance(value, list)}
     measured = "\n".join(f"| {name.removeprefix('held_out_').replace('_', ' ')} | {value:.3f} |" for name, value in shown.items())
-    settings = "\n".join(f"| {name} | {value} |" for name, value in configuration.items())
+    settings = "\n".join(f"| {name} | {value} |" for name, value in compared.items())
+    after = f" after {figures['step']} updates" if shown else ""
+    begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
         "---\nlibrary_name: redrafter_jax\ntags: [speculative-decoding, redrafter]\n---\n"
         f"# A ReDrafter head for {target.name}\n\n"
         "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
         f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"
         f"    python -m infer.generate --target {target.name} --drafter THIS_FOLDER --prompt ...\n\n"
-        f"## Figures on held-out examples after {step} updates\n\n| figure | value |\n|---|---|\n"
-        f"{measured or '| none | no example was held out |'}\n\n## Training\n\n| setting | value |\n|---|---|\n{settings}\n"
+        f"## Figures on held-out examples{after}\n\n| figure | value |\n|---|---|\n"
+        f"{measured or '| none | there was no evaluation |'}\n\n## Training\n\n{step} updates of `train.main`:"
+        f"{begun}| setting | value |\n|---|---|\n{settings}\n"
     )
+
+
+def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
+    """The command that trained the head, as far as it decides the weights."""
+    from train.main import Options
+    from train.recipe import OF_NO_CONSEQUENCE, PRESETS, Recipe
+
+    preset = options.get("preset")
+    usual = dataclasses.asdict(PRESETS[preset]() if preset in PRESETS else Recipe())
+    usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *OPTIONS)}
+    given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA}
+    given |= {name: options[name] for name in ("preset", *OPTIONS) if name in options}
+    given |= {name: compared[name] for name in usual if name in compared and name not in OF_NO_CONSEQUENCE}
+    words = ["python", "-m", "train.main", "--target", target.name]
+    for name, value in given.items():
+        option = name.replace("_", "-")
+        if not value and name in DATA or value == usual.get(name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def _name(path: str) -> str:
+    return pathlib.PurePath(path).name or str(path)
 
 
 def command(arguments: list[str] | None = None) -> int:

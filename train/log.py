@@ -1,14 +1,18 @@
 """What a run says while it trains: a progress line, a JSON Lines file, and TensorBoard scalars of the same."""
 
+import contextlib
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from redrafter_jax.chips import CHIPS
+from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 from train.recipe import Recipe
@@ -44,19 +48,34 @@ def path(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read(folder: pathlib.Path) -> list[dict]:
-    """The lines of a run's log."""
+    """The lines of a run's log, less one that a killed run did not finish.
+
+    Raises:
+      BadInput: a finished line is not JSON.
+    """
     file = path(folder)
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text(errors="replace").split("\n")[:-1] if file.exists() else []
+    return [_parsed(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _parsed(line: str, where: str) -> dict:
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict) and "step" in found:
+            return found
+    raise BadInput(f"{where} should be a JSON object with a step, as train.main wrote it; remove the line")
 
 
 class Log:
     """The log of one run from step ``first`` on; a context manager. Lines that a stopped run wrote after its last
     checkpoint are dropped, since those steps are done again."""
 
-    def __init__(self, folder: pathlib.Path, recipe: Recipe, first: int, fill: float, flops_per_step: float):
+    def __init__(self, folder: pathlib.Path, recipe: Recipe, first: int, flops_per_step: float):
         kept = [line for line in read(folder) if line["step"] <= first]
-        path(folder).write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.folder, self.recipe, self.first, self.fill, self.flops = folder, recipe, first, fill, flops_per_step
+        draft = path(folder).with_suffix(".tmp")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        draft.replace(path(folder))
+        self.folder, self.recipe, self.first, self.flops = folder, recipe, first, flops_per_step
         self.peak = peak()
 
     def __enter__(self) -> "Log":
@@ -74,9 +93,17 @@ class Log:
     def advance(self) -> None:
         self.bar.update()
 
-    def step(self, index: int, metrics, rate: float) -> None:
-        """One line of training; waits for the device. Speed is that of the steps since the last line."""
-        host = jax.device_get(metrics)
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """The time in here is not training's."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
+
+    def step(self, index: int, of_update: list, rate: float) -> None:
+        """One line of training, the mean over the parts of the update (`step.Metrics`); waits for the device. Speed is that of
+        the steps since the last line."""
+        host = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *jax.device_get(of_update))
         now = time.perf_counter()
         pace = (index - self.since) / (now - self.began)
         self.began, self.since = now, index
@@ -87,7 +114,7 @@ class Log:
             "accuracy": [[round(float(x), 4) for x in ranks] for ranks in host.loss.accuracy],
             "gradient_norm": round(float(host.gradient_norm), 4),
             "rate": float(rate),
-            "fill": round(self.fill, 4),
+            "fill": round(float(host.fill), 4),
             "tokens_per_second": round(pace * self.recipe.batch * self.recipe.row_length, 1),
         }
         if self.peak:
@@ -99,7 +126,6 @@ class Log:
 
     def evaluation(self, index: int, figures: dict) -> None:
         """One line of an evaluation on held-out examples."""
-        self.began = time.perf_counter()  # the pace is that of training
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
         self.bar.write(f"step {index}, held out: {shown}")
         self._write({"step": index, **{f"held_out_{name}": value for name, value in figures.items()}})
@@ -122,7 +148,10 @@ class Silent:
 
     def advance(self) -> None: ...
 
-    def step(self, index: int, metrics, rate: float) -> None: ...
+    def pause(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def step(self, index: int, of_update: list, rate: float) -> None: ...
 
     def evaluation(self, index: int, figures: dict) -> None: ...
 

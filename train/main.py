@@ -37,9 +37,10 @@ class Options:
     output: pathlib.Path = pathlib.Path("head-run")
     """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
     checkpoints: str | None = None
-    """Folder of the checkpoints, one for all processes; it may be gs://BUCKET/FOLDER. By default OUTPUT/checkpoints."""
+    """Folder of the checkpoints of this run alone, one for all processes; it may be gs://BUCKET/FOLDER. By default
+    OUTPUT/checkpoints."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest checkpoint in --output, if there is one; never: refuse a folder that has one."""
+    """auto: go on from the newest checkpoint, if there is one; never: refuse where there is one."""
     held_out: float = 0.02
     """Share of the examples that is never trained on, for the evaluations."""
     max_malformed: float = 0.01
@@ -80,31 +81,38 @@ def main(options: Options) -> None:
     from train import builders, export, run
 
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    longest = target_config.max_position_embeddings
+    if options.recipe.row_length > longest:
+        raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
     mesh, why = meshes.settle(load_of(options, target_config), options.mesh, together=True)
     jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
+    rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
+    if rows is None:
+        raise BadInput(f"--held-out {options.held_out} leaves no example to train on; give a smaller share, or more data")
+    if held_out is None and options.recipe.evaluate_every > 0:
+        processes.say("no example is held out, so there are no evaluations (--held-out, or more data)", sys.stderr)
     target = weights.load_target(options.target, options.dtype, "--target", spread=options.shard_target == "data,model")
     if why is not None:
         processes.say(why, sys.stderr)
     configuration = {
         **as_json(options)["recipe"],
+        "dtype": options.dtype,
         "target": fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
     processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
-    checkpoints = options.checkpoints or str(options.output / "checkpoints")
+    configuration[run.NOT_COMPARED] = {name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")}
     if processes.is_first():
-        run.keep_configuration(options.output, configuration, options.resume, checkpoints)
+        run.keep_configuration(options.output, configuration, options.resume, options.checkpoints)
     processes.wait("the configuration")
-    rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
-    head = run.train_head(target, rows, options.recipe, options.output, held_out, checkpoints, options.profile)
+    head = run.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
     if head is None:
-        processes.say(f"stopped; the same command goes on from the last checkpoint in {options.output}")
+        place = options.checkpoints or options.output
+        processes.say(f"stopped; the same command goes on from the last checkpoint in {place}")
         return
-    folder = options.output / "head"
-    export.write(
-        head, None, folder, export.card(options.target, configuration, run.last_line(options.output), options.recipe.steps)
-    )
+    folder, steps = options.output / "head", options.recipe.steps
+    export.write(head, None, folder, export.card(options.target, configuration, run.last_evaluation(options.output, steps), steps))
     processes.say(f"the head is in {folder}")
 
 

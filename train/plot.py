@@ -1,5 +1,6 @@
 """`python -m train.plot`: the curves of training runs side by side, from their logs: loss, accuracy, tokens per step."""
 
+import collections
 import dataclasses
 import pathlib
 import sys
@@ -29,9 +30,9 @@ def main(options: Options) -> None:
 
     if not options.run:
         raise BadInput("give at least one --run")
-    runs = {folder.name: log.read(folder) for folder in options.run}
-    for folder in options.run:
-        if not any("loss" in line for line in runs[folder.name]):
+    runs = {name: log.read(folder) for name, folder in names(options.run).items()}
+    for name, folder in names(options.run).items():
+        if not any("loss" in line for line in runs[name]):
             raise BadInput(f"--run: {folder} holds no log of a run of train.main")
     try:
         from matplotlib.figure import Figure
@@ -61,6 +62,12 @@ def main(options: Options) -> None:
     except (OSError, ValueError) as error:
         raise BadInput(f"--output: {options.output} cannot be written ({error})") from None
     print(f"the curves are in {options.output}")
+
+
+def names(folders: tuple[pathlib.Path, ...]) -> dict[str, pathlib.Path]:
+    """What runs are called: by their folders' names, or by the whole paths of those that share a name."""
+    shared = collections.Counter(folder.name for folder in set(folders))
+    return {folder.name if shared[folder.name] == 1 else str(folder): folder for folder in folders}
 
 
 def _series(lines: list[dict], key: str) -> tuple[list[int], list]:

@@ -33,7 +33,8 @@ class Recipe:
     batch: int = 8
     """Rows in an update."""
     accumulate: int = 1
-    """Parts in which the rows of an update are read, one after the other, where they do not fit at once."""
+    """Parts in which the rows of an update are read, one after the other, where they do not fit at once. Each part is averaged
+    over its own labels and counts the same, so this is the update of the whole batch where the parts have as many labels."""
     row_length: int = 256
     """Tokens in a row; examples are packed into rows, and attention never crosses from one to the next."""
     rate: float = 2e-3

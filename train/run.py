@@ -13,7 +13,6 @@ import pathlib
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -25,12 +24,14 @@ from redrafter_jax.model.target import Target, TargetConfig
 from train import data, evaluate, log, step
 from train.recipe import OF_NO_CONSEQUENCE, Recipe
 
+CONFIGURATION = "config.json"
+NOT_COMPARED = "not_compared"  # what a saved configuration holds beside that which a resumed run has to have again
 DIVERGED = 3.0  # times the loss of the first step
 PROFILED = (5, 8)  # a trace begins and ends after these updates; the first ones compile
 
 
 class Diverged(BadInput):
-    """The loss is not a number any more, or far above where it started."""
+    """The loss or its gradient is not a number any more, or the loss is far above where it started."""
 
 
 def head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
@@ -105,17 +106,19 @@ class _Run:
         config = LossConfig(recipe.positions, recipe.distill_weight)
         update = functools.partial(step.step, schedule=schedule(recipe), config=config, labels=recipe.labels)
         self.update = jax.jit(update, donate_argnums=0)
-        self.recent: list[tuple[int, np.ndarray, jax.Array]] = []  # since the last look: step, rows read, loss
-        self.first_loss = math.inf
+        self.recent: list[tuple[int, np.ndarray, step.Metrics]] = []  # since the last look: step, rows read, what it gave
+        self.first_loss: float | None = None
 
     def go(self, state: step.HeadState, trace: "_Profile") -> Drafter | None:
         recipe, parts = self.recipe, self.recipe.accumulate
-        first = int(state.step) // parts
+        first, of_update = int(state.step) // parts, []
+        self.first_loss = self._loss_at_start(first)
         batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
         with self._log(first, state.drafter) as lines, _Stop() as stop:
             for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
                 state, metrics = self.update(state, self.target, batch)
-                self.recent.append((-(-part // parts), numbers, jnp.sum(metrics.loss.loss)))
+                of_update.append(metrics)
+                self.recent.append((-(-part // parts), numbers, metrics))
                 if part % parts:
                     continue
                 index = part // parts
@@ -124,41 +127,73 @@ class _Run:
                 ends = index == recipe.steps or stops
                 if index % recipe.log_every == 0 or index == first + 1 or ends or index % recipe.save_every == 0:
                     self._check()
-                    lines.step(index, metrics, schedule(recipe).rate_at(index - 1))
+                    lines.step(index, of_update, schedule(recipe).rate_at(index - 1))
                 lines.advance()
-                if self.evaluation.is_due(index) and not stops:
-                    lines.evaluation(index, self.evaluation.whole(state.drafter))
+                held_out = None
+                if self.evaluation.is_due(index) and (not stops or index == recipe.steps):
+                    figures = self._measure(self.evaluation.whole, state, lines)
+                    held_out = self._checked(index, figures["loss"])
+                    lines.evaluation(index, figures)
                 if index % recipe.save_every == 0 or ends:
-                    self._save(index, state, metrics)
+                    self._save(index, state, of_update, held_out, lines)
                 if stops and index < recipe.steps:
                     return None
+                of_update = []
         return state.drafter
+
+    def _loss_at_start(self, first: int) -> float | None:
+        """The loss of the run's first step, where it goes on from step ``first`` and the log has it; in every process."""
+        lines = log.read(self.folder) if first and processes.is_first() else []
+        known = [line["loss"] for line in lines if "loss" in line and line["step"] <= first]
+        loss = float(processes.gather(np.asarray(known[0] if known else math.nan, np.float32))[0])
+        return loss if math.isfinite(loss) else None
 
     def _log(self, first: int, drafter: Drafter) -> log.Log | log.Silent:
         if not processes.is_first():
             return log.Silent()
-        return log.Log(self.folder, self.recipe, first, self.rows.fill, log.flops(self.target, drafter, self.recipe))
+        return log.Log(self.folder, self.recipe, first, log.flops(self.target, drafter, self.recipe))
 
     def _check(self) -> None:
-        """Stops at a loss that is not a number or has run away, and names where."""
-        for index, numbers, loss in self.recent:
-            value = float(loss)
-            self.first_loss = min(self.first_loss, value) if math.isinf(self.first_loss) else self.first_loss
-            if math.isfinite(value) and value <= DIVERGED * self.first_loss:
+        """Stops at a loss or a gradient that is not a number, or a loss that has run away, and names where."""
+        for index, numbers, metrics in self.recent:
+            loss, norm = _loss_of(metrics), float(metrics.gradient_norm)
+            self.first_loss = loss if self.first_loss is None else self.first_loss
+            is_sound = math.isfinite(loss) and loss <= DIVERGED * self.first_loss
+            if is_sound and math.isfinite(norm):
                 continue
             numbers = np.ravel(processes.gather(numbers))
             places = sorted({place for number in numbers for place in self.rows.where(int(number))})
-            good = self.kept.latest_step
-            raise Diverged(
-                f"the loss is {value} at step {index}, which read {', '.join(places[:8])}{' ...' if len(places) > 8 else ''};"
-                f" the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.kept.folder}"
-            )
+            what = f"the norm of the gradient is {norm}" if is_sound else f"the loss is {loss}"
+            raise self._diverged(f"{what} at step {index}, which read {', '.join(places[:8])}{' ...' if len(places) > 8 else ''}")
         self.recent.clear()
 
-    def _save(self, index: int, state: step.HeadState, metrics: step.Metrics) -> None:
-        loss = self.evaluation.loss(state.drafter)
-        score = float(jnp.sum(metrics.loss.loss)) if loss is None else loss
-        self.kept.save(index, {"loss": score}, head=state.drafter, train=(state.step, state.optimizer))
+    def _checked(self, index: int, held_out: float | None) -> float | None:
+        """The loss on held-out examples; stops where it is not a number."""
+        if held_out is not None and not math.isfinite(held_out):
+            raise self._diverged(f"the loss on held-out examples is {held_out} after step {index}")
+        return held_out
+
+    def _diverged(self, what: str) -> Diverged:
+        good = self.kept.latest_step
+        return Diverged(
+            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.kept.folder}"
+        )
+
+    def _measure(self, figures_of, state: step.HeadState, lines: log.Log | log.Silent):
+        """Figures of the head; the time they take is not training's."""
+        jax.block_until_ready(state)
+        with lines.pause():
+            return figures_of(state.drafter)
+
+    def _save(self, index: int, state: step.HeadState, of_update: list[step.Metrics], held_out: float | None, lines) -> None:
+        if held_out is None:
+            held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
+        loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
+        self.kept.save(index, {"loss": loss}, head=state.drafter, train=(state.step, state.optimizer))
+
+
+def _loss_of(metrics: step.Metrics) -> float:
+    return float(np.asarray(metrics.loss.loss).sum())
 
 
 class _Profile:
@@ -213,37 +248,71 @@ class _Stop:
 
 
 def keep_configuration(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
-    """Writes the run's configuration, or compares it with the one that is there.
+    """Writes the run's configuration into its folder and beside its checkpoints. Where there are checkpoints already, compares
+    it with theirs before that.
 
     Raises:
-      BadInput: the folder's run has another configuration of what decides the weights, or should not be resumed.
+      BadInput: the checkpoints are of another configuration of what decides the weights, or of none that is known, or should
+        not be gone on from.
     """
-    file, saved = folder / "config.json", epath.Path(checkpoints or folder / "checkpoints")
-    if file.exists() and saved.is_dir() and any(saved.iterdir()):
+    saved = epath.Path(checkpoints or folder / "checkpoints")
+    what, other = ("--checkpoints", "--checkpoints and --output folders") if checkpoints else ("--output", "folder")
+    place = checkpoints or folder
+    if _has_checkpoints(saved):
         if resumes == "never":
-            raise BadInput(f"--output: {folder} holds a run already; give another folder, or --resume auto to go on with it")
-        before = {**_defaults(configuration), **json.loads(file.read_text())}
-        differences = [
-            f"{name} was {before.get(name)} and is {configuration.get(name)}"
-            for name in sorted({*before, *configuration})
-            if name not in OF_NO_CONSEQUENCE and before.get(name) != configuration.get(name)
-        ]
-        if differences:
+            raise BadInput(f"{what}: {place} holds a run already; give another {other}, or --resume auto to go on with it")
+        before = read_configuration(folder, saved)
+        if before is None:
             raise BadInput(
-                f"--output: {folder} holds a run of another configuration: {'; '.join(differences)}; give another folder"
+                f"{what}: {place} holds checkpoints without the {CONFIGURATION} of their run;"
+                f" copy it from that run's --output to {saved}, or give another {other}"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    draft.write_text(json.dumps(configuration, indent=1) + "\n")
-    draft.replace(file)
+        differences = _differences(_defaults(configuration) | before, configuration)
+        if differences:
+            raise BadInput(f"{what}: {place} holds a run of another configuration: {'; '.join(differences)}; give another {other}")
+    for parent in (saved, epath.Path(folder)):
+        parent.mkdir(parents=True, exist_ok=True)
+        draft = parent / "config.tmp"
+        draft.write_text(json.dumps(configuration, indent=1) + "\n")
+        draft.replace(parent / CONFIGURATION)
+
+
+def _has_checkpoints(saved: epath.Path) -> bool:
+    return saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())
+
+
+def read_configuration(folder: pathlib.Path, checkpoints: epath.PathLike) -> dict | None:
+    """The configuration of the run whose checkpoints these are: it lies beside them or, of a run from before it did, in the
+    run's folder alone; None if there is none.
+
+    Raises:
+      BadInput: it is not a JSON object.
+    """
+    for file in (epath.Path(checkpoints) / CONFIGURATION, epath.Path(folder) / CONFIGURATION):
+        if not file.exists():
+            continue
+        try:
+            found = json.loads(file.read_text())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise BadInput(f"{file} should be the JSON object that train.main wrote")
+        return found
+    return None
+
+
+def _differences(before: dict, now: dict) -> list[str]:
+    names = sorted({*before, *now} - {*OF_NO_CONSEQUENCE, NOT_COMPARED})
+    return [f"{name} was {before.get(name)} and is {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
 def _defaults(configuration: dict) -> dict:
-    """What a run that was begun before an option of the recipe existed has for it."""
-    return {name: value for name, value in dataclasses.asdict(Recipe()).items() if name in configuration}
+    """What a run that was begun before an option existed has for it."""
+    values = {**dataclasses.asdict(Recipe()), "dtype": "float32"}
+    return {name: value for name, value in values.items() if name in configuration}
 
 
-def last_line(folder: pathlib.Path) -> dict:
-    """The newest figures of a run: its last line of training and its last evaluation, as one dictionary."""
-    lines = log.read(folder)
-    return {key: value for line in lines for key, value in line.items()}
+def last_evaluation(folder: pathlib.Path, step: int) -> dict:
+    """The figures of the last evaluation up to a step, with its own step; empty if there is none."""
+    lines = [line for line in log.read(folder) if "held_out_loss" in line and line["step"] <= step]
+    return lines[-1] if lines else {}

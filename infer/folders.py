@@ -1,10 +1,9 @@
-"""Where a pair is on disk, and what its folders hold besides weights: the tokenizer, the ids that end a text.
+"""Where a pair is on disk, and what its folders hold besides weights: the tokenizer.
 
-Not here: weights and configs (`redrafter_jax`). Nothing here starts JAX, so a wrong name is reported at once.
+Not here: weights, configs and the ids that end a text (`redrafter_jax`). Nothing here starts JAX, so a wrong name is
+reported at once.
 """
 
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -14,7 +13,6 @@ from redrafter_jax.errors import BadInput
 EMBEDDED = pathlib.Path(__file__).parent / "demo_pair"
 ALLOWED = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]  # of a hub repository; never pickled weights
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TAIL = 1 << 16
 
 
 def embedded(part: str) -> pathlib.Path:
@@ -71,32 +69,3 @@ def tokenizer(folder: pathlib.Path, option: str = "--target"):
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise BadInput(f"{option}: the tokenizer in {folder} cannot be read ({error})") from None
-
-
-def stop_ids(folder: pathlib.Path, tokenizer) -> list[int]:
-    """The ids that end a text: those that generation_config.json names, else config.json, else the tokenizer."""
-    for name in ("generation_config.json", "config.json"):
-        found = _json(folder / name).get("eos_token_id")
-        if found is not None:
-            return [int(token) for token in (found if isinstance(found, list) else [found])]
-    eos = getattr(tokenizer, "eos_token_id", None)
-    return [] if eos is None else [eos]
-
-
-def _json(path: pathlib.Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--target: {path} cannot be read as JSON ({error})") from None
-    return found if isinstance(found, dict) else {}
-
-
-def fingerprint(folder: pathlib.Path | None) -> str:
-    """Tells two models apart without reading all of them: config.json, and each weight file's name, size and last bytes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) + [folder / "config.json"] if folder else []:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            file.seek(max(size - TAIL, 0))
-            digest.update(f"{path.name} {size} ".encode() + file.read())
-    return digest.hexdigest()

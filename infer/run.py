@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 from infer import chat, checks, compare, folders, output, pair, prompts, terminal
-from redrafter_jax import processes
+from redrafter_jax import config, processes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
@@ -86,7 +86,7 @@ def limits_of(options) -> Limits:
 def runs_of(options, plan: pair.Plan, shape: Shape | None, ids: list[list[int]], seeds: list[int]) -> list[str]:
     """What each line of the output carries: all that decides the reply, and the head and shape that its figures are of."""
     settings = {name: getattr(options, name) for name in DECIDES_TEXT}
-    models = [folders.fingerprint(plan.target), folders.fingerprint(plan.drafter), str(shape)]
+    models = [config.fingerprint(plan.target), config.fingerprint(plan.drafter), str(shape)]
     common = output.run_of(settings, models)
     return [output.run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
 

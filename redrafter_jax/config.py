@@ -1,5 +1,9 @@
-"""config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated."""
+"""config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated.
 
+Also the ids that end a target's text, and what tells two folders apart.
+"""
+
+import hashlib
 import json
 import math
 import pathlib
@@ -11,6 +15,7 @@ from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import TargetConfig
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
+TAIL = 1 << 16  # bytes of each weight file that a fingerprint reads
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
 
@@ -26,6 +31,39 @@ def read_json(folder: pathlib.Path, what: str) -> dict[str, Any]:
         raise BadInput(f"{what}: there is no folder {folder}")
     if not path.is_file():
         raise BadInput(f"{what}: {folder} has no config.json, so it is not a model folder")
+    return _object(path, what)
+
+
+def stop_ids(folder: pathlib.Path, tokenizer, what: str = "--target") -> list[int]:
+    """The ids that end a target's text: those that generation_config.json names, else config.json, else the tokenizer.
+
+    Raises:
+      BadInput: a file is not a JSON object, or names something else than ids.
+    """
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        found = _object(path, what).get("eos_token_id") if path.is_file() else None
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(type(token) is int for token in ids):
+            raise BadInput(f"{what}: eos_token_id in {path} should be a token id or a list of them, not {found!r}")
+        return ids
+    eos = getattr(tokenizer, "eos_token_id", None)
+    return [] if eos is None else [eos]
+
+
+def fingerprint(folder: pathlib.Path | None) -> str:
+    """Tells two models apart without reading all of them: config.json, and each weight file's name, size and last bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) + [folder / "config.json"] if folder else []:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            file.seek(max(size - TAIL, 0))
+            digest.update(f"{path.name} {size} ".encode() + file.read())
+    return digest.hexdigest()
+
+
+def _object(path: pathlib.Path, what: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

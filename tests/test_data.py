@@ -1,9 +1,7 @@
 """From files to packed batches: formats, labels found from the template, malformed records, datasets on disk, packing."""
 
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -12,11 +10,14 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from infer import folders
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
 from redrafter_jax.mesh import make_mesh
+from tests import texts
 from train import builders, data, examples
 
 TARGET = str(folders.embedded("target"))
@@ -68,6 +69,9 @@ def test_the_assistants_words_and_nothing_else_are_labels(kind, as_array, templa
         ('{"messages": [{"role": "judge", "content": "x"}]}', "`role` is not one of"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "the assistant says nothing"),
         ('{"instruction": "x"}', "`output` is not a text"),
+        ('{"messages": [{"role": ["x"], "content": "x"}]}', "`role` is not one of"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "nothing is asked"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "no character"),
     ],
 )  # fmt: skip
 def test_malformed_records_are_counted_and_named_with_their_line(broken, reason, tokenizer, tmp_path):
@@ -78,6 +82,67 @@ def test_malformed_records_are_counted_and_named_with_their_line(broken, reason,
     assert (skips.read, skips.skipped) == (2, 1) and "talk.jsonl, line 2" in skips.reasons[0] and reason in skips.reasons[0]
     with pytest.raises(BadInput, match="1 of 2 records are malformed.*line 2"):
         list(examples.conversations([file], tokenizer, examples.Skips(0.4)))
+
+
+@pytest.mark.parametrize("between", ["\u2028", "\u2029", "\x85"], ids=ascii)
+def test_only_line_breaks_end_a_record_and_a_byte_order_mark_does_no_harm(between, tokenizer, tmp_path):
+    file, talk = tmp_path / "talk.jsonl", record("messages")
+    talk["messages"][1]["content"] = f"A{between}B"
+    text = json.dumps(talk, ensure_ascii=False)
+    file.write_text(f"{text}\r\n{text}\n", encoding="utf-8-sig")
+    skips = examples.Skips(0.0)
+    found = list(examples.conversations([file], tokenizer, skips))
+    assert (skips.read, skips.skipped) == (2, 0)
+    assert all(f"A{between}B" in tokenizer.decode(example.tokens) for example in found)
+
+
+@pytest.mark.parametrize("opening", [["assistant"], ["assistant", "assistant"], ["system", "assistant"]])
+def test_what_the_assistant_says_before_the_first_question_is_left_out(opening):
+    turns = [*((role, "Cut off.") for role in opening), *TURNS]
+    kept = examples.messages({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert [(m["role"], m["content"]) for m in kept] == [("system", "Cut off.")] * ("system" in opening) + TURNS
+
+
+def test_empty_files_in_a_folder_are_passed_over_and_those_named_are_malformed(tokenizer, tmp_path):
+    for name, content in (("__init__.py", ""), ("blank.py", " \n\n"), ("one.py", "x = 1\n")):
+        (tmp_path / name).write_text(content)
+    skips = examples.Skips(0.0)
+    assert [e.where for e in examples.text(examples.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
+    with pytest.raises(BadInput, match="__init__.py: is empty"):
+        list(examples.text(examples.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
+    (tmp_path / "one.py").unlink()
+    with pytest.raises(BadInput, match="not empty"):
+        examples.files([tmp_path])
+
+
+def test_a_text_begins_as_the_tokenizer_begins_prompts(tokenizer, tmp_path):
+    (tmp_path / "one.txt").write_text("x = 1")
+    (plain,) = examples.text([tmp_path / "one.txt"], tokenizer, examples.Skips(0.0))
+    assert plain.tokens.tolist() == tokenizer("x = 1")["input_ids"] + [tokenizer.eos_token_id]  # the embedded pair's: as it is
+    inner = texts.byte_tokenizer(503)
+    inner.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 256)])
+    llama = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<end>", eos_token="w300")
+    (opened,) = examples.text([tmp_path / "one.txt"], llama, examples.Skips(0.0))
+    assert opened.tokens.tolist() == llama("x = 1")["input_ids"] + [300] and opened.tokens[0] == 256
+    assert opened.labelled.shape == opened.tokens.shape
+
+
+def test_ids_are_compared_with_the_targets_vocabulary_not_the_tokenizers(tmp_path):
+    config = json.loads((pathlib.Path(TARGET) / "config.json").read_text())
+    folder = texts.save_tokenizer(tmp_path, 503)
+    (tmp_path / "one.txt").write_text("x = 1")
+    talk = write(tmp_path / "talk.jsonl", [record("messages")])
+    ids = write(tmp_path / "ids.jsonl", [{"token_ids": [1, 2, 503]}])
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
+    for kind, file in (("text", tmp_path / "one.txt"), ("conversations", talk)):
+        with pytest.raises(BadInput, match=r"--target: the tokenizer writes token id \d+ .*vocab_size in config.json is 20"):
+            builders.build(builders.Source(kind, (file,), str(folder)), tmp_path / "sets")
+    with pytest.raises(BadInput, match="should be from 0 to 19, the target's vocabulary, not 503"):
+        builders.build(builders.Source("token_ids", (ids,), str(folder)), tmp_path / "sets")
+    assert not list((tmp_path / "sets").rglob("dataset_info.json"))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 504}))
+    built = builders.build(builders.Source("token_ids", (ids,), str(folder), held_out=0.0), tmp_path / "sets")
+    assert builders.open_split(built, "train")[0]["tokens"].tolist() == [1, 2, 503]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at(tokenizer, tmp_path):
@@ -121,7 +186,7 @@ def test_a_dataset_is_built_once_split_by_content_and_read_by_tfds_alone(tmp_pat
 
 
 def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
-    file = write(tmp_path / "many.jsonl", [record("messages")] * 20000)
+    file = write(tmp_path / "many.jsonl", [record("messages")] * 6000)
     code = (
         "import pathlib; from train import builders;"
         f"builders.build(builders.Source('conversations', (pathlib.Path({str(file)!r}),), {TARGET!r}),"
@@ -133,10 +198,13 @@ def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
         while not list((tmp_path / "sets").rglob("*incomplete*")) and process.poll() is None:
             assert time.monotonic() < deadline, "the build never started"
             time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read().decode()  # it was killed in the middle, and did not end by itself
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
     assert not list((tmp_path / "sets").rglob("dataset_info.json"))
+    built = builders.build(builders.Source("conversations", (file,), TARGET), tmp_path / "sets")
+    assert len(builders.join([built], "train") or builders.join([built], "validation")) == 6000
 
 
 def test_token_ids_carry_their_prompts_length_and_bad_ones_are_named(tmp_path):

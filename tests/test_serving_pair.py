@@ -6,7 +6,8 @@ import json
 import pytest
 
 import infer
-from infer import chat, folders, generate, pair
+from infer import chat, generate, pair
+from redrafter_jax import config
 from redrafter_jax.decode import sample
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
@@ -42,22 +43,22 @@ def test_the_options_offer_what_the_library_knows():
 
 
 @pytest.mark.parametrize(
-    ("config", "generation", "expected"),
+    ("model", "generation", "expected"),
     [({}, {}, [9]), ({"eos_token_id": 2}, {}, [2]), ({"eos_token_id": 2}, {"eos_token_id": [3, 4]}, [3, 4])],
 )
-def test_the_generation_config_decides_what_ends_a_text(tmp_path, config, generation, expected):
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_the_generation_config_decides_what_ends_a_text(tmp_path, model, generation, expected):
+    (tmp_path / "config.json").write_text(json.dumps(model))
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
 
     class Tokenizer:
         eos_token_id = 9
 
-    assert folders.stop_ids(tmp_path, Tokenizer()) == expected
+    assert config.stop_ids(tmp_path, Tokenizer()) == expected
 
 
 def test_a_fingerprint_sees_other_weights_of_the_same_shape():
-    one, other = (folders.fingerprint(MODELS / f"drafter_mha_{kind}") for kind in ("rnn", "rand"))
-    assert one != other and one == folders.fingerprint(MODELS / "drafter_mha_rnn")
+    one, other = (config.fingerprint(MODELS / f"drafter_mha_{kind}") for kind in ("rnn", "rand"))
+    assert one != other and one == config.fingerprint(MODELS / "drafter_mha_rnn")
 
 
 def turns(monkeypatch, *said):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,18 @@ def test_the_embedded_pairs_text_as_two_folders(tmp_path, capsys):
     assert "no_such_package" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["no_such_package", "no.such", "", ".x", "json", "sys", "train"])
+def test_what_is_not_an_installed_package_is_named(name, tmp_path, capsys):
+    assert corpus.command(["--output", str(tmp_path / "corpus"), "--packages", name]) == 2
+    assert f"error: --packages: {name!r} is not an installed package" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_is_known_by_the_name_it_is_imported_by():
+    _, origin = corpus.read(("yaml",)).origins  # which PyYAML installs
+    assert origin["name"] == "yaml" and origin["files"] > 0 and origin["licence"]
+
+
 def test_a_head_with_a_draft_vocabulary_trains_decodes_and_is_exported_whole(target, talk, tmp_path, capsys):
     shape = ["--head", "slim", "--head-vocab", 64, "--steps", 2]
     assert main.command(train(target, talk, tmp_path / "run", *shape)) == 0
@@ -198,6 +211,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(change, named, targ
     [
         (["--temperature", "-1"], "--temperature"), (["--shard", "2", "2"], "--shard"), (["--text", "x"], "one of them"),
         (["--output", "/nowhere/x.jsonl"], "--output"), (["--target", "/nowhere"], "--target"), (["--dtype", "int8"], "--dtype"),
+        (["--output", "/"], "--output"), (["--max-new-tokens", "100000"], "--max-new-tokens should be below"),
+        (["--drafter", str(MODELS / "drafter_gqa_proj")], "--drafter"), (["--beam", "0", "3"], "--beam"),
+        (["--drafter", str(MODELS / "drafter_mha_rnn"), "--beam", "600", "3"], "--beam"), (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**32)], "--seed"), (["--seed", str(2**32 - 2)], "--seed should be at most"),
+        (["--mesh", "64", "1"], "--mesh"),
+        (["--mesh", "8", "1", "--batch-size", "12"], "--batch-size"), (["--batch-size", "5000"], "--batch-size"),
     ],
 )  # fmt: skip
 def test_distilling_names_bad_input(change, named, target, talk, tmp_path, capsys):
@@ -205,6 +224,67 @@ def test_distilling_names_bad_input(change, named, target, talk, tmp_path, capsy
     assert distill.command([*arguments, *change]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and named in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def few(target, tmp_path) -> list:
+    """What `train.distill` is to answer: a target, questions that its template does not all accept, and the output."""
+    folder = tmp_path / "target"
+    shutil.copytree(target, folder)
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    turns = [[("user", "One?"), ("assistant", "1")], [("system", "x"), ("user", "Two?"), ("assistant", "2")]]
+    records = [
+        {"messages": [{"role": role, "content": said} for role, said in talk]} for talk in [*turns, [("user", "No answer.")]]
+    ]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    paths = ["--target", folder, "--conversations", tmp_path / "talk.jsonl", "--output", tmp_path / "own.jsonl"]
+    return [*map(str, paths), "--max-new-tokens", "8", "--batch-size", "2"]
+
+
+def test_what_a_template_refuses_is_counted_and_replies_end_where_the_target_ends_them(few, tmp_path, capsys):
+    output, settings = tmp_path / "own.jsonl", tmp_path / "own.settings.json"
+    assert distill.command([*few, "--mesh", "2", "1"]) == 0
+    told = capsys.readouterr().err
+    assert "talk.jsonl, line 2: the chat template refuses it (no system)" in told and "line 3: the assistant says nothing" in told
+    assert "of 3 records 2 are malformed" in told
+    (whole,) = map(json.loads, output.read_text().splitlines())
+    prompt = whole["prompt_tokens"]
+    output.unlink()
+    settings.unlink()
+    ends = whole["token_ids"][prompt + 1]
+    (tmp_path / "target" / "generation_config.json").write_text(json.dumps({"eos_token_id": [ends, 500]}))
+    assert distill.command(few) == 0
+    (short,) = map(json.loads, output.read_text().splitlines())
+    assert short["token_ids"] == whole["token_ids"][: whole["token_ids"].index(ends, prompt) + 1]
+
+
+def test_a_target_that_cannot_be_loaded_leaves_no_output_behind(few, tmp_path, capsys):
+    (tmp_path / "target" / "model.safetensors").write_bytes(b"torn")
+    assert distill.command(few) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["talk.jsonl", "target"]
+
+
+def test_replies_to_other_prompts_of_another_target_or_with_torn_settings_are_not_mixed(few, tmp_path, monkeypatch, capsys):
+    output, settings = tmp_path / "own.jsonl", tmp_path / "own.settings.json"
+    monkeypatch.setattr(distill, "Engine", lambda *_: None)
+    monkeypatch.setattr(distill, "answer", lambda options, *_: options.output.write_text('{"token_ids": [1, 2]}\n'))
+    assert distill.command(few) == 0 and distill.command(few) == 0
+    assert "all 1 replies are in" in capsys.readouterr().out and not list(tmp_path.glob("*.draft"))
+    weights_file = tmp_path / "target" / "model.safetensors"
+    for file, named in ((tmp_path / "talk.jsonl", "prompts"), (weights_file, "target"), (settings, "broken")):
+        before = file.read_bytes()
+        changed = before.replace(b"One?", b"One!") if file.suffix == ".jsonl" else before[:-1] + bytes([before[-1] ^ 1])
+        file.write_bytes(changed if file != settings else before[:20])
+        assert distill.command(few) == 2
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert told.startswith("error: --output") and named in told
+        file.write_bytes(before)
+    assert output.read_text() == '{"token_ids": [1, 2]}\n' and distill.command(few) == 0
 
 
 def test_the_whole_configuration_is_printed_and_a_preset_is_its_default(target, talk, tmp_path, capsys):

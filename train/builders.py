@@ -21,11 +21,12 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from redrafter_jax import processes
+from redrafter_jax import config, processes
 from redrafter_jax.errors import BadInput
 from train import examples
 
 Kind = Literal["conversations", "text", "token_ids"]
+RELEASE = "1.1.0"  # changes with how examples are made, so that what was built otherwise is not read
 HELD_OUT_PARTS = 1000  # the share that is held out is counted in parts of this
 
 
@@ -40,9 +41,17 @@ class Source:
     held_out: float = 0.02
     malformed: float = 0.01
 
+    def vocabulary(self) -> int:
+        """How many token ids the target knows.
+
+        Raises:
+          BadInput: it has no config.json, or is not Llama-like.
+        """
+        return config.target_config(config.read_json(pathlib.Path(self.tokenizer), "--target"), "--target").vocab_size
+
     def fingerprint(self) -> str:
         """Changes with whatever decides the examples: the files, the tokenizer, the numbers."""
-        digest = hashlib.sha256(f"{self.kind} {self.held_out} {self.malformed}".encode())
+        digest = hashlib.sha256(f"{RELEASE} {self.kind} {self.held_out} {self.malformed}".encode())
         tokenizer = pathlib.Path(self.tokenizer)
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "config.json")
         for file in [*examples.files(self.paths), *(tokenizer / name for name in names)]:
@@ -56,8 +65,8 @@ class Source:
 class _Builder(tfds.core.GeneratorBasedBuilder):
     """The three builders differ in how examples come from files, and in nothing else."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "tokens, labelled, where"}
+    VERSION = tfds.core.Version(RELEASE)
+    RELEASE_NOTES = {RELEASE: "tokens, labelled, where"}
     pkg_dir_path = pathlib.Path(__file__).parent  # read by tfds, which otherwise looks for files of its own beside a builder
 
     def __init__(self, *, source: Source, **kwargs):
@@ -94,21 +103,23 @@ class Conversations(_Builder):
     """ShareGPT, messages or Alpaca records, written out by the tokenizer's chat template."""
 
     def _read(self) -> Iterator[examples.Example]:
-        return examples.conversations(examples.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        found = examples.conversations(examples.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        return examples.known(found, self.source.vocabulary())
 
 
 class Text(_Builder):
     """Plain files."""
 
     def _read(self) -> Iterator[examples.Example]:
-        return examples.text(examples.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        found = examples.text(examples.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        return examples.known(found, self.source.vocabulary())
 
 
 class TokenIds(_Builder):
     """Token ids as they stand, such as `train.distill` writes."""
 
     def _read(self) -> Iterator[examples.Example]:
-        return examples.token_ids(examples.files(self.source.paths), len(tokenizer(self.source.tokenizer)), self.skips)
+        return examples.token_ids(examples.files(self.source.paths), self.source.vocabulary(), self.skips)
 
 
 BUILDERS = {"conversations": Conversations, "text": Text, "token_ids": TokenIds}

@@ -13,6 +13,7 @@ import pathlib
 import platform
 import sys
 import sysconfig
+from collections.abc import Mapping
 
 import tyro
 
@@ -51,20 +52,33 @@ def read(packages: tuple[str, ...] = ()) -> Corpus:
     Raises:
       BadInput: a package is not installed.
     """
+    found = [(package, *_installed(package)) for package in packages]
     library = _files(pathlib.Path(sysconfig.get_path("stdlib")))
     held_out = [source for source in library if is_held_out(source.name)]
     train = [source for source in library if not is_held_out(source.name)]
     origins = [_origin("the Python standard library", platform.python_version(), "PSF-2.0", train)]
-    for package in packages:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise BadInput(f"--packages: {package!r} is not an installed package")
-        files = _files(pathlib.Path(spec.submodule_search_locations[0]))
-        metadata = importlib.metadata.metadata(package)
-        licence = metadata.get("License-Expression") or metadata.get("License", "?").splitlines()[0]
+    for package, folder, metadata in found:
+        files = _files(folder)
+        licence = metadata.get("License-Expression") or (metadata.get("License", "").strip() or "?").splitlines()[0]
         origins.append(_origin(package, metadata["Version"], licence, files))
         train += files
     return Corpus(train, held_out, origins)
+
+
+def _installed(package: str) -> tuple[pathlib.Path, Mapping[str, str]]:
+    """The folder of a package, by the name it is imported by, and the metadata of what it was installed with."""
+    wrong = BadInput(f"--packages: {package!r} is not an installed package; give the name that it is imported by")
+    try:
+        spec = importlib.util.find_spec(package)
+    except Exception:  # it imports the packages around this one, which may raise what they like
+        raise wrong from None
+    if spec is None or not spec.submodule_search_locations:
+        raise wrong
+    names = importlib.metadata.packages_distributions().get(package.partition(".")[0], [package])
+    try:
+        return pathlib.Path(spec.submodule_search_locations[0]), importlib.metadata.metadata(names[0])
+    except importlib.metadata.PackageNotFoundError:
+        raise wrong from None
 
 
 def _files(folder: pathlib.Path) -> list[Source]:

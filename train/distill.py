@@ -13,19 +13,25 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from redrafter_jax import weights
+from redrafter_jax import config, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
-from redrafter_jax.model.target import Target
+from redrafter_jax.model import vocabulary
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.target import Target, TargetConfig
 from train import builders, examples
 
 BATCH = 64
+PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
+MOST_NODES = 4096  # of a tree, as in `infer.generate`
+LARGEST_SEED = 2**32 - 1
+NOT_COMPARED = ("output", "batch_size", "beam", "mesh")  # what a run may go on with another value of: the replies are the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Options:
     text: tuple[pathlib.Path, ...] = ()
     """Text files, or folders of them; each is continued from --prompt-tokens tokens every --stride tokens."""
     prompt_tokens: int = 64
-    """With --text: tokens of a prompt; with --conversations: longer prompts are passed over."""
+    """With --text: tokens of a prompt. (Questions of --conversations are asked whole; those that leave no room for
+    --max-new-tokens are passed over.)"""
     stride: int = 512
     """With --text: tokens from one prompt to the next."""
     drafter: pathlib.Path | None = None
@@ -60,6 +67,9 @@ class Options:
     """Which part of how many of the prompts to answer (0 1: all), for several machines; each writes a file of its own."""
     dtype: str = "float32"
     """Number format of weights and cache: float32 or bfloat16."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
+    target's size suggest."""
 
 
 def greedy_rows(target: Target, prompts: Sequence[list[int]], length: int, batch: int = BATCH) -> np.ndarray:
@@ -77,28 +87,69 @@ def main(options: Options) -> None:
       BadInput: whatever is wrong with the options, the target, the head, the prompts or the output file.
     """
     check(options)
-    if options.conversations:
-        examples.files(options.conversations)
-    target_config = weights.configs.target_config(weights.configs.read_json(options.target, "--target"), "--target")
+    examples.files(options.conversations or options.text)
+    target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
+    head_config = None
+    if options.drafter is not None:
+        head_config = config.drafter_config(config.read_json(options.drafter, "--drafter"), "--drafter")
+    room = check_pair(options, target_config, head_config)
+    shape, why = mesh.settle(load_of(options, target_config, head_config), options.mesh, together=True)
     tokenizer = builders.tokenizer(str(options.target))
-    room = target_config.max_position_embeddings - options.max_new_tokens
-    prompts = list(read_prompts(options, tokenizer, min(room, options.prompt_tokens) if options.text else room))
+    stops = config.stop_ids(options.target, tokenizer)
+    prompts = list(read_prompts(options, tokenizer, room, target_config.vocab_size))
     part, parts = options.shard
     mine = list(enumerate(prompts))[part::parts]
-    done = already(options)
     if not mine:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
+    if options.seed + len(prompts) - 1 > LARGEST_SEED:
+        raise BadInput(f"--seed should be at most {LARGEST_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {options.seed}")
+    wanted = settings_of(options, stops)
+    done = already(options, wanted)
     if done == len(mine):
         print(f"all {done} replies are in {options.output} already")
         return
-    jax.set_mesh(make_mesh())
+    if why is not None:
+        print(why, file=sys.stderr)
+    jax.set_mesh(mesh.make_mesh(*shape))
     engine = Engine(
         weights.load_target(options.target, options.dtype, "--target"),
         None if options.drafter is None else weights.load_drafter(options.drafter, options.dtype, "--drafter"),
         Shape(*options.beam),
-        [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id],
+        stops,
     )
+    claim(options, wanted)
     answer(options, engine, mine, done)
+
+
+def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | None) -> int:
+    """The tokens that a prompt may have, so that the longest reply has room behind it.
+
+    Raises:
+      BadInput: there is no such room, the head is another target's, or the beams are too wide for it.
+    """
+    context = target.max_position_embeddings
+    if options.max_new_tokens >= context:
+        raise BadInput(f"--max-new-tokens should be below the target's context of {context}, not {options.max_new_tokens}")
+    if head is not None:
+        config.check_pair(target, head, "--drafter")
+        width, length = options.beam
+        words = head.draft_vocab or head.vocab_size
+        if width > words or length >= context or Shape(width, length).nodes > MOST_NODES:
+            raise BadInput(
+                f"--beam should be at most {words} wide, the tokens that the head knows, shorter than the context of {context},"
+                f" and at most {MOST_NODES} nodes in all, not {width} {length}"
+            )
+    return context - options.max_new_tokens
+
+
+def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> mesh.Load:
+    """What the devices have to carry: both models' weights, and the cache of a batch."""
+    itemsize = jnp.dtype(options.dtype).itemsize
+    slots = min(target.max_position_embeddings, (options.prompt_tokens if options.text else PROMPT) + options.max_new_tokens)
+    size = mesh.bytes_of_target(target, itemsize)
+    size += mesh.bytes_of_head(vocabulary.untied_config(head), itemsize) if head else 0
+    cache = mesh.bytes_of_cache(target, options.batch_size, slots, itemsize)
+    return mesh.Load(target, head, options.batch_size, "--batch-size", size, cache=cache)
 
 
 def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], done: int) -> None:
@@ -120,51 +171,100 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
             bar.update(len(batch))
 
 
-def already(options: Options) -> int:
-    """How many replies the output holds; a line that was cut off is removed.
+def already(options: Options, wanted: dict[str, str]) -> int:
+    """How many replies the output holds, made with the settings ``wanted``; a line that was cut off is none.
 
     Raises:
       BadInput: it is not the output of such a run, or cannot be written.
     """
-    file, settings = options.output, options.output.with_suffix(".settings.json")
-    wanted = {
-        name: str(value) for name, value in dataclasses.asdict(options).items() if name not in ("output", "batch_size", "beam")
-    }
+    file, settings = options.output, settings_file(options)
     try:
-        if settings.exists() and json.loads(settings.read_text()) != wanted:
-            before = json.loads(settings.read_text())
-            names = ", ".join(f"{name} was {before.get(name)}" for name in wanted if before.get(name) != wanted[name])
-            raise BadInput(f"--output: {file} belongs to another run ({names}); give another file")
-        if file.exists() and not settings.exists():
-            raise BadInput(f"--output: {file} exists and is not of this command; give another file")
-        settings.write_text(json.dumps(wanted, indent=1) + "\n")
-        with open(file, "ab+") as opened:
-            opened.seek(0)
-            content = opened.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            opened.truncate(len(whole))
+        content = file.read_bytes() if file.exists() else b""
     except OSError as error:
-        raise BadInput(f"--output: {file} cannot be written ({error.strerror})") from None
-    return whole.count(b"\n")
+        raise BadInput(f"--output: {file} cannot be read ({error.strerror})") from None
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise BadInput(f"--output: {file} cannot be written")
+    if content and not settings.exists():
+        raise BadInput(f"--output: {file} exists and is not of this command; give another file")
+    if content and (before := _settings(settings, file)) != wanted:
+        names = ", ".join(f"{name} was {before.get(name)}" for name in wanted if before.get(name) != wanted[name])
+        raise BadInput(f"--output: {file} belongs to another run ({names}); give another file")
+    return content.count(b"\n")
 
 
-def read_prompts(options: Options, tokenizer, longest: int) -> Iterator[list[int]]:
-    """The prompts as token ids, none longer than ``longest``."""
-    template = None if tokenizer.chat_template else examples.VICUNA
+def claim(options: Options, wanted: dict[str, str]) -> None:
+    """Writes down what the output is made with, whole or not at all, and removes a line of it that was cut off.
+
+    Raises:
+      BadInput: it cannot be written.
+    """
+    settings = settings_file(options)
+    draft = settings.with_name(settings.name + ".draft")
+    try:
+        draft.write_text(json.dumps(wanted, indent=1) + "\n")
+        draft.replace(settings)
+        with open(options.output, "ab+") as opened:
+            opened.seek(0)
+            opened.truncate(opened.read().rfind(b"\n") + 1)
+    except OSError as error:
+        raise BadInput(f"--output: {options.output} cannot be written ({error.strerror})") from None
+
+
+def settings_file(options: Options) -> pathlib.Path:
+    """Where what the output was made with is written down: beside it."""
+    return options.output.with_suffix(".settings.json")
+
+
+def settings_of(options: Options, stops: list[int]) -> dict[str, str]:
+    """All that decides the replies: the options, the ids that end one, what is in the input files, and which target it is."""
+    settings = {name: str(value) for name, value in dataclasses.asdict(options).items() if name not in NOT_COMPARED}
+    kind = "conversations" if options.conversations else "text"
+    data = builders.Source(kind, options.conversations or options.text, str(options.target))
+    prints = {"fingerprint of the prompts": data.fingerprint(), "fingerprint of the target": config.fingerprint(options.target)}
+    return settings | prints | {"eos_token_id": str(stops)}
+
+
+def _settings(path: pathlib.Path, file: pathlib.Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"--output: {path}, the settings that {file} was made with, is broken; give another file")
+    return found
+
+
+def read_prompts(options: Options, tokenizer, room: int, vocab_size: int) -> Iterator[list[int]]:
+    """The prompts as token ids, none longer than ``room``; says which records were passed over.
+
+    Raises:
+      BadInput: a file cannot be read, or the tokenizer writes ids beyond the target's.
+    """
+    skips, long = examples.Skips(1.0), 0
     for record in (record for path in examples.files(options.conversations) for record in examples.records(path)):
+        skips.read += 1
         try:
             turns = examples.messages(record.content)
-        except examples.Malformed:
+            first = next(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
+            text = examples.template_writes(turns[:first], tokenizer, asks=True)
+        except examples.Malformed as reason:
+            skips.skip(record.where, str(reason))
             continue
-        first = next(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
-        text = tokenizer.apply_chat_template(turns[:first], chat_template=template, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if 0 < len(ids) <= longest:
+        examples.check_known(ids, record.where, vocab_size)
+        if 0 < len(ids) <= room:
             yield ids
-    skips = examples.Skips(1.0)
-    for example in examples.text(examples.files(options.text), tokenizer, skips) if options.text else ():
+        else:
+            long += 1
+    longest = min(room, options.prompt_tokens)
+    found = examples.text(examples.files(options.text), tokenizer, skips) if options.text else ()
+    for example in examples.known(found, vocab_size):
         for start in range(0, len(example.tokens) - longest, options.stride):
             yield example.tokens[start : start + longest].tolist()
+    for reason in skips.reasons:
+        print(f"skipped {reason}", file=sys.stderr)
+    if skips.skipped or long:
+        print(f"of {skips.read} records {skips.skipped} are malformed and {long} too long; they are passed over", file=sys.stderr)
 
 
 def check(options: Options) -> None:
@@ -174,6 +274,12 @@ def check(options: Options) -> None:
     for name in ("prompt_tokens", "stride", "max_new_tokens", "batch_size"):
         if getattr(options, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(options, name)}")
+    if options.batch_size > 4096:
+        raise BadInput(f"--batch-size should be at most 4096, not {options.batch_size}")
+    if not 0 <= options.seed <= LARGEST_SEED:
+        raise BadInput(f"--seed should be from 0 to {LARGEST_SEED}, not {options.seed}")
+    if not (1 <= options.beam[0] <= 1024 and 1 <= options.beam[1] <= 64):
+        raise BadInput("--beam should be a width from 1 to 1024 and a length from 1 to 64, not {} {}".format(*options.beam))
     if not (options.temperature == 0 or 0.01 <= options.temperature <= 100):
         raise BadInput(f"--temperature should be 0 (greedy) or from 0.01 to 100, not {options.temperature}")
     part, parts = options.shard
@@ -181,6 +287,8 @@ def check(options: Options) -> None:
         raise BadInput(f"--shard should be a part, counted from 0, of a number of parts, not {part} {parts}")
     if options.dtype not in ("float32", "bfloat16"):
         raise BadInput(f"--dtype should be float32 or bfloat16, not {options.dtype}")
+    if options.output.is_dir():
+        raise BadInput(f"--output: {options.output} is a folder; it should be a file")
     if not options.output.absolute().parent.is_dir():
         raise BadInput(f"--output: there is no folder {options.output.absolute().parent}")
 

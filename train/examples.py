@@ -85,12 +85,13 @@ def records(path: pathlib.Path) -> Iterator[Record]:
     if text.lstrip()[0] == "[":
         try:
             array = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path} is not valid JSON (line {error.lineno}: {error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path} is not valid JSON ({error})") from None
         for number, content in enumerate(array, 1):
             yield Record(f"{path.name}, record {number}", content if isinstance(content, dict) else None)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines: a JSON string may hold U+2028 and its like as they are
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield Record(f"{path.name}, line {number}", _object(line))
 
@@ -98,38 +99,49 @@ def records(path: pathlib.Path) -> Iterator[Record]:
 def _object(line: str) -> dict | None:
     try:
         content = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
 def _text(path: pathlib.Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise BadInput(f"{path} cannot be read as UTF-8 text ({error})") from None
 
 
 def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """The files that paths name, and the files in the folders among them, in order of name.
+    """The files that paths name, and the files in the folders among them, in order of name, less those that are empty.
 
     Raises:
-      BadInput: a path is missing, or a folder has no file.
+      BadInput: a path is missing, or a folder has no file that is not empty.
     """
     found = []
     for path in paths:
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+        if not (path.is_dir() or path.is_file()):
+            raise BadInput(f"there is no file or folder {path}")
+        inside = sorted(file for file in path.rglob("*") if file.is_file() and not _is_blank(file)) if path.is_dir() else [path]
         if not inside:
-            raise BadInput(f"there is no {'file in' if path.is_dir() else 'file or folder'} {path}")
+            raise BadInput(f"there is no file in {path} that is not empty")
         found += inside
     return found
 
 
+def _is_blank(file: pathlib.Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return not any(map(bytes.strip, opened))
+    except OSError:
+        return False  # whoever reads it says what is wrong
+
+
 def messages(content: dict | None) -> list[dict[str, str]]:
-    """A record's turns as `role` and `content`.
+    """A record's turns as `role` and `content`, less what the assistant says before the first question: ShareGPT cuts
+    long conversations into pieces that begin anywhere.
 
     Raises:
-      Malformed: it is no conversation, or has no turn of the assistant's.
+      Malformed: it is no conversation, has no turn of the assistant's, or begins with one and asks nothing.
     """
     if content is None:
         raise Malformed("not a JSON object")
@@ -143,21 +155,41 @@ def messages(content: dict | None) -> list[dict[str, str]]:
         turns = [_turn(turn, speaker, said) for turn in content[kind]]
     else:
         raise Malformed("has neither `messages`, `conversations` nor `instruction`")
+    question = next((number for number, (role, _) in enumerate(turns) if role == "user"), 0)
+    turns = [turn for number, turn in enumerate(turns) if number >= question or turn[0] != "assistant"]
     if not any(role == "assistant" and text.strip() for role, text in turns):
         raise Malformed("the assistant says nothing")
+    if turns[0][0] == "assistant":
+        raise Malformed("nothing is asked")
     return [{"role": role, "content": text} for role, text in turns]
 
 
 def _turn(turn, speaker: str, said: str) -> tuple[str, str]:
-    if not isinstance(turn, dict) or turn.get(speaker) not in SPEAKERS:
+    role = turn.get(speaker) if isinstance(turn, dict) else None
+    if not isinstance(role, str) or role not in SPEAKERS:
         raise Malformed(f"a turn's `{speaker}` is not one of {', '.join(SPEAKERS)}")
-    return SPEAKERS[turn[speaker]], _string(turn.get(said), said)
+    return SPEAKERS[role], _string(turn.get(said), said)
 
 
 def _string(value, name: str) -> str:
     if not isinstance(value, str):
         raise Malformed(f"`{name}` is not a text")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise Malformed(f"`{name}` has half a surrogate pair, which is no character")
     return value
+
+
+def template_writes(turns: list[dict[str, str]], tokenizer, asks: bool = False) -> str:
+    """The turns as the tokenizer's chat template writes them (Vicuna's where it has none); ``asks`` for a reply at the end.
+
+    Raises:
+      Malformed: the template refuses these turns.
+    """
+    template = None if tokenizer.chat_template else VICUNA
+    try:
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=asks)
+    except Exception as error:  # a template raises what it likes
+        raise Malformed(f"the chat template refuses it ({' '.join(str(error).split())})") from None
 
 
 def write_out(turns: list[dict[str, str]], tokenizer) -> tuple[str, list[tuple[int, int]]]:
@@ -167,20 +199,10 @@ def write_out(turns: list[dict[str, str]], tokenizer) -> tuple[str, list[tuple[i
     Raises:
       Malformed: the template refuses these turns, or does not write a longer conversation as the continuation of a shorter.
     """
-    template = None if tokenizer.chat_template else VICUNA
-
-    def write(count: int, asks: bool) -> str:
-        try:
-            return tokenizer.apply_chat_template(
-                turns[:count], chat_template=template, tokenize=False, add_generation_prompt=asks
-            )  # fmt: skip
-        except Exception as error:  # a template raises what it likes
-            raise Malformed(f"the chat template refuses it ({' '.join(str(error).split())})") from None
-
-    whole, spans = write(len(turns), False), []
+    whole, spans = template_writes(turns, tokenizer), []
     for number, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            before, through = write(number, True), write(number + 1, False)
+            before, through = template_writes(turns[:number], tokenizer, asks=True), template_writes(turns[: number + 1], tokenizer)
             if not (whole.startswith(through) and through.startswith(before)):
                 raise Malformed("the chat template changes earlier turns when later ones follow")
             spans.append((len(before), len(through)))
@@ -212,7 +234,9 @@ def conversations(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Ite
 
 
 def text(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Example]:
-    """One example per file of plain text, closed by the end-of-text id; every token is a label."""
+    """One example per file of plain text, opened by the beginning-of-text id where the tokenizer opens texts with one, as it
+    does prompts, and closed by the end-of-text id; every token is a label."""
+    begin = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for batch in _batches(paths):
         read = []
@@ -229,7 +253,8 @@ def text(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Exa
                 skips.skip(path.name, "is empty")
         encoded = tokenizer([content for _, content in read], add_special_tokens=False, verbose=False)["input_ids"] if read else []
         for (name, _), ids in zip(read, encoded, strict=True):
-            yield Example(np.asarray(ids + end, np.int32), np.ones(len(ids) + len(end), bool), name)
+            tokens = np.asarray(begin + ids + end, np.int32)
+            yield Example(tokens, np.ones(len(tokens), bool), name)
     skips.check()
 
 
@@ -239,13 +264,40 @@ def token_ids(paths: Iterable[pathlib.Path], vocabulary: int, skips: Skips) -> I
         skips.read += 1
         content = record.content or {}
         ids, prompt = content.get("token_ids"), content.get("prompt_tokens", 0)
-        if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < vocabulary for i in ids):
-            skips.skip(record.where, f"`token_ids` should be ids below {vocabulary}")
+        unknown = [i for i in ids if not (type(i) is int and 0 <= i < vocabulary)] if isinstance(ids, list) else []
+        if not isinstance(ids, list) or not ids:
+            skips.skip(record.where, "`token_ids` should be a list of token ids, one or more")
+        elif unknown:
+            skips.skip(
+                record.where,
+                f"`token_ids` should be from 0 to {vocabulary - 1}, the target's vocabulary, not {str(unknown[0])[:40]}",
+            )
         elif type(prompt) is not int or not 0 <= prompt < len(ids):
             skips.skip(record.where, "`prompt_tokens` should be fewer than `token_ids`")
         else:
             yield Example(np.asarray(ids, np.int32), np.arange(len(ids)) >= prompt, record.where)
     skips.check()
+
+
+def known(found: Iterable[Example], vocabulary: int) -> Iterator[Example]:
+    """The examples, whose tokens are all in the target's vocabulary.
+
+    Raises:
+      BadInput: one is not, so the tokenizer is not this target's.
+    """
+    for example in found:
+        check_known(example.tokens, example.where, vocabulary)
+        yield example
+
+
+def check_known(tokens: np.ndarray, where: str, vocabulary: int) -> None:
+    """Raises BadInput for a token that the tokenizer has and the target has not."""
+    highest = int(np.max(tokens, initial=0))
+    if highest >= vocabulary:
+        raise BadInput(
+            f"--target: the tokenizer writes token id {highest} ({where}), but vocab_size in config.json is {vocabulary};"
+            " it should be the tokenizer that the target was trained with"
+        )
 
 
 def _batches(items: Iterable) -> Iterator[list]:

@@ -54,7 +54,7 @@ def frequent(mha):
 
 
 @pytest.mark.parametrize("shape", [loop.Shape(1, 3), loop.Shape(4, 4, tree="beams"), loop.Shape(4, 3, draft_top_k=7)], ids=str)
-@pytest.mark.parametrize("kind", ["golden", "slim"])
+@pytest.mark.parametrize("kind", [pytest.param("golden", marks=pytest.mark.slow), "slim"])
 def test_fewer_drafts_are_possible_and_the_text_is_the_same(mha, frequent, kind, shape):
     target, drafter = mha
     ids, plain = frequent
@@ -195,7 +195,7 @@ def test_a_head_and_its_table_travel_through_a_folder_byte_for_byte(mha, kind, t
 
 @pytest.mark.parametrize(
     "kind, blocks",
-    [("full", 2), pytest.param("full", 0, marks=pytest.mark.slow), ("slim", 2), pytest.param("slim", 1, marks=pytest.mark.slow)],
+    [pytest.param(*case, marks=pytest.mark.slow) for case in (("full", 2), ("full", 0), ("slim", 1))] + [("slim", 2)],
 )
 def test_written_for_apples_code_the_drafts_are_the_same_and_the_rest_is_never_drafted(mha, frequent, kind, blocks, tmp_path):
     target, _ = mha
@@ -312,7 +312,8 @@ def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smalle
     assert data.most_frequent(text, 10, 7).tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("head", [pytest.param("full", marks=pytest.mark.slow), "slim"])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["full", "slim"])
 def test_a_head_learns_in_its_vocabulary_and_a_stopped_run_goes_on(head, tmp_path, monkeypatch):
     target, how = load_target("mha"), recipe(20, head=head, rate=1e-2, head_vocab=12, save_every=10, evaluate_every=20)
     whole = run.train_head(target, examples(), how, tmp_path / "whole_", examples(5))

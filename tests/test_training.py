@@ -168,6 +168,7 @@ def test_a_text_that_repeats_itself_is_a_loop_and_another_is_not():
     assert not figures.is_loop([1, 2, 3] * 15 + [1, 2, 4], 24)
 
 
+@pytest.mark.slow
 def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_path, monkeypatch):
     small = corpus.Corpus(corpus.read().train[:12], corpus.read().held_out[:4], [])
     monkeypatch.setattr(corpus, "read", lambda packages: small)

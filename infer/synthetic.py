@@ -33,7 +33,7 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     for block in target.blocks:
         for out in (block.o, block.down):
             out.weight[...] = out.weight[...] * quiet
-    follows = jnp.roll(jax.sharding.reshard(target.embedding[...], P("model", None)), STRIDE, axis=0)
+    follows = jnp.roll(jax.sharding.reshard(target.embedding[...], P(None, None)), STRIDE, axis=0)
     target.lm_head[...] = jax.sharding.reshard(follows.T / root, P(None, "model")).astype(dtype)
     return target
 

@@ -96,12 +96,15 @@ def sequences(beams: Beams) -> tuple[jax.Array, jax.Array]:
     """The final W beams written out: tokens ``[B, W, L]`` and cumulative scores ``[B, W, L]``."""
     L, W = beams.tokens.shape[1:]
 
+    def read(row_W: jax.Array, at_W: jax.Array) -> jax.Array:
+        return row_W.at[at_W].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
     def of_row(tokens, parents, scores):
         at = jnp.arange(W)
         columns = []
         for step in reversed(range(L)):
-            columns.append((tokens[step][at], scores[step][at]))
-            at = parents[step][at]
+            columns.append((read(tokens[step], at), read(scores[step], at)))
+            at = read(parents[step], at)
         return tuple(jnp.stack(part[::-1], axis=1) for part in zip(*columns, strict=True))
 
     return jax.vmap(of_row)(beams.tokens, beams.parents, beams.scores)

@@ -42,7 +42,7 @@ def attend(
     G = H // K
     # Heads that share keys become one block of G·N queries, so that scores are plain batched matrix products.
     q_BKMC = jnp.reshape(q_BNHC, (B, N, K, G, C), out_sharding=P("data", None, "model", None, None))
-    q_BKMC = q_BKMC.transpose(0, 2, 3, 1, 4).reshape(B, K, G * N, C)
+    q_BKMC = jnp.reshape(q_BKMC.transpose(0, 2, 3, 1, 4), (B, K, G * N, C), out_sharding=P("data", "model", None, None))
     # What nobody may see has weight zero, but zero times NaN is NaN: its value is cut off, not just outweighed.
     v_BKNC = jnp.where(jnp.any(visible_BNN, axis=1)[:, None, :, None], v_BKNC, 0)
     keys, values, masks = [k_BKNC], [v_BKNC], [jnp.tile(visible_BNN, (1, G, 1))]
@@ -59,7 +59,7 @@ def attend(
     split = weights.shape[-1] - N
     parts = [weights[..., split:]] if cached is None else [weights[..., :split], weights[..., split:]]
     out = sum(_mix(p, v) for p, v in zip(parts, values, strict=True)).astype(q_BNHC.dtype)
-    out = out.reshape(B, K, G, N, C).transpose(0, 3, 1, 2, 4)
+    out = jnp.reshape(out, (B, K, G, N, C), out_sharding=P("data", "model", None, None, None)).transpose(0, 3, 1, 2, 4)
     return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
 
 

@@ -94,17 +94,14 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
 
 def sequences(beams: Beams) -> tuple[jax.Array, jax.Array]:
     """The final W beams written out: tokens ``[B, W, L]`` and cumulative scores ``[B, W, L]``."""
-    L, W = beams.tokens.shape[1:]
+    B, L, W = beams.tokens.shape
 
-    def read(row_W: jax.Array, at_W: jax.Array) -> jax.Array:
-        return row_W.at[at_W].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    def split(x_BW: jax.Array) -> jax.Array:
+        return jax.sharding.reshard(x_BW, P("data", None))  # which a single row with a single beam would lose
 
-    def of_row(tokens, parents, scores):
-        at = jnp.arange(W)
-        columns = []
-        for step in reversed(range(L)):
-            columns.append((read(tokens[step], at), read(scores[step], at)))
-            at = read(parents[step], at)
-        return tuple(jnp.stack(part[::-1], axis=1) for part in zip(*columns, strict=True))
-
-    return jax.vmap(of_row)(beams.tokens, beams.parents, beams.scores)
+    at_BW, columns = split(jnp.broadcast_to(jnp.arange(W), (B, W))), []
+    for step in reversed(range(L)):
+        columns.append([split(pick(split(part[:, step]), at_BW)) for part in (beams.tokens, beams.scores)])
+        at_BW = split(pick(split(beams.parents[:, step]), at_BW))
+    tokens_BWL, scores_BWL = (jnp.stack(part[::-1], axis=2) for part in zip(*columns, strict=True))
+    return tokens_BWL, scores_BWL

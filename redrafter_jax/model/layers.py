@@ -97,9 +97,9 @@ def rotate(x_BNHC: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def pick(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:
-    """``values[..., index[...], ...]``: each row (of the first ``batch`` axes) indexes its own next axis. A gather under
-    `vmap`, so that a split batch axis stays split."""
-    take = lambda row, at: row[at]  # noqa: E731
+    """``values[..., index[...], ...]``: each row (of the first ``batch`` axes) indexes its own next axis, from 0 up. A gather
+    under `vmap`, so that a split batch axis stays split."""
+    take = lambda row, at: row.at[at].get(mode="clip", wrap_negative_indices=False)  # noqa: E731
     for _ in range(batch):
         take = jax.vmap(take)
     return take(values, index)

@@ -53,7 +53,12 @@ def frequent(mha):
     return data.most_frequent(said, 503, U), {way: [r.token_ids for r in replies] for way, replies in ways.items()}
 
 
-@pytest.mark.parametrize("shape", [loop.Shape(1, 3), loop.Shape(4, 4, tree="beams"), loop.Shape(4, 3, draft_top_k=7)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [loop.Shape(4, 4, tree="beams")]
+    + [pytest.param(shape, marks=pytest.mark.slow) for shape in (loop.Shape(1, 3), loop.Shape(4, 3, draft_top_k=7))],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", [pytest.param("golden", marks=pytest.mark.slow), "slim"])
 def test_fewer_drafts_are_possible_and_the_text_is_the_same(mha, frequent, kind, shape):
     target, drafter = mha

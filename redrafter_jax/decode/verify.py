@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree
@@ -77,7 +78,8 @@ def _verdict(tree: Tree, last_B, choice_BN, hidden_BND, rows: KVRows, length: in
     path_BM = jnp.argmax(on_path_BN[:, None, :] & (tree.depth[:, None, :] == depths[:, None]), axis=-1)
     path_tokens_BM = pick(tree.tokens, path_BM)
     g_B = pick(choice_BN, last_B[:, None])[:, 0]
-    drafted_BM = jnp.concatenate([path_tokens_BM[:, 1:], g_B[:, None]], axis=1)
+    parts = (path_tokens_BM[:, 1:], g_B[:, None])  # a single row of a single token would lose its split axis
+    drafted_BM = jnp.concatenate([jax.sharding.reshard(part, P("data", None)) for part in parts], axis=1)
     emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
     h_BD = pick(hidden_BND, last_B)
     return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM))

@@ -18,7 +18,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
 from redrafter_jax.mesh import make_mesh
 from tests import texts
-from train import builders, data, examples
+from train import builders, data, examples, records
 
 TARGET = str(folders.embedded("target"))
 CHATML = (
@@ -107,12 +107,12 @@ def test_empty_files_in_a_folder_are_passed_over_and_those_named_are_malformed(t
     for name, content in (("__init__.py", ""), ("blank.py", " \n\n"), ("one.py", "x = 1\n")):
         (tmp_path / name).write_text(content)
     skips = examples.Skips(0.0)
-    assert [e.where for e in examples.text(examples.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
+    assert [e.where for e in examples.text(records.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
     with pytest.raises(BadInput, match="__init__.py: is empty"):
-        list(examples.text(examples.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
+        list(examples.text(records.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
     (tmp_path / "one.py").unlink()
     with pytest.raises(BadInput, match="not empty"):
-        examples.files([tmp_path])
+        records.files([tmp_path])
 
 
 def test_a_text_begins_as_the_tokenizer_begins_prompts(tokenizer, tmp_path):
@@ -249,8 +249,10 @@ def test_packing_wastes_little():
 
 
 def test_nothing_labelled_is_said_and_not_trained_on():
-    with pytest.raises(BadInput, match="nothing in it is labelled"):
+    with pytest.raises(BadInput, match="the training data: there is no token to predict, for none of the 1 examples has a label"):
         data.Rows([example(4, labelled=False)], 8)
+    with pytest.raises(BadInput, match="--held-out: there is no token"):
+        data.Rows([example(4, labelled=False)], 8, "--held-out")
 
 
 def test_what_a_step_reads_depends_on_seed_step_and_batch_alone():

@@ -23,7 +23,7 @@ from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import load_target, put
 from tests.test_exactness import PROMPTS
 from tests.test_training import examples, recipe, same, stops_after
-from train import data, log, main, run, step
+from train import configurations, data, log, main, run, step
 
 HEADS = {"full": full, "slim": slim}
 U = 48
@@ -344,6 +344,6 @@ def test_a_run_from_before_the_option_existed_goes_on(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "2").mkdir()
     (tmp_path / "config.json").write_text(json.dumps({"steps": 4}))
-    run.keep_configuration(tmp_path, configuration, "auto")
+    configurations.keep(tmp_path, configuration, "auto")
     with pytest.raises(BadInput, match="head_vocab was 0 and is 8"):
-        run.keep_configuration(tmp_path, configuration | {"head_vocab": 8}, "auto")
+        configurations.keep(tmp_path, configuration | {"head_vocab": 8}, "auto")

@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import shutil
-import signal
 import time
 
 import jax.numpy as jnp
@@ -16,9 +14,9 @@ from redrafter_jax import checkpoint, weights
 from redrafter_jax import loss as loss_of
 from redrafter_jax.errors import BadInput
 from tests.support import load_target
-from tests.test_training import examples, recipe, stops_after
+from tests.test_training import examples, is_asked_to_end, recipe, stops_after
 from tests.texts import with_tokenizer
-from train import data, evaluate, export, log, main, plot, run, step
+from train import configurations, data, evaluate, export, log, main, plot, run, step
 
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--log-every", "1"]
 
@@ -88,38 +86,38 @@ def test_export_only_reads(target, trained, tmp_path):
 
 def test_checkpoints_are_compared_by_themselves_whatever_the_output(tmp_path):
     elsewhere = tmp_path / "elsewhere"
-    run.keep_configuration(tmp_path / "one", {"rate": 0.1}, "auto", str(elsewhere))
+    configurations.keep(tmp_path / "one", {"rate": 0.1}, "auto", str(elsewhere))
     saved(elsewhere, 2)
-    run.keep_configuration(tmp_path / "two", {"rate": 0.1}, "auto", str(elsewhere))
+    configurations.keep(tmp_path / "two", {"rate": 0.1}, "auto", str(elsewhere))
     with pytest.raises(BadInput, match="--checkpoints: .*elsewhere .* rate was 0.1 and is 0.2"):
-        run.keep_configuration(tmp_path / "three", {"rate": 0.2}, "auto", str(elsewhere))
+        configurations.keep(tmp_path / "three", {"rate": 0.2}, "auto", str(elsewhere))
     with pytest.raises(BadInput, match="--checkpoints: .*--resume auto"):
-        run.keep_configuration(tmp_path / "three", {"rate": 0.1}, "never", str(elsewhere))
+        configurations.keep(tmp_path / "three", {"rate": 0.1}, "never", str(elsewhere))
     assert not (tmp_path / "three").exists()
 
 
 def test_checkpoints_without_a_configuration_are_refused_with_what_to_do(tmp_path):
     elsewhere = saved(tmp_path / "elsewhere", 2)
     with pytest.raises(BadInput, match="--checkpoints: .*config.json.*copy it"):
-        run.keep_configuration(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
+        configurations.keep(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
     (elsewhere / "config.json").write_text("[")
     with pytest.raises(BadInput, match="config.json should be"):
-        run.keep_configuration(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
+        configurations.keep(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
 
 
 def test_a_configuration_without_a_checkpoint_binds_nobody(tmp_path):
-    run.keep_configuration(tmp_path, {"rate": 0.1}, "auto")
+    configurations.keep(tmp_path, {"rate": 0.1}, "auto")
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
-    run.keep_configuration(tmp_path, {"rate": 0.2}, "never")
+    configurations.keep(tmp_path, {"rate": 0.2}, "never")
     assert json.loads((tmp_path / "config.json").read_text()) == {"rate": 0.2}
 
 
 def test_the_targets_number_format_is_compared_and_an_older_runs_was_float32(tmp_path):
     saved(tmp_path / "checkpoints", 2)
     (tmp_path / "config.json").write_text(json.dumps({"rate": 0.1}))
-    run.keep_configuration(tmp_path, {"rate": 0.1, "dtype": "float32"}, "auto")
+    configurations.keep(tmp_path, {"rate": 0.1, "dtype": "float32"}, "auto")
     with pytest.raises(BadInput, match="dtype was float32 and is bfloat16"):
-        run.keep_configuration(tmp_path, {"rate": 0.1, "dtype": "bfloat16"}, "auto")
+        configurations.keep(tmp_path, {"rate": 0.1, "dtype": "bfloat16"}, "auto")
 
 
 def test_the_command_compares_before_it_trains_and_keeps_all_options(target, text, trained, tmp_path, capsys):
@@ -250,15 +248,8 @@ def test_the_held_out_loss_is_computed_once_a_step_and_not_at_all_without_evalua
 
 
 def test_a_run_that_is_asked_to_end_at_its_last_step_is_evaluated(tmp_path, monkeypatch):
-    def asks(*arguments):
-        for index, batch in enumerate(batches(*arguments)):
-            if index == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    batches = data.batches
     monkeypatch.setattr(step, "step", idle)
-    monkeypatch.setattr(data, "batches", asks)
+    is_asked_to_end(monkeypatch, batch=1)
     monkeypatch.setattr(evaluate, "SHAPES", ())
     assert run.train_head(load_target("mha"), examples(), recipe(2), tmp_path, examples(3)) is not None
     assert log.read(tmp_path)[-1]["held_out_loss"] > 0

@@ -14,7 +14,7 @@ from redrafter_jax import checkpoint, weights
 from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target, put
-from train import corpus, data, demo, evaluate, figures, greedy, log, main, pretrain, run, step, unloop
+from train import configurations, corpus, data, demo, evaluate, figures, greedy, log, main, pretrain, run, step, unloop
 from train.recipe import Recipe
 
 
@@ -75,18 +75,24 @@ def stops_after(batches, count: int):
     return interrupted
 
 
+def is_asked_to_end(monkeypatch, batch: int):
+    """A run in this process gets SIGTERM while its batch of that number, counted from 0, is read."""
+    batches = data.batches
+
+    def asks(*arguments):
+        for index, read in enumerate(batches(*arguments)):
+            if index == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield read
+
+    monkeypatch.setattr(data, "batches", asks)
+
+
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     target = load_target("mha")
     whole = run.train_head(target, examples(), recipe(5), tmp_path / "whole_")
 
-    def asks(*arguments):
-        for index, batch in enumerate(batches(*arguments)):
-            if index == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    batches = data.batches
-    monkeypatch.setattr(data, "batches", asks)
+    is_asked_to_end(monkeypatch, batch=2)
     assert run.train_head(target, examples(), recipe(5, save_every=100), tmp_path / "cut_") is None
     monkeypatch.undo()
     assert log.read(tmp_path / "cut_")[-1]["step"] == 3
@@ -143,13 +149,13 @@ def test_a_run_compiles_its_step_once(tmp_path):
 
 
 def test_another_configuration_of_what_matters_is_refused_with_the_difference(tmp_path):
-    run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
+    configurations.keep(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
     (tmp_path / "checkpoints" / "2").mkdir()
-    run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
+    configurations.keep(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
     with pytest.raises(BadInput, match="rate was 0.1 and is 0.2"):
-        run.keep_configuration(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")
+        configurations.keep(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")
     with pytest.raises(BadInput, match="--resume"):
-        run.keep_configuration(tmp_path, {"rate": 0.1, "save_every": 3}, "never")
+        configurations.keep(tmp_path, {"rate": 0.1, "save_every": 3}, "never")
 
 
 def test_held_out_files_are_chosen_by_name_and_never_trained_on():

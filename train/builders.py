@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from redrafter_jax import config, processes
 from redrafter_jax.errors import BadInput
-from train import examples
+from train import examples, records
 
 Kind = Literal["conversations", "text", "token_ids"]
 RELEASE = "1.1.0"  # changes with how examples are made, so that what was built otherwise is not read
@@ -54,7 +54,7 @@ class Source:
         digest = hashlib.sha256(f"{RELEASE} {self.kind} {self.held_out} {self.malformed}".encode())
         tokenizer = pathlib.Path(self.tokenizer)
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "config.json")
-        for file in [*examples.files(self.paths), *(tokenizer / name for name in names)]:
+        for file in [*records.files(self.paths), *(tokenizer / name for name in names)]:
             if file.is_file():
                 digest.update(f"{file.name} {file.stat().st_size} ".encode())
                 with open(file, "rb") as opened:
@@ -103,7 +103,7 @@ class Conversations(_Builder):
     """ShareGPT, messages or Alpaca records, written out by the tokenizer's chat template."""
 
     def _read(self) -> Iterator[examples.Example]:
-        found = examples.conversations(examples.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        found = examples.conversations(records.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
         return examples.known(found, self.source.vocabulary())
 
 
@@ -111,7 +111,7 @@ class Text(_Builder):
     """Plain files."""
 
     def _read(self) -> Iterator[examples.Example]:
-        found = examples.text(examples.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        found = examples.text(records.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
         return examples.known(found, self.source.vocabulary())
 
 
@@ -119,7 +119,7 @@ class TokenIds(_Builder):
     """Token ids as they stand, such as `train.distill` writes."""
 
     def _read(self) -> Iterator[examples.Example]:
-        return examples.token_ids(examples.files(self.source.paths), self.source.vocabulary(), self.skips)
+        return examples.token_ids(records.files(self.source.paths), self.source.vocabulary(), self.skips)
 
 
 BUILDERS = {"conversations": Conversations, "text": Text, "token_ids": TokenIds}

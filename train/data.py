@@ -49,17 +49,18 @@ class Piece:
 
 class Rows:
     """A sequence of packed rows over a sequence of examples (`tokens`, `labelled`, `where`), in an order that depends on
-    the examples alone. Examples longer than a row are cut; pieces without a label are left out.
+    the examples alone. Examples longer than a row are cut; pieces without a label are left out. ``what`` names the examples in
+    errors.
 
     Raises:
       BadInput: no example has a label.
     """
 
-    def __init__(self, examples: Sequence[dict], length: int):
+    def __init__(self, examples: Sequence[dict], length: int, what: str = "the training data"):
         self.examples, self.length = examples, length
         self.plan = pack([piece for number in range(len(examples)) for piece in _pieces(examples[number], number, length)], length)
         if not self.plan:
-            raise BadInput("the training data has no token to learn from: nothing in it is labelled")
+            raise BadInput(f"{what}: there is no token to predict, for none of the {len(examples)} examples has a label")
 
     @property
     def fill(self) -> float:

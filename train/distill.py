@@ -6,7 +6,6 @@ stopped and leaves no half-written line.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -25,7 +24,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
-from train import builders, examples
+from train import builders, examples, records, replies
 
 BATCH = 64
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
@@ -75,8 +74,8 @@ class Options:
 def greedy_rows(target: Target, prompts: Sequence[list[int]], length: int, batch: int = BATCH) -> np.ndarray:
     """``[n, length]``: prompts, all of the same length, with the target's greedy continuation."""
     new = length - len(prompts[0])
-    replies = Engine(target).generate(prompts, limits=Limits(new=new), batch=min(batch, len(prompts)))
-    rows = [prompt + reply.token_ids for prompt, reply in zip(prompts, tqdm(replies, "own text", len(prompts)), strict=True)]
+    written = Engine(target).generate(prompts, limits=Limits(new=new), batch=min(batch, len(prompts)))
+    rows = [prompt + reply.token_ids for prompt, reply in zip(prompts, tqdm(written, "own text", len(prompts)), strict=True)]
     return np.asarray(rows, np.int32)
 
 
@@ -87,7 +86,7 @@ def main(options: Options) -> None:
       BadInput: whatever is wrong with the options, the target, the head, the prompts or the output file.
     """
     check(options)
-    examples.files(options.conversations or options.text)
+    records.files(options.conversations or options.text)
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
     head_config = None
     if options.drafter is not None:
@@ -104,7 +103,7 @@ def main(options: Options) -> None:
     if options.seed + len(prompts) - 1 > LARGEST_SEED:
         raise BadInput(f"--seed should be at most {LARGEST_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {options.seed}")
     wanted = settings_of(options, stops)
-    done = already(options, wanted)
+    done = replies.done(options.output, wanted)
     if done == len(mine):
         print(f"all {done} replies are in {options.output} already")
         return
@@ -117,7 +116,7 @@ def main(options: Options) -> None:
         Shape(*options.beam),
         stops,
     )
-    claim(options, wanted)
+    replies.claim(options.output, wanted)
     answer(options, engine, mine, done)
 
 
@@ -159,60 +158,14 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
         while done < len(mine):
             batch = mine[done : done + options.batch_size]
             seeds = [options.seed + number for number, _ in batch]
-            replies = engine.generate([prompt for _, prompt in batch], sampling, limits, seeds, options.batch_size)
+            answers = engine.generate([prompt for _, prompt in batch], sampling, limits, seeds, options.batch_size)
             lines = [
-                json.dumps({"token_ids": prompt + reply.token_ids, "prompt_tokens": len(prompt), "number": number})
-                for (number, prompt), reply in zip(batch, replies, strict=True)
+                {"token_ids": prompt + reply.token_ids, "prompt_tokens": len(prompt), "number": number}
+                for (number, prompt), reply in zip(batch, answers, strict=True)
             ]
-            file.write("".join(line + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+            replies.add(file, lines)
             done += len(batch)
             bar.update(len(batch))
-
-
-def already(options: Options, wanted: dict[str, str]) -> int:
-    """How many replies the output holds, made with the settings ``wanted``; a line that was cut off is none.
-
-    Raises:
-      BadInput: it is not the output of such a run, or cannot be written.
-    """
-    file, settings = options.output, settings_file(options)
-    try:
-        content = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        raise BadInput(f"--output: {file} cannot be read ({error.strerror})") from None
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise BadInput(f"--output: {file} cannot be written")
-    if content and not settings.exists():
-        raise BadInput(f"--output: {file} exists and is not of this command; give another file")
-    if content and (before := _settings(settings, file)) != wanted:
-        names = ", ".join(f"{name} was {before.get(name)}" for name in wanted if before.get(name) != wanted[name])
-        raise BadInput(f"--output: {file} belongs to another run ({names}); give another file")
-    return content.count(b"\n")
-
-
-def claim(options: Options, wanted: dict[str, str]) -> None:
-    """Writes down what the output is made with, whole or not at all, and removes a line of it that was cut off.
-
-    Raises:
-      BadInput: it cannot be written.
-    """
-    settings = settings_file(options)
-    draft = settings.with_name(settings.name + ".draft")
-    try:
-        draft.write_text(json.dumps(wanted, indent=1) + "\n")
-        draft.replace(settings)
-        with open(options.output, "ab+") as opened:
-            opened.seek(0)
-            opened.truncate(opened.read().rfind(b"\n") + 1)
-    except OSError as error:
-        raise BadInput(f"--output: {options.output} cannot be written ({error.strerror})") from None
-
-
-def settings_file(options: Options) -> pathlib.Path:
-    """Where what the output was made with is written down: beside it."""
-    return options.output.with_suffix(".settings.json")
 
 
 def settings_of(options: Options, stops: list[int]) -> dict[str, str]:
@@ -224,16 +177,6 @@ def settings_of(options: Options, stops: list[int]) -> dict[str, str]:
     return settings | prints | {"eos_token_id": str(stops)}
 
 
-def _settings(path: pathlib.Path, file: pathlib.Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise BadInput(f"--output: {path}, the settings that {file} was made with, is broken; give another file")
-    return found
-
-
 def read_prompts(options: Options, tokenizer, room: int, vocab_size: int) -> Iterator[list[int]]:
     """The prompts as token ids, none longer than ``room``; says which records were passed over.
 
@@ -241,7 +184,7 @@ def read_prompts(options: Options, tokenizer, room: int, vocab_size: int) -> Ite
       BadInput: a file cannot be read, or the tokenizer writes ids beyond the target's.
     """
     skips, long = examples.Skips(1.0), 0
-    for record in (record for path in examples.files(options.conversations) for record in examples.records(path)):
+    for record in (record for path in records.files(options.conversations) for record in records.read(path)):
         skips.read += 1
         try:
             turns = examples.messages(record.content)
@@ -257,7 +200,7 @@ def read_prompts(options: Options, tokenizer, room: int, vocab_size: int) -> Ite
         else:
             long += 1
     longest = min(room, options.prompt_tokens)
-    found = examples.text(examples.files(options.text), tokenizer, skips) if options.text else ()
+    found = examples.text(records.files(options.text), tokenizer, skips) if options.text else ()
     for example in examples.known(found, vocab_size):
         for start in range(0, len(example.tokens) - longest, options.stride):
             yield example.tokens[start : start + longest].tolist()

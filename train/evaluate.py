@@ -28,7 +28,7 @@ class Evaluation:
         self.batches, self.prompts = [], []
         if held_out is None or recipe.evaluate_every == 0:
             return
-        rows = data.Rows(held_out, recipe.row_length)
+        rows = data.Rows(held_out, recipe.row_length, "--held-out")
         size = recipe.batch // recipe.accumulate
         numbers = np.linspace(0, len(rows) - 1, -(-min(recipe.evaluation_rows, len(rows)) // size) * size).astype(int)
         for part in numbers.reshape(-1, size):

@@ -7,13 +7,13 @@ tokens are the labels. Not here: datasets on disk (`builders.py`), rows (`data.p
 
 import collections
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from redrafter_jax.errors import BadInput
+from train import records
 
 VICUNA = (
     "{{ bos_token }}A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -27,14 +27,6 @@ VICUNA = (
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
             "assistant": "assistant", "system": "system"}  # fmt: skip
 AT_ONCE = 256  # records that are tokenised together, in parallel
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One record of a file: where it stands, for messages to people, and what it holds (None: not JSON)."""
-
-    where: str
-    content: dict | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,74 +58,12 @@ class Skips:
 
     def check(self) -> None:
         """Raises BadInput if more than the stated share was skipped, or nothing is left."""
-        if self.skipped == self.read or self.skipped > self.share * self.read:
-            raise BadInput(
-                f"{self.skipped} of {self.read} records are malformed, and --max-malformed allows {self.share:.1%};"
-                f" the first: {'; '.join(self.reasons[:3]) or 'there are none'}"
-            )
-
-
-def records(path: pathlib.Path) -> Iterator[Record]:
-    """The records of a JSON array or a JSON Lines file.
-
-    Raises:
-      BadInput: the file is missing, unreadable, empty, or a broken JSON array.
-    """
-    text = _text(path)
-    if not text.strip():
-        raise BadInput(f"{path} is empty; it should hold JSON records")
-    if text.lstrip()[0] == "[":
-        try:
-            array = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{path} is not valid JSON ({error})") from None
-        for number, content in enumerate(array, 1):
-            yield Record(f"{path.name}, record {number}", content if isinstance(content, dict) else None)
-        return
-    # not splitlines: a JSON string may hold U+2028 and its like as they are
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield Record(f"{path.name}, line {number}", _object(line))
-
-
-def _object(line: str) -> dict | None:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise BadInput(f"{path} cannot be read as UTF-8 text ({error})") from None
-
-
-def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """The files that paths name, and the files in the folders among them, in order of name, less those that are empty.
-
-    Raises:
-      BadInput: a path is missing, or a folder has no file that is not empty.
-    """
-    found = []
-    for path in paths:
-        if not (path.is_dir() or path.is_file()):
-            raise BadInput(f"there is no file or folder {path}")
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and not _is_blank(file)) if path.is_dir() else [path]
-        if not inside:
-            raise BadInput(f"there is no file in {path} that is not empty")
-        found += inside
-    return found
-
-
-def _is_blank(file: pathlib.Path) -> bool:
-    try:
-        with open(file, "rb") as opened:
-            return not any(map(bytes.strip, opened))
-    except OSError:
-        return False  # whoever reads it says what is wrong
+        first = f"the first: {'; '.join(self.reasons[:3]) or 'there are none'}"
+        if self.skipped == self.read:
+            raise BadInput(f"all {self.read} records are malformed; {first}")
+        if self.skipped > self.share * self.read:
+            allowed = f"--max-malformed allows {self.share:.1%}"
+            raise BadInput(f"{self.skipped} of {self.read} records are malformed, and {allowed}; {first}")
 
 
 def messages(content: dict | None) -> list[dict[str, str]]:
@@ -211,7 +141,7 @@ def write_out(turns: list[dict[str, str]], tokenizer) -> tuple[str, list[tuple[i
 
 def conversations(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Example]:
     """Examples from conversations, labelled on the assistant's tokens."""
-    for batch in _batches(record for path in paths for record in records(path)):
+    for batch in _batches(record for path in paths for record in records.read(path)):
         written = []
         for record in batch:
             skips.read += 1
@@ -243,7 +173,7 @@ def text(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Exa
         for path in batch:
             skips.read += 1
             try:
-                content = _text(path)
+                content = records.text_of(path)
             except BadInput as error:
                 skips.skip(path.name, str(error))
                 continue
@@ -260,7 +190,7 @@ def text(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Exa
 
 def token_ids(paths: Iterable[pathlib.Path], vocabulary: int, skips: Skips) -> Iterator[Example]:
     """Examples from JSON Lines of `token_ids` and `prompt_tokens`, how many of them are the prompt's and so no labels."""
-    for record in (record for path in paths for record in records(path)):
+    for record in (record for path in paths for record in records.read(path)):
         skips.read += 1
         content = record.content or {}
         ids, prompt = content.get("token_ids"), content.get("prompt_tokens", 0)

@@ -45,12 +45,12 @@ def main(options: Options) -> None:
     from redrafter_jax import config as configs
     from redrafter_jax.mesh import make_mesh
     from redrafter_jax.model.drafter import Drafter
-    from train import run
+    from train import configurations, run
     from train.main import fingerprint
     from train.recipe import Recipe
 
     checkpoints = epath.Path(options.checkpoints or options.run / "checkpoints")
-    configuration = run.read_configuration(options.run, checkpoints) if checkpoints.is_dir() else None
+    configuration = configurations.read(options.run, checkpoints) if checkpoints.is_dir() else None
     if configuration is None:
         raise BadInput(f"--run: {options.run} is not the folder of a run of train.main")
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
@@ -98,7 +98,7 @@ def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) ->
       figures: of the last evaluation before the checkpoint, with its step.
       step: of the checkpoint.
     """
-    from train.run import NOT_COMPARED
+    from train.configurations import NOT_COMPARED
 
     options = configuration.get(NOT_COMPARED)
     compared = {name: value for name, value in configuration.items() if name != NOT_COMPARED}

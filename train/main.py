@@ -78,7 +78,7 @@ def main(options: Options) -> None:
     from redrafter_jax import config as configs
     from redrafter_jax import mesh as meshes
     from redrafter_jax import weights
-    from train import builders, export, run
+    from train import builders, configurations, export, run
 
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
     longest = target_config.max_position_embeddings
@@ -102,9 +102,11 @@ def main(options: Options) -> None:
         "data": [part.parent.name for part in parts],
     }
     processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
-    configuration[run.NOT_COMPARED] = {name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")}
+    configuration[configurations.NOT_COMPARED] = {
+        name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
+    }
     if processes.is_first():
-        run.keep_configuration(options.output, configuration, options.resume, options.checkpoints)
+        configurations.keep(options.output, configuration, options.resume, options.checkpoints)
     processes.wait("the configuration")
     head = run.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
     if head is None:

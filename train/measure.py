@@ -59,10 +59,10 @@ def main(options: Options) -> None:
 
     from redrafter_jax import weights
     from redrafter_jax.mesh import make_mesh
-    from train import builders, examples, figures
+    from train import builders, examples, figures, records
 
     jax.set_mesh(make_mesh())
-    files = examples.files(options.text)
+    files = records.files(options.text)
     configs = weights.configs
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
     for folder in options.drafter:

@@ -5,6 +5,7 @@ Everything is timed in turn in one process, and medians are reported. Not here: 
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-from infer import checks
+from infer import checks, output
 from redrafter_jax.errors import BadInput
 
 CPU_BEAMS = ("1x2", "1x3", "1x4", "2x2", "2x3", "4x4", "8x5")
@@ -95,18 +96,22 @@ def main(arguments: list[str] | None = None) -> int:
         _check(options)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         report = run(options)
+        _write(report, options)
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    return 0
+
+
+def _write(report: dict, options: Options) -> None:
     if options.output is not None:
         options.output.write_text(json.dumps(report, indent=1) + "\n")
     if options.plot is not None:
         from infer import tables
 
         tables.plot(report, options.plot)
-    return 0
 
 
 def _check(options: Options) -> None:
@@ -131,12 +136,18 @@ def _check(options: Options) -> None:
         raise BadInput("--against-transformers needs weights on disk; leave out --shape")
     if options.target is not None and options.drafter is None:
         raise BadInput("--drafter is missing: name the head for --target")
+    if not 1 <= options.tokens_per_step <= 65:
+        raise BadInput(f"--tokens-per-step should be from 1 (nothing accepted) to 65, not {options.tokens_per_step}")
     if options.layers is not None and options.layers < 1:
         raise BadInput(f"--layers should be 1 or more, not {options.layers}")
     for name in ("output", "plot"):
         path = getattr(options, name)
         if path is not None and not path.absolute().parent.is_dir():
             raise BadInput(f"--{name}: there is no folder {path.absolute().parent}")
+        if path is not None:
+            output.check_writable(path, f"--{name}")
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise BadInput("--plot needs matplotlib; install requirements-dev.txt")
 
 
 def beam(text: str) -> tuple[int, int]:

@@ -35,15 +35,15 @@ def run_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_writable(path: pathlib.Path) -> None:
-    """Raises BadInput unless lines can be added to the file; leaves no file behind that was not there."""
+def check_writable(path: pathlib.Path, option: str = "--output") -> None:
+    """Raises BadInput unless the file can be added to; leaves no file behind that was not there."""
     existed = path.exists()
     try:
         if existed and not path.is_file():
-            raise BadInput(f"--output: {path} is not a file; it should be a JSONL file, or one that can be made")
+            raise BadInput(f"{option}: {path} is not a file; it should be one, or one that can be made")
         open(path, "ab").close()
     except OSError as error:
-        raise BadInput(f"--output: {path} cannot be written ({error.strerror})") from None
+        raise BadInput(f"{option}: {path} cannot be written ({error.strerror})") from None
     if not existed:
         path.unlink()
 

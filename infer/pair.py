@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from infer import folders, terminal
-from redrafter_jax import config, weights
+from redrafter_jax import config, hub, weights
 from redrafter_jax import mesh as meshes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
@@ -118,12 +118,12 @@ def plan(
     Raises:
       BadInput: as for `load`.
     """
-    folder = folders.locate(target, "--target") if target is not None else folders.embedded("target")
+    folder = hub.locate(target, "--target") if target is not None else folders.embedded("target")
     target_config = config.target_config(config.read_json(folder, "--target"), "--target")
     head = head_config = None
     if speculative:
         default = default_head(jax.default_backend())
-        head = folders.locate(drafter, "--drafter") if drafter is not None else folders.embedded(default)
+        head = hub.locate(drafter, "--drafter") if drafter is not None else folders.embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
     itemsize = jnp.dtype(dtype).itemsize

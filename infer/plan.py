@@ -53,14 +53,14 @@ def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, prop
     facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
     resident = _resident(subject, split, batch, shape)
     if resident > chip.usable_bytes:
-        return facts | {"held": resident, "fits": False, "compiled": False}
+        return facts | {"held": resident, "fits": False}
     try:
         program = compile_point(subject, split, batch, shape, propose)
     except DoesNotFit as refused:
-        return facts | {"held": refused.bytes or resident, "fits": False, "compiled": True, "whole": refused.bytes is not None}
+        return facts | {"held": refused.bytes or resident, "fits": False, "whole": refused.bytes is not None}
     return (
         facts
-        | {"held": program.held, "fits": compile_only.fits(program.held, chip), "compiled": True}
+        | {"held": program.held, "fits": compile_only.fits(program.held, chip)}
         | _costs(program, setting, shape.nodes, shape if propose is loop.propose else AUTOREGRESSIVE, chip)
     )
 

@@ -2,8 +2,6 @@
 
 import pathlib
 
-from redrafter_jax.errors import BadInput
-
 STAGES = ("noise", "draft", "pack", "verify", "commit")
 
 
@@ -67,10 +65,8 @@ def transformers(row: dict) -> str:
 
 def plot(report: dict, path: pathlib.Path) -> None:
     """Two maps over W and L: speed-up, and tokens per step."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BadInput("--plot needs matplotlib; install requirements-dev.txt") from None
+    from matplotlib.figure import Figure  # of requirements-dev.txt
+
     shapes = [tuple(map(int, row["shape"].split("x"))) for row in report["rows"]]
     widths, lengths = sorted({w for w, _ in shapes}), sorted({length for _, length in shapes})
     figure = Figure(figsize=(10, 1.2 + 0.6 * len(widths)), layout="constrained")

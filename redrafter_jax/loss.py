@@ -10,9 +10,9 @@ nor in the mean; soft labels are the target's distributions renormalised over th
 Accuracies count what cannot be said as a miss, so they compare across draft vocabularies, and losses do not. In this file V
 is then the draft vocabulary, but for the labels that `draft_loss` is given.
 
-The ``[K, B, T, V]`` logits never exist: the LM head, the losses and the ranks run over chunks of text positions. A
-chunk's gradients are made while its logits are there, so nothing is computed twice; the teachers of K drafted positions
-overlap, and are computed once.
+The ``[K, B, T, V]`` logits never exist: the LM head, the losses and the ranks run over chunks of positions. A chunk's
+gradients are written out and made while its logits are there, so nothing is computed twice. What the i-th draft from t
+predicts stands at t + i, where the drafts of the same token from K places stand side by side and share one teacher.
 """
 
 import dataclasses
@@ -85,21 +85,21 @@ def draft_loss(
     for i in range(config.positions):
         read_BT = jnp.roll(tokens_BT, -1 - i, axis=1) if paths_BTK is None else paths_BTK[:, :, i]
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(read_BT)))
-        exits.append(drafter.exit(context, state_BTD))
+        exits.append(jnp.roll(drafter.exit(context, state_BTD), i, axis=1))
         inside_BT = jnp.broadcast_to(jnp.arange(T) < T - 2 - i, tokens_BT.shape)
         if segments_BT is not None:
             inside_BT &= segments_BT == jnp.roll(segments_BT, -2 - i, axis=1)
         label_BT = jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED)
         if paths_BTK is not None:
             label_BT = jnp.where(label_BT == IGNORED, IGNORED, paths_BTK[:, :, i + 1])
-        labels.append(_in_draft_vocabulary(drafter, label_BT))
+        labels.append(jnp.roll(_in_draft_vocabulary(drafter, label_BT), i, axis=1))
     labels_BKT = jnp.stack(labels, axis=1)
     scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED, labels_BKT >= 0))
     hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
     soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
     own_EV = None if drafter.lm_head is None else laid(drafter.lm_head, COLUMNS)
     of_target = drafter.drafted(laid(target.lm_head, COLUMNS))
-    given = (jnp.stack(exits, axis=1), labels_BKT, hidden_BTD, of_target, (hard_K, soft_K))
+    given = (jnp.stack(exits, axis=1), labels_BKT, jnp.roll(hidden_BTD, -1, axis=1), of_target, (hard_K, soft_K))
     total, (loss_K, hits_KR) = _score(config, own_EV, *given)
     return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K)
 
@@ -130,29 +130,31 @@ def _added_once(drafter: Drafter) -> Drafter:
 def _score(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BTD, target_DV, weights_K):
     """The sum over drafted positions of the weighted losses; also these ``[K]`` by themselves and the hits ``[K, RANKS]``.
     ``weights``: of a hard and of a soft label of each drafted position; ``own`` is the head's LM head, None for the target's;
-    hidden are the target's own states; ``target``: the columns of its LM head that the head can draft."""
-    given = (exits_BKTE, labels_BKT, hidden_BTD)
+    hidden are the target's own states that the teachers are made of; ``target``: the columns of its LM head that the head can
+    draft."""
 
     def of_chunk(carry, chunk):
-        return jax.tree.map(jnp.add, carry, _chunk_loss(own_EV, chunk[0], chunk[1:], target_DV, weights_K, config)), None
+        sums, _ = _chunk(config, own_EV, chunk, target_DV, weights_K)
+        return jax.tree.map(jnp.add, carry, sums), None
 
-    return jax.lax.scan(of_chunk, _nothing(config), _cut(config, *given))[0]
+    return jax.lax.scan(of_chunk, _nothing(config), _cut(config, exits_BKTE, labels_BKT, hidden_BTD))[0]
 
 
 def _score_forward(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BTD, target_DV, weights_K):
     """As `_score`, and the gradients, since a chunk's logits are there only now: scaled by what is to come, they are
-    all that the backward pass needs."""
+    all that the backward pass needs. Each shard of the batch adds up its own gradient of the LM head, and these are added
+    once, after the last chunk."""
     tied = own_EV is None
-    if not tied:  # each shard of the batch adds up its own gradient, and these are added once, after the last chunk
-        own_EV = jax.sharding.reshard(own_EV, P(None, "model", reduced={"data"}))
-    differentiate = jax.value_and_grad(_chunk_loss, argnums=1 if tied else (0, 1), has_aux=True)
 
     def of_chunk(carry, chunk):
-        (total, parts), gradients = differentiate(own_EV, chunk[0], chunk[1:], target_DV, weights_K, config)
-        of_own, of_exits = (None, gradients) if tied else gradients
         sums, own_gradient = carry
-        sums = jax.tree.map(jnp.add, sums, (total, parts))
-        return (sums, None if tied else own_gradient + of_own), of_exits
+        more, gradient_BKNV = _chunk(config, own_EV, chunk, target_DV, weights_K)
+        exits_BKNE = chunk[0]
+        if not tied:
+            parts = P(*COLUMNS, unreduced={"data"})
+            own_gradient += jnp.einsum("bkne,bknv->ev", exits_BKNE, gradient_BKNV, out_sharding=parts)
+        of_exits = jnp.einsum("bknv,ev->bkne", gradient_BKNV, target_DV if tied else own_EV, out_sharding=P("data"))
+        return (jax.tree.map(jnp.add, sums, more), own_gradient), of_exits.astype(exits_BKNE.dtype)
 
     start = (_nothing(config), None if tied else _unreduced_zeros(own_EV.shape, own_EV.dtype))
     (sums, own_gradient), by_chunk = jax.lax.scan(of_chunk, start, _cut(config, exits_BKTE, labels_BKT, hidden_BTD))
@@ -184,39 +186,43 @@ def _nothing(config: LossConfig):
 
 
 def _cut(config: LossConfig, exits_BKTE, labels_BKT, hidden_BTD):
-    """Chunks of text positions, chunk first: exits ``[B, K, N, E]``, labels ``[B, K, N]`` and the target's states that the
-    teachers of these positions are made of, ``[B, N + K - 1, D]``."""
-    B, K, T, E = exits_BKTE.shape
-    N = min(max(1, config.chunk // K), T)
+    """Chunks of positions, chunk first: exits ``[B, K, N, E]``, labels ``[B, K, N]`` and the target's states ``[B, N, D]``."""
+    T = labels_BKT.shape[2]
+    N = min(max(1, config.chunk // config.positions), T)
     chunks = -(-T // N)
-    pad = chunks * N - T
-    exits = jnp.pad(exits_BKTE, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    exits = jnp.reshape(exits, (B, K, chunks, N, E), out_sharding=P("data", None, None, None, None))
-    labels = jnp.pad(labels_BKT, ((0, 0), (0, 0), (0, pad)), constant_values=IGNORED)
-    labels = jnp.reshape(labels, (B, K, chunks, N), out_sharding=P("data", None, None, None))
-    hidden = jnp.pad(hidden_BTD, ((0, 0), (0, pad + K), (0, 0)))
-    behind = jnp.arange(chunks)[:, None] * N + 1 + jnp.arange(N + K - 1)
-    teachers = hidden.at[:, behind].get(out_sharding=P("data", None, None, None))
-    return jnp.moveaxis(exits, 2, 0), jnp.moveaxis(labels, 2, 0), jnp.moveaxis(teachers, 1, 0)
+
+    def cut(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, chunks * N - T)
+        shape = (*x.shape[:axis], chunks, N, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.reshape(jnp.pad(x, widths, constant_values=fill), shape, out_sharding=P("data")), axis, 0)
+
+    return cut(exits_BKTE, 2), cut(labels_BKT, 2, IGNORED), cut(hidden_BTD, 1)
 
 
-def _chunk_loss(own_EV, exits_BKNE, labels_and_teachers, target_DV, weights_K, config: LossConfig):
-    """Of one chunk: the weighted loss; the weighted losses ``[K]`` and hits ``[K, RANKS]``."""
-    labels_BKN, teachers_BMD = labels_and_teachers
-    hard_K, soft_K = weights_K
-    K, N = labels_BKN.shape[1:]
+def _chunk(config: LossConfig, own_EV, chunk, target_DV, weights_K):
+    """Of one chunk: the weighted loss, the weighted losses ``[K]`` and hits ``[K, RANKS]``; and the gradient of the first by
+    the logits ``[B, K, N, V]``: for each label its weight times the head's probabilities less the label's."""
+    exits_BKNE, labels_BKN, hidden_BND = chunk
+    hard_BKN, soft_BKN = (
+        w[:, None] * counts for w, counts in zip(weights_K, (labels_BKN >= 0, labels_BKN != IGNORED), strict=True)
+    )
     logits_BKNV = _unembed(exits_BKNE, target_DV if own_EV is None else own_EV)
     total_BKN = jax.nn.logsumexp(logits_BKNV, axis=-1)
-    loss_K = jnp.zeros(K)
+    q_BKNV = jnp.exp(logits_BKNV - total_BKN[..., None])
+    loss_BKN, gradient_BKNV = jnp.zeros_like(total_BKN), jnp.zeros_like(logits_BKNV)
     if config.distill_weight < 1:
-        nats_BKN = total_BKN - _logit_of(logits_BKNV, labels_BKN)
-        loss_K += hard_K * jnp.sum(nats_BKN * (labels_BKN >= 0), axis=(0, 2))
+        is_label_BKNV = jnp.arange(logits_BKNV.shape[-1]) == labels_BKN[..., None]
+        own_BKN = jnp.sum(jnp.where(is_label_BKNV, logits_BKNV, 0.0), axis=-1)
+        loss_BKN += hard_BKN * (total_BKN - own_BKN)
+        gradient_BKNV += hard_BKN[..., None] * (q_BKNV - is_label_BKNV)
     if config.distill_weight > 0:
-        p_BMV = jax.nn.softmax(_unembed(teachers_BMD, target_DV), axis=-1)  # the target's, at all positions of the chunk
-        soft = [jnp.sum(p_BMV[:, i : i + N] * logits_BKNV[:, i], axis=-1) for i in range(K)]
-        nats_BKN = total_BKN - jnp.stack(soft, axis=1)
-        loss_K += soft_K * jnp.sum(nats_BKN * (labels_BKN != IGNORED), axis=(0, 2))
-    return jnp.sum(loss_K), (loss_K, _hits(logits_BKNV, labels_BKN))
+        p_BNV = jax.nn.softmax(_unembed(hidden_BND, target_DV), axis=-1)
+        own_BKN = jnp.sum(p_BNV[:, None] * logits_BKNV, axis=-1)
+        loss_BKN += soft_BKN * (total_BKN - own_BKN)
+        gradient_BKNV += soft_BKN[..., None] * (q_BKNV - p_BNV[:, None])
+    loss_K = jnp.sum(loss_BKN, axis=(0, 2))
+    return (jnp.sum(loss_K), (loss_K, _hits(logits_BKNV, labels_BKN))), gradient_BKNV
 
 
 def _unembed(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -232,7 +238,6 @@ def _logit_of(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 def _hits(logits_BKNV: jax.Array, labels_BKN: jax.Array) -> jax.Array:
     """``[K, RANKS]``, labels among the 1..RANKS largest logits; of equal logits the smaller id comes first."""
-    logits_BKNV = jax.lax.stop_gradient(logits_BKNV)
     own_BKN1 = _logit_of(logits_BKNV, labels_BKN)[..., None]
     before = jnp.arange(logits_BKNV.shape[-1]) < labels_BKN[..., None]
     rank_BKN = jnp.sum((logits_BKNV > own_BKN1) | ((logits_BKNV == own_BKN1) & before), axis=-1)

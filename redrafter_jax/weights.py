@@ -146,7 +146,7 @@ def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
-    drafts = [folder / f"{name}.incomplete" for name in ("model.safetensors", "config.json")]  # a folder is whole or as it was
+    drafts = [folder / f"{name}.incomplete" for name in ("model.safetensors", "config.json")]  # neither file is ever half written
     safetensors.numpy.save_file(host, drafts[0], metadata={"format": "pt"})
     drafts[1].write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     for draft in drafts:

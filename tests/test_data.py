@@ -207,6 +207,27 @@ def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
     assert len(builders.join([built], "train") or builders.join([built], "validation")) == 6000
 
 
+def test_what_stops_a_build_is_raised_as_it_is_unless_another_process_was_sooner(tmp_path, monkeypatch):
+    file = write(tmp_path / "talk.jsonl", [record("messages")] * 4)
+    source = builders.Source("conversations", (file,), TARGET)
+    prepare = builders.Conversations.download_and_prepare
+
+    def full(builder):
+        raise OSError("no space left")
+
+    def later(builder):
+        prepare(builders._builder(source, tmp_path / "sets"))
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(builders.Conversations, "download_and_prepare", full)
+    with pytest.raises(OSError, match="no space left") as raised:
+        builders.build(source, tmp_path / "sets")
+    assert raised.value.__cause__ is None  # what looks for causes would turn in a circle
+    monkeypatch.setattr(builders.Conversations, "download_and_prepare", later)
+    built = builders.build(source, tmp_path / "sets")
+    assert len(builders.join([built], "train") or builders.join([built], "validation")) == 4
+
+
 def test_token_ids_carry_their_prompts_length_and_bad_ones_are_named(tmp_path):
     file = tmp_path / "own.jsonl"
     file.write_text(

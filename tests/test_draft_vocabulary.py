@@ -343,7 +343,7 @@ def test_a_run_from_before_the_option_existed_goes_on(tmp_path):
     configuration = {"steps": 4, "head_vocab": 0}
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "2").mkdir()
-    (tmp_path / "config.json").write_text(json.dumps({"steps": 4}))
+    (tmp_path / "checkpoints" / "config.json").write_text(json.dumps({"steps": 4}))
     configurations.keep(tmp_path, configuration, "auto")
     with pytest.raises(BadInput, match="head_vocab was 0 and is 8"):
         configurations.keep(tmp_path, configuration | {"head_vocab": 8}, "auto")

@@ -45,6 +45,8 @@ def test_speculation_changes_no_token(mha, plain, shape):
         assert found == expected
         tokens += sum(map(len, found))
     assert tokens >= 2000  # five shapes: 10,000 tokens and more
+    alone = list(plain)[SHAPES.index(shape) % len(plain)]
+    assert [reply.token_ids for reply in engine.generate(PROMPTS, alone, Limits(NEW), batch=1)] == plain[alone]
 
 
 def test_the_independent_rule_gives_the_same_text_with_other_drafts(mha, plain):
@@ -139,6 +141,12 @@ def test_bfloat16_differs_only_where_rounding_can_swap_the_two_best_logits(mha, 
     assert np.mean(control) > 0.9 and ties < 0.25 * 15 * NEW
 
 
+@jax.jit
+def logits_of(model, row: jax.Array, positions: jax.Array) -> jax.Array:
+    hidden, _ = model(row, positions, attention.causal(row >= 0))
+    return model.logits(hidden)
+
+
 def rounding(target, exact, prompt: list[int], reply: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """At each token of a reply: the exact logits ``[n, V]`` and the largest error of a bfloat16 logit ``[n]``."""
     longest = max(map(len, PROMPTS)) + NEW  # one shape for all: the mask is causal, so what is behind the reply doesn't matter
@@ -146,6 +154,5 @@ def rounding(target, exact, prompt: list[int], reply: list[int]) -> tuple[np.nda
     positions = put([list(range(longest))], np.int32)
     scored = []
     for model in (exact, target):
-        hidden, _ = model(row, positions, attention.causal(row >= 0))
-        scored.append(np.asarray(model.logits(hidden))[0, len(prompt) - 1 :][: len(reply)])
+        scored.append(np.asarray(logits_of(model, row, positions))[0, len(prompt) - 1 :][: len(reply)])
     return scored[0], np.abs(scored[0] - scored[1]).max(axis=1)

@@ -114,7 +114,7 @@ def test_a_configuration_without_a_checkpoint_binds_nobody(tmp_path):
 
 def test_the_targets_number_format_is_compared_and_an_older_runs_was_float32(tmp_path):
     saved(tmp_path / "checkpoints", 2)
-    (tmp_path / "config.json").write_text(json.dumps({"rate": 0.1}))
+    (tmp_path / "checkpoints" / "config.json").write_text(json.dumps({"rate": 0.1}))
     configurations.keep(tmp_path, {"rate": 0.1, "dtype": "float32"}, "auto")
     with pytest.raises(BadInput, match="dtype was float32 and is bfloat16"):
         configurations.keep(tmp_path, {"rate": 0.1, "dtype": "bfloat16"}, "auto")
@@ -208,7 +208,12 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
 
 def test_the_log_is_never_half_there(tmp_path, monkeypatch):
     log.path(tmp_path).write_text('{"step": 1}\n')
-    monkeypatch.setattr(pathlib.Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+
+    def half(file, text):
+        file.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", half)
     with pytest.raises(OSError):
         log.Log(tmp_path, recipe(4), 1, 1.0)
     assert log.path(tmp_path).read_bytes() == b'{"step": 1}\n'

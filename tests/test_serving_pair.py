@@ -6,6 +6,7 @@ import json
 import pytest
 
 import infer
+import redrafter_jax
 from infer import chat, generate, pair
 from redrafter_jax import config
 from redrafter_jax.decode import sample
@@ -23,6 +24,10 @@ def test_python_gets_the_same_text_in_five_lines(tmp_path):
     assert sum(one.reply.accepted_histogram[1:]) > 0 and other.reply.accepted_histogram[1:] == []
     over_rows = infer.load(str(tmp_path / "target"), mesh=(2, 1)).complete("def fib(n):", max_new_tokens=16)
     assert over_rows.reply.token_ids == one.reply.token_ids  # a single row on a mesh that splits rows
+
+
+def test_what_the_library_says_it_offers_is_there():
+    assert all(callable(getattr(redrafter_jax, name)) for name in redrafter_jax.__all__)
 
 
 def test_text_without_a_tokenizer_is_refused_from_python_too():

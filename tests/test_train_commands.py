@@ -23,6 +23,7 @@ from tests.support import MODELS
 from tests.texts import with_tokenizer
 from train import corpus, distill, export, log, main, measure, plot
 
+HEAD = str(MODELS / "drafter_mha_rnn")
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--save-every", "2", "--log-every", "1"]
 
 
@@ -197,6 +198,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(target,
         (["--steps", "0"], "--steps"), (["--mesh", "64", "1", "--batch", "64"], "--mesh"), (["--held-out", "0.9"], "--held-out"),
         (["--max-malformed", "nan"], "--max-malformed"), (["--target", "/nowhere"], "--target"),
         (["--conversations", "/nowhere.json"], "/nowhere.json"), (["--mesh", "3", "1"], "--mesh"),
+        (["--output", __file__], "--output"), (["--target", "no/such-model"], "--target"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(change, named, target, talk, tmp_path, capsys):
@@ -227,6 +229,32 @@ def test_distilling_names_bad_input(change, named, target, talk, tmp_path, capsy
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["main", "distill", "measure"])
+def test_a_broken_tokenizer_is_one_sentence(command, few, tmp_path, capsys):
+    (tmp_path / "target" / "tokenizer.json").write_text('{"version": "1.0"}')
+    target = ["--target", str(tmp_path / "target")]
+    arguments = {"main": [*few[:6], *SMALL], "distill": few, "measure": [*target, "--drafter", HEAD, "--text", few[3]]}[command]
+    assert {"main": main, "distill": distill, "measure": measure}[command].command(arguments) == 2
+    assert "has no tokenizer" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_text_is_not_measured_on_with_ids_that_the_target_does_not_know(few, tmp_path, capsys):
+    file = tmp_path / "target" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 20}))
+    (tmp_path / "head.txt").write_text("x = 1")
+    head = tmp_path / "head"
+    shutil.copytree(HEAD, head)
+    (head / "config.json").write_text(json.dumps(json.loads((head / "config.json").read_text()) | {"vocab_size": 20}))
+    text = str(tmp_path / "head.txt")
+    assert measure.command(["--target", str(tmp_path / "target"), "--drafter", str(head), "--text", text]) == 2
+    assert "vocab_size in config.json is 20" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_export_to_a_file_is_refused(target, tmp_path, capsys):
+    assert export.command(["--run", str(tmp_path), "--target", str(target), "--output", __file__]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
 @pytest.fixture
 def few(target, tmp_path) -> list:
     """What `train.distill` is to answer: a target, questions that its template does not all accept, and the output."""
@@ -246,7 +274,7 @@ def few(target, tmp_path) -> list:
 
 
 def test_what_a_template_refuses_is_counted_and_replies_end_where_the_target_ends_them(few, tmp_path, capsys):
-    output, settings = tmp_path / "own.jsonl", tmp_path / "own.settings.json"
+    output, settings = tmp_path / "own.jsonl", tmp_path / "own.jsonl.settings.json"
     assert distill.command([*few, "--mesh", "2", "1"]) == 0
     told = capsys.readouterr().err
     assert "talk.jsonl, line 2: the chat template refuses it (no system)" in told and "line 3: the assistant says nothing" in told
@@ -270,7 +298,7 @@ def test_a_target_that_cannot_be_loaded_leaves_no_output_behind(few, tmp_path, c
 
 
 def test_replies_to_other_prompts_of_another_target_or_with_torn_settings_are_not_mixed(few, tmp_path, monkeypatch, capsys):
-    output, settings = tmp_path / "own.jsonl", tmp_path / "own.settings.json"
+    output, settings = tmp_path / "own.jsonl", tmp_path / "own.jsonl.settings.json"
     monkeypatch.setattr(distill, "Engine", lambda *_: None)
     monkeypatch.setattr(distill, "answer", lambda options, *_: options.output.write_text('{"token_ids": [1, 2]}\n'))
     assert distill.command(few) == 0 and distill.command(few) == 0

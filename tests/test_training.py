@@ -196,6 +196,7 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
         steps=3,
         save_every=2,
         head_steps=2,
+        slim_steps=2,
         replies=8,
         unloop_rounds=1,
     )

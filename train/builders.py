@@ -134,17 +134,29 @@ def build(source: Source, folder: pathlib.Path) -> pathlib.Path:
     """
     if not processes.is_first():
         processes.wait(f"dataset {source.kind}")
-    builder = BUILDERS[source.kind](source=source, data_dir=str(folder))
+    builder = _builder(source, folder)
     if not builder.is_prepared():
-        try:
-            builder.download_and_prepare()
-        except Exception as error:  # tfds wraps what a generator raises
-            raise _cause(error) from error
-        for reason in builder.skips.reasons:
-            processes.say(f"skipped {reason}")
+        _prepare(builder, source, folder)
     if processes.is_first():
         processes.wait(f"dataset {source.kind}")
     return pathlib.Path(builder.data_path)
+
+
+def _builder(source: Source, folder: pathlib.Path) -> _Builder:
+    return BUILDERS[source.kind](source=source, data_dir=str(folder))
+
+
+def _prepare(builder: _Builder, source: Source, folder: pathlib.Path) -> None:
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # tfds wraps what a generator raises
+        mistake = _mistake(error)
+        if mistake is not None:
+            raise mistake from error
+        if not _builder(source, folder).is_prepared():  # else another process of this host was sooner
+            raise
+    for reason in builder.skips.reasons:
+        processes.say(f"skipped {reason}")
 
 
 def open_split(folder: pathlib.Path, split: str):
@@ -196,16 +208,14 @@ def tokenizer(folder: str):
     """
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare Exceptions
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"--target: {folder} has no tokenizer, which training data needs ({reason})") from None
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The error of the user's making behind what tfds raised; the error itself where there is none."""
+def _mistake(error: BaseException) -> BadInput | None:
+    """The error of the user's making behind what tfds raised, if there is one."""
     link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, BadInput):
-            return link
+    while link is not None and not isinstance(link, BadInput):
         link = link.__cause__ or link.__context__
-    return error
+    return link

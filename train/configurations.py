@@ -5,6 +5,7 @@ Not here: what the options are (`recipe.py`, `main.py`), the checkpoints themsel
 
 import dataclasses
 import json
+import os
 import pathlib
 
 from etils import epath
@@ -30,7 +31,7 @@ def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
     if _has_checkpoints(saved):
         if resumes == "never":
             raise BadInput(f"{what}: {place} holds a run already; give another {other}, or --resume auto to go on with it")
-        before = read(folder, saved)
+        before = read(saved)
         if before is None:
             raise BadInput(
                 f"{what}: {place} holds checkpoints without the {CONFIGURATION} of their run;"
@@ -50,21 +51,19 @@ def _has_checkpoints(saved: epath.Path) -> bool:
     return saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())
 
 
-def read(folder: pathlib.Path, checkpoints: epath.PathLike) -> dict | None:
-    """The configuration of the run whose checkpoints these are: it lies beside them or, of a run from before it did, in the
-    run's folder alone; None if there is none.
+def read(checkpoints: epath.PathLike) -> dict | None:
+    """The configuration of the run whose checkpoints these are, which lies beside them; None if there is none.
 
     Raises:
       BadInput: it is not a JSON object.
     """
-    for file in (epath.Path(checkpoints) / CONFIGURATION, epath.Path(folder) / CONFIGURATION):
-        if not file.exists():
-            continue
-        found = json_object(file)
-        if found is None:
-            raise BadInput(f"{file} should be the JSON object that train.main wrote")
-        return found
-    return None
+    file = epath.Path(checkpoints) / CONFIGURATION
+    if not file.exists():
+        return None
+    found = json_object(file)
+    if found is None:
+        raise BadInput(f"{file} should be the JSON object that train.main wrote")
+    return found
 
 
 def _differences(before: dict, now: dict) -> list[str]:
@@ -76,6 +75,15 @@ def _defaults(configuration: dict) -> dict:
     """What a run that was begun before an option existed has for it."""
     values = {**dataclasses.asdict(Recipe()), "dtype": "float32"}
     return {name: value for name, value in values.items() if name in configuration}
+
+
+def check_folder(folder: pathlib.Path, option: str) -> None:
+    """Raises BadInput unless files can be written into the folder, which need not be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(f"{option}: {there} is a file; it should be a folder, or one that can be made")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{option}: {there} cannot be written")
 
 
 def json_object(file: epath.PathLike) -> dict | None:

@@ -24,7 +24,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target, TargetConfig
-from train import corpus, data, distill, figures, pretrain, run, tokenizer, unloop
+from train import configurations, corpus, data, distill, figures, pretrain, run, tokenizer, unloop
 from train import recipe as recipes
 
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
@@ -60,8 +60,10 @@ class Options:
     """Rounds in which the repetitions in the target's own text are made unlikely, so that it does not end in loops."""
     save_every: int = 100
     """Steps between checkpoints."""
+    slim_steps: int = 600
+    """Training steps of the slim head."""
     head_steps: int = 600
-    """Training steps of each draft head."""
+    """Training steps of the paper's head."""
     replies: int = 2400
     """Rows of the target's own greedy text, each begun by 64 tokens of the corpus, that the heads learn from beside as many
     rows of the corpus."""
@@ -76,7 +78,22 @@ class Options:
         return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
 
 
+def check(options: Options) -> None:
+    """Raises BadInput for options out of range."""
+    lowest = {"vocab": 257, "row_length": 16, "unloop_rounds": 0}  # 256 bytes and the end of a text
+    for field in dataclasses.fields(Options):
+        value, low = getattr(options, field.name), lowest.get(field.name, 1)
+        if field.type is int and value < low:
+            raise BadInput(f"--{field.name.replace('_', '-')} should be {low} or more, not {value}")
+    if not 0 < options.decay <= 1:
+        raise BadInput(f"--decay should be above 0 and at most 1, not {options.decay}")
+    if options.width % (2 * options.heads):
+        raise BadInput(f"--width should be a multiple of twice --heads ({options.heads}), not {options.width}")
+    configurations.check_folder(options.work, "--work")
+
+
 def main(options: Options) -> None:
+    check(options)
     jax.set_mesh(make_mesh())
     options.work.mkdir(parents=True, exist_ok=True)
     prepare_corpus(options)
@@ -181,7 +198,8 @@ def export_target(options: Options, target: Target) -> None:
 
 def train_head(options: Options, target: Target, name: str, kind: str) -> None:
     """Trains one head through the same code as `train.main`, and writes it beside the target."""
-    recipe = dataclasses.replace(recipes.demo(kind, options.head_steps), row_length=options.row_length)
+    steps = options.slim_steps if kind == "slim" else options.head_steps
+    recipe = dataclasses.replace(recipes.demo(kind, steps), row_length=options.row_length)
     examples = head_examples(options, target)
     head = run.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
     if head is None:
@@ -231,7 +249,7 @@ def report(options: Options, target: Target) -> None:
         "target_parameters": sum(leaf.size for leaf in jax.tree.leaves(target)) - target.lm_head.size,
         "target_tokens_seen": options.steps * options.batch * options.row_length,
         "bits_per_byte": figures.bits_per_byte(target, held_out, record["held_out_bytes"]),
-        "loops": figures.loop_share(figures.greedy_replies(target, contexts)),
+        "loops": figures.loop_share(figures.greedy_replies(target, prompts)),
     }
     for name in HEADS:
         head = weights.load_drafter(options.work / "pair" / name)

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from redrafter_jax import config, mesh, weights
+from redrafter_jax import config, hub, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
@@ -30,7 +30,8 @@ BATCH = 64
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
 MOST_NODES = 4096  # of a tree, as in `infer.generate`
 LARGEST_SEED = 2**32 - 1
-NOT_COMPARED = ("output", "batch_size", "beam", "mesh")  # what a run may go on with another value of: the replies are the same
+NOT_COMPARED = ("output",)
+SAME_REPLIES = ("batch_size", "beam", "mesh")  # in float32, whatever their values; bfloat16 rounds differently in another batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ def main(options: Options) -> None:
     """
     check(options)
     records.files(options.conversations or options.text)
+    options = dataclasses.replace(options, target=hub.locate(options.target, "--target"))
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
     head_config = None
     if options.drafter is not None:
@@ -170,7 +172,8 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
 
 def settings_of(options: Options, stops: list[int]) -> dict[str, str]:
     """All that decides the replies: the options, the ids that end one, what is in the input files, and which target it is."""
-    settings = {name: str(value) for name, value in dataclasses.asdict(options).items() if name not in NOT_COMPARED}
+    free = NOT_COMPARED + (SAME_REPLIES if options.dtype == "float32" else ())
+    settings = {name: str(value) for name, value in dataclasses.asdict(options).items() if name not in free}
     kind = "conversations" if options.conversations else "text"
     data = builders.Source(kind, options.conversations or options.text, str(options.target))
     prints = {"fingerprint of the prompts": data.fingerprint(), "fingerprint of the target": config.fingerprint(options.target)}

@@ -2,7 +2,7 @@
 
 Conversations may be ShareGPT (`conversations`), messages (`messages`) or Alpaca (`instruction`), as JSON Lines or as one
 JSON array. They are written out by the tokenizer's chat template (Vicuna's where it has none), and the assistant's
-tokens are the labels. Not here: datasets on disk (`builders.py`), rows (`data.py`).
+tokens are the labels. Not here: reading files (`records.py`), datasets on disk (`builders.py`), rows (`data.py`).
 """
 
 import collections

@@ -41,23 +41,25 @@ def main(options: Options) -> None:
     """
     import jax
 
-    from redrafter_jax import checkpoint, weights
+    from redrafter_jax import checkpoint, hub, weights
     from redrafter_jax import config as configs
     from redrafter_jax.mesh import make_mesh
     from redrafter_jax.model.drafter import Drafter
     from train import configurations, run
-    from train.main import fingerprint
     from train.recipe import Recipe
 
+    configurations.check_folder(options.output, "--output")
     checkpoints = epath.Path(options.checkpoints or options.run / "checkpoints")
-    configuration = configurations.read(options.run, checkpoints) if checkpoints.is_dir() else None
+    configuration = configurations.read(checkpoints) if checkpoints.is_dir() else None
     if configuration is None:
         raise BadInput(f"--run: {options.run} is not the folder of a run of train.main")
+    name = options.target
+    options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
-    if configuration.get("target") not in (None, fingerprint(options.target)):
+    if configuration.get("target") not in (None, configs.fingerprint(options.target)):
         raise BadInput(
-            f"--target: {options.run} was trained for another target than {options.target}, whose config.json or sizes of weight"
-            " files differ; give the folder that train.main was given"
+            f"--target: {options.run} was trained for another target than {options.target}, whose config.json or weights"
+            " differ; give the folder that train.main was given"
         )
     fields = {field.name for field in dataclasses.fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in configuration.items() if name in fields})
@@ -76,7 +78,7 @@ def main(options: Options) -> None:
         head,
         weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
-        card(options.target, configuration, run.last_evaluation(options.run, step), step),
+        card(name, configuration, run.last_evaluation(options.run, step), step),
     )
     print(f"the head of step {step} is in {options.output}")
 

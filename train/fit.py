@@ -85,6 +85,9 @@ def run(options: Options) -> dict:
 
     recipe = _recipe(options)
     target = compile_only.target_config(options.model)
+    if recipe.row_length > target.max_position_embeddings:
+        longest = target.max_position_embeddings
+        raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
     slice_ = compile_only.slice_of(options.topology)
     chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     meshes, left_out = compile_only.meshes(options.mesh, options.topology, target, run.head_config(target, recipe))
@@ -256,8 +259,9 @@ def _cells(row: dict) -> list[str]:
 
 def _advice(best: dict | None, refused: list[dict]) -> str:
     if best is None:
-        what = f"none of the last {len(refused)} lines, with all layers compiled," if refused else "nothing"
-        return f"{what} fits; take more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
+        what = f"none of the last {len(refused)} lines, with all layers compiled, fits" if refused else "nothing fits"
+        what += ", and others were not tried" if len(refused) > AGAIN else ""
+        return f"{what}; take more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
     data, model = best["mesh"]
     return f"--mesh {data} {model} with {best['batch']} rows at once has all layers compiled and fits"
 

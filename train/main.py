@@ -1,12 +1,11 @@
 """`python -m train.main`: trains a draft head for a frozen Llama-family target.
 
-Not here: reading files (`examples.py`, `builders.py`), rows (`data.py`), the update (`step.py`), the loop and what it
+Not here: reading files (`records.py`, `examples.py`, `builders.py`), rows (`data.py`), the update (`step.py`), the loop and what it
 reports (`run.py`), the loss (`redrafter_jax/loss.py`).
 """
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -76,10 +75,13 @@ def main(options: Options) -> None:
     import jax
 
     from redrafter_jax import config as configs
+    from redrafter_jax import hub, weights
     from redrafter_jax import mesh as meshes
-    from redrafter_jax import weights
     from train import builders, configurations, export, run
 
+    configurations.check_folder(options.output, "--output")
+    name = options.target
+    options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
     longest = target_config.max_position_embeddings
     if options.recipe.row_length > longest:
@@ -98,7 +100,7 @@ def main(options: Options) -> None:
     configuration = {
         **as_json(options)["recipe"],
         "dtype": options.dtype,
-        "target": fingerprint(options.target),
+        "target": configs.fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
     processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
@@ -114,7 +116,7 @@ def main(options: Options) -> None:
         processes.say(f"stopped; the same command goes on from the last checkpoint in {place}")
         return
     folder, steps = options.output / "head", options.recipe.steps
-    export.write(head, None, folder, export.card(options.target, configuration, run.last_evaluation(options.output, steps), steps))
+    export.write(head, None, folder, export.card(name, configuration, run.last_evaluation(options.output, steps), steps))
     processes.say(f"the head is in {folder}")
 
 
@@ -154,12 +156,6 @@ def sources(options: Options) -> list:
     kinds = ("conversations", "text", "token_ids")
     common = (str(options.target), options.held_out, options.max_malformed)
     return [Source(kind, getattr(options, kind), *common) for kind in kinds if getattr(options, kind)]
-
-
-def fingerprint(target: pathlib.Path) -> str:
-    """Tells targets apart without reading their weights: the config, and the sizes of the weight files."""
-    sizes = [f"{file.name} {file.stat().st_size}" for file in sorted(target.glob("*.safetensors"))]
-    return hashlib.sha256("\n".join([(target / "config.json").read_text(), *sizes]).encode()).hexdigest()[:16]
 
 
 def as_json(options: Options) -> dict:

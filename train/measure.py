@@ -57,18 +57,19 @@ def main(options: Options) -> None:
     import jax
     import numpy as np
 
-    from redrafter_jax import weights
+    from redrafter_jax import hub, weights
     from redrafter_jax.mesh import make_mesh
     from train import builders, examples, figures, records
 
     jax.set_mesh(make_mesh())
     files = records.files(options.text)
+    options = dataclasses.replace(options, target=hub.locate(options.target, "--target"))
     configs = weights.configs
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
     for folder in options.drafter:
         configs.check_pair(target_config, configs.drafter_config(configs.read_json(folder, "--drafter"), "--drafter"), "--drafter")
     tokenizer = builders.tokenizer(str(options.target))
-    read = list(examples.text(files, tokenizer, examples.Skips(0.0)))
+    read = list(examples.known(examples.text(files, tokenizer, examples.Skips(1.0)), target_config.vocab_size))
     stream = np.concatenate([example.tokens for example in read])
     if len(stream) < 1000:
         raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give 1,000 or more")

@@ -55,7 +55,7 @@ def add(opened, lines: list[dict]) -> None:
 
 def settings_file(file: pathlib.Path) -> pathlib.Path:
     """Where what the replies were made with is written down: beside them."""
-    return file.with_suffix(".settings.json")
+    return file.with_name(f"{file.name}.settings.json")
 
 
 def _check_settings(file: pathlib.Path, wanted: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """A training run of a head: the loop, its checkpoints, its log, and how it ends.
 
 Resuming is exact: a checkpoint holds the head, the optimizer's state and the step, and what a step reads follows from
-the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`).
+the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`),
+what it is kept with (`configurations.py`).
 """
 
 import contextlib
@@ -120,12 +121,13 @@ class _Run:
                 trace.after(index - first, state)
                 stops = stop.is_asked(index)
                 ends = index == recipe.steps or stops
-                if index % recipe.log_every == 0 or index == first + 1 or ends or index % recipe.save_every == 0:
+                is_evaluated = self.evaluation.is_due(index) and (not stops or index == recipe.steps)
+                if index % recipe.log_every == 0 or index == first + 1 or ends or is_evaluated or index % recipe.save_every == 0:
                     self._check()
                     lines.step(index, of_update, schedule(recipe).rate_at(index - 1))
                 lines.advance()
                 held_out = None
-                if self.evaluation.is_due(index) and (not stops or index == recipe.steps):
+                if is_evaluated:
                     figures = self._measure(self.evaluation.whole, state, lines)
                     held_out = self._checked(index, figures["loss"])
                     lines.evaluation(index, figures)

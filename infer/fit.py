@@ -205,11 +205,10 @@ def _subject(options: Options, slice_):
 
 
 def _checked(subject, advice) -> list[dict]:
-    """The recommended step, round and prefill, all layers compiled; where the table had only two depths of the step and round."""
+    """The loops of plain and of speculative decoding and the prefill, with all layers, where the table has one round."""
     from infer import plan
 
-    whole = dataclasses.replace(subject, whole=True)
-    return [plan.check(whole, advice, what) for what in ("step", "round", "prefill") if what != "round" or advice.shape]
+    return [plan.check(subject, advice, what) for what in ("step", "round", "prefill") if what != "round" or advice.shape]
 
 
 COLUMNS = (

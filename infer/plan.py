@@ -103,6 +103,19 @@ def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: lo
     return compile_only.at_depth(of_depth, subject.config.num_hidden_layers, subject.whole)
 
 
+def compile_loop(subject: Subject, split, batch: int, shape: Shape) -> Program:
+    """Decoding as it runs: the rounds in their loop, all layers. Only its memory is of use, since how many rounds it makes is not
+    known.
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+    with jax.set_mesh(subject.slice.mesh(*split)):
+        rounds = compile_only.abstract((), jnp.int32, P())
+        layers = subject.config.num_hidden_layers
+        return compile_only.compile_program(loop.run, *arrays(subject, layers, batch, shape), rounds, shape=shape)
+
+
 def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Program:
     """Reading the prompts, all layers. The head, which waits on the chip meanwhile, is not in its figures.
 
@@ -250,8 +263,8 @@ def without(rows: list[dict], advice: Advice, checks: list[dict]) -> list[dict]:
 
 
 def check(subject: Subject, advice: Advice, what: str) -> dict:
-    """Whether the recommended step, round or prefill fits, compiled as ``subject`` says; held is None where a refusal did not
-    say it."""
+    """Whether the recommended plain decoding (`step`), speculative decoding (`round`) or prefill fits, as it runs and with all
+    layers; held is None where a refusal did not say it."""
     W, _, L = (advice.shape or "").partition("x")
     shape = Shape(int(W), int(L)) if advice.shape else AUTOREGRESSIVE
     waiting = 0
@@ -260,7 +273,7 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
             program = compile_prefill(subject, advice.mesh, advice.batch, shape)
             waiting = _head_bytes(subject, advice.mesh) if advice.shape else 0
         else:
-            program = compile_point(subject, advice.mesh, advice.batch, AUTOREGRESSIVE if what == "step" else shape)
+            program = compile_loop(subject, advice.mesh, advice.batch, AUTOREGRESSIVE if what == "step" else shape)
     except DoesNotFit as refused:
         return {"what": what, "held": refused.bytes, "fits": False, "fits_without_head": False}
     held, chip = program.held + waiting, subject.slice.chip

@@ -348,7 +348,7 @@ def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
     def refuse(*_):
         raise compile_only.DoesNotFit(None)
 
-    monkeypatch.setattr(plan, "compile_point", refuse)
+    monkeypatch.setattr(plan, "compile_loop", refuse)
     found = plan.check(plan.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000), plan.Advice(8, MESH, None, None), "step")
     assert json.loads(json.dumps(found, allow_nan=False))["held"] is None and not found["fits"]
 

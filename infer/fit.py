@@ -58,9 +58,11 @@ class Options:
     whole: bool = False
     """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
     only what is recommended is compiled whole."""
+    unchecked: bool = False
+    """Do not compile what is recommended with all layers, which takes minutes for a large model."""
     floors: bool = False
     """Compile nothing: least memory and least times, counted by hand, for --mesh (by default all chips in `model`). It takes no
-    --sampling, --most or --whole."""
+    --sampling, --most, --whole or --unchecked."""
     json: bool = False
     """Print the report as JSON instead."""
 
@@ -100,7 +102,7 @@ def _check(options: Options) -> None:
 
 def _check_floors(options: Options) -> None:
     default = {field.name: field.default for field in dataclasses.fields(Options)}
-    for name in ("sampling", "most", "whole"):
+    for name in ("sampling", "most", "whole", "unchecked"):
         if getattr(options, name) != default[name]:
             raise BadInput(f"--{name} does not go with --floors, which compiles nothing; leave one of them out")
 
@@ -144,7 +146,8 @@ def run(options: Options) -> dict:
         "limits": LIMITS,
     }
     for batch in (batch for batch in options.batch if batch not in untaken):
-        advice, checked, refused = plan.settle(rows, batch, options.most, functools.partial(_checked, subject))
+        check = (lambda _: []) if options.unchecked else functools.partial(_checked, subject)
+        advice, checked, refused = plan.settle(rows, batch, options.most, check)
         before = [dataclasses.asdict(one) | {"checked": checks} for one, checks in refused]
         report["advice"].append(dataclasses.asdict(advice) | {"checked": checked, "refused": before})
         say(_advice(advice, options.most, checked, refused, subject.slice.chip.usable_bytes))
@@ -264,7 +267,8 @@ def _advice(advice, most: float, checked: list[dict], refused: list, usable: int
         what += f"and plain decoding: no beam shape tried costs at most {most:g} plain steps"
     else:
         what += f"beams {advice.shape}: a round costs about {advice.cost:.2f} plain steps, and pays above so many tokens per step"
-    return f"{before}{what}.\n    All layers compiled, of {usable / (1 << 30):.2f} GiB per chip: {_sizes(checked)}"
+    sizes = f"All layers compiled, of {usable / (1 << 30):.2f} GiB per chip: {_sizes(checked)}"
+    return f"{before}{what}.\n    {sizes if checked else 'Not compiled with all layers (--unchecked), so it may not fit.'}"
 
 
 def _refusal(advice, checked: list[dict]) -> str:

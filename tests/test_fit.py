@@ -132,21 +132,8 @@ def test_the_command_reports_a_table_and_a_recommendation(tmp_path, capsys):
     small = {"model_type": "llama", "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 4}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(small))
-    given = [
-        "--model",
-        str(tmp_path),
-        "--topology",
-        "v5e:2x2",
-        "--mesh",
-        "1",
-        "4",
-        "--batch",
-        "2",
-        "--context",
-        "256",
-        "--beams",
-        "2x2",
-    ]
+    given = ["--model", str(tmp_path), "--topology", "v5e:2x2", "--mesh", "1", "4", "--batch", "2"]
+    given += ["--context", "256", "--beams", "2x2"]
     assert fit.main([*given, "--most", "50", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [row["shape"] for row in report["rows"]] == ["AR", "2x2"]
@@ -154,6 +141,8 @@ def test_the_command_reports_a_table_and_a_recommendation(tmp_path, capsys):
     (advice,) = report["advice"]
     assert advice["mesh"] == [1, 4] and advice["shape"] == "2x2" and advice["cost"] > 1
     assert [one["what"] for one in advice["checked"]] == ["step", "round", "prefill"]
+    assert fit.main([*given, "--unchecked"]) == 0
+    assert "Not compiled with all layers" in capsys.readouterr().out
 
 
 @needs_compiler

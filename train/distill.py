@@ -39,7 +39,7 @@ class Options:
     """Let the target answer the prompts of conversations, or continue texts."""
 
     target: pathlib.Path
-    """Folder of the target: config.json, safetensors, tokenizer."""
+    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     output: pathlib.Path
     """JSON Lines file for the replies: `token_ids`, `prompt_tokens`, `number`."""
     conversations: tuple[pathlib.Path, ...] = ()

@@ -21,7 +21,7 @@ class Options:
     run: pathlib.Path
     """Folder of the run (train.main's --output)."""
     target: pathlib.Path
-    """Folder of the target that the head was trained for."""
+    """Folder or hub name of the target that the head was trained for."""
     output: pathlib.Path
     """Folder for the head."""
     checkpoints: str | None = None

@@ -26,7 +26,7 @@ class Options:
     """Train a ReDrafter head for a frozen Llama-family target."""
 
     target: pathlib.Path
-    """Folder of the target: config.json, safetensors, tokenizer."""
+    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     conversations: tuple[pathlib.Path, ...] = ()
     """Files of conversations to train on: ShareGPT, `messages` or Alpaca records, as JSON or JSON Lines."""
     text: tuple[pathlib.Path, ...] = ()

@@ -27,7 +27,7 @@ class Options:
     """Tokens per step of draft heads on held-out text."""
 
     target: pathlib.Path
-    """Folder of the target: config.json, safetensors, tokenizer."""
+    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     drafter: tuple[pathlib.Path, ...]
     """Folders of the heads."""
     text: tuple[pathlib.Path, ...]

@@ -1,0 +1,254 @@
+"""What `infer.fit` and `train.fit` make of the compiler's answers: meshes, floors, refusals, recommendations."""
+
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+
+from infer import fit, plan, roofline
+from redrafter_jax import compile_only, hlo
+from redrafter_jax.chips import CHIPS
+from redrafter_jax.decode.loop import Shape
+from redrafter_jax.errors import BadInput
+from redrafter_jax.model import drafter
+from redrafter_jax.model.target import TargetConfig
+from train import fit as train_fit
+
+TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
+MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
+HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
+LLAMA_33B = compile_only.target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
+HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
+
+
+@pytest.mark.parametrize("given", [(-1, -8), (0, 8), (2, 2)])
+def test_a_mesh_has_all_chips(given):
+    with pytest.raises(BadInput, match="--mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
+        compile_only.meshes(given, "v5e:2x4", TARGET, HEAD)
+
+
+def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if_not():
+    with pytest.raises(BadInput, match="--mesh 1 8 cannot split this target: 8 does not divide"):
+        compile_only.meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B)
+    tried, left_out = compile_only.meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
+    assert tried == [(8, 1), (4, 2), (2, 4)]
+    assert left_out == ["mesh 1x8: 8 does not divide the target's num_attention_heads 52"]
+
+
+def test_a_batch_that_no_mesh_takes_is_named():
+    tried = [(8, 1), (4, 2), (2, 4)]
+    said = "no mesh of all 8 chips takes batch 1; data shards are 2, 4, 8; give a multiple"
+    assert compile_only.untaken((1, 2, 12), tried) == {1: said}
+    assert compile_only.untaken((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
+    with pytest.raises(BadInput, match=f"--batch: {said}"):
+        compile_only.untaken((1, 3), tried)
+
+
+FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mesh", "-1", "-8"], "--mesh should be two numbers whose product is the 8 chips"),
+        (["--mesh", "8", "1", "--batch", "1"], "--batch: mesh 8x1 does not take batch 1"),
+        (["--head-vocab", "32001"], "--head-vocab should be from 0 (all) to the vocabulary of 32000"),
+        (["--whole"], "--whole does not go with --floors"),
+        (["--sampling", "sampled"], "--sampling does not go with --floors"),
+        (["--most", "2"], "--most does not go with --floors"),
+    ],
+)
+def test_bad_input_is_one_sentence_where_nothing_is_compiled_too(arguments, said, capsys):
+    assert fit.main([*FLOORS, *arguments]) == 2
+    out = capsys.readouterr()
+    assert out.err.startswith("error: ") and said in out.err and out.err.count("\n") == 1 and not out.out
+
+
+def floors(capsys, *more: str) -> dict:
+    assert fit.main([*FLOORS, "--beams", "4x4", "--json", *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_floors_leave_out_a_batch_that_their_mesh_does_not_take(capsys):
+    report = floors(capsys, "--mesh", "8", "1", "--batch", "1", "8")
+    assert [row["batch"] for row in report["rows"]] == [8]
+    assert len(report["left_out"]) == 1 and "batch 1" in report["left_out"][0]
+
+
+@pytest.mark.parametrize("head", ["full", "slim"])
+def test_a_head_that_drafts_fewer_tokens_holds_and_costs_less(head, capsys):
+    (whole,), (small,) = (floors(capsys, "--batch", "1", "--head", head, *more)["rows"] for more in ([], ["--head-vocab", "8000"]))
+    D, shards = 4096, 8
+    saved = 2 * D * (32000 - 8000) if head == "full" else -D * 8000  # a slim head keeps its columns of the target's beside them
+    assert whole["resident"] - small["resident"] == pytest.approx(2 * saved / shards, rel=0.01)
+    assert small["draft_over_plain"]["4x4"] < whole["draft_over_plain"]["4x4"]
+
+
+def test_the_heading_says_how_much_the_head_can_draft(capsys):
+    assert fit.main([*FLOORS, "--batch", "1", "--head-vocab", "8000"]) == 0
+    assert "full head of 8000 tokens" in capsys.readouterr().out
+
+
+def refusing(layers: int) -> compile_only.Program:
+    raise compile_only.DoesNotFit(1000 * layers)
+
+
+def test_bytes_of_a_refusal_are_those_of_all_layers_or_none():
+    for layers, whole, said in ((32, False, None), (32, True, 32000), (2, False, 2000)):
+        with pytest.raises(compile_only.DoesNotFit) as refused:
+            compile_only.at_depth(refusing, layers, whole)
+        assert refused.value.bytes == said
+
+
+def nowhere() -> compile_only.Slice:
+    return compile_only.Slice("v5e:2x4", CHIPS["v5e"], (None,) * 8)
+
+
+@pytest.mark.parametrize(("bytes_", "shown"), [(None, ">"), (20 << 30, "20.00")])
+def test_a_refused_point_shows_what_is_known_of_it(bytes_, shown, monkeypatch):
+    def refuse(*_):
+        raise compile_only.DoesNotFit(bytes_)
+
+    monkeypatch.setattr(plan, "compile_point", refuse)
+    row = plan.row(plan.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000), MESH, BATCH, SHAPE)
+    cells = fit._cells(row, row)
+    assert cells[4].startswith(shown) and cells[5] == "no" and row["held"] >= 1 << 20
+
+
+@pytest.mark.parametrize(("bytes_", "shown"), [(None, "?"), (20 << 30, "20.00")])
+def test_a_refused_training_step_shows_what_is_known_of_it(bytes_, shown, monkeypatch):
+    def refuse(*_):
+        raise compile_only.DoesNotFit(bytes_)
+
+    monkeypatch.setattr(train_fit, "compile_step", refuse)
+    deep = dataclasses.replace(TARGET, num_hidden_layers=8)
+    row = train_fit.row(nowhere(), deep, train_fit.Options(""), None, MESH, BATCH, whole=bytes_ is not None)
+    assert train_fit._cells(row)[2:4] == [shown, "no"]
+
+
+def table() -> list[dict]:
+    """Rows of two meshes at batch 8: 1x8, whose plain step is the shorter, and 2x4."""
+    rows = []
+    for mesh, factor in (([1, 8], 1), ([2, 4], 2)):
+        for shape, nodes, cost in (("AR", 1, 1), ("4x2", 9, 1.1), ("16x4", 65, 1.2)):
+            facts = {"mesh": mesh, "batch": 8, "shape": shape, "nodes": nodes, "fits": True}
+            rows.append(facts | {"round_seconds": factor * cost, "floor_seconds": {"verify": factor * cost}})
+    return rows
+
+
+def checker(refuses):
+    """Checks as `plan.check` makes them; ``refuses``: (mesh, shape or None, what) -> None or the bytes of what does not fit."""
+
+    def checked(advice: plan.Advice) -> list[dict]:
+        found = []
+        for what in ("step", "round", "prefill") if advice.shape else ("step", "prefill"):
+            bad = refuses(advice.mesh, advice.shape, what)
+            found.append({"what": what, "held": None if bad else 1 << 30, "fits": not bad, "fits_without_head": bad != "all"})
+        calls.append((advice.mesh, advice.shape))
+        return found
+
+    calls = checked.calls = []
+    return checked
+
+
+@pytest.mark.parametrize(
+    ("refuses", "advised"),
+    [
+        (lambda mesh, shape, what: False, [((1, 8), "16x4")]),
+        (lambda mesh, shape, what: what == "round" and shape == "16x4", [((1, 8), "16x4"), ((1, 8), "4x2")]),
+        (lambda mesh, shape, what: what == "prefill" and shape, [((1, 8), "16x4"), ((1, 8), None)]),
+        (lambda mesh, shape, what: "all" if what == "prefill" and mesh == (1, 8) else None, [((1, 8), "16x4"), ((2, 4), "16x4")]),
+        (lambda mesh, shape, what: what == "step" and mesh == (1, 8), [((1, 8), "16x4"), ((2, 4), "16x4")]),
+    ],
+    ids=["all fits", "a round", "a prefill beside the head", "a prefill", "a step"],
+)
+def test_what_is_recommended_fits_with_all_layers(refuses, advised):
+    checked = checker(refuses)
+    advice, checks, refused = plan.settle(table(), 8, 1.5, checked)
+    assert checked.calls == advised
+    assert (advice.mesh, advice.shape) == advised[-1] and all(one["fits"] for one in checks)
+    assert [(one.mesh, one.shape) for one, _ in refused] == advised[:-1]
+
+
+def test_where_nothing_fits_with_all_layers_that_is_said():
+    checked = checker(lambda *_: "all")
+    advice, checks, refused = plan.settle(table(), 8, 1.5, checked)
+    assert advice.mesh is None and len(refused) == 2  # both meshes
+    said = fit._advice(advice, 1.5, checks, refused, 16 << 30)
+    assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
+
+
+def test_recommendations_are_made_a_few_times_only():
+    rows = [row | {"mesh": [1, count]} for count in range(9) for row in table()[:3]]
+    checked = checker(lambda *_: "all")
+    assert plan.settle(rows, 8, 1.5, checked)[0].mesh is None
+    assert len(checked.calls) == 1 + plan.AGAIN
+
+
+def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
+    def refuse(*_):
+        raise compile_only.DoesNotFit(None)
+
+    monkeypatch.setattr(plan, "compile_loop", refuse)
+    found = plan.check(plan.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000), plan.Advice(8, MESH, None, None), "step")
+    assert json.loads(json.dumps(found, allow_nan=False))["held"] is None and not found["fits"]
+
+
+def test_the_training_step_that_is_recommended_fits_with_all_layers():
+    rows = [{"batch": batch, "fits": batch < 9, "whole": False, "tokens_per_second": batch} for batch in range(1, 12)]
+    whole = lambda most: lambda row: row | {"whole": True, "fits": row["batch"] <= most}  # noqa: E731
+    best, refused = train_fit.settle(rows, whole(6))
+    assert best["batch"] == 6 and best["whole"] and [row["batch"] for row in refused] == [8, 7]
+    best, refused = train_fit.settle(rows, whole(0))
+    assert best is None and len(refused) == 1 + train_fit.AGAIN
+    assert train_fit._advice(best, refused).startswith("none of the last 4 lines")
+    assert train_fit._advice(*train_fit.settle([], whole(6))).startswith("nothing fits")
+
+
+def test_a_missing_compiler_is_named_with_its_installation(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="pip install"):
+        compile_only.slice_of("v5e:2x4")
+
+
+TEXT = """HloModule m
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]) parameter(0)
+  %x = f32[8]{0} fusion(%p), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"10"}
+  ROOT %t = (s32[], f32[8]) tuple(%p, %x)
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]) parameter(0)
+  %c = s32[]{:T(128)} constant(7)
+  ROOT %r = pred[] compare(%p, %c), direction=LT
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %w = (s32[], f32[8]) while(%a), condition=%condition, body=%body, metadata={op_name="jit(f)/commit/while"}
+  %y = f32[8]{0} fusion(%a), kind=kLoop, calls=%f, metadata={op_name="jit(f)/verify/add"}, backend_config={"estimated_cycles":"5"}
+  %g = f32[4,8]{1,0} all-gather(%y), dimensions={0}
+  ROOT %z = f32[8]{0} fusion(%g), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"3"}
+}
+"""
+
+
+def test_cycles_are_added_by_stage_and_multiplied_in_loops():
+    text = hlo.parse(TEXT)
+    assert text.cycles() == {"commit": 70, "verify": 5, "other": 3}
+    assert text.traffic() == hlo.Traffic(1, 4 * 8 * 4)
+    assert len(text.gathers_of(32)) == 1 and not text.gathers_of(33)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=list(CHIPS))
+def test_at_the_knee_reading_takes_as_long_as_computing(chip):
+    head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
+    setting = roofline.Setting(TARGET, head, 1, 1, 4, 1 << 20, 2)
+    nodes = round(roofline.knee(setting, chip))
+    work = roofline.verify(setting, nodes)
+    assert work.flops / chip.peak == pytest.approx(work.bytes / chip.bandwidth, rel=0.05)
+    assert not roofline.verify(setting, nodes // 2).is_compute_bound(chip)
+    assert roofline.verify(setting, nodes * 2).is_compute_bound(chip)

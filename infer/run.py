@@ -18,7 +18,6 @@ from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
 
 DEFAULT_CACHE = pathlib.Path("~/.cache/redrafter_jax")
-ROUNDS_SHOWN = 2  # rounds between two looks at the device while a reply streams
 ALL_ROUNDS = 1 << 30
 DECIDES_TEXT = ["temperature", "top_k", "top_p", "acceptance", "max_new_tokens", "max_length", "ignore_eos", "dtype", "decoding"]
 
@@ -194,7 +193,7 @@ class Session:
 
 def decode(engine: Engine, options, ids, seeds, stream: terminal.Stream | None) -> list[Reply]:
     """One batch; a batch of one can be watched while it grows."""
-    rounds = ALL_ROUNDS if stream is None else ROUNDS_SHOWN
+    rounds = ALL_ROUNDS if stream is None else None
     replies: list[Reply] = []
     for progress in engine.stream(ids, sampling_of(options), limits_of(options), seeds, options.batch_size, rounds):
         replies = progress.replies

@@ -80,7 +80,7 @@ def plot(report: dict, path: pathlib.Path) -> None:
         for (width, length), row in zip(shapes, report["rows"], strict=True):
             grid[widths.index(width)][lengths.index(length)] = row[key]
             axes.text(lengths.index(length), widths.index(width), f"{row[key]:.2f}", ha="center", va="center")
-        axes.imshow(grid, cmap="YlGn", aspect="auto")
+        axes.imshow(grid, cmap="YlGn", aspect="auto", alpha=0.6)  # numbers stay readable on the darkest
         axes.set_xticks(range(len(lengths)), lengths)
         axes.set_yticks(range(len(widths)), widths)
         axes.set(title=title, xlabel="beam length L", ylabel="beam width W")

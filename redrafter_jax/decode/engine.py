@@ -1,7 +1,7 @@
 """Prompts of token ids -> replies, batch by batch. Compiled programs are shared by all requests of a bucket.
 
     engine = Engine(weights.load_target(folder), weights.load_drafter(other))
-    for reply in engine.generate([[1, 15, 27]], Sampling(temperature=0.7, seed=3), Limits(new=64)):
+    for reply in engine.generate([[1, 15, 27]], Sampling(temperature=0.7), Limits(new=64), seeds=[3]):
         print(reply.token_ids, reply.tokens_per_step)
 
 Not here: text, files, options (`infer/`).
@@ -21,6 +21,8 @@ from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
+
+LOOK_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +117,10 @@ class Engine:
         limits: Limits = Limits(),
         seeds: Sequence[int] = (0,),
         rows: int = 0,
-        rounds: int = 4,
+        rounds: int | None = None,
     ) -> Iterator[Progress]:
-        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is whole.
+        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is whole. None: every
+        LOOK_SECONDS or so, as a person reads along; not for several processes, whose clocks differ.
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
         same program.
@@ -129,12 +132,15 @@ class Engine:
         jax.block_until_ready(state)
         self.first_token_seconds = time.perf_counter() - began
         finished_at: dict[int, float] = {}
-        while True:
+        progress, count = self._report(state, len(prompts), seeds, began, finished_at), rounds or 1
+        yield progress
+        while not all(progress.done):
+            looked = time.perf_counter()
+            state = loop.run(self.target, self.drafter, state, count, self.shape)
             progress = self._report(state, len(prompts), seeds, began, finished_at)
+            if rounds is None:
+                count = max(1, int(count * min(2.0, LOOK_SECONDS / (time.perf_counter() - looked))))
             yield progress
-            if all(progress.done):
-                return
-            state = loop.run(self.target, self.drafter, state, rounds, self.shape)
 
     def prepare(
         self, prompts, sampling: Sampling, limits: Limits, seeds, rows: int = 0
@@ -176,7 +182,9 @@ class Engine:
             return
         began = time.perf_counter()
         state = loop.start(self.target, *inputs, bucket)
-        jax.block_until_ready(loop.run(self.target, self.drafter, state, 0, self.shape))
+        jax.block_until_ready(
+            loop.run(self.target, self.drafter, state, 1, self.shape)
+        )  # a first round sets up what later ones use
         self.compile_seconds += time.perf_counter() - began
         self._compiled.add(key)
 

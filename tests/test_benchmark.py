@@ -19,7 +19,7 @@ QUICK = ["--repeats", "1", "--nodes", "1", "3"]
 def report(tmp_path, capsys):
     """Runs the command; returns its JSON report and what it printed."""
 
-    def run(*arguments, beams=("2x3",)):
+    def run(*arguments, beams=("1x2", "2x3")):
         file = tmp_path / "report.json"
         assert benchmark.main([*map(str, arguments), *QUICK, "--beams", *beams, "--output", str(file)]) == 0
         return json.loads(file.read_text()), capsys.readouterr().out
@@ -33,7 +33,7 @@ def test_a_real_pair_is_measured_against_plain_decoding_and_transformers(report,
     plot = tmp_path / "plot.png"
     arguments = [*PAIR, "--prompts", prompts, "--max-new-tokens", 24, "--against-transformers", "--plot", plot]
     result, printed = report(*arguments)
-    assert [row["shape"] for row in result["rows"]] == ["2x3"]
+    assert [row["shape"] for row in result["rows"]] == ["1x2", "2x3"]
     for row in result["rows"]:
         assert row["identical"] == row["rows"] == 2
         assert sum(row["accepted_histogram"]) > 0 and 1 <= row["tokens_per_step"] <= int(row["shape"][-1]) + 1

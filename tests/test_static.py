@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from redrafter_jax.decode import engine as engines
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from tests import support
@@ -17,6 +18,20 @@ def test_requests_of_a_bucket_share_one_program_and_rounds_compile_nothing(mha):
     list(engine.stream([[9] * 17], Sampling(1.3), Limits(33), seeds=[5], rounds=2))
     list(engine.generate([[4, 5]], Sampling(0.2), Limits(64)))
     assert (loop.start._cache_size(), loop.run._cache_size()) == before
+
+
+def test_a_reader_is_shown_more_rounds_at_a_time_where_rounds_are_fast_and_nothing_is_compiled(mha, monkeypatch):
+    engine, looks = Engine(*mha, SHAPE), {}
+    list(engine.generate([[1, 2, 3]], limits=Limits(40)))
+    before = loop.run._cache_size()
+    for seconds in (0.0, 1e9):  # as if every round were too slow, or none ever
+        monkeypatch.setattr(engines, "LOOK_SECONDS", seconds)
+        looks[seconds] = [progress.replies[0] for progress in engine.stream([[1, 2, 3]], limits=Limits(40))]
+    slow, fast = looks.values()
+    assert slow[-1].token_ids == fast[-1].token_ids and slow[-1].rounds > 8
+    assert [reply.rounds for reply in slow] == list(range(slow[-1].rounds + 1))
+    assert [reply.rounds for reply in fast][:4] == [0, 1, 3, 7] and fast[-1].rounds == slow[-1].rounds
+    assert loop.run._cache_size() == before
 
 
 def test_a_run_moves_nothing_to_or_from_the_host(mha):

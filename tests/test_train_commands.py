@@ -250,6 +250,15 @@ def test_text_is_not_measured_on_with_ids_that_the_target_does_not_know(few, tmp
     assert "vocab_size in config.json is 20" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_file_that_is_no_text_is_not_left_out_of_what_is_measured(few, tmp_path, capsys):
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "good.txt").write_text("x = 1\n" * 2000)
+    text = [str(tmp_path / "good.txt"), str(tmp_path / "bad.txt")]
+    assert measure.command(["--target", str(tmp_path / "target"), "--drafter", HEAD, "--text", *text]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: --text: bad.txt") and "UTF-8" in told
+
+
 def test_an_export_to_a_file_is_refused(target, tmp_path, capsys):
     assert export.command(["--run", str(tmp_path), "--target", str(target), "--output", __file__]) == 2
     assert "--output" in capsys.readouterr().err

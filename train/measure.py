@@ -69,7 +69,10 @@ def main(options: Options) -> None:
     for folder in options.drafter:
         configs.check_pair(target_config, configs.drafter_config(configs.read_json(folder, "--drafter"), "--drafter"), "--drafter")
     tokenizer = builders.tokenizer(str(options.target))
-    read = list(examples.known(examples.text(files, tokenizer, examples.Skips(1.0)), target_config.vocab_size))
+    skips = examples.Skips(1.0)
+    read = list(examples.known(examples.text(files, tokenizer, skips), target_config.vocab_size))
+    if skips.skipped:
+        raise BadInput(f"--text: {skips.reasons[0]}; it should be text, in UTF-8")
     stream = np.concatenate([example.tokens for example in read])
     if len(stream) < 1000:
         raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give 1,000 or more")

@@ -182,9 +182,8 @@ class Engine:
             return
         began = time.perf_counter()
         state = loop.start(self.target, *inputs, bucket)
-        jax.block_until_ready(
-            loop.run(self.target, self.drafter, state, 1, self.shape)
-        )  # a first round sets up what later ones use
+        # One round is run, too: the first one sets up what later ones use.
+        jax.block_until_ready(loop.run(self.target, self.drafter, state, 1, self.shape))
         self.compile_seconds += time.perf_counter() - began
         self._compiled.add(key)
 

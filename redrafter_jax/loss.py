@@ -23,23 +23,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.layers import laid
 from redrafter_jax.model.target import COLUMNS, Target
 
 IGNORED = -100  # a label that does not count
+LOGITS = 1 << 28  # bytes of float32 logits that a device makes at a time, where a config does not say how many
 OUTSIDE = -1  # within this file: a label outside the draft vocabulary
 RANKS = 5  # accuracies are reported for the label among the 1..RANKS largest logits
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """positions: K; distill_weight: the share of soft labels, 0..1; chunk: rows of logits that
-    exist at a time, per text."""
+    """positions: K; distill_weight: the share of soft labels, 0..1; chunk: N, positions of a text whose ``[K, V]`` logits
+    exist at a time, 0 for as many as make `LOGITS` bytes."""
 
     positions: int = 5
     distill_weight: float = 0.0
-    chunk: int = 128
+    chunk: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -77,16 +78,18 @@ def draft_loss(
     """
     if paths_BTK is not None and config.distill_weight > 0:
         raise ValueError("paths have hard labels only, so distill_weight should be 0")
-    T = tokens_BT.shape[1]
+    T, chunk = tokens_BT.shape[1], _chunk_length(config, drafter.config, *tokens_BT.shape)
+    whole = functools.partial(_in_whole_chunks, chunk=chunk)
+    tokens_BT, labels_BT, segments_BT, paths_BTK = jax.tree.map(whole, (tokens_BT, labels_BT, segments_BT, paths_BTK))
     drafter = _added_once(drafter)
-    hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
+    hidden_BTD = whole(jax.lax.stop_gradient(hidden_BTD))
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
     for i in range(config.positions):
         read_BT = jnp.roll(tokens_BT, -1 - i, axis=1) if paths_BTK is None else paths_BTK[:, :, i]
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(read_BT)))
         exits.append(jnp.roll(drafter.exit(context, state_BTD), i, axis=1))
-        inside_BT = jnp.broadcast_to(jnp.arange(T) < T - 2 - i, tokens_BT.shape)
+        inside_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]) < T - 2 - i, tokens_BT.shape)
         if segments_BT is not None:
             inside_BT &= segments_BT == jnp.roll(segments_BT, -2 - i, axis=1)
         label_BT = jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED)
@@ -99,9 +102,26 @@ def draft_loss(
     soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
     own_EV = None if drafter.lm_head is None else laid(drafter.lm_head, COLUMNS)
     of_target = drafter.drafted(laid(target.lm_head, COLUMNS))
-    given = (jnp.stack(exits, axis=1), labels_BKT, jnp.roll(hidden_BTD, -1, axis=1), of_target, (hard_K, soft_K))
-    total, (loss_K, hits_KR) = _score(config, own_EV, *given)
+    given = (tuple(exits), labels_BKT, jnp.roll(hidden_BTD, -1, axis=1), of_target, (hard_K, soft_K))
+    total, (loss_K, hits_KR) = _score(dataclasses.replace(config, chunk=chunk), own_EV, *given)
     return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K)
+
+
+def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> int:
+    """N: too few, and the LM head is read and its gradient added to for little work; in whole tiles of a TPU, where there are
+    as many."""
+    if config.chunk:
+        return min(config.chunk, T)
+    mesh = jax.sharding.get_abstract_mesh().shape
+    each = 4 * B * config.positions * (head.draft_vocab or head.vocab_size) // (mesh["data"] * mesh["model"])
+    return min(max(8, 1 << (max(1, LOGITS // each).bit_length() - 1)), T)
+
+
+def _in_whole_chunks(x_BT: jax.Array, chunk: int) -> jax.Array:
+    """``[B, T, ...]`` with T filled up to whole chunks."""
+    widths = [(0, 0)] * x_BT.ndim
+    widths[1] = (0, -x_BT.shape[1] % chunk)
+    return jnp.pad(x_BT, widths)
 
 
 def _in_draft_vocabulary(drafter: Drafter, labels_BT: jax.Array) -> jax.Array:
@@ -127,42 +147,42 @@ def _added_once(drafter: Drafter) -> Drafter:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _score(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BTD, target_DV, weights_K):
+def _score(config: LossConfig, own_EV, exits, labels_BKT, hidden_BTD, target_DV, weights_K):
     """The sum over drafted positions of the weighted losses; also these ``[K]`` by themselves and the hits ``[K, RANKS]``.
     ``weights``: of a hard and of a soft label of each drafted position; ``own`` is the head's LM head, None for the target's;
-    hidden are the target's own states that the teachers are made of; ``target``: the columns of its LM head that the head can
-    draft."""
+    ``exits``: for each drafted position ``[B, T, E]``; hidden are the target's own states that the teachers are made of;
+    ``target``: the columns of its LM head that the head can draft. T is so many whole chunks."""
 
-    def of_chunk(carry, chunk):
-        sums, _ = _chunk(config, own_EV, chunk, target_DV, weights_K)
+    def of_chunk(carry, start):
+        sums, _ = _chunk(config, own_EV, _cut(config, start, exits, labels_BKT, hidden_BTD), target_DV, weights_K)
         return jax.tree.map(jnp.add, carry, sums), None
 
-    return jax.lax.scan(of_chunk, _nothing(config), _cut(config, exits_BKTE, labels_BKT, hidden_BTD))[0]
+    return jax.lax.scan(of_chunk, _nothing(config), _starts(config, labels_BKT))[0]
 
 
-def _score_forward(config: LossConfig, own_EV, exits_BKTE, labels_BKT, hidden_BTD, target_DV, weights_K):
+def _score_forward(config: LossConfig, own_EV, exits, labels_BKT, hidden_BTD, target_DV, weights_K):
     """As `_score`, and the gradients, since a chunk's logits are there only now: scaled by what is to come, they are
-    all that the backward pass needs. Each shard of the batch adds up its own gradient of the LM head, and these are added
-    once, after the last chunk."""
+    all that the backward pass needs. The gradient of a chunk's exits takes their place in memory. Each shard of the batch adds
+    up its own gradient of the LM head, and these are added once, after the last chunk."""
     tied = own_EV is None
 
-    def of_chunk(carry, chunk):
-        sums, own_gradient = carry
+    def of_chunk(carry, start):
+        sums, own_gradient, exits = carry
+        chunk = _cut(config, start, exits, labels_BKT, hidden_BTD)
         more, gradient_BKNV = _chunk(config, own_EV, chunk, target_DV, weights_K)
         exits_BKNE = chunk[0]
         if not tied:
             parts = P(*COLUMNS, unreduced={"data"})
             own_gradient += jnp.einsum("bkne,bknv->ev", exits_BKNE, gradient_BKNV, out_sharding=parts)
         of_exits = jnp.einsum("bknv,ev->bkne", gradient_BKNV, target_DV if tied else own_EV, out_sharding=P("data"))
-        return (jax.tree.map(jnp.add, sums, more), own_gradient), of_exits.astype(exits_BKNE.dtype)
+        put = lambda x_BTE, new_BNE: jax.lax.dynamic_update_slice_in_dim(x_BTE, new_BNE, start, axis=1)  # noqa: E731
+        exits = tuple(put(exit_BTE, of_exits[:, i].astype(exit_BTE.dtype)) for i, exit_BTE in enumerate(exits))
+        return (jax.tree.map(jnp.add, sums, more), own_gradient, exits), None
 
-    start = (_nothing(config), None if tied else _unreduced_zeros(own_EV.shape, own_EV.dtype))
-    (sums, own_gradient), by_chunk = jax.lax.scan(of_chunk, start, _cut(config, exits_BKTE, labels_BKT, hidden_BTD))
-    by_chunk = jnp.moveaxis(by_chunk, 0, 2)  # [B, K, chunks, chunk, E]
-    whole = jnp.reshape(by_chunk, (*by_chunk.shape[:2], -1, by_chunk.shape[-1]), out_sharding=P("data", None, None, None))
+    nothing = (_nothing(config), None if tied else _unreduced_zeros(own_EV.shape, own_EV.dtype), exits)
+    (sums, own_gradient, exit_gradients), _ = jax.lax.scan(of_chunk, nothing, _starts(config, labels_BKT))
     own_gradient = None if tied else jax.sharding.reshard(own_gradient, COLUMNS)
-    rest = (labels_BKT, hidden_BTD, target_DV, weights_K)
-    return sums, (own_gradient, whole[:, :, : exits_BKTE.shape[2]], rest)
+    return sums, (own_gradient, exit_gradients, (labels_BKT, hidden_BTD, target_DV, weights_K))
 
 
 def _unreduced_zeros(shape: tuple[int, ...], dtype) -> jax.Array:
@@ -171,11 +191,11 @@ def _unreduced_zeros(shape: tuple[int, ...], dtype) -> jax.Array:
 
 
 def _score_backward(config: LossConfig, kept, cotangents):
-    own_gradient, exit_gradient, (labels_BKT, *constants) = kept
+    own_gradient, exit_gradients, (labels_BKT, *constants) = kept
     scale = cotangents[0]
     no_label = np.zeros(labels_BKT.shape, jax.dtypes.float0)
     own = None if own_gradient is None else own_gradient * scale
-    return own, exit_gradient * scale, no_label, *jax.tree.map(jnp.zeros_like, constants)
+    return own, tuple(gradient * scale for gradient in exit_gradients), no_label, *jax.tree.map(jnp.zeros_like, constants)
 
 
 _score.defvjp(_score_forward, _score_backward)
@@ -185,19 +205,14 @@ def _nothing(config: LossConfig):
     return jnp.float32(0), (jnp.zeros(config.positions), jnp.zeros((config.positions, RANKS), jnp.int32))
 
 
-def _cut(config: LossConfig, exits_BKTE, labels_BKT, hidden_BTD):
-    """Chunks of positions, chunk first: exits ``[B, K, N, E]``, labels ``[B, K, N]`` and the target's states ``[B, N, D]``."""
-    T = labels_BKT.shape[2]
-    N = min(max(1, config.chunk // config.positions), T)
-    chunks = -(-T // N)
+def _starts(config: LossConfig, labels_BKT: jax.Array) -> jax.Array:
+    return jnp.arange(0, labels_BKT.shape[2], config.chunk)
 
-    def cut(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, chunks * N - T)
-        shape = (*x.shape[:axis], chunks, N, *x.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.reshape(jnp.pad(x, widths, constant_values=fill), shape, out_sharding=P("data")), axis, 0)
 
-    return cut(exits_BKTE, 2), cut(labels_BKT, 2, IGNORED), cut(hidden_BTD, 1)
+def _cut(config: LossConfig, start, exits, labels_BKT, hidden_BTD):
+    """The chunk from ``start`` on: exits ``[B, K, N, E]``, labels ``[B, K, N]`` and the target's states ``[B, N, D]``."""
+    cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, config.chunk, axis)  # noqa: E731
+    return jnp.stack([cut(exit_BTE, 1) for exit_BTE in exits], axis=1), cut(labels_BKT, 2), cut(hidden_BTD, 1)
 
 
 def _chunk(config: LossConfig, own_EV, chunk, target_DV, weights_K):

@@ -98,7 +98,7 @@ def test_a_step_sends_activations_once_per_use_and_each_gradient_once(spread):
     B, T, K, N, E = 8, 32, 3, 8, 2 * D  # chunks of N positions
     jax.set_mesh(mesh.make_mesh(DATA, MODEL))
     target = whole(jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), CONFIG, jnp.float32), spread)))
-    schedule, config = step.Schedule(10), LossConfig(K, 0.5, chunk=N * K)
+    schedule, config = step.Schedule(10), LossConfig(K, 0.5, chunk=N)
     state = whole(jax.eval_shape(lambda: step.start(jax.random.key(1), full(V, D), schedule, spread=spread)))
     batch = data.unpacked(np.zeros((B, T)))
     update = jax.jit(functools.partial(step.step, schedule=schedule, config=config), donate_argnums=0)

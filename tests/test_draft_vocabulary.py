@@ -158,7 +158,7 @@ def texts(V: int, D: int):
 def test_the_loss_over_a_part_of_the_vocabulary_is_that_of_the_straightforward_form(mha, kind, soft):
     target, _ = mha
     drafter = random_head(target, kind, np.arange(1, 503, 3))
-    config = loss.LossConfig(3, soft, chunk=15)
+    config = loss.LossConfig(3, soft, chunk=5)
     (total, metrics), gradients = differentiated(drafter, target, *texts(503, 64), config)
     (value, top1), gradient = straightforward(drafter, target, *texts(503, 64), config)
     assert float(total) == pytest.approx(float(value), rel=1e-5)
@@ -172,7 +172,7 @@ def test_the_loss_over_a_part_of_the_vocabulary_is_that_of_the_straightforward_f
 def test_the_loss_over_the_whole_vocabulary_is_the_loss_without_a_table(mha, kind):
     target, _ = mha
     without, with_ = random_head(target, kind), random_head(target, kind, np.arange(503))
-    config = loss.LossConfig(3, 0.3, chunk=15)
+    config = loss.LossConfig(3, 0.3, chunk=5)
     (total, metrics), gradients = differentiated(with_, target, *texts(503, 64), config)
     (value, other), gradient = differentiated(without, target, *texts(503, 64), config)
     assert float(total) == pytest.approx(float(value), rel=1e-6)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from redrafter_jax import loss, weights
-from redrafter_jax.model.drafter import Drafter, full, slim
+from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import MODELS, golden, put
 from train import data, figures, step
@@ -19,7 +20,7 @@ def evaluate(drafter, target, tokens, labels, hidden, config):
     return jax.value_and_grad(loss.draft_loss, has_aux=True)(drafter, target, tokens, labels, hidden, config)
 
 
-@pytest.mark.parametrize("chunk", [7, 128])
+@pytest.mark.parametrize("chunk", [7, 64])
 def test_loss_accuracy_and_gradients_are_the_published_ones(pair, chunk):
     name, target, drafter = pair
     vectors, _ = golden(f"train_{name}")
@@ -72,8 +73,26 @@ def test_the_logits_of_all_positions_never_exist_at_once():
     target = jax.eval_shape(lambda: Target(jax.random.key(0), TargetConfig(V, D, D, 1, 1, 1, D)))
     drafter = jax.eval_shape(lambda: Drafter(jax.random.key(0), full(V, D)))
     tokens, hidden = put(np.zeros((B, T)), np.int32), put(np.zeros((B, T, D)), np.float32)
-    program = evaluate.lower(drafter, target, tokens, tokens, hidden, loss.LossConfig(K, 0.5, chunk=32)).compile()
+    program = evaluate.lower(drafter, target, tokens, tokens, hidden, loss.LossConfig(K, 0.5, chunk=8)).compile()
     assert program.memory_analysis().temp_size_in_bytes < K * B * T * V * 4 / 4
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "V", "U", "B", "T", "N"),
+    [
+        ((1, 1), 32000, 0, 8, 2048, 32),
+        ((8, 1), 32000, 0, 8, 2048, 256),
+        ((1, 8), 32000, 0, 8, 2048, 256),
+        ((1, 1), 128256, 0, 32, 2048, 8),  # no fewer, though these make more
+        ((1, 1), 128256, 4096, 8, 2048, 256),
+        ((1, 1), 2048, 0, 8, 250, 250),  # all of them
+    ],
+)
+def test_as_many_logits_are_made_at_a_time_as_a_device_has_room_for(mesh_shape, V, U, B, T, N):
+    head = DrafterConfig(V, 64, 64, tied=True, draft_vocab=U)
+    with jax.set_mesh(make_mesh(*mesh_shape)):
+        assert loss._chunk_length(loss.LossConfig(5), head, B, T) == N
+        assert loss._chunk_length(loss.LossConfig(5, chunk=3), head, B, T) == 3
 
 
 def straightforward(drafter, target, tokens, labels, hidden, segments, config):
@@ -103,7 +122,7 @@ def test_value_and_gradients_are_those_of_the_straightforward_form_with_packed_r
     labels = put(np.where(rng.random((2, 23)) < 0.3, loss.IGNORED, tokens), np.int32)
     segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
     hidden = put(rng.normal(size=(2, 23, D)), np.float32)
-    config = loss.LossConfig(3, soft, chunk=15)
+    config = loss.LossConfig(3, soft, chunk=5)
     value, gradient = jax.jit(jax.value_and_grad(straightforward), static_argnames="config")(
         drafter, target, tokens, labels, hidden, segments, config=config
     )

@@ -59,6 +59,13 @@ def test_the_compiled_round_updates_the_cache_in_place_and_holds_no_second_one(s
     assert program.temporaries < 0.5 * size
 
 
+@needs_compiler
+@pytest.mark.parametrize("shape", [AUTOREGRESSIVE, SHAPE], ids=plan.name)
+def test_what_was_accepted_is_written_in_one_loop_over_the_rows_of_a_shard(shape):
+    lines = [line for lines in compiled(shape).text.computations.values() for line in lines]
+    assert sum(" while(" in line and "/commit/" in line for line in lines) == 1
+
+
 def logits(nodes: int) -> int:
     """Elements of a data shard's logits, whole in V."""
     return BATCH // MESH[0] * nodes * TARGET.vocab_size

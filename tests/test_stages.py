@@ -1,5 +1,7 @@
 """Each stage of a round against a slow, obvious loop in NumPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 from transformers.generation import logits_process
 
 from redrafter_jax.decode import commit, draft, pack, sample
+from redrafter_jax.mesh import make_mesh
+from redrafter_jax.model import cache
 from tests import support
 from tests.support import put
 
@@ -118,6 +122,33 @@ def test_a_tree_is_the_likeliest_prefixes_in_topological_order_within_its_budget
         drafted = [p for p in prefixes.values() if p]
         assert len(set(drafted)) == len(drafted)
         assert set(drafted) == expected_nodes(beams, kind, N)
+
+
+@pytest.mark.parametrize("N", [1, 5])
+@pytest.mark.parametrize("write", [cache.by_buffer, cache.by_row])
+@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 4)], ids=str)
+def test_keys_and_values_are_written_behind_each_rows_own_length(mesh_shape, write, N):
+    B, start = 8, np.arange(8) * 3 + 1
+    buffers, new = (tuple(RNG.normal(size=(B, 4, slots, 8)) for _ in range(4)) for slots in (32, N))
+    expected = [buffer.copy() for buffer in buffers]
+    for (layer, buffer), row in itertools.product(enumerate(expected), range(B)):
+        buffer[row, :, start[row] : start[row] + N] = new[layer][row]
+    with jax.set_mesh(make_mesh(*mesh_shape)):
+        place = lambda arrays: tuple(jax.device_put(x.astype(np.float32), cache.SPEC) for x in arrays)  # noqa: E731
+        written = jax.jit(write)(place(buffers), place(new), put(start))
+    for ours, theirs in zip(written, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, bool])
+def test_new_tokens_are_laid_over_the_text_from_each_rows_count_on(dtype):
+    text, new, start = RNG.integers(0, 2, (3, 12)), RNG.integers(0, 2, (3, 4)), np.array([0, 8, 5])
+    expected = text.copy()
+    for row in range(3):
+        expected[row, start[row] : start[row] + 4] = new[row]
+    written = jax.jit(commit.write)(put(text, dtype), put(new, dtype), put(start))
+    assert written.dtype == dtype
+    np.testing.assert_array_equal(written, expected.astype(dtype))
 
 
 def test_a_row_ends_at_the_first_stop_id_within_what_was_accepted_or_at_its_limit():

@@ -77,5 +77,9 @@ def ends(emitted_BM, new_B, count_B, limit_B, stop_ids) -> tuple[jax.Array, jax.
 
 
 def write(buffer_BT: jax.Array, new_BM: jax.Array, start_B: jax.Array) -> jax.Array:
-    """Lays ``new`` over each row from its ``start`` on; what is past the row's count never counts."""
-    return jax.vmap(lambda b, n, s: jax.lax.dynamic_update_slice(b, n, (s,)))(buffer_BT, new_BM, start_B)
+    """Lays ``new`` over each row from its ``start`` on; what is past the row's count never counts. Written as a choice for every
+    element, since XLA:TPU makes a loop over rows of an update at each row's own place."""
+    offset_BT = jnp.arange(buffer_BT.shape[1]) - start_B[:, None]
+    for i in range(new_BM.shape[1]):
+        buffer_BT = jnp.where(offset_BT == i, new_BM[:, i, None], buffer_BT)
+    return buffer_BT

@@ -12,9 +12,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
 SPEC = P("data", "model", None, None)
+FEW = 64  # tokens of a row that are written as `by_row` does
 
 
 @jax.tree_util.register_dataclass
@@ -54,13 +56,44 @@ def append(cache: KVCache, rows: KVRows, count_B: jax.Array) -> KVCache:
     whoever makes the cache leaves that slack.
     """
 
-    def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
-        at_length = jax.vmap(lambda b, n, start: jax.lax.dynamic_update_slice(b, n, (0, start, 0)))
-        return at_length(buffer, new.astype(buffer.dtype), cache.length)
+    buffers, new = (*cache.keys, *cache.values), (*rows.keys, *rows.values)
+    few = {"tpu": by_row} if rows.keys[0].shape[2] <= FEW else {}
+    written = jax.lax.platform_dependent(buffers, new, cache.length, default=by_buffer, **few)
+    layers = len(cache.keys)
+    return KVCache(written[:layers], written[layers:], cache.length + count_B)
 
-    keys = tuple(map(write, cache.keys, rows.keys))
-    values = tuple(map(write, cache.values, rows.values))
-    return KVCache(keys, values, cache.length + count_B)
+
+Buffers = tuple[jax.Array, ...]
+
+
+def by_buffer(buffers: Buffers, new: Buffers, start_B: jax.Array) -> Buffers:
+    """Each ``new`` ``[B, K, N, C]`` written into its buffer ``[B, K, S, C]`` from each row's ``start`` on."""
+
+    def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        at_start = jax.vmap(lambda b, n, start: jax.lax.dynamic_update_slice(b, n, (0, start, 0)))
+        return at_start(buffer, new.astype(buffer.dtype), start_B)
+
+    return tuple(map(write, buffers, new))
+
+
+def by_row(buffers: Buffers, new: Buffers, start_B: jax.Array) -> Buffers:
+    """The same, one row of a shard after the other, all buffers at once: XLA:TPU makes a loop over rows of every write of
+    `by_buffer`, which for a few tokens costs more in its small operations than the writing."""
+
+    def of_shard(buffers: Buffers, new: Buffers, start_B: jax.Array) -> Buffers:
+        together = jnp.stack([each.astype(buffers[0].dtype) for each in new], axis=1)  # one lookup per row
+
+        def write(row, buffers: Buffers) -> Buffers:
+            of_row = jax.lax.dynamic_index_in_dim(together, row, keepdims=False)
+            at = (row, 0, start_B[row], 0)
+            return tuple(jax.lax.dynamic_update_slice(laid(b), of_row[i, None], at) for i, b in enumerate(buffers))
+
+        return jax.lax.fori_loop(0, start_B.shape[0], write, buffers)
+
+    # else a loop that writes one token lays the cache out by slot, and copies it on the way in and out
+    laid = lambda buffer: with_layout_constraint(buffer, Layout((0, 1, 2, 3)))  # noqa: E731
+    specs = (SPEC,) * len(buffers)
+    return jax.shard_map(of_shard, in_specs=(specs, specs, P("data")), out_specs=specs)(buffers, new, start_B)
 
 
 def take(rows: KVRows, index_BN: jax.Array) -> KVRows:

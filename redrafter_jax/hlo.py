@@ -2,7 +2,8 @@
 
 The compiler writes the cycles that it expects of an operation beside it (`estimated_cycles`). Their sum over the program,
 loops multiplied by their trip counts, is the time of the operations one after the other. Traffic between chips has no
-such figure, and what waits for memory elsewhere (prefetches) has none either. Not here: what the figures mean for a user.
+such figure, and what waits for memory elsewhere (prefetches) has none either. An update in place has none where it stands
+alone; it is taken to cost what the least of operations does. Not here: what the figures mean for a user.
 """
 
 import collections
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 STAGES = ("noise", "draft", "pack", "verify", "commit")
 OTHER = "other"
+LEAST = 1824  # cycles that the compiler expects of any operation, however small
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 
@@ -47,6 +49,8 @@ class Text:
             found = _CYCLES.search(line)
             if found:
                 totals[stage] += times * int(found[1])
+            elif " dynamic-update-slice(" in line:
+                totals[stage] += times * LEAST
         return dict(totals)
 
     def traffic(self) -> Traffic:
@@ -54,9 +58,14 @@ class Text:
         count = size = 0
         for line, times, _ in self._executed(self.entry, 1, OTHER):
             found = _INSTRUCTION.match(line)
-            if found and (found[3].removesuffix("-start") in COLLECTIVES or found[1].startswith("async-collective-start")):
+            if not found:
+                continue
+            if found[3] in COLLECTIVES:  # several arrays may travel together
                 count += times
-                size += times * max(_sizes(found[2]), default=0)
+                size += times * sum(_sizes(found[2]))
+            elif found[3].removesuffix("-start") in COLLECTIVES or found[1].startswith("async-collective-start"):
+                count += times
+                size += times * max(_sizes(found[2]), default=0)  # of what is sent and what comes
         return Traffic(count, size)
 
     def gathers_of(self, elements: int) -> list[str]:

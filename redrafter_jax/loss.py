@@ -10,9 +10,10 @@ nor in the mean; soft labels are the target's distributions renormalised over th
 Accuracies count what cannot be said as a miss, so they compare across draft vocabularies, and losses do not. In this file V
 is then the draft vocabulary, but for the labels that `draft_loss` is given.
 
-The ``[K, B, T, V]`` logits never exist: the LM head, the losses and the ranks run over chunks of positions. A chunk's
-gradients are written out and made while its logits are there, so nothing is computed twice. What the i-th draft from t
-predicts stands at t + i, where the drafts of the same token from K places stand side by side and share one teacher.
+Of the ``[K, B, T, V]`` logits a device holds `LOGITS` bytes at a time: the LM head, the losses and the ranks run over chunks of
+positions. A chunk's gradients are written out and made while its logits are there, so nothing is computed twice. What the
+i-th draft from t predicts stands at t + i, where the drafts of the same token from K places stand side by side and share one
+teacher.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ RANKS = 5  # accuracies are reported for the label among the 1..RANKS largest lo
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """positions: K; distill_weight: the share of soft labels, 0..1; chunk: N, positions of a text whose ``[K, V]`` logits
-    exist at a time, 0 for as many as make `LOGITS` bytes."""
+    exist at a time, 0 for as many as a device has room for (`LOGITS` bytes, but eight positions at least)."""
 
     positions: int = 5
     distill_weight: float = 0.0
@@ -108,13 +109,14 @@ def draft_loss(
 
 
 def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> int:
-    """N: too few, and the LM head is read and its gradient added to for little work; in whole tiles of a TPU, where there are
-    as many."""
+    """N: too few, and the LM head is read and its gradient added to for little work. The chunks are as even as whole tiles of a
+    TPU (eight rows) allow, so that little of the last one is filling."""
     if config.chunk:
         return min(config.chunk, T)
     mesh = jax.sharding.get_abstract_mesh().shape
     each = 4 * B * config.positions * (head.draft_vocab or head.vocab_size) // (mesh["data"] * mesh["model"])
-    return min(max(8, 1 << (max(1, LOGITS // each).bit_length() - 1)), T)
+    most = max(8, LOGITS // each // 8 * 8)
+    return min(T, 8 * -(-T // (8 * -(-T // most))))
 
 
 def _in_whole_chunks(x_BT: jax.Array, chunk: int) -> jax.Array:

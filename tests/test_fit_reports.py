@@ -217,7 +217,8 @@ TEXT = """HloModule m
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]) parameter(0)
   %x = f32[8]{0} fusion(%p), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"10"}
-  ROOT %t = (s32[], f32[8]) tuple(%p, %x)
+  %u = f32[8]{0} dynamic-update-slice(%x, %x, %p)
+  ROOT %t = (s32[], f32[8]) tuple(%p, %u)
 }
 
 %condition (p: (s32[], f32[8])) -> pred[] {
@@ -231,6 +232,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]) while(%a), condition=%condition, body=%body, metadata={op_name="jit(f)/commit/while"}
   %y = f32[8]{0} fusion(%a), kind=kLoop, calls=%f, metadata={op_name="jit(f)/verify/add"}, backend_config={"estimated_cycles":"5"}
   %g = f32[4,8]{1,0} all-gather(%y), dimensions={0}
+  %s = (f32[8]{0}, f32[2]{0}) all-reduce(%y, %y), to_apply=%add
   ROOT %z = f32[8]{0} fusion(%g), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"3"}
 }
 """
@@ -238,8 +240,8 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_cycles_are_added_by_stage_and_multiplied_in_loops():
     text = hlo.parse(TEXT)
-    assert text.cycles() == {"commit": 70, "verify": 5, "other": 3}
-    assert text.traffic() == hlo.Traffic(1, 4 * 8 * 4)
+    assert text.cycles() == {"commit": 7 * (10 + hlo.LEAST), "verify": 5, "other": 3}
+    assert text.traffic() == hlo.Traffic(2, (4 * 8 + 8 + 2) * 4)
     assert len(text.gathers_of(32)) == 1 and not text.gathers_of(33)
 
 

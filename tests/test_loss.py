@@ -1,6 +1,7 @@
 """The training loss against the published one: value, accuracies, the gradient of every tensor; and its soft labels."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -80,16 +81,19 @@ def test_the_logits_of_all_positions_never_exist_at_once():
 @pytest.mark.parametrize(
     ("mesh_shape", "V", "U", "B", "T", "N"),
     [
-        ((1, 1), 32000, 0, 8, 2048, 32),
-        ((8, 1), 32000, 0, 8, 2048, 256),
-        ((1, 8), 32000, 0, 8, 2048, 256),
+        ((1, 1), 32000, 0, 8, 2048, 48),
+        ((8, 1), 32000, 0, 8, 2048, 416),
+        ((1, 8), 32000, 0, 8, 2048, 416),
+        ((8, 1), 32000, 0, 8, 420, 216),  # two even ones
         ((1, 1), 128256, 0, 32, 2048, 8),  # no fewer, though these make more
-        ((1, 1), 128256, 4096, 8, 2048, 256),
+        ((1, 1), 128256, 4096, 8, 2048, 344),
         ((1, 1), 2048, 0, 8, 250, 250),  # all of them
     ],
 )
 def test_as_many_logits_are_made_at_a_time_as_a_device_has_room_for(mesh_shape, V, U, B, T, N):
-    head = DrafterConfig(V, 64, 64, tied=True, draft_vocab=U)
+    head, each = DrafterConfig(V, 64, 64, tied=True, draft_vocab=U), 4 * 5 * B * (U or V) // math.prod(mesh_shape)
+    assert N * each <= loss.LOGITS or N == 8
+    assert -T % N < 8 * -(-T // N)  # little is filling
     with jax.set_mesh(make_mesh(*mesh_shape)):
         assert loss._chunk_length(loss.LossConfig(5), head, B, T) == N
         assert loss._chunk_length(loss.LossConfig(5, chunk=3), head, B, T) == 3
@@ -131,6 +135,23 @@ def test_value_and_gradients_are_those_of_the_straightforward_form_with_packed_r
     assert float(total) == pytest.approx(float(value), rel=1e-5)
     for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_paths_that_are_the_text_give_the_loss_of_the_text(mha):
+    target, _ = mha
+    V, D, K = target.config.vocab_size, target.config.hidden_size, 3
+    drafter = Drafter(jax.random.key(2), full(V, D))
+    rng = np.random.default_rng(0)
+    tokens, hidden = put(rng.integers(0, V, (2, 23)), np.int32), put(rng.normal(size=(2, 23, D)), np.float32)
+    segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
+    paths = put(np.stack([np.roll(tokens, -1 - i, axis=1) for i in range(K + 1)], axis=-1))
+    ours = jax.jit(loss.draft_loss, static_argnames="config")
+    given = dict(config=loss.LossConfig(K, chunk=5), segments_BT=segments)
+    plain, other = (ours(drafter, target, tokens, tokens, hidden, **given, paths_BTK=each) for each in (None, paths))
+    assert float(plain[0]) == pytest.approx(float(other[0]), rel=1e-6) and float(plain[0]) > 1
+    np.testing.assert_array_equal(plain[1].scored, other[1].scored)
+    different = put(np.roll(paths, 1, axis=0))  # the other row's
+    assert float(ours(drafter, target, tokens, tokens, hidden, **given, paths_BTK=different)[0]) != pytest.approx(float(plain[0]))
 
 
 @pytest.mark.parametrize("name", ["target_mha", "target_tied"])  # with an LM head of its own, and without

@@ -65,7 +65,7 @@ def trained(folder, shape: tuple[int, int], spread: bool = False):
     """The loss, its gradients and the head after an update, on the host; and which axes split the matrices."""
     jax.set_mesh(make_mesh(*shape))
     target = weights.load_target(folder, spread=spread)
-    schedule, config = step.Schedule(10, warmup=0), LossConfig(2, 0.5)
+    schedule, config = step.Schedule(10, warmup=0), LossConfig(2, 0.5, chunk=5)
     state = jax.jit(functools.partial(step.start, spread=spread), static_argnums=(1, 2))(jax.random.key(1), full(256, 64), schedule)
     batch = data.unpacked(np.random.default_rng(0).integers(0, 256, (8, 16)))
     aim = lambda drafter: step.evaluate(drafter, target, batch, config)  # noqa: E731

@@ -5,6 +5,7 @@ The N tokens can be a prompt (each sees the ones before it) or a tree (each sees
 cache; what is accepted is written afterwards, once.
 """
 
+import functools
 import math
 
 import jax
@@ -55,10 +56,12 @@ def attend(
         live_BNS = live_BS[:, None, :] if seen_BNS is None else jnp.tile(live_BS[:, None, :] & seen_BNS, (1, G, 1))
         masks.insert(0, jnp.broadcast_to(live_BNS, (B, G * N, live_BS.shape[1])))
     scores = [_scores(q_BKMC, k, m) for k, m in zip(keys, masks, strict=True)]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BNHC.dtype)
-    split = weights.shape[-1] - N
-    parts = [weights[..., split:]] if cached is None else [weights[..., :split], weights[..., split:]]
-    out = sum(_mix(p, v) for p, v in zip(parts, values, strict=True)).astype(q_BNHC.dtype)
+    # One softmax over both parts, without laying them side by side; divided by its sum at the end, where there are fewer numbers.
+    largest_BKM1 = functools.reduce(jnp.maximum, (jnp.max(part, axis=-1, keepdims=True) for part in scores))
+    weights = [jnp.exp(part - largest_BKM1) for part in scores]
+    total_BKM1 = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
+    mixed_BKMC = sum(_mix(part.astype(q_BNHC.dtype), v) for part, v in zip(weights, values, strict=True))
+    out = (mixed_BKMC / total_BKM1).astype(q_BNHC.dtype)
     out = jnp.reshape(out, (B, K, G, N, C), out_sharding=P("data", "model", None, None, None)).transpose(0, 3, 1, 2, 4)
     return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
 

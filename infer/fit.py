@@ -40,7 +40,8 @@ class Options:
     batch: tuple[int, ...] = (1, 8, 64)
     """Rows decoded together."""
     context: int = 4096
-    """Tokens of prompt and reply together."""
+    """Tokens of prompt and reply together, half of them prompt; the cache has each half rounded up to a power of two, as
+    decoding does."""
     beams: tuple[str, ...] = ("16x4", "45x4")
     """Beam shapes WxL."""
     nodes: tuple[int, ...] = ()
@@ -61,8 +62,8 @@ class Options:
     unchecked: bool = False
     """Do not compile what is recommended with all layers, which takes minutes for a large model."""
     floors: bool = False
-    """Compile nothing: least memory and least times, counted by hand, for --mesh (by default all chips in `model`). It takes no
-    --sampling, --most, --whole or --unchecked."""
+    """Compile nothing: least memory and least times, counted by hand, for --mesh (by default as many chips in `model` as can
+    split it). It takes no --sampling, --most, --whole or --unchecked."""
     json: bool = False
     """Print the report as JSON instead."""
 
@@ -150,7 +151,7 @@ def run(options: Options) -> dict:
         advice, checked, refused = plan.settle(rows, batch, options.most, check)
         before = [dataclasses.asdict(one) | {"checked": checks} for one, checks in refused]
         report["advice"].append(dataclasses.asdict(advice) | {"checked": checked, "refused": before})
-        say(_advice(advice, options.most, checked, refused, subject.slice.chip.usable_bytes))
+        say(_advice(advice, options, checked, refused, subject.slice.chip.usable_bytes))
     say(LIMITS)
     return report
 
@@ -163,7 +164,8 @@ def run_floors(options: Options) -> dict:
 
     chip, chips = compile_only.chips_of(options.topology)
     subject = _subject(options, None)
-    (split,), _ = compile_only.meshes(options.mesh or (1, chips), options.topology, subject.config, subject.head)
+    splits, _ = compile_only.meshes(options.mesh, options.topology, subject.config, subject.head)
+    split = max(splits, key=lambda split: split[1])
     untaken = compile_only.untaken(options.batch, [split])
     shapes = [Shape(*beam(text)) for text in options.beams]
     nodes = options.nodes or NODES
@@ -215,8 +217,9 @@ def _checked(subject, advice) -> list[dict]:
 
 
 COLUMNS = (
-    ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("GFLOP", 8), ("by hand", 8), ("draft", 7),
-    ("verify", 7), ("rest", 6), ("step ms", 8), ("/AR", 6), ("floor/AR", 8), ("bound by", 8), ("links", 6), ("MB", 7),
+    ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("GFLOP", 8), ("by hand", 8),
+    ("GB read", 7), ("draft", 7), ("verify", 7), ("rest", 6), ("step ms", 8), ("/AR", 6), ("floor/AR", 8), ("bound by", 8),
+    ("links", 6), ("MB", 7),
 )  # fmt: skip
 
 
@@ -232,7 +235,8 @@ def _cells(row: dict, plain: dict) -> list[str]:
     if "seconds" not in row:
         return cells
     seconds, floors = row["seconds"], row["floor_seconds"]
-    cells += [f"{row['flops'] / 1e9:.1f}", f"{row['flops_by_hand'] / 1e9:.1f}"]
+    cells += [f"{row['flops'] / 1e9:.1f}", f"{sum(row['flops_by_hand'].values()) / 1e9:.1f}"]
+    cells += [f"{sum(row['bytes_by_hand'].values()) / 1e9:.2f}"]
     cells += [f"{seconds[name] * 1e3:.3f}" for name in ("draft", "verify", "rest")] + [f"{row['round_seconds'] * 1e3:.3f}"]
     if "seconds" not in plain:
         return [*cells, "-", "-", row["verify_is_bound_by"]]
@@ -255,18 +259,24 @@ def _head(options: Options) -> str:
     return f"{options.head} head" + (f" of {options.head_vocab} tokens" if options.head_vocab else "")
 
 
-def _advice(advice, most: float, checked: list[dict], refused: list, usable: int) -> str:
-    """The recommendation for a batch, after those that were found not to fit."""
+def _advice(advice, options: Options, checked: list[dict], refused: list, usable: int) -> str:
+    """The recommendation for a batch, in options of `infer.generate`, after those that were found not to fit."""
+    from infer import plan
+
+    most, dtype = options.most, options.dtype
     before = "".join(f"{_refusal(*one)}\n" for one in refused)
     if advice.mesh is None:
         what = f"none of these {len(refused)}" if refused else "nothing"
-        return f"{before}batch {advice.batch}: {what} fits; take more chips, a shorter --context or fewer rows"
+        what += " fits, and others were not tried" if len(refused) > plan.AGAIN else " fits"
+        return f"{before}batch {advice.batch}: {what}; take more chips, a shorter --context or fewer rows"
     data, model = advice.mesh
-    what = f"batch {advice.batch}: --mesh {data} {model}, "
+    what = f"batch {advice.batch}: --batch-size {advice.batch} --mesh {data} {model} --dtype {dtype}"
     if advice.shape is None:
-        what += f"and plain decoding: no beam shape tried costs at most {most:g} plain steps"
+        what += f" --decoding autoregressive: no beam shape tried fits there and costs at most {most:g} plain steps"
     else:
-        what += f"beams {advice.shape}: a round costs about {advice.cost:.2f} plain steps, and pays above so many tokens per step"
+        width, length = advice.shape.split("x")
+        what += f" --beam-width {width} --beam-length {length}: a round costs about {advice.cost:.2f} plain steps,"
+        what += " and pays above so many tokens per step"
     sizes = f"All layers compiled, of {usable / (1 << 30):.2f} GiB per chip: {_sizes(checked)}"
     return f"{before}{what}.\n    {sizes if checked else 'Not compiled with all layers (--unchecked), so it may not fit.'}"
 

@@ -75,7 +75,7 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
         "whole": program.whole,
         "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
         "flops": program.flops,
-        "flops_by_hand": verify.flops + draft.flops,
+        "flops_by_hand": {"draft": draft.flops, "verify": verify.flops},
         "bytes_by_hand": {"draft": draft.bytes, "verify": verify.bytes},
         "verify_is_bound_by": "compute" if verify.is_compute_bound(chip) else "memory",
         "floor_seconds": floors,
@@ -149,7 +149,8 @@ def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
 
 
 def _bucket(context: int, shape: Shape) -> prefill.Bucket:
-    return prefill.Bucket(context // 2, context - context // 2, shape.length)
+    """Half of the context is prompt; both halves in buckets, as decoding has them."""
+    return prefill.bucket(context // 2, context - context // 2, shape.length)
 
 
 def _prompts(subject: Subject, batch: int) -> tuple:
@@ -158,7 +159,7 @@ def _prompts(subject: Subject, batch: int) -> tuple:
     keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
     sampled, filtered = subject.sampling != "greedy", subject.sampling == "filtered"
     policy = sample.Policy(by_row(jnp.float32), by_row(jnp.int32), by_row(jnp.float32), keys, sampled, filtered)
-    prompts = compile_only.abstract((batch, subject.context // 2), jnp.int32, P("data", None))
+    prompts = compile_only.abstract((batch, _bucket(subject.context, AUTOREGRESSIVE).prompt), jnp.int32, P("data", None))
     stop_ids = compile_only.abstract((1,), jnp.int32, P(None))
     return prompts, by_row(jnp.int32), by_row(jnp.int32), stop_ids, policy
 
@@ -245,6 +246,10 @@ def settle(
             return advice, checks, refused
         refused.append((advice, checks))
         rows = without(rows, advice, checks)
+    for advice, checks in refused:  # the tries are used up; plain decoding was looked at with each of them
+        plain = [one | {"fits": one["fits_without_head"]} for one in checks if one["what"] != "round"]
+        if all(one["fits"] for one in plain):
+            return dataclasses.replace(advice, shape=None, cost=None), plain, refused
     return Advice(batch, None, None, None), [], refused
 
 

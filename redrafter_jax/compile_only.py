@@ -60,7 +60,7 @@ class Slice:
 
     def mesh(self, data: int, model: int) -> jax.sharding.Mesh:
         """The mesh that `redrafter_jax.mesh.make_mesh` would make there."""
-        return jax.make_mesh((data, model), mesh.AXES, devices=list(self.devices))
+        return mesh.over(self.devices, data, model)
 
 
 def chips_of(name: str) -> tuple[Chip, int]:
@@ -251,6 +251,7 @@ def compile_program(function, *args, **static) -> Program:
 
     Raises:
       DoesNotFit: it would not fit into the HBM of a chip.
+      BadInput: the compiler failed otherwise, which is the compiler's own fault, but another program may do.
     """
     lowered = function.lower(*args, **static)
     began = time.perf_counter()
@@ -259,7 +260,7 @@ def compile_program(function, *args, **static) -> Program:
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            raise BadInput(f"the TPU compiler failed ({str(error).splitlines()[0][:200]}); other shapes or meshes may do") from None
         raise DoesNotFit(_needed(str(error))) from None
     took = time.perf_counter() - began
     memory, text = compiled.memory_analysis(), hlo.parse(compiled.as_text())

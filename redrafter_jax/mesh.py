@@ -6,8 +6,12 @@ that runs on a slice. Not here: starting several processes.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax import processes
@@ -32,7 +36,17 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
     devices = own if data * model <= len(own) else jax.devices()
     if data * model > len(devices):
         raise ValueError(f"a mesh of {data} x {model} needs {data * model} devices; {len(devices)} are visible")
-    return jax.make_mesh((data, model), AXES, devices=devices[: data * model])
+    return over(devices[: data * model], data, model)
+
+
+def over(devices: Sequence[jax.Device], data: int, model: int) -> jax.sharding.Mesh:
+    """The mesh of exactly these devices; on a TPU laid such that neighbours of the mesh are neighbours in the slice, where the
+    devices fill a box."""
+    try:
+        laid = mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError):  # whatever of its checks finds that they do not
+        laid = np.asarray(devices).reshape(data, model)
+    return jax.sharding.Mesh(laid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +88,9 @@ class Load:
 
     def meshes(self, devices: int, whole: bool = False) -> list[tuple[int, int]]:
         """All that fit, those with the most devices first, and among them those with the most rows at a time; ``whole``: those
-        that leave out no device."""
+        that leave out no device. Each has a number of devices that divides them all: five chips of eight are no slice."""
         splits = [(data, model) for data in range(1, devices + 1) for model in range(1, devices // data + 1)]
-        splits = [(data, model) for data, model in splits if data * model == devices or not whole]
+        splits = [(data, model) for data, model in splits if data * model == devices or not (whole or devices % (data * model))]
         return sorted((mesh for mesh in splits if not self.unfit(*mesh)), key=lambda mesh: (-mesh[0] * mesh[1], -mesh[0]))
 
     def holding(self, meshes: list[tuple[int, int]], memory: int) -> list[tuple[int, int]]:
@@ -102,11 +116,15 @@ def _these(meshes: list[tuple[int, int]], most: int = 6) -> str:
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else f"only {shown[0]}"
 
 
-def choose(load: Load, devices: int, memory: int | None, whole: bool = False) -> tuple[tuple[int, int], str]:
+def choose(
+    load: Load, devices: int, memory: int | None, whole: bool = False, prefer: Literal["data", "model"] = "data"
+) -> tuple[tuple[int, int], str]:
     """A mesh for these devices of ``memory`` bytes each (None: unknown, as of CPUs), and why.
 
-    The fewest shards of ``model`` that hold the load leave the most for rows. Devices that no row needs then join ``model``,
-    as long as that leaves each of them enough to read; or, with ``whole``, because none is to be left out.
+    Preferring ``data``, as training does: the fewest shards of ``model`` that hold the load leave the most for rows. Devices
+    that no row needs then join ``model``, as long as that leaves each of them enough to read; or, with ``whole``, because none is
+    to be left out. Preferring ``model``, as decoding does, where every step waits for the weights to be read: as many
+    shards of them as leave each device enough to read, and the rest for rows.
 
     Raises:
       BadInput: no mesh of all devices fits, and it should be ``whole``.
@@ -125,6 +143,11 @@ def choose(load: Load, devices: int, memory: int | None, whole: bool = False) ->
         mesh = min(fitting, key=lambda mesh: load.held(*mesh))
         return mesh, f"{need} are {load.held(*mesh) / 1e9:.3g} GB for each device, too much for {each}; no split leaves less"
     fewest = min(model for _, model in holding)
+    if prefer == "model":
+        data, model = max((mesh for mesh in holding if mesh[1] == fewest or load.held(*mesh) >= WORTH), key=lambda m: (m[1], m[0]))
+        reason = f"{need}: each step reads it, and with the model {f'split into {model}' if model > 1 else 'whole'} a device reads"
+        reason += f" {load.held(data, model) / 1e9:.3g} GB of its {each}"
+        return (data, model), reason + (f"; {load.option} {load.rows} splits into {data}" if data > 1 else "")
     rows = max(data for data, model in holding if model == fewest)
     models = [model for data, model in holding if data == rows]
     mesh = rows, max(model for model in models if model == fewest or load.held(rows, model) >= WORTH)
@@ -157,7 +180,7 @@ def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tu
         return mesh, None
     memory = (own[0].memory_stats() or {}).get("bytes_limit")
     whole = group and (together or (memory is not None and not load.holding(load.meshes(len(own)), memory)))
-    chosen, reason = choose(load, every if whole else len(own), memory, whole)
+    chosen, reason = choose(load, every if whole else len(own), memory, whole, "data" if together else "model")
     return chosen, f"mesh {chosen[0]} {chosen[1]}: {reason}" if every > 1 else None
 
 

@@ -67,8 +67,9 @@ class Group:
             raise BadInput(f"--process-id should be from 0 to {last} (--num-processes less one), not {self.process_id}")
 
 
-def run(group: Group, body: Callable[[], int | None]) -> int:
-    """The exit code of ``body`` (None: 0), called once this process has joined its group.
+def run(group: Group, body: Callable[[], int | None], saves: bool = False) -> int:
+    """The exit code of ``body`` (None: 0), called once this process has joined its group; ``saves``: it asks `is_asked_to_stop`,
+    so that SIGTERM may be left to it.
 
     In a group, a process that fails ends without waiting for the others, since they may be waiting for it. One that has lost
     another says so in one sentence and ends with the code LOST, or with SIGABRT where it is JAX that ends it.
@@ -77,7 +78,7 @@ def run(group: Group, body: Callable[[], int | None]) -> int:
         return body() or 0
     witness = _Witness()
     try:
-        join(group)
+        join(group, saves)
         code = body() or 0
         _leave_together()
         witness.dismiss()
@@ -98,8 +99,9 @@ def run(group: Group, body: Callable[[], int | None]) -> int:
     os._exit(code)
 
 
-def join(group: Group) -> None:
-    """Joins the other processes; has to come before anything that starts JAX's devices.
+def join(group: Group, saves: bool = False) -> None:
+    """Joins the other processes; has to come before anything that starts JAX's devices. ``saves``: see `run`; otherwise SIGTERM
+    ends a process as ever.
 
     Raises:
       BadInput: the environment names no group, or the others do not come.
@@ -108,6 +110,7 @@ def join(group: Group) -> None:
 
     by_hand = group.coordinator is not None
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # else two programs' collectives meet on one connection of CPUs
+    jax.config.update("jax_enable_preemption_service", saves)
     try:
         jax.distributed.initialize(
             group.coordinator,

@@ -196,12 +196,17 @@ def _open(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
 
 
 def _conversion(folder: pathlib.Path) -> str:
-    """How to make safetensors of pickled weights, where a folder has those."""
-    if not any(folder.glob("*.bin")):
+    """How to make safetensors of pickled weights, where a folder has those, or is of the hub, whence they are not fetched."""
+    from_hub = next((part for part in folder.parts if part.startswith("models--")), None)
+    if not from_hub and not any(folder.glob("*.bin*")):
         return ""
+    if (folder / "config.json").is_file() and "recurrent_drafting" in (folder / "config.json").read_text(errors="replace"):
+        load = 'torch.load(BIN, weights_only=True), then safetensors.torch.save_file(it, "model.safetensors")'
+        return f"; .bin files are not read, because unpickling runs code: convert a head's with {load}"
+    name = from_hub.removeprefix("models--").replace("--", "/") if from_hub else str(folder)
     return (
-        "; its .bin files are not read, because unpickling runs code: convert them with transformers,"
-        f" AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(FOLDER)"
+        "; .bin files are not read, because unpickling runs code: convert them with transformers,"
+        f" AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER)"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from infer import fit, plan, roofline
 from infer.run import use_cache
-from redrafter_jax import compile_only
+from redrafter_jax import compile_only, mesh
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.model import drafter
 from redrafter_jax.model.target import TargetConfig
@@ -39,6 +39,22 @@ def cache_bytes(shape: Shape) -> int:
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         kv = plan.arrays(subject(), TARGET.num_hidden_layers, BATCH, shape)[2].cache
         return compile_only.bytes_of((kv.keys, kv.values))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4", "v5p:4x4x4"])
+def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
+    slice_ = compile_only.slice_of(name)
+    chips = len(slice_.devices)
+    for model in (size for size in range(1, chips + 1) if chips % size == 0):
+        found = slice_.mesh(chips // model, model)
+        assert {device.id for device in found.devices.flat} == {device.id for device in slice_.devices}
+
+
+@needs_compiler
+def test_a_mesh_is_laid_over_chips_that_fill_no_box_too():
+    devices = compile_only.slice_of("v6e:2x4").devices[:5]
+    assert list(mesh.over(devices, 5, 1).devices.flat) == list(devices)
 
 
 @needs_compiler

@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+import re
 
 import pytest
+import tyro
 
-from infer import fit, plan, roofline
+from infer import fit, generate, plan, roofline
 from redrafter_jax import compile_only, hlo
 from redrafter_jax.chips import CHIPS
 from redrafter_jax.decode.loop import Shape
@@ -74,6 +76,11 @@ def test_the_floors_leave_out_a_batch_that_their_mesh_does_not_take(capsys):
     report = floors(capsys, "--mesh", "8", "1", "--batch", "1", "8")
     assert [row["batch"] for row in report["rows"]] == [8]
     assert len(report["left_out"]) == 1 and "batch 1" in report["left_out"][0]
+
+
+def test_the_floors_take_the_most_shards_of_model_that_divide_the_target(capsys):
+    assert fit.main(["--model", "llama-33b", "--topology", "v5e:2x4", "--floors", "--batch", "8"]) == 0
+    assert "mesh 2x4" in capsys.readouterr().out  # 52 heads
 
 
 @pytest.mark.parametrize("head", ["full", "slim"])
@@ -175,15 +182,35 @@ def test_where_nothing_fits_with_all_layers_that_is_said():
     checked = checker(lambda *_: "all")
     advice, checks, refused = plan.settle(table(), 8, 1.5, checked)
     assert advice.mesh is None and len(refused) == 2  # both meshes
-    said = fit._advice(advice, 1.5, checks, refused, 16 << 30)
+    said = fit._advice(advice, fit.Options(""), checks, refused, 16 << 30)
     assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
 
 
 def test_recommendations_are_made_a_few_times_only():
     rows = [row | {"mesh": [1, count]} for count in range(9) for row in table()[:3]]
     checked = checker(lambda *_: "all")
-    assert plan.settle(rows, 8, 1.5, checked)[0].mesh is None
-    assert len(checked.calls) == 1 + plan.AGAIN
+    advice, checks, refused = plan.settle(rows, 8, 1.5, checked)
+    assert advice.mesh is None and len(checked.calls) == 1 + plan.AGAIN
+    assert "fits, and others were not tried; take more chips" in fit._advice(advice, fit.Options(""), checks, refused, 16 << 30)
+
+
+def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
+    rows = [row | {"shape": f"{row['nodes']}x{count}"} for count in range(1, 9) for row in table()[:1] + table()[2:3]]
+    rows = [table()[0], *(row for row in rows if row["nodes"] > 1)]
+    checked = checker(lambda mesh, shape, what: what == "round")
+    advice, checks, refused = plan.settle(rows, 8, 1.5, checked)
+    assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + plan.AGAIN
+    assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
+    said = fit._advice(advice, fit.Options(""), checks, refused, 16 << 30)
+    assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
+
+
+def test_the_advice_is_in_options_of_generate():
+    said = fit._advice(plan.Advice(8, (2, 4), "16x4", 1.25), fit.Options(""), [], [], 16 << 30)
+    given = re.search(r"batch 8: (.*?): a round costs about 1.25", said)[1].split()
+    options = tyro.cli(generate.Options, args=given, config=(tyro.conf.FlagCreatePairsOff,))
+    assert (options.batch_size, options.mesh, options.dtype) == (8, (2, 4), "bfloat16")
+    assert (options.beam_width, options.beam_length) == (16, 4)
 
 
 def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
@@ -202,8 +229,11 @@ def test_the_training_step_that_is_recommended_fits_with_all_layers():
     assert best["batch"] == 6 and best["whole"] and [row["batch"] for row in refused] == [8, 7]
     best, refused = train_fit.settle(rows, whole(0))
     assert best is None and len(refused) == 1 + train_fit.AGAIN
-    assert train_fit._advice(best, refused).startswith("none of the last 4 lines")
-    assert train_fit._advice(*train_fit.settle([], whole(6))).startswith("nothing fits")
+    assert train_fit._advice(best, refused, "model").startswith("none of the last 4 lines")
+    assert train_fit._advice(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
+    assert train_fit._advice(None, [], "data,model").startswith("nothing fits; take more chips")
+    advised = train_fit._advice({"mesh": [8, 1], "batch": 8}, [], "data,model")
+    assert advised.startswith("--mesh 8 1 --shard-target data,model with 8 rows at once")
 
 
 def test_a_missing_compiler_is_named_with_its_installation(monkeypatch):

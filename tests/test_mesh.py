@@ -1,6 +1,7 @@
 """Which mesh is chosen and why, which are refused, and in what words."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ GB = 10**9
         (Load(EIGHT_B, rows=1, size=16 * GB), 64, 80 * GB, (1, 8), "the model whole"),  # no more: 32 heads, at least 1 GB each
         (Load(EIGHT_B, rows=1, size=0.1 * GB), 8, 80 * GB, (1, 1), "the model whole"),
         (Load(EIGHT_B, rows=8, size=16 * GB), 8, 16 * GB, (4, 2), "split into 2 takes 8 GB of each device's 16 GB"),
-        (Load(EIGHT_B, rows=6, size=16 * GB), 8, 16 * GB, (3, 2), "--batch-size 6 splits into 3"),
+        (Load(EIGHT_B, rows=6, size=16 * GB), 8, 16 * GB, (2, 4), "--batch-size 6 splits into 2; model takes more of the 8"),
+        (Load(EIGHT_B, rows=5, size=0.1 * GB), 8, 80 * GB, (1, 1), "the model whole"),  # no five of eight
         (
             Load(SEVENTY_B, rows=8, size=141 * GB),
             8,
@@ -68,6 +70,46 @@ def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence_that_says_which_wou
     with pytest.raises(BadInput) as error:
         mesh.check(Load(dataclasses.replace(EIGHT_B, **change), rows=8), asked, 8)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "devices", "memory", "chosen", "words"),
+    [
+        (Load(EIGHT_B, rows=8, size=16 * GB), 8, 80 * GB, (1, 8), "with the model split into 8 a device reads 2 GB of its 80 GB"),
+        (Load(EIGHT_B, rows=8, size=16 * GB), 64, 80 * GB, (8, 8), "--batch-size 8 splits into 8"),
+        (Load(EIGHT_B, rows=8, size=0.1 * GB), 8, 80 * GB, (8, 1), "with the model whole"),
+        (Load(EIGHT_B, rows=5, size=4 * GB), 8, 80 * GB, (1, 2), "split into 2"),  # four would read less than is worth it
+        (Load(SEVENTY_B, rows=8, size=141 * GB), 8, 16 * GB, (1, 8), "too much for 16 GB"),
+        (Load(SEVENTY_B, rows=8, size=141 * GB, cache=46 * GB), 16, 32 * GB, (1, 16), "187 GB to hold"),
+    ],
+)
+def test_the_mesh_that_is_chosen_for_decoding_reads_the_weights_in_many_parts(load, devices, memory, chosen, words):
+    found, reason = mesh.choose(load, devices, memory, prefer="model")
+    assert found == chosen
+    assert words in reason
+
+
+@pytest.mark.parametrize(("together", "chosen"), [(True, (8, 1)), (False, (1, 8))])
+def test_training_splits_rows_and_decoding_splits_weights(together, chosen, monkeypatch):
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80 * GB})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device] * 8)
+    monkeypatch.setattr(jax, "devices", lambda: [device] * 8)
+    found, why = mesh.settle(Load(EIGHT_B, rows=8, size=16 * GB), None, together)
+    assert found == chosen
+    assert why.startswith(f"mesh {chosen[0]} {chosen[1]}: 16 GB to hold")
+
+
+def test_a_target_too_large_for_the_devices_of_one_process_is_split_over_those_of_all(monkeypatch):
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 32 * GB})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device] * 4)
+    monkeypatch.setattr(jax, "devices", lambda: [device] * 8)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert mesh.settle(Load(SEVENTY_B, rows=8, size=141 * GB), None, together=False)[0] == (1, 8)
+    assert mesh.settle(Load(EIGHT_B, rows=8, size=16 * GB), None, together=False)[0] == (1, 4)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    with pytest.raises(BadInput, match="of a slice of 2 hosts: give --distributed on each of them"):
+        mesh.settle(Load(EIGHT_B), None, together=False)
 
 
 def test_processes_that_work_together_leave_no_device_out():

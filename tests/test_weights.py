@@ -79,6 +79,19 @@ def test_a_broken_config_or_weight_file(folder):
     refused(folder, "cannot be read as JSON")
 
 
+def test_pickled_weights_on_the_hub_are_converted_by_the_models_name(tmp_path):
+    assert weights._conversion(tmp_path) == ""
+    of_hub = tmp_path / "models--owner--a-model" / "snapshots" / "1234"
+    assert "from_pretrained('owner/a-model')" in weights._conversion(of_hub)
+
+
+def test_pickled_weights_of_a_head_are_not_converted_by_what_does_not_know_heads(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "recurrent_drafting_drafter"}))
+    with pytest.raises(BadInput, match="safetensors.torch.save_file"):
+        weights._open(tmp_path, "--drafter")
+
+
 def test_a_checkpoint_in_several_files_with_a_file_or_a_tensor_missing_or_cut(folder):
     tensors = load_file(folder / "model.safetensors")
     halves = {f"model-{half}.safetensors": dict(list(tensors.items())[half::2]) for half in range(2)}

@@ -87,7 +87,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, download_manager) -> dict[str, Iterator]:
         splits: dict[str, list] = {"train": [], "validation": []}
-        for number, example in enumerate(tqdm(self._read(), "tokenising", unit=" examples")):
+        for number, example in enumerate(tqdm(self._read(), "tokenising", unit=" examples", disable=not processes.is_first())):
             split = "validation" if is_held_out(example.tokens, self.source.held_out) else "train"
             splits[split].append((number, dataclasses.asdict(example)))
         return {name: iter(made) for name, made in splits.items() if made}  # tfds refuses to write an empty split

@@ -114,7 +114,7 @@ def run(options: Options) -> dict:
         return whole
 
     report["advice"], report["refused"] = settle(report["rows"], of_all_layers)
-    say(_advice(report["advice"], report["refused"]))
+    say(_advice(report["advice"], report["refused"], options.shard_target))
     say(LIMITS)
     return report
 
@@ -257,13 +257,15 @@ def _cells(row: dict) -> list[str]:
     ]  # fmt: skip
 
 
-def _advice(best: dict | None, refused: list[dict]) -> str:
+def _advice(best: dict | None, refused: list[dict], split_over: str) -> str:
     if best is None:
         what = f"none of the last {len(refused)} lines, with all layers compiled, fits" if refused else "nothing fits"
         what += ", and others were not tried" if len(refused) > AGAIN else ""
-        return f"{what}; take more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
+        more = "" if split_over == "data,model" else "--shard-target data,model, "
+        return f"{what}; take {more}more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
     data, model = best["mesh"]
-    return f"--mesh {data} {model} with {best['batch']} rows at once has all layers compiled and fits"
+    mesh = f"--mesh {data} {model}" + (" --shard-target data,model" if split_over == "data,model" else "")
+    return f"{mesh} with {best['batch']} rows at once has all layers compiled and fits"
 
 
 if __name__ == "__main__":

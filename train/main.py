@@ -169,7 +169,7 @@ def command(arguments: list[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         check(options)
-        return processes.run(options.group, lambda: main(options))
+        return processes.run(options.group, lambda: main(options), saves=True)
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

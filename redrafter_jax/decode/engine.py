@@ -152,8 +152,8 @@ class Engine:
         if min(allowed) < 1 or min(map(len, prompts)) < 1:
             raise ValueError(f"a prompt needs 1 to {context - 1} tokens in a context of {context}")
         pad = rows - len(prompts)
-        longest = _bucket(max(map(len, prompts)), 32)
-        tokens = np.zeros((rows, longest), np.int32)
+        bucket = prefill.bucket(max(map(len, prompts)), min(limits.new, context), self.shape.length)
+        tokens = np.zeros((rows, bucket.prompt), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
         lengths = [len(prompt) for prompt in prompts] + [1] * pad
@@ -174,7 +174,7 @@ class Engine:
             processes.put(self.stop_ids),
             policy,
         )
-        return inputs, prefill.Bucket(longest, _bucket(min(limits.new, context), 64), self.shape.length)
+        return inputs, bucket
 
     def _compile(self, inputs, bucket: prefill.Bucket) -> None:
         key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]), self.shape)
@@ -209,11 +209,6 @@ class Engine:
                 )
             )
         return Progress(replies, host["done"].tolist())
-
-
-def _bucket(count: int, smallest: int) -> int:
-    """The next power of two, so that requests of similar sizes share a program."""
-    return max(smallest, 1 << (count - 1).bit_length())
 
 
 def _column(value, dtype, rows: int) -> jax.Array:

@@ -33,6 +33,15 @@ class Bucket:
         return TILE * -(-(read + self.new + self.length + 1) // TILE)
 
 
+def bucket(prompt: int, new: int, length: int) -> Bucket:
+    """The bucket of a request for at most so many tokens: each rounded up to a power of two, so that similar requests share one."""
+    return Bucket(_power(prompt, 32), _power(new, 64), length)
+
+
+def _power(count: int, smallest: int) -> int:
+    return max(smallest, 1 << (count - 1).bit_length())
+
+
 def prefill(
     target: Target,
     prompts_BT: jax.Array,

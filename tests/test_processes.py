@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from infer import generate, output
-from redrafter_jax import weights
+from redrafter_jax import processes, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter, full
@@ -185,6 +185,15 @@ def test_a_mesh_that_leaves_a_process_out_is_refused_by_both(target, talk, tmp_p
         assert group.wait() == [2, 2]
         assert "error: --mesh 4 1 should use all 8 devices of the 2 processes\n" in group.err(0)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_only_what_saves_leaves_sigterm_to_jax(saves, monkeypatch):
+    said = {}
+    monkeypatch.setattr(jax.config, "update", said.__setitem__)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: said.setdefault("joined", True))
+    processes.join(Group(coordinator="127.0.0.1:1", num_processes=2, process_id=0), saves)
+    assert said["joined"] and said["jax_enable_preemption_service"] == saves
 
 
 def test_shares_are_whole_batches_in_turn():

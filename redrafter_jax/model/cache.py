@@ -55,7 +55,6 @@ def append(cache: KVCache, rows: KVRows, count_B: jax.Array) -> KVCache:
     All N rows are written, so ``length + N`` must not pass the last slot (the write would be moved back by XLA);
     whoever makes the cache leaves that slack.
     """
-
     buffers, new = (*cache.keys, *cache.values), (*rows.keys, *rows.values)
     few = {"tpu": by_row} if rows.keys[0].shape[2] <= FEW else {}
     written = jax.lax.platform_dependent(buffers, new, cache.length, default=by_buffer, **few)

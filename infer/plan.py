@@ -247,7 +247,7 @@ def settle(
         refused.append((advice, checks))
         rows = without(rows, advice, checks)
     for advice, checks in refused:  # the tries are used up; plain decoding was looked at with each of them
-        plain = [one | {"fits": one["fits_without_head"]} for one in checks if one["what"] != "round"]
+        plain = [one for one in checks if one["what"] != "round"]
         if all(one["fits"] for one in plain):
             return dataclasses.replace(advice, shape=None, cost=None), plain, refused
     return Advice(batch, None, None, None), [], refused

@@ -175,7 +175,8 @@ def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tu
         whole = group and (together or mesh[0] * mesh[1] > len(own))
         if whole and mesh[0] * mesh[1] != every:
             wrong = f"--mesh {mesh[0]} {mesh[1]} should use all {every} devices of the {jax.process_count()} processes"
-            raise BadInput(wrong if together else f"{wrong}, or at most the {len(own)} of one")
+            wrong += "" if together else f", or at most the {len(own)} of one"
+            raise BadInput(f"{wrong}; {_these(load.meshes(every, whole))} would do")
         check(load, mesh, every if whole else len(own), whole)
         return mesh, None
     memory = (own[0].memory_stats() or {}).get("bytes_limit")

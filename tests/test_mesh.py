@@ -107,6 +107,8 @@ def test_a_target_too_large_for_the_devices_of_one_process_is_split_over_those_o
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     assert mesh.settle(Load(SEVENTY_B, rows=8, size=141 * GB), None, together=False)[0] == (1, 8)
     assert mesh.settle(Load(EIGHT_B, rows=8, size=16 * GB), None, together=False)[0] == (1, 4)
+    with pytest.raises(BadInput, match="all 8 devices of the 2 processes, or at most the 4 of one; 8 1, 4 2, 2 4 and 1 8 would do"):
+        mesh.settle(Load(EIGHT_B, rows=8), (3, 2), together=False)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
     with pytest.raises(BadInput, match="of a slice of 2 hosts: give --distributed on each of them"):
         mesh.settle(Load(EIGHT_B), None, together=False)

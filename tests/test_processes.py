@@ -183,7 +183,7 @@ def test_a_mesh_over_two_processes_decodes_the_same_tokens(target, prompts, tmp_
 def test_a_mesh_that_leaves_a_process_out_is_refused_by_both(target, talk, tmp_path):
     with groups.Group(tmp_path / "two", "train.main", *training(target, talk, tmp_path / "run", "--mesh", 4, 1)) as group:
         assert group.wait() == [2, 2]
-        assert "error: --mesh 4 1 should use all 8 devices of the 2 processes\n" in group.err(0)
+        assert "error: --mesh 4 1 should use all 8 devices of the 2 processes; 8 1, 4 2, 2 4 and 1 8 would do\n" in group.err(0)
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 Of one layer of a target: two all-reduces of its activations. Of the vocabulary, which is split: per row a few numbers.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -17,7 +18,7 @@ from redrafter_jax import mesh
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.loss import LossConfig
-from redrafter_jax.model.drafter import Drafter, full
+from redrafter_jax.model.drafter import Drafter, DrafterConfig, full
 from redrafter_jax.model.target import Target, TargetConfig
 from train import data, step
 
@@ -58,18 +59,22 @@ def whole(tree):
     return jax.tree.map(place, tree)
 
 
+def of_round(batch: int, shape: loop.Shape, head: DrafterConfig, sampling: Sampling) -> Counter:
+    jax.set_mesh(mesh.make_mesh(DATA, MODEL))
+    target = whole(jax.eval_shape(lambda: Target(jax.random.key(0), CONFIG, jnp.float32)))
+    drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), head)))
+    engine = Engine(target, drafter, shape)
+    inputs, bucket = engine.prepare([[1, 2, 3]] * batch, sampling, Limits(24), list(range(batch)), batch)
+    state = whole(jax.eval_shape(functools.partial(loop.start, bucket=bucket), target, *inputs))
+    one_round = jax.jit(functools.partial(loop.one_round, shape=shape))
+    return collectives(one_round.lower(target, drafter, state).compile())
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 20, 0.9)], ids=["greedy", "sampled, filtered"])
 def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_vocabulary(sampling):
     B, W, L = 8, 4, 3
-    jax.set_mesh(mesh.make_mesh(DATA, MODEL))
-    target = whole(jax.eval_shape(lambda: Target(jax.random.key(0), CONFIG, jnp.float32)))
-    drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), full(V, D))))
-    engine = Engine(target, drafter, loop.Shape(W, L))
-    inputs, bucket = engine.prepare([[1, 2, 3]] * B, sampling, Limits(24), list(range(B)), B)
-    state = whole(jax.eval_shape(functools.partial(loop.start, bucket=bucket), target, *inputs))
-    one_round = jax.jit(functools.partial(loop.one_round, shape=engine.shape))
-    found = collectives(one_round.lower(target, drafter, state).compile())
-    rows, N = B // DATA, engine.shape.nodes
+    found = of_round(B, loop.Shape(W, L), full(V, D), sampling)
+    rows, N = B // DATA, loop.Shape(W, L).nodes
     draft, verify = by_size(found, "/draft/"), by_size(found, "/verify/")
     assert sum(found.values()) == sum(draft.values()) + sum(verify.values())  # noise, packing and committing send nothing
     assert verify["all-reduce", rows * N * D] == 2 * LAYERS
@@ -91,6 +96,34 @@ def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_voca
             ("all-reduce", rows * W): 2 * L,  # the largest logit and the sum of the log-softmax
         }
     )
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0)], ids=["greedy", "sampled"])
+def test_a_draft_vocabulary_adds_the_noise_of_its_tokens_to_a_sampled_round(sampling):
+    B, W, L, U = 8, 4, 3, 1024
+    head = dataclasses.replace(full(V, D), draft_vocab=U)
+    rows, draft = B // DATA, by_size(of_round(B, loop.Shape(W, L), head, sampling), "/draft/")
+    noise, activation = rows * L * U, rows * W * 2 * D
+    assert draft["all-reduce", noise] == (1 if sampling.temperature else 0)
+    assert max(size for _, size in draft) == (noise if sampling.temperature else activation)
+
+
+def test_a_draft_vocabulary_adds_its_columns_of_the_targets_lm_head_to_a_step():
+    B, T, U = 8, 32, 1024
+    jax.set_mesh(mesh.make_mesh(DATA, MODEL))
+    schedule, loss, batch = step.Schedule(10), LossConfig(3, 0.5, chunk=8), data.unpacked(np.zeros((B, T)))
+    update = jax.jit(functools.partial(step.step, schedule=schedule, config=loss), donate_argnums=0)
+
+    def sent(vocab: int, draft_vocab: int) -> int:
+        shapes = dataclasses.replace(CONFIG, vocab_size=vocab)
+        target = whole(jax.eval_shape(lambda: Target(jax.random.key(0), shapes, jnp.float32)))
+        head = dataclasses.replace(full(vocab, D), draft_vocab=draft_vocab)
+        state = whole(jax.eval_shape(lambda: step.start(jax.random.key(1), head, schedule)))
+        found = collectives(update.lower(state, target, batch).compile())
+        return sum(size * count for (_, size, _), count in found.items())
+
+    more = sent(V, U) - sent(U, 0)  # than with a target of that very vocabulary, whose shards have their columns
+    assert D * U // MODEL <= more < D * U  # never the whole LM head, D * V
 
 
 @pytest.mark.parametrize("spread", [False, True], ids=["model", "data,model"])

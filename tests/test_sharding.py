@@ -19,13 +19,6 @@ from train import data, step
 
 CONFIG = TargetConfig(256, 64, 128, 2, 8, 2, 8)  # two key-value heads, so four and eight shards repeat them
 MESHES = [(8, 1), (1, 8), (2, 4), (4, 2)]
-
-
-def in_turn(*cases):
-    """The meshes as parameters; one is always tried, the others, which take as long each, where slow tests are."""
-    return [pytest.param(*case, marks=[] if case[0] == (2, 4) else pytest.mark.slow) for case in cases]
-
-
 PROMPTS = [[row + 1] * (row + 2) for row in range(8)]
 
 
@@ -48,7 +41,7 @@ def decode(folder, shape: tuple[int, int], head, sampling: Sampling) -> list[lis
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0)], ids=["greedy", "coupled"])
-@pytest.mark.parametrize("mesh_shape", in_turn(*((shape,) for shape in MESHES)), ids=str)
+@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
 def test_every_mesh_gives_the_tokens_of_one_device(folder, mesh_shape, sampling):
     expected = decode(folder, (1, 1), full, sampling)
     assert decode(folder, mesh_shape, full, sampling) == expected
@@ -81,7 +74,7 @@ def trained(folder, shape: tuple[int, int], spread: bool = False):
     return float(loss), jax.tree.leaves(host(gradients)), jax.tree.leaves(host(after.drafter)), axes
 
 
-@pytest.mark.parametrize(("mesh_shape", "spread"), in_turn(*((shape, False) for shape in MESHES), ((2, 4), True)), ids=str)
+@pytest.mark.parametrize(("mesh_shape", "spread"), [*((shape, False) for shape in MESHES), ((2, 4), True)], ids=str)
 def test_every_mesh_gives_the_loss_the_gradients_and_the_update_of_one_device(folder, mesh_shape, spread):
     loss, gradients, after, _ = trained(folder, (1, 1))
     other = trained(folder, mesh_shape, spread)

@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 from infer import measure, roofline
 from redrafter_jax import compile_only, mesh
 from redrafter_jax.chips import Chip
-from redrafter_jax.compile_only import DoesNotFit, Program, Slice
+from redrafter_jax.compile_only import DoesNotFit, Program
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.slices import Slice
 
 _round = jax.jit(loop.one_round, static_argnames=("shape", "propose"), donate_argnames="state")
 _REST = ("noise", "pack", "commit", "other")

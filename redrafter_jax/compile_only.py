@@ -1,44 +1,36 @@
 """Programs for TPU slices that are not here: compiled by libtpu on any Linux machine. Nothing runs and no weight exists.
 
-    slice_ = compile_only.slice_of("v5e:2x4")
+    slice_ = slices.slice_of("v5e:2x4")
     with jax.set_mesh(slice_.mesh(2, 4)):
         target = compile_only.target(shapes, "bfloat16")
         program = compile_only.compile_program(jax.jit(function), target)
     program.held, program.seconds(slice_.chip)
 
-Every figure is of one chip. Not here: which function, and what is to be learnt from the figures (`infer.fit`, `train.fit`).
+Every figure is of one chip. Not here: the slices and their meshes (`slices.py`); which function, and what is to be learnt from
+the figures (`infer.fit`, `train.fit`).
 """
 
 import contextlib
 import dataclasses
-import importlib.util
-import math
 import os
-import pathlib
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from redrafter_jax import config, hlo, mesh
-from redrafter_jax.chips import CHIPS, GIB, Chip
+from redrafter_jax import hlo, mesh
+from redrafter_jax.chips import GIB, Chip
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
 MARGIN = 0.05  # of the usable HBM, left for what a running process holds beside its program
-NOWHERE = {
-    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}  # fmt: skip
-"""What libtpu would otherwise ask the machine for, and complain that it is not a TPU, though the topology is given by name; and
-that others may use libtpu meanwhile, since no TPU is taken."""
+JOBS = 8  # programs compiled at a time: each takes a core, and one to two GB of memory meanwhile
 DEPTHS = (2, 4)  # layers of the two programs from whose difference a deeper one follows
 
 
@@ -50,68 +42,6 @@ class DoesNotFit(Exception):
         self.bytes = bytes_
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """A slice by the name of its topology, such as v5e:2x4."""
-
-    name: str
-    chip: Chip
-    devices: tuple
-
-    def mesh(self, data: int, model: int) -> jax.sharding.Mesh:
-        """The mesh that `redrafter_jax.mesh.make_mesh` would make there."""
-        return mesh.over(self.devices, data, model)
-
-
-def chips_of(name: str) -> tuple[Chip, int]:
-    """The kind of chip of a slice, and how many of them.
-
-    Raises:
-      BadInput: the name is not that of a chip and a grid.
-    """
-    kind, _, grid = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", grid):
-        raise BadInput(f"--topology should be a chip ({', '.join(CHIPS)}) and a grid, such as v5e:2x4 or v5p:2x2x1, not {name}")
-    return CHIPS[kind], math.prod(map(int, grid.split("x")))
-
-
-def slice_of(name: str) -> Slice:
-    """The slice of this name.
-
-    Raises:
-      BadInput: the chip or the topology is not known, or libtpu is not installed.
-    """
-    chip, _ = chips_of(name)
-    if importlib.util.find_spec("libtpu") is None:
-        raise BadInput('the TPU compiler, libtpu, is not installed; install it with: pip install "jax[tpu]" (Linux on x86-64)')
-    for key, value in NOWHERE.items():
-        os.environ.setdefault(key, value)
-    try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(
-            f"--topology: libtpu does not know {name} ({reason}); 2x2 and 2x4 (v5p: 2x2x1 and 2x2x2) are known"
-        ) from None
-    return Slice(name, chip, tuple(topology.devices))
-
-
-def target_config(model: str) -> TargetConfig:
-    """The shapes of a target by a known name, or by a folder with its config.json.
-
-    Raises:
-      BadInput: it is neither.
-    """
-    name = model.replace("vicuna", "llama")
-    if name in SHAPES:
-        return SHAPES[name]
-    folder = pathlib.Path(model).expanduser()
-    if not folder.is_dir():
-        names = [*SHAPES, *(name.replace("llama", "vicuna") for name in SHAPES if re.fullmatch(r"llama-\d+b", name))]
-        raise BadInput(f"--model should be one of {', '.join(names)}, or a folder with config.json, not {model}")
-    return config.target_config(config.read_json(folder, "--model"), "--model")
-
-
 @contextlib.contextmanager
 def on_paper(data: int, model: int):
     """A mesh of no devices, as a context: shapes and shardings follow from it, but nothing can be compiled for it."""
@@ -119,49 +49,6 @@ def on_paper(data: int, model: int):
     none = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))  # a mesh gives way to none, but to no other size
     with none, jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((data, model), mesh.AXES, axis_types=explicit)):
         yield
-
-
-def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
-    """What so many shards of ``model`` do not divide, in words; None where they divide everything."""
-    return mesh.Load(target, head).unfit(1, model)
-
-
-def meshes(
-    given: tuple[int, int] | None, topology: str, target: TargetConfig, head: DrafterConfig
-) -> tuple[list[tuple[int, int]], list[str]]:
-    """The meshes to try: the one given, or all those of all chips over which a pair can be split; and why others are left out.
-
-    Raises:
-      BadInput: the one given is not of all chips, or cannot split the pair.
-    """
-    chips = chips_of(topology)[1]
-    if given is None:
-        sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
-        reasons = {size: why_not(target, head, size[1]) for size in sizes}
-        left_out = [f"mesh {data}x{model}: {reason}" for (data, model), reason in reasons.items() if reason]
-        return [size for size in sizes if not reasons[size]], left_out
-    data, model = given
-    if min(given) < 1 or data * model != chips:
-        raise BadInput(f"--mesh should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}")
-    if reason := why_not(target, head, model):
-        raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
-    return [given], []
-
-
-def untaken(batches: tuple[int, ...], tried: list[tuple[int, int]]) -> dict[int, str]:
-    """The batches that no mesh takes, since its data shards do not divide them, each with a sentence.
-
-    Raises:
-      BadInput: that is all of them.
-    """
-    data, model = tried[0]
-    shards = sorted(shards for shards, _ in tried)
-    none = f"mesh {data}x{model} does not take" if len(tried) == 1 else f"no mesh of all {data * model} chips takes"
-    said = f"data shards are {', '.join(map(str, shards))}; give a multiple"
-    found = {batch: f"{none} batch {batch}; {said}" for batch in batches if all(batch % count for count in shards)}
-    if all(batch in found for batch in batches):
-        raise BadInput(f"--batch: {found[batches[0]]}")
-    return found
 
 
 def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
@@ -232,8 +119,11 @@ def fits(held: float, chip: Chip) -> bool:
 @contextlib.contextmanager
 def without_persistent_cache():
     """JAX's persistent compilation cache turned off: a program for a TPU that is not here is written to it, but cannot be read
-    back, and JAX warns of that."""
+    back, and JAX warns of that. Threads may enter it within the context of the one that made them."""
     folder = jax.config.jax_compilation_cache_dir
+    if folder is None:
+        yield
+        return
     _keep_programs_in(None)
     try:
         yield
@@ -244,6 +134,18 @@ def without_persistent_cache():
 def _keep_programs_in(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     compilation_cache.reset_cache()  # else what was in use before stays in use
+
+
+@contextlib.contextmanager
+def side_by_side():
+    """A pool of threads that compile beside each other, as many as there are cores and at most `JOBS`. What has not begun when
+    the context ends is dropped."""
+    pool = ThreadPoolExecutor(min(JOBS, len(os.sched_getaffinity(0))))
+    with without_persistent_cache():
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def compile_program(function, *args, **static) -> Program:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from infer import fit, plan, roofline
 from infer.run import use_cache
-from redrafter_jax import compile_only, mesh
+from redrafter_jax import compile_only, mesh, slices
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.model import drafter
 from redrafter_jax.model.target import TargetConfig
@@ -27,7 +28,7 @@ MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 @functools.cache
 def subject(sampling: str = "greedy") -> plan.Subject:
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    return plan.Subject(compile_only.slice_of("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
+    return plan.Subject(slices.slice_of("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
 
 
 @functools.cache
@@ -44,7 +45,7 @@ def cache_bytes(shape: Shape) -> int:
 @needs_compiler
 @pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4", "v5p:4x4x4"])
 def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
-    slice_ = compile_only.slice_of(name)
+    slice_ = slices.slice_of(name)
     chips = len(slice_.devices)
     for model in (size for size in range(1, chips + 1) if chips % size == 0):
         found = slice_.mesh(chips // model, model)
@@ -53,7 +54,7 @@ def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
 
 @needs_compiler
 def test_a_mesh_is_laid_over_chips_that_fill_no_box_too():
-    devices = compile_only.slice_of("v6e:2x4").devices[:5]
+    devices = slices.slice_of("v6e:2x4").devices[:5]
     assert list(mesh.over(devices, 5, 1).devices.flat) == list(devices)
 
 
@@ -134,6 +135,21 @@ def test_the_compilation_cache_is_put_back_whatever_happens(tmp_path):
         raise KeyError
     jax.jit(lambda x: x + 2).lower(1).compile()
     assert list(tmp_path.iterdir())
+
+
+def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
+    ran, end = [], threading.Event()
+
+    def work(number: int) -> None:
+        ran.append(number)
+        end.wait(60)
+
+    with pytest.raises(KeyError), compile_only.side_by_side() as pool:
+        for number in range(100):
+            pool.submit(work, number)
+        threading.Timer(0.5, end.set).start()  # those that have begun end after the others have been dropped
+        raise KeyError
+    assert 1 <= len(ran) <= compile_only.JOBS
 
 
 @needs_compiler

@@ -8,8 +8,8 @@ import re
 import pytest
 import tyro
 
-from infer import fit, generate, plan, roofline
-from redrafter_jax import compile_only, hlo
+from infer import fit, fit_report, generate, plan, roofline
+from redrafter_jax import compile_only, hlo, slices
 from redrafter_jax.chips import CHIPS
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
@@ -20,20 +20,20 @@ from train import fit as train_fit
 TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-LLAMA_33B = compile_only.target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
+LLAMA_33B = slices.target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
 HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
 
 
 @pytest.mark.parametrize("given", [(-1, -8), (0, 8), (2, 2)])
 def test_a_mesh_has_all_chips(given):
     with pytest.raises(BadInput, match="--mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
-        compile_only.meshes(given, "v5e:2x4", TARGET, HEAD)
+        slices.meshes(given, "v5e:2x4", TARGET, HEAD)
 
 
 def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if_not():
     with pytest.raises(BadInput, match="--mesh 1 8 cannot split this target: 8 does not divide"):
-        compile_only.meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B)
-    tried, left_out = compile_only.meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
+        slices.meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B)
+    tried, left_out = slices.meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
     assert tried == [(8, 1), (4, 2), (2, 4)]
     assert left_out == ["mesh 1x8: 8 does not divide the target's num_attention_heads 52"]
 
@@ -41,10 +41,10 @@ def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if
 def test_a_batch_that_no_mesh_takes_is_named():
     tried = [(8, 1), (4, 2), (2, 4)]
     said = "no mesh of all 8 chips takes batch 1; data shards are 2, 4, 8; give a multiple"
-    assert compile_only.untaken((1, 2, 12), tried) == {1: said}
-    assert compile_only.untaken((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
+    assert slices.untaken((1, 2, 12), tried) == {1: said}
+    assert slices.untaken((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
     with pytest.raises(BadInput, match=f"--batch: {said}"):
-        compile_only.untaken((1, 3), tried)
+        slices.untaken((1, 3), tried)
 
 
 FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
@@ -108,8 +108,8 @@ def test_bytes_of_a_refusal_are_those_of_all_layers_or_none():
         assert refused.value.bytes == said
 
 
-def nowhere() -> compile_only.Slice:
-    return compile_only.Slice("v5e:2x4", CHIPS["v5e"], (None,) * 8)
+def nowhere() -> slices.Slice:
+    return slices.Slice("v5e:2x4", CHIPS["v5e"], (None,) * 8)
 
 
 @pytest.mark.parametrize(("bytes_", "shown"), [(None, ">"), (20 << 30, "20.00")])
@@ -119,7 +119,7 @@ def test_a_refused_point_shows_what_is_known_of_it(bytes_, shown, monkeypatch):
 
     monkeypatch.setattr(plan, "compile_point", refuse)
     row = plan.row(plan.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000), MESH, BATCH, SHAPE)
-    cells = fit._cells(row, row)
+    cells = fit_report.cells_of(row, row)
     assert cells[4].startswith(shown) and cells[5] == "no" and row["held"] >= 1 << 20
 
 
@@ -182,7 +182,7 @@ def test_where_nothing_fits_with_all_layers_that_is_said():
     checked = checker(lambda *_: "all")
     advice, checks, refused = plan.settle(table(), 8, 1.5, checked)
     assert advice.mesh is None and len(refused) == 2  # both meshes
-    said = fit._advice(advice, fit.Options(""), checks, refused, 16 << 30)
+    said = fit_report.advised(advice, fit.Options(""), checks, refused, 16 << 30)
     assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
 
 
@@ -191,7 +191,9 @@ def test_recommendations_are_made_a_few_times_only():
     checked = checker(lambda *_: "all")
     advice, checks, refused = plan.settle(rows, 8, 1.5, checked)
     assert advice.mesh is None and len(checked.calls) == 1 + plan.AGAIN
-    assert "fits, and others were not tried; take more chips" in fit._advice(advice, fit.Options(""), checks, refused, 16 << 30)
+    assert "fits, and others were not tried; take more chips" in fit_report.advised(
+        advice, fit.Options(""), checks, refused, 16 << 30
+    )
 
 
 def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
@@ -201,12 +203,12 @@ def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
     advice, checks, refused = plan.settle(rows, 8, 1.5, checked)
     assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + plan.AGAIN
     assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
-    said = fit._advice(advice, fit.Options(""), checks, refused, 16 << 30)
+    said = fit_report.advised(advice, fit.Options(""), checks, refused, 16 << 30)
     assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
 
 
 def test_the_advice_is_in_options_of_generate():
-    said = fit._advice(plan.Advice(8, (2, 4), "16x4", 1.25), fit.Options(""), [], [], 16 << 30)
+    said = fit_report.advised(plan.Advice(8, (2, 4), "16x4", 1.25), fit.Options(""), [], [], 16 << 30)
     given = re.search(r"batch 8: (.*?): a round costs about 1.25", said)[1].split()
     options = tyro.cli(generate.Options, args=given, config=(tyro.conf.FlagCreatePairsOff,))
     assert (options.batch_size, options.mesh, options.dtype) == (8, (2, 4), "bfloat16")
@@ -239,7 +241,7 @@ def test_the_training_step_that_is_recommended_fits_with_all_layers():
 def test_a_missing_compiler_is_named_with_its_installation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="pip install"):
-        compile_only.slice_of("v5e:2x4")
+        slices.slice_of("v5e:2x4")
 
 
 TEXT = """HloModule m

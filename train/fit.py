@@ -80,18 +80,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: Options) -> dict:
     """Compiles, and prints unless JSON is wanted; returns the whole report."""
-    from redrafter_jax import compile_only
+    from redrafter_jax import slices
     from train import run
 
     recipe = _recipe(options)
-    target = compile_only.target_config(options.model)
+    target = slices.target_config(options.model)
     if recipe.row_length > target.max_position_embeddings:
         longest = target.max_position_embeddings
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
-    slice_ = compile_only.slice_of(options.topology)
+    slice_ = slices.slice_of(options.topology)
     chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
-    meshes, left_out = compile_only.meshes(options.mesh, options.topology, target, run.head_config(target, recipe))
-    left_out += compile_only.untaken(options.batch, meshes).values()
+    meshes, left_out = slices.meshes(options.mesh, options.topology, target, run.head_config(target, recipe))
+    left_out += slices.untaken(options.batch, meshes).values()
     command = " ".join(["python -m train.fit", *sys.argv[1:]])
     report = {"command": command, "chips": chips, "left_out": left_out, "rows": [], "limits": LIMITS}
     say(

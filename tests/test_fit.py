@@ -14,7 +14,7 @@ from infer import fit, plan, roofline
 from infer.run import use_cache
 from redrafter_jax import compile_only, mesh, slices
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
-from redrafter_jax.model import drafter
+from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
 from train import fit as train_fit
 
@@ -81,6 +81,24 @@ def test_the_compiled_round_updates_the_cache_in_place_and_holds_no_second_one(s
 def test_what_was_accepted_is_written_in_one_loop_over_the_rows_of_a_shard(shape):
     lines = [line for lines in compiled(shape).text.computations.values() for line in lines]
     assert sum(" while(" in line and "/commit/" in line for line in lines) == 1
+
+
+@needs_compiler
+def test_the_longest_beam_that_is_written_in_that_loop_is_written_in_place_too():
+    longest = Shape(1, cache.FEW - 1)
+    program, size = compiled(longest), cache_bytes(longest)
+    lines = [line for lines in program.text.computations.values() for line in lines]
+    assert sum(" while(" in line and "/commit/" in line for line in lines) == 1
+    assert program.aliased >= size and program.temporaries < 0.5 * size
+
+
+@needs_compiler
+def test_prompts_are_read_without_gathering_the_vocabulary_and_fit():
+    program = plan.compile_prefill(subject(), MESH, BATCH, SHAPE)
+    assert program.whole and compile_only.fits(program.held, subject().slice.chip)
+    assert program.outputs >= cache_bytes(SHAPE)
+    gathered = [line.split(" all-gather")[0] for line in program.text.gathers_of(BATCH)]
+    assert gathered and not any(f"{TARGET.vocab_size}" in shape for shape in gathered)
 
 
 def logits(nodes: int) -> int:

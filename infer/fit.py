@@ -21,9 +21,10 @@ from redrafter_jax.errors import BadInput
 LIMITS = (
     "All of this is the compiler's estimate and arithmetic, not a measurement. A stage takes the cycles that the compiler expects"
     " of its operations, one after the other, and no less than its floor: operations at the chip's published peak, or weights and"
-    " cache read once at its published bandwidth. What operations between chips wait for each other is not in it: with `links` of"
-    " them per step, each microsecond of waiting adds that many microseconds. Tokens per step are not known here: a round pays"
-    " where it accepts more tokens per step than its /AR."
+    " cache read once at its published bandwidth. `send` is what a chip needs at least for its part of the operations between"
+    " chips, at the published bandwidth of its links, one way; how long they wait for each other is not in it: with `links` of them"
+    " per step, each microsecond of waiting adds that many microseconds. Tokens per step are not known here: a round pays where it"
+    " accepts more tokens per step than its /AR."
 )
 
 
@@ -95,8 +96,10 @@ def _check(options: Options) -> None:
         raise BadInput(f"--nodes should be from 1 to {checks.MOST_NODES}, not {' '.join(map(str, options.nodes))}")
     if not options.most >= 1:
         raise BadInput(f"--most should be 1 or more, not {options.most}")
-    for text in options.beams:
-        beam(text)
+    beams = [beam(text) for text in options.beams]
+    for name, values in (("batch", options.batch), ("nodes", options.nodes), ("beams", beams)):
+        if len(set(values)) < len(values):
+            raise BadInput(f"--{name} should name each once, not {' '.join(map(str, getattr(options, name)))}")
     if options.floors:
         _check_floors(options)
 
@@ -113,8 +116,8 @@ def run(options: Options) -> dict:
     from redrafter_jax import compile_only, slices
 
     subject = _subject(options)
-    subject = dataclasses.replace(subject, slice=slices.slice_of(options.topology))
     meshes, left_out = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
+    subject = dataclasses.replace(subject, slice=slices.slice_of(options.topology))
     untaken = slices.untaken(options.batch, meshes)
     left_out += untaken.values()
     say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))

@@ -3,8 +3,8 @@
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 COLUMNS = (
     ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("GFLOP", 8), ("by hand", 8),
-    ("GB read", 7), ("draft", 7), ("verify", 7), ("rest", 6), ("step ms", 8), ("/AR", 6), ("floor/AR", 8), ("bound by", 8),
-    ("links", 6), ("MB", 7),
+    ("GB read", 7), ("draft", 7), ("verify", 7), ("rest", 6), ("send", 6), ("step ms", 8), ("/AR", 6), ("floor/AR", 8),
+    ("bound by", 8), ("links", 6), ("MB", 7),
 )  # fmt: skip
 
 
@@ -17,12 +17,14 @@ def cells_of(row: dict, plain: dict) -> list[str]:
     cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), row["shape"], str(row["nodes"])]
     roughly = "" if row.get("whole", False) else "~" if "seconds" in row else ">"
     cells += [f"{roughly}{row['held'] / (1 << 30):.2f}", "yes" if row["fits"] else "no"]
+    if "failed" in row:
+        return [*cells[:-1], "?", row["failed"]]
     if "seconds" not in row:
         return cells
     seconds, floors = row["seconds"], row["floor_seconds"]
     cells += [f"{row['flops'] / 1e9:.1f}", f"{sum(row['flops_by_hand'].values()) / 1e9:.1f}"]
     cells += [f"{sum(row['bytes_by_hand'].values()) / 1e9:.2f}"]
-    cells += [f"{seconds[name] * 1e3:.3f}" for name in ("draft", "verify", "rest")] + [f"{row['round_seconds'] * 1e3:.3f}"]
+    cells += [f"{seconds[name] * 1e3:.3f}" for name in ("draft", "verify", "rest", "links")] + [f"{row['round_seconds'] * 1e3:.3f}"]
     if "seconds" not in plain:
         return [*cells, "-", "-", row["verify_is_bound_by"]]
     floor = sum(floors.values()) / sum(plain["floor_seconds"].values())
@@ -78,7 +80,7 @@ def _decoding(advice) -> str:
 
 def _sizes(checked: list[dict]) -> str:
     gib = lambda held: "?" if held is None else f"{held / (1 << 30):.2f}"  # noqa: E731
-    return ", ".join(f"{one['what']} {gib(one['held'])} GiB" for one in checked)
+    return ", ".join(f"{one['what']} {one.get('failed') or gib(one['held']) + ' GiB'}" for one in checked)
 
 
 def floors(report: dict, options, chip, split: tuple[int, int]) -> str:
@@ -97,4 +99,6 @@ def floors(report: dict, options, chip, split: tuple[int, int]) -> str:
         cells = " ".join(f"{value:>{max(5, len(head))}.2f}" for value, head in zip(values, heads, strict=True))
         sizes = f"{row['resident'] / (1 << 30):>8.2f} {row['plain_seconds'] * 1e3:>8.3f}"
         lines.append(f"{row['batch']:>5} {sizes} {row['knee_nodes']:>6.1f} {cells}")
+    too_large = [str(row["batch"]) for row in report["rows"] if row["resident"] > chip.usable_bytes]
+    lines += [f"batch {batch} does not fit: weights and state alone are more than is usable" for batch in too_large]
     return "\n".join(lines)

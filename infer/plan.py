@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from infer import measure, roofline
 from redrafter_jax import compile_only, mesh
 from redrafter_jax.chips import Chip
-from redrafter_jax.compile_only import DoesNotFit, Program
+from redrafter_jax.compile_only import CompilerFailed, DoesNotFit, Program
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.model.drafter import DrafterConfig
@@ -59,6 +59,8 @@ def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, prop
         program = compile_point(subject, split, batch, shape, propose)
     except DoesNotFit as refused:
         return facts | {"held": refused.bytes or resident, "fits": False, "whole": refused.bytes is not None}
+    except CompilerFailed as failed:
+        return facts | {"held": resident, "fits": False, "failed": str(failed)}
     return (
         facts
         | {"held": program.held, "fits": compile_only.fits(program.held, chip)}
@@ -72,6 +74,7 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
     floors = {"draft": draft.seconds(chip), "verify": verify.seconds(chip)}
     seconds = {stage: max(program.seconds(chip, stage), floor) for stage, floor in floors.items()}
     seconds["rest"] = program.seconds(chip, *_REST)
+    seconds["links"] = _transfer(program, setting, chip)
     return {
         "whole": program.whole,
         "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
@@ -85,8 +88,14 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
         "round_seconds": sum(seconds.values()),
         "links": program.links,
         "link_bytes": program.link_bytes,
+        "link_sent": program.link_sent,
         "compile_seconds": program.compile_seconds,
     }
+
+
+def _transfer(program: Program, setting: roofline.Setting, chip: Chip) -> float:
+    axes = [size for size in (setting.data, setting.model) if size > 1]
+    return chip.transfer(program.link_sent, min(axes)) if axes else 0.0
 
 
 def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
@@ -282,6 +291,8 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
             program = compile_loop(subject, advice.mesh, advice.batch, AUTOREGRESSIVE if what == "step" else shape)
     except DoesNotFit as refused:
         return {"what": what, "held": refused.bytes, "fits": False, "fits_without_head": False}
+    except CompilerFailed as failed:
+        return {"what": what, "held": None, "fits": False, "fits_without_head": False, "failed": str(failed)}
     held, chip = program.held + waiting, subject.slice.chip
     fits = {"fits": compile_only.fits(held, chip), "fits_without_head": compile_only.fits(program.held, chip)}
     return {"what": what, "held": held, **fits, "compile_seconds": program.compile_seconds}

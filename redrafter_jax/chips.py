@@ -24,6 +24,10 @@ class Chip:
     links: float
     clock: float
 
+    def transfer(self, sent: float, shards: int) -> float:
+        """Seconds that a chip is busy at least sending so many bytes (`hlo.Traffic`) among so many shards over all its links."""
+        return sent * (1 - 1 / shards) / (self.links / 2)
+
     @property
     def ridge(self) -> float:
         """FLOPs per byte of HBM traffic at which computing takes as long as reading."""

@@ -30,8 +30,12 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
 MARGIN = 0.05  # of the usable HBM, left for what a running process holds beside its program
-JOBS = 8  # programs compiled at a time: each takes a core, and one to two GB of memory meanwhile
+JOBS = 4  # programs compiled at a time: each takes a core and, of two or four layers, one to two GB of memory
 DEPTHS = (2, 4)  # layers of the two programs from whose difference a deeper one follows
+
+
+class CompilerFailed(BadInput):
+    """The compiler's own fault; another program may do."""
 
 
 class DoesNotFit(Exception):
@@ -84,8 +88,9 @@ class Program:
     """What the compiler says of one program on one chip.
 
     flops: operations (a loop's body counted once); arguments, outputs, aliased, temporaries, code: bytes; cycles: expected,
-    by stage (`hlo.Text.cycles`); links, link_bytes: operations between chips and the bytes of their results; whole: False if
-    the figures follow from programs of fewer layers; compile_seconds: on this machine.
+    by stage (`hlo.Text.cycles`); links, link_bytes, link_sent: operations between chips, the bytes of their results, and the
+    bytes that a chip sends for them (`hlo.Traffic`); whole: False if the figures follow from programs of fewer layers;
+    compile_seconds: on this machine.
     """
 
     flops: float
@@ -97,6 +102,7 @@ class Program:
     cycles: dict[str, float]
     links: float
     link_bytes: float
+    link_sent: float
     whole: bool
     compile_seconds: float
     text: hlo.Text | None = None
@@ -136,11 +142,16 @@ def _keep_programs_in(folder: str | None) -> None:
     compilation_cache.reset_cache()  # else what was in use before stays in use
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def side_by_side():
     """A pool of threads that compile beside each other, as many as there are cores and at most `JOBS`. What has not begun when
     the context ends is dropped."""
-    pool = ThreadPoolExecutor(min(JOBS, len(os.sched_getaffinity(0))))
+    pool = ThreadPoolExecutor(min(JOBS, cores()))
     with without_persistent_cache():
         try:
             yield pool
@@ -153,7 +164,7 @@ def compile_program(function, *args, **static) -> Program:
 
     Raises:
       DoesNotFit: it would not fit into the HBM of a chip.
-      BadInput: the compiler failed otherwise, which is the compiler's own fault, but another program may do.
+      CompilerFailed: the compiler failed otherwise.
     """
     lowered = function.lower(*args, **static)
     began = time.perf_counter()
@@ -162,7 +173,8 @@ def compile_program(function, *args, **static) -> Program:
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise BadInput(f"the TPU compiler failed ({str(error).splitlines()[0][:200]}); other shapes or meshes may do") from None
+            what = f"the TPU compiler failed ({str(error).splitlines()[0][:200]}); other shapes or meshes may do"
+            raise CompilerFailed(what) from None
         raise DoesNotFit(_needed(str(error))) from None
     took = time.perf_counter() - began
     memory, text = compiled.memory_analysis(), hlo.parse(compiled.as_text())
@@ -177,6 +189,7 @@ def compile_program(function, *args, **static) -> Program:
         cycles=text.cycles(),
         links=traffic.count,
         link_bytes=traffic.bytes,
+        link_sent=traffic.sent,
         whole=True,
         compile_seconds=took,
         text=text,
@@ -204,7 +217,7 @@ def at_depth(compile_layers: Callable[[int], Program], layers: int, whole: bool)
     def line(a: float, b: float) -> float:
         return a + (b - a) * (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
 
-    names = ("flops", "arguments", "outputs", "aliased", "temporaries", "code", "links", "link_bytes")
+    names = ("flops", "arguments", "outputs", "aliased", "temporaries", "code", "links", "link_bytes", "link_sent")
     numbers = {name: line(getattr(few, name), getattr(more, name)) for name in names}
     stages = {*few.cycles, *more.cycles}
     cycles = {stage: line(few.cycles.get(stage, 0), more.cycles.get(stage, 0)) for stage in stages}

@@ -29,10 +29,14 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Operations between chips that run in one execution, and the bytes of their results on a chip."""
+    """Operations between chips that run in one execution, and the bytes of their results on a chip.
+
+    sent: bytes that each chip sends at least, if there are many of it: a sum twice (its parts, then their sums), all else once.
+    """
 
     count: int
     bytes: int
+    sent: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +59,22 @@ class Text:
 
     def traffic(self) -> Traffic:
         """Operations between chips."""
-        count = size = 0
+        count = size = sent = 0
         for line, times, _ in self._executed(self.entry, 1, OTHER):
             found = _INSTRUCTION.match(line)
             if not found:
                 continue
+            kind = found[3].removesuffix("-start")
             if found[3] in COLLECTIVES:  # several arrays may travel together
-                count += times
-                size += times * sum(_sizes(found[2]))
-            elif found[3].removesuffix("-start") in COLLECTIVES or found[1].startswith("async-collective-start"):
-                count += times
-                size += times * max(_sizes(found[2]), default=0)  # of what is sent and what comes
-        return Traffic(count, size)
+                result = sum(_sizes(found[2]))
+            elif kind in COLLECTIVES or found[1].startswith("async-collective-start"):
+                result = max(_sizes(found[2]), default=0)  # of what is sent and what comes
+            else:
+                continue
+            count += times
+            size += times * result
+            sent += times * result * (2 if kind == "all-reduce" else 1)
+        return Traffic(count, size, sent)
 
     def gathers_of(self, elements: int) -> list[str]:
         """The gathers between chips whose result has at least so many elements."""

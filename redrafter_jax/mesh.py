@@ -108,10 +108,11 @@ def check(load: Load, mesh: tuple[int, int], devices: int, whole: bool = False) 
     if data * model > devices:
         wrong = f"it needs {data * model} devices, and {devices} {'is' if devices == 1 else 'are'} visible"
     if wrong:
-        raise BadInput(f"--mesh {data} {model}: {wrong}; {_these(load.meshes(devices, whole))} would do")
+        raise BadInput(f"--mesh {data} {model}: {wrong}; {named(load.meshes(devices, whole))} would do")
 
 
-def _these(meshes: list[tuple[int, int]], most: int = 6) -> str:
+def named(meshes: list[tuple[int, int]], most: int = 6) -> str:
+    """The first of these meshes, as options of ``--mesh`` in a sentence."""
     shown = [f"{data} {model}" for data, model in meshes[:most]] or ["fewer devices"]
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else f"only {shown[0]}"
 
@@ -176,7 +177,7 @@ def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tu
         if whole and mesh[0] * mesh[1] != every:
             wrong = f"--mesh {mesh[0]} {mesh[1]} should use all {every} devices of the {jax.process_count()} processes"
             wrong += "" if together else f", or at most the {len(own)} of one"
-            raise BadInput(f"{wrong}; {_these(load.meshes(every, whole))} would do")
+            raise BadInput(f"{wrong}; {named(load.meshes(every, whole))} would do")
         check(load, mesh, every if whole else len(own), whole)
         return mesh, None
     memory = (own[0].memory_stats() or {}).get("bytes_limit")

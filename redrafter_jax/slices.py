@@ -103,16 +103,17 @@ def meshes(
       BadInput: the one given is not of all chips, or cannot split the pair.
     """
     chips = chips_of(topology)[1]
+    sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
+    reasons = {size: why_not(target, head, size[1]) for size in sizes}
+    able = [size for size in sizes if not reasons[size]]
     if given is None:
-        sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
-        reasons = {size: why_not(target, head, size[1]) for size in sizes}
-        left_out = [f"mesh {data}x{model}: {reason}" for (data, model), reason in reasons.items() if reason]
-        return [size for size in sizes if not reasons[size]], left_out
+        return able, [f"mesh {data}x{model}: {reason}" for (data, model), reason in reasons.items() if reason]
     data, model = given
-    if min(given) < 1 or data * model != chips:
-        raise BadInput(f"--mesh should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}")
-    if reason := why_not(target, head, model):
-        raise BadInput(f"--mesh {data} {model} cannot split this target: {reason}")
+    if given not in reasons:
+        wrong = f"should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}"
+        raise BadInput(f"--mesh {wrong}; {mesh.named(able)} would do")
+    if reasons[given]:
+        raise BadInput(f"--mesh {data} {model} cannot split this target: {reasons[given]}; {mesh.named(able)} would do")
     return [given], []
 
 

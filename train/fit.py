@@ -20,7 +20,9 @@ AGAIN = 3  # times that the next best is tried, when one has been found not to f
 LIMITS = (
     "All of this is the compiler's estimate and arithmetic, not a measurement. The step takes the cycles that the compiler expects"
     " of its operations, one after the other, and no less than its floor: the operations that the mathematics needs at the chip's"
-    " published peak. What operations between chips wait for each other is not in it (`links` of them per step); nor is data."
+    " published peak. `send` is what a chip needs at least for its part of the operations between chips, at the published bandwidth"
+    " of its links, one way. It is not in the step, since XLA lets much of it go on beside computing; nor is what the `links`"
+    " operations wait for each other, nor reading data."
 )
 
 
@@ -88,10 +90,10 @@ def run(options: Options) -> dict:
     if recipe.row_length > target.max_position_embeddings:
         longest = target.max_position_embeddings
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
-    slice_ = slices.slice_of(options.topology)
-    chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     meshes, left_out = slices.meshes(options.mesh, options.topology, target, run.head_config(target, recipe))
+    slice_ = slices.slice_of(options.topology)
     left_out += slices.untaken(options.batch, meshes).values()
+    chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     command = " ".join(["python -m train.fit", *sys.argv[1:]])
     report = {"command": command, "chips": chips, "left_out": left_out, "rows": [], "limits": LIMITS}
     say(
@@ -148,8 +150,11 @@ def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool)
         program = compile_only.at_depth(of_depth, target.num_hidden_layers, whole)
     except compile_only.DoesNotFit as refused:
         return facts | {"held": refused.bytes, "fits": False, "whole": refused.bytes is not None}
+    except compile_only.CompilerFailed as failed:
+        return facts | {"held": None, "fits": False, "whole": whole, "failed": str(failed)}
     flops = _flops(slice_, target, options, recipe, mesh, batch)
     seconds = max(program.seconds(slice_.chip), flops / slice_.chip.peak)
+    axes = [size for size in mesh if size > 1]
     return facts | {
         "held": program.held,
         "fits": compile_only.fits(program.held, slice_.chip),
@@ -163,6 +168,8 @@ def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool)
         "peak_share": flops / slice_.chip.peak / seconds,
         "links": program.links,
         "link_bytes": program.link_bytes,
+        "link_sent": program.link_sent,
+        "send_seconds": slice_.chip.transfer(program.link_sent, min(axes)) if axes else 0.0,
         "compile_seconds": program.compile_seconds,
     }
 
@@ -238,7 +245,7 @@ def _head(options: Options) -> str:
 
 COLUMNS = (
     ("mesh", 5), ("batch", 5), ("GiB/chip", 8), ("fits", 4), ("TFLOP", 7), ("step ms", 8), ("floor ms", 8), ("of peak", 7),
-    ("tokens/s", 9), ("links", 6), ("MB", 8),
+    ("tokens/s", 9), ("send ms", 7), ("links", 6), ("MB", 8),
 )  # fmt: skip
 
 
@@ -249,11 +256,14 @@ def _line(cells: list[str]) -> str:
 def _cells(row: dict) -> list[str]:
     held = "?" if row["held"] is None else f"{'' if row['whole'] else '~'}{row['held'] / (1 << 30):.2f}"
     cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), held, "yes" if row["fits"] else "no"]
+    if "failed" in row:
+        return [*cells[:-1], "?", row["failed"]]
     if "step_seconds" not in row:
         return cells
     return cells + [
         f"{row['flops_by_hand'] / 1e12:.2f}", f"{row['step_seconds'] * 1e3:.1f}", f"{row['floor_seconds'] * 1e3:.1f}",
-        f"{row['peak_share']:.0%}", f"{row['tokens_per_second']:.0f}", f"{row['links']:.0f}", f"{row['link_bytes'] / 1e6:.1f}",
+        f"{row['peak_share']:.0%}", f"{row['tokens_per_second']:.0f}", f"{row['send_seconds'] * 1e3:.1f}",
+        f"{row['links']:.0f}", f"{row['link_bytes'] / 1e6:.1f}",
     ]  # fmt: skip
 
 

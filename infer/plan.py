@@ -74,7 +74,7 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
     floors = {"draft": draft.seconds(chip), "verify": verify.seconds(chip)}
     seconds = {stage: max(program.seconds(chip, stage), floor) for stage, floor in floors.items()}
     seconds["rest"] = program.seconds(chip, *_REST)
-    seconds["links"] = _transfer(program, setting, chip)
+    seconds["links"] = chip.transfer(program.link_sent, (setting.data, setting.model))
     return {
         "whole": program.whole,
         "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
@@ -91,11 +91,6 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
         "link_sent": program.link_sent,
         "compile_seconds": program.compile_seconds,
     }
-
-
-def _transfer(program: Program, setting: roofline.Setting, chip: Chip) -> float:
-    axes = [size for size in (setting.data, setting.model) if size > 1]
-    return chip.transfer(program.link_sent, min(axes)) if axes else 0.0
 
 
 def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> Program:

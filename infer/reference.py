@@ -1,10 +1,10 @@
 """Plain greedy decoding by transformers on torch, as a yardstick for our own loop. Needs torch, so it is imported on demand."""
 
-import os
 import pathlib
 import time
 from collections.abc import Sequence
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 
 
@@ -18,7 +18,7 @@ class Transformers:
         except ImportError:
             raise BadInput("--against-transformers needs torch; install requirements-dev.txt") from None
         self.torch = torch
-        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = processes.cores()
         torch.set_num_threads(self.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

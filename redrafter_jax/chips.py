@@ -24,8 +24,10 @@ class Chip:
     links: float
     clock: float
 
-    def transfer(self, sent: float, shards: int) -> float:
-        """Seconds that a chip is busy at least sending so many bytes (`hlo.Traffic`) among so many shards over all its links."""
+    def transfer(self, sent: float, mesh: tuple[int, int]) -> float:
+        """Seconds that a chip needs at least to send so many bytes (`hlo.Traffic`) over all its links: as if all went to the
+        shards of the smaller axis of the mesh that has any, since its own part each shard has."""
+        shards = min((size for size in mesh if size > 1), default=1)
         return sent * (1 - 1 / shards) / (self.links / 2)
 
     @property

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from redrafter_jax import hlo, mesh
+from redrafter_jax import hlo, mesh, processes
 from redrafter_jax.chips import GIB, Chip
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
@@ -142,16 +142,11 @@ def _keep_programs_in(folder: str | None) -> None:
     compilation_cache.reset_cache()  # else what was in use before stays in use
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def side_by_side():
     """A pool of threads that compile beside each other, as many as there are cores and at most `JOBS`. What has not begun when
     the context ends is dropped."""
-    pool = ThreadPoolExecutor(min(JOBS, cores()))
+    pool = ThreadPoolExecutor(min(JOBS, processes.cores()))
     with without_persistent_cache():
         try:
             yield pool

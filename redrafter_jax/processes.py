@@ -25,6 +25,11 @@ GRACE = 30  # seconds that a process with an error waits for others with the sam
 SIGNS_OF_LOSS = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "heartbeat")
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """How the processes of a run find each other; without any of these options there is one process."""

@@ -14,7 +14,7 @@ import pytest
 
 from infer import fit, plan, roofline
 from infer.run import use_cache
-from redrafter_jax import compile_only, mesh, slices
+from redrafter_jax import compile_only, mesh, processes, slices
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
@@ -165,7 +165,7 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
         ran.append(number)
         end.wait(60)
 
-    together = min(compile_only.JOBS, compile_only.cores())
+    together = min(compile_only.JOBS, processes.cores())
     with pytest.raises(KeyError), compile_only.side_by_side() as pool:
         for number in range(100):
             pool.submit(work, number)

@@ -8,7 +8,6 @@ of decoding.
 import dataclasses
 import functools
 import json
-import os
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ import optax
 import tyro
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax import loss, weights
+from redrafter_jax import loss, processes, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model import drafter as heads
@@ -133,7 +132,7 @@ def torch_form(case: Case) -> Run:
         import torch
     except ImportError:
         raise BadInput("--forms torch needs torch; install requirements-dev.txt, or leave it out of --forms") from None
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(processes.cores())
     tensor = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
     parameters = {path: tensor(leaf).requires_grad_() for path, leaf in weights._leaves(case.drafter)}
     embedding, target_head = tensor(case.target.embedding[...]), tensor(case.target.lm_head[...])

@@ -154,7 +154,6 @@ def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool)
         return facts | {"held": None, "fits": False, "whole": whole, "failed": str(failed)}
     flops = _flops(slice_, target, options, recipe, mesh, batch)
     seconds = max(program.seconds(slice_.chip), flops / slice_.chip.peak)
-    axes = [size for size in mesh if size > 1]
     return facts | {
         "held": program.held,
         "fits": compile_only.fits(program.held, slice_.chip),
@@ -169,7 +168,7 @@ def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool)
         "links": program.links,
         "link_bytes": program.link_bytes,
         "link_sent": program.link_sent,
-        "send_seconds": slice_.chip.transfer(program.link_sent, min(axes)) if axes else 0.0,
+        "send_seconds": slice_.chip.transfer(program.link_sent, mesh),
         "compile_seconds": program.compile_seconds,
     }
 

@@ -7,7 +7,6 @@ Everything is timed in turn in one process, and medians are reported. Not here: 
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 import sys
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 import tyro
 
 from infer import checks, output
+from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
 CPU_BEAMS = ("1x2", "1x3", "1x4", "2x2", "2x3", "4x4", "8x5")
@@ -90,19 +90,14 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code; 2 for what the user can mend, said in one sentence."""
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m infer.benchmark", config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        _check(options)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        report = run(options)
-        _write(report, options)
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    _check(options)
+    _write(run(options), options)
 
 
 def _write(report: dict, options: Options) -> None:

@@ -16,6 +16,7 @@ import tyro
 
 from infer import checks, fit_report
 from infer.benchmark import beam
+from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
 LIMITS = (
@@ -70,21 +71,17 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code; 2 for what the user can mend, said in one sentence."""
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m infer.fit", config=(tyro.conf.FlagCreatePairsOff,))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        _check(options)
-        report = run_floors(options) if options.floors else run(options)
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    _check(options)
+    report = run_floors(options) if options.floors else run(options)
     if options.json:
         print(json.dumps(report, indent=1))
-    return 0
 
 
 def _check(options: Options) -> None:

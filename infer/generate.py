@@ -6,7 +6,6 @@ the options are known to be good.
 """
 
 import dataclasses
-import os
 import pathlib
 import sys
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from infer import checks, output, prompts
+from infer.command import run_command
 from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.processes import Group
@@ -85,23 +85,13 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code; 2 for what the user can mend, said in one sentence."""
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     options = tyro.cli(Options, args=arguments, prog="python -m infer.generate", config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        return _main(options)
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-
-
-def _main(options: Options) -> int:
     checks.alone(options)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about the machine
     return processes.run(options.group, lambda: _decode(options))
 
 

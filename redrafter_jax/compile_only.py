@@ -12,7 +12,6 @@ the figures (`infer.fit`, `train.fit`).
 
 import contextlib
 import dataclasses
-import os
 import re
 import time
 from collections.abc import Callable

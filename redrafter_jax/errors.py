@@ -1,5 +1,45 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend, and what of other libraries' errors is that too."""
+
+import errno
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OF_THE_FILE_SYSTEM = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EISDIR,
+)
 
 
 class BadInput(ValueError):
     """Something given from outside cannot be used. The message is one sentence that names it and says what would be right."""
+
+
+def as_bad_input(error: BaseException) -> BadInput | None:
+    """The sentence for an error that the machine's state explains (a full disk, a file that may not be written, too little
+    memory), whichever library raised it; None for anything else, which is a defect of ours."""
+    link: BaseException | None = error
+    while link is not None:
+        found = _of_one(link)
+        if found is not None:
+            return found
+        link = link.__cause__
+    return None
+
+
+def _of_one(error: BaseException) -> BadInput | None:
+    if isinstance(error, BadInput):
+        return error
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in NO_SPACE or "No space left on device" in text or "Disk quota exceeded" in text:
+        where = f"{error.filename} cannot be written: " if getattr(error, "filename", None) else ""
+        return BadInput(f"{where}there is no space left on the disk; make room and start the same command again")
+    if isinstance(error, OSError) and error.errno in OF_THE_FILE_SYSTEM and error.filename is not None:
+        return BadInput(f"{error.filename} cannot be used ({error.strerror})")
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return BadInput(f"there is too little memory for this ({text[:200] or 'none is left'}); take smaller sizes or more devices")
+    return None

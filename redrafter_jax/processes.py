@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from redrafter_jax.errors import BadInput
+from redrafter_jax.errors import BadInput, as_bad_input
 
 LOST = 3  # the exit code where another process was lost
 LOSS = (
@@ -88,15 +88,17 @@ def run(group: Group, body: Callable[[], int | None], saves: bool = False) -> in
         _leave_together()
         witness.dismiss()
         return code
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-        _linger()
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # of any library: what a lost process does to the others has many faces
-        code = LOST if _is_loss(error) else 1
-        print(_short(error) if code == LOST else traceback.format_exc(), file=sys.stderr)
+        found = None if _is_loss(error) else as_bad_input(error)
+        if found is not None:
+            print(f"error: {' '.join(str(found).split())}", file=sys.stderr)
+            code = 2
+            _linger()
+        else:
+            code = LOST if _is_loss(error) else 1
+            print(_short(error) if code == LOST else traceback.format_exc(), file=sys.stderr)
     if code != LOST:
         witness.dismiss()
     sys.stdout.flush()

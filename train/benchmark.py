@@ -21,6 +21,7 @@ import optax
 import tyro
 from jax.sharding import PartitionSpec as P
 
+from infer.command import run_command
 from redrafter_jax import loss, processes, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
@@ -244,13 +245,10 @@ def check(options: Options) -> None:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    try:
-        main(tyro.cli(Options, args=arguments, prog="python -m train.benchmark", config=(tyro.conf.FlagCreatePairsOff,)))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(
+        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.benchmark", config=(tyro.conf.FlagCreatePairsOff,)))
+    )
 
 
 if __name__ == "__main__":

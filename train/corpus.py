@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import tyro
 
+from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
 SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3",
@@ -126,13 +127,8 @@ def main(options: Options) -> None:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    try:
-        main(tyro.cli(Options, args=arguments, prog="python -m train.corpus"))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.corpus")))
 
 
 if __name__ == "__main__":

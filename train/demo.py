@@ -19,6 +19,7 @@ import tyro
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from infer.command import run_command
 from redrafter_jax import checkpoint, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
@@ -203,7 +204,7 @@ def train_head(options: Options, target: Target, name: str, kind: str) -> None:
     examples = head_examples(options, target)
     head = run.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
     if head is None:
-        raise SystemExit(f"stopped; the same command goes on from the last checkpoint in {options.work}")
+        raise BadInput(f"stopped; the same command goes on from the last checkpoint in {options.work}")
     weights.save_drafter(narrow(head), options.work / "pair" / name)
 
 
@@ -260,14 +261,10 @@ def report(options: Options, target: Target) -> None:
     print(text)
 
 
-def command() -> None:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except (BadInput, ValueError) as error:
-        print(f"train.demo: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def command(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.demo", description=__doc__)))
 
 
 if __name__ == "__main__":
-    command()
+    sys.exit(command())

@@ -6,7 +6,6 @@ stopped and leaves no half-written line.
 """
 
 import dataclasses
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from infer.command import run_command
 from redrafter_jax import config, hub, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
@@ -240,16 +240,10 @@ def check(options: Options) -> None:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        main(tyro.cli(Options, args=arguments, prog="python -m train.distill", config=(tyro.conf.FlagCreatePairsOff,)))
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(
+        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.distill", config=(tyro.conf.FlagCreatePairsOff,)))
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 import tyro
 from etils import epath
 
+from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
 DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
@@ -151,13 +152,10 @@ def _name(path: str) -> str:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    try:
-        main(tyro.cli(Options, args=arguments, prog="python -m train.export", config=(tyro.conf.FlagCreatePairsOff,)))
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(
+        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.export", config=(tyro.conf.FlagCreatePairsOff,)))
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Literal
 
 import tyro
 
+from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
 AGAIN = 3  # times that the next best is tried, when one has been found not to fit
@@ -64,20 +65,16 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code; 2 for what the user can mend, said in one sentence."""
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m train.fit", config=(tyro.conf.FlagCreatePairsOff,))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        report = run(options)
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    report = run(options)
     if options.json:
         print(json.dumps(report, indent=1))
-    return 0
 
 
 def run(options: Options) -> dict:

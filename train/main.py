@@ -7,14 +7,13 @@ reports (`run.py`), the loss (`redrafter_jax/loss.py`).
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import signal
 import sys
 from typing import Literal
 
 import tyro
 
+from infer.command import run_command
 from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.processes import Group
@@ -164,17 +163,14 @@ def as_json(options: Options) -> dict:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
+    """Runs the command and returns its exit code (`infer.command`)."""
+
+    def body() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         check(options)
         return processes.run(options.group, lambda: main(options), saves=True)
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+
+    return run_command(body)
 
 
 def parse(arguments: list[str]) -> Options:

@@ -6,12 +6,12 @@ its greedy text ends in a loop, which flatters every head. Not here: the figures
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 
 import tyro
 
+from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
 COLUMNS = {
@@ -141,14 +141,10 @@ def check(options: Options) -> None:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        main(tyro.cli(Options, args=arguments, prog="python -m train.measure", config=(tyro.conf.FlagCreatePairsOff,)))
-    except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(
+        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.measure", config=(tyro.conf.FlagCreatePairsOff,)))
+    )
 
 
 if __name__ == "__main__":

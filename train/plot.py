@@ -7,6 +7,7 @@ import sys
 
 import tyro
 
+from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
 
@@ -76,13 +77,8 @@ def _series(lines: list[dict], key: str) -> tuple[list[int], list]:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """The command: errors of the user's making end in one sentence and exit code 2."""
-    try:
-        main(tyro.cli(Options, args=arguments, prog="python -m train.plot"))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.plot")))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
     if options.decoding == "compare":
         return compare_both(options, loaded, ids, seeds, runs)
     session = Session(options, loaded, given, ids, seeds, runs, lines)
-    if processes.count() > 1 and not jax.sharding.get_mesh().is_multi_process:
+    if processes.count() > 1 and not loaded.engine.mesh.is_multi_process:
         share_out(session)
         return 0
     session.generate()

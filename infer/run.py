@@ -2,6 +2,7 @@
 they go. Each way of decoding is one short function.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ DECIDES_TEXT = ["temperature", "top_k", "top_p", "acceptance", "max_new_tokens",
 def run(options, given: list[prompts.Prompt]) -> int:
     """Everything after the checks that need no model; returns the exit code."""
     use_cache(options.cache_dir)
+    options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
     speculative, rows = options.decoding != "autoregressive", options.batch_size
     plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
     shape = shape_of(options) if plan.drafter else None

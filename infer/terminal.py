@@ -10,6 +10,10 @@ import sys
 from redrafter_jax.decode.engine import tokens_per_step
 
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+# A model's text should not steer the terminal: control characters are shown as their pictures, or, where there is none (C1), as
+# the replacement character. Line feeds and tabs are text.
+SHOWN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+SHOWN |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 CONTEXT = 6  # tokens of the prompt that a first token is decoded behind, for its leading space
 LONGEST_CHARACTER = 16  # tokens after which bytes that are no character are shown as they are
 
@@ -72,7 +76,7 @@ class Stream:
 
     def _write(self, text: str, drafted: bool) -> None:
         if sys.stdout.isatty():
-            text = text.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")  # a model's text should not steer the terminal
+            text = text.translate(SHOWN)
         sys.stdout.write(f"{GREEN}{text}{PLAIN}" if drafted and self.coloured and text else text)
 
 

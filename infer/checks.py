@@ -9,6 +9,7 @@ from redrafter_jax.decode.request import (
     MAX_SEED,
     RANGES,
     require,
+    wrong_for_context,
     wrong_for_vocabulary,
     wrong_number,
     wrong_temperature,
@@ -86,9 +87,8 @@ def against(options, target, shape, head=None) -> None:
     plain decoding."""
     context, vocabulary = target.max_position_embeddings, target.vocab_size
     for name in ("max_length", "max_new_tokens"):
-        value = getattr(options, name)
-        if value is not None and value > context:
-            raise BadInput(f"{_flag(name)} should be at most the target's context of {context}, not {value}")
+        if getattr(options, name) is not None:
+            require(_flag(name), wrong_for_context(getattr(options, name), context))
     require("--top-k", wrong_for_vocabulary(options.top_k, vocabulary))
     if shape is None:
         return

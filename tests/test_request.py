@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from infer import checks, generate
+from infer import benchmark, checks, generate
 from redrafter_jax import Limits, Sampling, Shape
 from redrafter_jax.decode.engine import Engine
 from redrafter_jax.decode.request import MAX_NODES, check_prompts
 from redrafter_jax.errors import BadInput
+from tests.support import MODELS
 
 NAN = float("nan")
 FIELDS = {"temperature": Sampling, "top_k": Sampling, "top_p": Sampling, "rule": Sampling, "new": Limits, "length": Limits,
@@ -120,3 +121,17 @@ def test_an_engine_decodes_no_ids_that_its_target_does_not_know(mha):
     engine = Engine(*mha, Shape(2, 2))
     assert "token id 5000 is outside the target's vocabulary (0 to 502)" in refusal(lambda: list(engine.generate([[1, 5000]])))
     assert "a seed should be" in refusal(lambda: list(engine.generate([[1, 2]], seeds=[-1])))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--draft-top-k", "504"], "error: --draft-top-k should be at most the target's vocabulary of 503, not 504"),
+        (["--beams", "2x2", "504x2"], "error: --beams 504x2: its width should be at most the target's vocabulary of 503, not 504"),
+    ],
+    ids=str,
+)
+def test_the_benchmark_drafts_no_more_than_its_vocabulary_has(capsys, options, words):
+    pair = ["--target", str(MODELS / "target_mha"), "--drafter", str(MODELS / "drafter_mha_rnn")]
+    assert benchmark.main([*pair, "--max-new-tokens", "8", *options]) == 2
+    assert capsys.readouterr().err == words + "\n"

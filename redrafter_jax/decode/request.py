@@ -73,6 +73,11 @@ def wrong_for_vocabulary(value: int, vocab_size: int, draft_vocab: int = 0) -> s
     return f"should be at most the {whose} of {tokens}, not {value}" if value > tokens else None
 
 
+def wrong_for_context(value: int, context: int) -> str | None:
+    """A number of tokens that the target's context does not hold."""
+    return f"should be at most the target's context of {context}, not {value}" if value > context else None
+
+
 def is_whole(value: object) -> bool:
     """A whole number of Python's or NumPy's; True and False are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -83,8 +83,8 @@ def _in_a_group(options) -> None:
 
 
 def against(options, target, shape, head=None) -> None:
-    """Numbers that this target (a `TargetConfig`) and its head (a `DrafterConfig`) have no room for; ``shape`` is None for
-    plain decoding."""
+    """Numbers that this target (a `TargetConfig`) and its head (a `DrafterConfig`) have no room for; ``shape`` is None
+    for plain decoding."""
     context, vocabulary = target.max_position_embeddings, target.vocab_size
     for name in ("max_length", "max_new_tokens"):
         if getattr(options, name) is not None:
@@ -106,7 +106,8 @@ def to_draft(option: str, value: int, target, head=None) -> None:
 def seeds(options, count: int) -> list[int]:
     """The seed of each prompt: --seed and its number."""
     if options.seed + count - 1 > MAX_SEED:
-        raise BadInput(f"--seed {options.seed} leaves too few seeds for {count} prompts; at most {MAX_SEED - count + 1}")
+        at_most = MAX_SEED - count + 1
+        raise BadInput(f"--seed {options.seed} leaves too few seeds for {count} prompts; at most {at_most}")
     return [options.seed + index for index in range(count)]
 
 
@@ -115,5 +116,6 @@ def _flag(name: str) -> str:
 
 
 def _require(name: str, wrong: str | None) -> None:
-    plain = " (for no draft at all: --decoding autoregressive)" if name in ("beam_width", "beam_length", "node_budget") else ""
-    require(_flag(name), wrong and wrong + plain)
+    if wrong is not None and name in ("beam_width", "beam_length", "node_budget"):
+        wrong += " (for no draft at all: --decoding autoregressive)"
+    require(_flag(name), wrong)

@@ -132,8 +132,8 @@ _SHOULD_BE = {
 
 
 def check_text(prompt: Prompt) -> None:
-    """Raises BadInput for a text, anywhere in a prompt, that is not of characters: JSON can write half a surrogate pair, and
-    Python makes halves of the bytes of an argument that are not UTF-8."""
+    """Raises BadInput for a text, anywhere in a prompt, that is not of characters: JSON can write half a surrogate
+    pair, and Python makes halves of the bytes of an argument that are not UTF-8."""
     waiting = [prompt.content]
     while waiting:
         part = waiting.pop()
@@ -151,8 +151,8 @@ def encode(prompt: Prompt, tokenizer, vocabulary: int, context: int) -> list[int
     """The prompt's token ids, which leave room for a new token in ``context``.
 
     Raises:
-      BadInput: text without a tokenizer or that is none, messages without a chat template or that it refuses, an id that the
-        target does not know, an empty or too long prompt.
+      BadInput: text without a tokenizer or that is none, messages without a chat template or that it refuses, an id
+        that the target does not know, an empty or too long prompt.
     """
     ids = _ids(prompt, tokenizer)
     check_prompt(ids, vocabulary, context, prompt.where)

@@ -1,8 +1,9 @@
-"""What a tokenizer's chat template writes, with a bound on its length and on its time: a template is a program of the model's.
+"""What a tokenizer's chat template writes, with a bound on length and time: a template is a program of the model's.
 
 transformers' Jinja sandbox keeps it from files and from changing what it is shown, but lets it run for ever, or write
-until the memory is full. What the bounds do not catch: time outside the main thread, which alone can be interrupted; and,
-until the time is over, one huge step (`"%9999999999d"|format(1)`, `9**9**9`) or a text put together in a macro or variable.
+until the memory is full. What the bounds do not catch: time outside the main thread, which alone can be interrupted;
+one huge step (`"%9999999999d"|format(1)`, `9**9**9`), which is not interrupted either; and, until the time is over, the
+memory of a text put together in a macro or variable.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated.
 
-Also the ids that end a target's text, and what tells two folders apart. Not here: single fields and their ranges (`fields.py`).
+Also the ids that end a target's text, and what tells two folders apart. Not here: ranges of fields (`fields.py`).
 """
 
 import hashlib
@@ -9,7 +9,16 @@ from typing import Any
 
 from redrafter_jax import json_files
 from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import MAX_CONTEXT_TOKENS, MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, number, shown, whole
+from redrafter_jax.fields import (
+    MAX_CONTEXT_TOKENS,
+    MAX_FEATURES,
+    MAX_LAYERS,
+    MAX_VOCABULARY_TOKENS,
+    flag,
+    number,
+    shown,
+    whole,
+)
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import TargetConfig
@@ -53,9 +62,10 @@ def stop_ids(folder: pathlib.Path, tokenizer, what: str = "--target") -> list[in
 
 
 def _ids_in(ids: list, vocabulary: int, where: str) -> list[int]:
-    wrong = [token for token in ids if type(token) is not int or not 0 <= token < vocabulary]
-    if wrong:
-        raise BadInput(f"{where} should be a token id or a list of them, from 0 to {vocabulary - 1}, not {shown(wrong[0])}")
+    for token in ids:
+        if type(token) is not int or not 0 <= token < vocabulary:
+            span = f"from 0 to {vocabulary - 1}"
+            raise BadInput(f"{where} should be a token id or a list of them, {span}, not {shown(token)}")
     return ids
 
 
@@ -111,7 +121,8 @@ def _refuse_unlike_llama(config: dict[str, Any], what: str) -> None:
     if kind == DRAFTER_TYPE:
         raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a Llama-family model")
     if kind != "llama":
-        raise BadInput(f"{what}: model_type {shown(kind)} is not supported; only Llama-family configs (model_type 'llama') are")
+        only = "only Llama-family configs (model_type 'llama') are"
+        raise BadInput(f"{what}: model_type {shown(kind)} is not supported; {only}")
     if config.get("quantization_config"):
         raise BadInput(f"{what}: quantised weights (quantization_config) are not supported; take the float checkpoint")
     for key in ("sliding_window", "num_local_experts", "num_experts", "layer_types"):
@@ -124,14 +135,16 @@ def _refuse_unlike_llama(config: dict[str, Any], what: str) -> None:
 
 
 def _rope(config: dict[str, Any], head_dim: int, context: int, what: str) -> Rope:
-    """From `rope_parameters`, or `rope_scaling` as older files call it; where a file has both, they should say the same."""
+    """From `rope_parameters`, or `rope_scaling` as older files call it; where there are both, they should agree."""
     given = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key) is not None]
     for scaling in given:
         if not isinstance(scaling, dict):
-            raise BadInput(f"{what}: rope_parameters or rope_scaling in config.json should be an object, not {shown(scaling)}")
+            names = "rope_parameters or rope_scaling"
+            raise BadInput(f"{what}: {names} in config.json should be an object, not {shown(scaling)}")
         nested = [key for key, value in scaling.items() if isinstance(value, dict)]
         if nested:  # transformers' own Llama has one for all layers, too
-            raise BadInput(f"{what}: rope_parameters in config.json are given per layer type ({nested[0]}), which is not supported")
+            per_type = f"are given per layer type ({nested[0]})"
+            raise BadInput(f"{what}: rope_parameters in config.json {per_type}, which is not supported")
     rope, *others = [_scaled(scaling, config, head_dim, context, what) for scaling in given or [{}]]
     if any(other != rope for other in others):
         raise BadInput(f"{what}: rope_parameters and rope_scaling in config.json differ; there should be one of them")
@@ -156,8 +169,10 @@ def _scaled(scaling: dict[str, Any], config: dict[str, Any], head_dim: int, cont
     if low >= high:
         raise BadInput(f"{what}: low_freq_factor in config.json should be below high_freq_factor {high:g}, not {low:g}")
     key = "original_max_position_embeddings"
-    beside = {key: config[key]} if config.get(key) is not None else {}  # transformers prefers it to the one in `scaling`
-    return Rope(theta, kind, factor, low, high, whole(scaling | beside, key, f"{what}: rope type 'llama3'", MAX_CONTEXT_TOKENS))
+    if config.get(key) is not None:  # transformers prefers it to the one in `scaling`
+        scaling = scaling | {key: config[key]}
+    original = whole(scaling, key, f"{what}: rope type 'llama3'", MAX_CONTEXT_TOKENS)
+    return Rope(theta, kind, factor, low, high, original)
 
 
 def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConfig:

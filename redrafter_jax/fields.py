@@ -1,4 +1,4 @@
-"""The fields of a config.json, each in its range or refused by name. The bounds are checked before anything is made of them."""
+"""The fields of a config.json, each in its range or refused by name, before anything is made of it."""
 
 from typing import Any
 
@@ -26,7 +26,8 @@ def whole(config: dict[str, Any], key: str, what: str, high: int, low: int = 1) 
     """
     value = config.get(key)
     if type(value) is not int or not low <= value <= high:
-        raise BadInput(f"{what}: {key} in config.json should be a whole number from {low} to {high}, not {shown(value)}")
+        span = f"from {low} to {high}"
+        raise BadInput(f"{what}: {key} in config.json should be a whole number {span}, not {shown(value)}")
     return value
 
 

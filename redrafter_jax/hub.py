@@ -23,7 +23,8 @@ def locate(name: str | pathlib.Path, option: str) -> pathlib.Path:
         is_there = folder.exists()
     except (OSError, RuntimeError) as error:  # a name that is too long, a home folder of nobody
         why = getattr(error, "strerror", None) or error
-        raise BadInput(f"{option}: {shown(name)} should be the folder of a model, or a name on the hub ({why})") from None
+        should = "should be the folder of a model, or a name on the hub"
+        raise BadInput(f"{option}: {shown(name)} {should} ({why})") from None
     if is_there:
         raise BadInput(f"{option}: {name} is a file; it should be the folder of a model, or a name on the hub (owner/model)")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):

@@ -1,4 +1,4 @@
-"""JSON from outside: whatever is wrong with it is one sentence. Not here: what its fields mean (`config.py`, `fields.py`)."""
+"""JSON from outside: whatever is wrong with it is one sentence. Not here: what its fields mean (`config.py`)."""
 
 import json
 import pathlib

@@ -20,7 +20,7 @@ CHUNK = 1 << 23  # bytes of a file that are read, cast and turned over at a time
 
 
 def files_of_tensors(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
-    """Tensor name -> file, of every safetensors file that the folder's model consists of, once their headers have been read.
+    """Tensor name -> file, of all files that the folder's model consists of, once their headers have been read.
 
     Raises:
       BadInput: a file is missing, broken or outside the folder, or a tensor is there twice.
@@ -37,15 +37,15 @@ def files_of_tensors(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]
 
 
 def _names(folder: pathlib.Path, what: str) -> list[str]:
-    """The names of a folder's weight files. Those of an index are plain names: a file that was downloaded should not be able to
-    name any other file of the machine."""
+    """The names of a folder's weight files. Those of an index are plain names, so that a downloaded index cannot name
+    any other file of the machine."""
     index = folder / INDEX
     if not index.is_file():
         return ["model.safetensors"]
     found = json_files.read_object(index, what).get("weight_map")
     names = list(found.values()) if isinstance(found, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
-        raise BadInput(f"{what}: {index} is not a safetensors index; its weight_map should give the file of each tensor")
+        raise BadInput(f"{what}: {index} is not a safetensors index; weight_map should give the file of each tensor")
     outside = [name for name in names if name in ("", ".", "..") or any(mark in name for mark in "/\\:\0")]
     if outside:
         raise BadInput(f"{what}: {index} names {shown(outside[0])}; it should name files of its own folder")
@@ -81,11 +81,12 @@ def _header(path: pathlib.Path, what: str) -> list[str]:
 
 
 def conversion(folder: pathlib.Path) -> str:
-    """How to make safetensors of pickled weights, where a folder has those, or is of the hub, whence they are not fetched."""
+    """How to make safetensors of pickled weights, where a folder has those, or is of the hub, where none are asked for."""
     from_hub = next((part for part in folder.parts if part.startswith("models--")), None)
     if not from_hub and not any(folder.glob("*.bin*")):
         return ""
-    if (folder / "config.json").is_file() and "recurrent_drafting" in (folder / "config.json").read_text(errors="replace"):
+    settings = folder / "config.json"
+    if settings.is_file() and "recurrent_drafting" in settings.read_text(errors="replace"):
         load = 'torch.load(BIN, weights_only=True), then safetensors.torch.save_file(it, "model.safetensors")'
         return f"; .bin files are not read, because unpickling runs code: convert a head's with {load}"
     name = from_hub.removeprefix("models--").replace("--", "/") if from_hub else str(folder)
@@ -97,7 +98,10 @@ def conversion(folder: pathlib.Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many. ``what``: the option that names it."""
+    """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many.
+
+    ``what``: the option that names the folder, for errors.
+    """
 
     file: pathlib.Path
     name: str
@@ -125,7 +129,7 @@ class Stored:
         return part
 
     def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
-        """Opened for each chunk, since pages of a file stay mapped, and count as this process's memory, until it is closed."""
+        """Opened for each chunk: until it is closed, pages of a file stay mapped and count as this process's memory."""
         with safetensors.safe_open(self.file, framework="numpy") as opened:
             return opened.get_slice(self.name)[tuple(slice(*each) for each in ranges)]
 
@@ -142,8 +146,8 @@ class Stored:
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether no number is NaN or Inf. NumPy's own test of bfloat16 takes 40 times as long as this look at the bits: of the
-    numbers of one sign, NaN and Inf are those whose bits, read as a whole number, are largest."""
+    """Whether no number is NaN or Inf. This looks at the bits, for NumPy's own test of bfloat16 takes 40 times as long:
+    of the numbers of one sign, NaN and Inf are those whose bits, read as a whole number, are largest."""
     if not values.size or values.dtype.kind in "iu":
         return True
     size = values.dtype.itemsize

@@ -59,8 +59,8 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
       spread: split the weights over ``data`` too; they are gathered as they are used.
 
     Raises:
-      BadInput: a file is missing or broken, the config is not Llama-like, tensors are missing, extra or misshapen, or one
-        holds NaN or Inf.
+      BadInput: a file is missing or broken, the config is not Llama-like, tensors are missing, extra or misshapen, or
+        one holds NaN or Inf.
     """
     folder = pathlib.Path(folder)
     config = configs.target_config(configs.read_json(folder, what), what)

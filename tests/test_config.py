@@ -13,7 +13,7 @@ from tests.support import MODELS
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip
 DEEP = '{"a": ' + "[" * 100_000
-HUGE = 10**400
+HUGE, NAN, INF = 10**400, float("nan"), float("inf")
 
 
 def target(**changes):
@@ -37,7 +37,7 @@ def refusal(make, **changes) -> str:
 @pytest.mark.parametrize(
     "scaling",
     [
-        *({"rope_type": "linear", "factor": value} for value in (0, float("nan"), -2, True, float("inf"), HUGE, 1e-300, "2", None)),
+        *({"rope_type": "linear", "factor": value} for value in (0, NAN, -2, True, INF, HUGE, 1e-300, "2", None)),
         *({"rope_type": "dynamic", "factor": value} for value in (-1, 0, False)),
         *(LLAMA3 | {"factor": value} for value in (0, -1)),
         *(LLAMA3 | {"low_freq_factor": value} for value in (0, -1, float("nan"))),
@@ -61,7 +61,8 @@ def test_bands_of_llama3_that_do_not_lie_apart_are_refused():
 @pytest.mark.parametrize("original", [0, -1, True, 32.5, float("inf"), HUGE, None])
 def test_an_original_length_that_is_no_length_is_refused(original):
     changed = LLAMA3 | {"original_max_position_embeddings": original}
-    assert "original_max_position_embeddings in config.json should be a whole number" in refusal(target, rope_parameters=changed)
+    said = refusal(target, rope_parameters=changed)
+    assert "original_max_position_embeddings in config.json should be a whole number" in said
 
 
 def test_a_dynamic_rope_over_two_channels_is_refused_as_it_divides_by_zero():
@@ -70,19 +71,21 @@ def test_a_dynamic_rope_over_two_channels_is_refused_as_it_divides_by_zero():
 
 
 def test_rope_parameters_per_layer_type_are_refused_by_name():
-    for nested in ({"full_attention": {"rope_type": "linear", "factor": 2.0}}, {"full_attention": LLAMA3, "sliding_attention": {}}):
+    linear = {"rope_type": "linear", "factor": 2.0}
+    for nested in ({"full_attention": linear}, {"full_attention": LLAMA3, "sliding_attention": {}}):
         said = refusal(target, rope_parameters=nested, layer_types=["full_attention"] * 3)
         assert "rope_parameters in config.json are given per layer type (full_attention)" in said
 
 
 def test_two_descriptions_of_the_rope_should_say_the_same():
     linear, longer = {"type": "linear", "factor": 2}, {"rope_type": "linear", "factor": 3.0}
-    assert "rope_parameters and rope_scaling in config.json differ" in refusal(target, rope_scaling=linear, rope_parameters=longer)
-    same = target(rope_scaling=linear, rope_parameters=longer | {"factor": 2.0}, max_position_embeddings=64, rope_theta=5.0)
-    assert same.rope == Rope(5.0, "linear", 2.0, original_length=64)
+    said = refusal(target, rope_scaling=linear, rope_parameters=longer)
+    assert "rope_parameters and rope_scaling in config.json differ" in said
+    same = target(rope_scaling=linear, rope_parameters=longer | {"factor": 2.0}, rope_theta=5.0)
+    assert same.rope == Rope(5.0, "linear", 2.0, original_length=512)
 
 
-@pytest.mark.parametrize("value", [0, -1, 10**12, HUGE, 1.5, True, "4", None, float("nan")], ids=lambda value: str(value)[:9])
+@pytest.mark.parametrize("value", [0, -1, 10**12, HUGE, 1.5, True, "4", None, NAN], ids=lambda value: str(value)[:9])
 def test_a_size_out_of_range_is_refused_by_name(value):
     keys = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings"]  # fmt: skip
@@ -91,7 +94,8 @@ def test_a_size_out_of_range_is_refused_by_name(value):
     for key in ("vocab_size", "hidden_size", "exit_dim", "draft_vocab_size"):
         assert f"{key} in config.json should be a whole number from 1 to" in refusal(head, **{key: value})
     if value != 0:
-        assert "num_draft_layers in config.json should be a whole number from 0 to" in refusal(head, num_draft_layers=value)
+        said = refusal(head, num_draft_layers=value)
+        assert "num_draft_layers in config.json should be a whole number from 0 to" in said
 
 
 @pytest.mark.parametrize("value", [0, -1e-6, 2.0, float("nan"), float("inf"), HUGE, True, "1e-6", None])
@@ -106,8 +110,8 @@ def test_an_end_of_text_id_outside_the_vocabulary_is_refused(tmp_path, ids):
         path = folder / name
         kept = path.read_text() if path.is_file() else "{}"
         path.write_text(json.dumps(json.loads(kept) | {"eos_token_id": ids}))
-        with pytest.raises(BadInput, match=f"eos_token_id in .*{name} should be a token id or a list of them, from 0 to 502, not"):
-            config.stop_ids(folder, None)
+        said = refusal(lambda: config.stop_ids(folder, None, "--target"))
+        assert f"--target: eos_token_id in {path} should be a token id or a list of them, from 0 to 502" in said
         path.write_text(kept)
 
 

@@ -1,4 +1,4 @@
-"""A chat template is a program of the model's: what it writes and how long it runs is bounded, else it is transformers'."""
+"""A chat template is a program of the model's: it writes what transformers has it write, but not without end."""
 
 import signal
 import threading
@@ -11,11 +11,14 @@ from redrafter_jax.errors import BadInput
 from tests.texts import TEMPLATE, with_tokenizer
 from train import examples
 
-MESSAGES = [{"role": "user", "content": "a ß"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+SAID = (("user", "a ß"), ("assistant", "b"), ("user", "c"))
+MESSAGES = [{"role": role, "content": content} for role, content in SAID]
 LLAMA3 = (
-    "{{- bos_token }}{%- set name = namespace(found=false) %}{%- for m in messages %}{%- if loop.first %}{{ '!' * 3 }}{%- endif %}"
-    "{{- '<|start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|end|>' }}{%- if m.tool is defined %}{{ m.tool | tojson }}"
-    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|start|>assistant\n\n' }}{%- endif %}{{ tools is none }}"
+    "{{- bos_token }}{%- set name = namespace(found=false) %}{%- for m in messages %}"
+    "{%- if loop.first %}{{ '!' * 3 }}{%- endif %}"
+    "{{- '<|start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|end|>' }}"
+    "{%- if m.tool is defined %}{{ m.tool | tojson }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start|>assistant\n\n' }}{%- endif %}{{ tools is none }}"
 )
 
 
@@ -30,8 +33,8 @@ def tokenizer(tmp_path_factory):
 def test_a_template_writes_what_transformers_has_it_write(tokenizer, template):
     messages = [*MESSAGES, {"role": "tool", "content": "d", "tool": {"a": [1, "é"]}, "name": None}]
     for asks in (True, False):
-        theirs = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=asks)
-        assert templates.render(tokenizer, messages, asks, template) == theirs
+        how = {"chat_template": template, "tokenize": False, "add_generation_prompt": asks}
+        assert templates.render(tokenizer, messages, asks, template) == tokenizer.apply_chat_template(messages, **how)
     assert templates.render(tokenizer, MESSAGES, True).startswith("<user>a ß<assistant>")
 
 
@@ -45,7 +48,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{%
         ("{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "writes more than 100000 characters"),
         ("{{ 'x' * 10000000000000 }}", "writes more than 100000 characters"),
         ("{{ 10000000000000 * [0] }}", "writes more than 100000 characters"),
-        ("{% macro m() %}" + LOOP.replace("BODY", "text") + "{% endmacro %}{{ m() }}", "runs for more than 0.2 seconds"),
+        ("{% macro m() %}" + LOOP + "{% endmacro %}{{ m() }}", "runs for more than 0.2 seconds"),
         (LOOP.replace("BODY", ""), "runs for more than 0.2 seconds"),
     ],
 )
@@ -81,7 +84,7 @@ def test_in_another_thread_a_template_is_bounded_in_what_it_writes(tokenizer, mo
     assert said == ["<user>a ß", "--target: its chat template writes more than 1000 characters"]
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('roles should\nalternate') }}", "{% if %}", "{{ messages[9].content }}"])
+@pytest.mark.parametrize("template", ["{{ raise_exception('a\nb') }}", "{% if %}", "{{ messages[9].content }}"])
 def test_what_a_template_refuses_is_one_line(tokenizer, template):
     with pytest.raises(templates.Refused) as caught:
         templates.render(tokenizer, MESSAGES, True, template)

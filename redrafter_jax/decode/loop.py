@@ -48,7 +48,7 @@ class Shape:
                            " narrow them or give a budget")  # fmt: skip
 
     def check_vocabulary(self, vocab_size: int, draft_vocab: int = 0) -> None:
-        """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft (0: all can be)."""
+        """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft."""
         require("width", wrong_for_vocabulary(self.width, vocab_size, draft_vocab))
         require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab))
 

@@ -1,7 +1,7 @@
-"""What a request may ask for: how to sample, how long a reply may be, prompts and seeds; and of what size a round may be.
+"""What a request may ask for: how to sample, how long a reply may be, prompts and seeds; and how large a round may be.
 
 One table of ranges and one sentence for each mistake, for the commands (which put the option's name before it) and for
-Python alike. Nothing here starts JAX. Not here: the order of options and what excludes what (`infer/checks.py`).
+Python alike. Nothing here starts JAX. Not here: which options exclude each other (`infer/checks.py`).
 """
 
 import dataclasses
@@ -41,8 +41,10 @@ def require(subject: str, wrong: str | None) -> None:
 
 
 def wrong_number(name: str, value: object, zero: str = "") -> str | None:
-    """What is wrong with a number, by its name in ``RANGES``: "should be from 1 to 64, not 0". ``zero``: what 0 stands for,
-    where it is fine too."""
+    """What is wrong with a number, by its name in ``RANGES``: "should be from 1 to 64, not 0".
+
+    ``zero``: what 0 stands for, where it is fine too.
+    """
     low, high = RANGES[name]
     if is_whole(value) and (low <= value <= high or (zero and value == 0)):
         return None
@@ -89,8 +91,9 @@ def _is_real(value: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens; the request's ``seed`` alone decides its noise. temperature 0 is greedy; top_k 0 and top_p 1
-    are off.
+    """How to choose tokens; the request's ``seed`` alone decides its noise.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 are off.
 
     Raises:
       BadInput: a number is out of its range, or there is no such rule.
@@ -110,7 +113,9 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """new: new tokens of a reply at most; length: tokens of prompt and reply together at most (0: the target's context).
+    """new: new tokens of a reply at most; length: tokens of prompt and reply at most (0: the target's context).
+
+    ``length`` may be above the target's context, since rotary positions go on.
 
     Raises:
       BadInput: a number is out of its range.
@@ -125,8 +130,7 @@ class Limits:
 
 
 def check_prompts(prompts: Sequence, seeds: Sequence[int], vocab_size: int, context: int) -> None:
-    """A batch of prompts, each a list or an array of token ids that leaves room for a new token in ``context``, and a seed
-    for each.
+    """A batch of prompts, each a list or an array of token ids that leaves room in ``context``, and a seed for each.
 
     Raises:
       BadInput: there is no prompt, one is something else, or the seeds are not theirs.
@@ -145,8 +149,8 @@ def check_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: i
     """One prompt; ``where`` names it.
 
     Raises:
-      BadInput: it is no list of token ids, is empty, leaves no room for a new token in ``context``, or has an id that the
-        target does not know.
+      BadInput: it is no list of token ids, is empty, leaves no room for a new token in ``context``, or has an id that
+        the target does not know.
     """
     ids = np.asarray(prompt).tolist() if hasattr(prompt, "__array__") else prompt
     if not isinstance(ids, Sequence) or isinstance(ids, str | bytes | bytearray):
@@ -156,8 +160,10 @@ def check_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: i
         raise BadInput(f"{where} should hold token ids, which are whole numbers, not {shown(strange[0])}")
     unknown = [token for token in ids if not 0 <= token < vocab_size]
     if unknown:
-        raise BadInput(f"{where}: token id {shown(unknown[0])} is outside the target's vocabulary (0 to {vocab_size - 1})")
+        span = f"0 to {vocab_size - 1}"
+        raise BadInput(f"{where}: token id {shown(unknown[0])} is outside the target's vocabulary ({span})")
     if not ids:
         raise BadInput(f"{where} is empty; a prompt should have at least one token")
     if len(ids) >= context:
-        raise BadInput(f"{where} has {len(ids)} tokens; at most {context - 1} fit in a context of {context} with a reply")
+        room = f"at most {context - 1} fit in a context of {context} with a reply"
+        raise BadInput(f"{where} has {len(ids)} tokens; {room}")

@@ -102,6 +102,7 @@ class Pair:
                 raise BadInput("prompt: the target's folder has no tokenizer; give token ids")
             prompt = self.tokenizer(prompt)["input_ids"]
         check_prompt(prompt, config.vocab_size, config.max_position_embeddings, "prompt")
+        prompt = [int(token) for token in prompt]
         shards = jax.sharding.get_mesh().shape["data"]
         reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed], batch=shards))
         return Completion(terminal.text_of(self.tokenizer, prompt, reply.token_ids), reply)

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import infer
 from infer import generate
-from redrafter_jax import Shape, weights
+from redrafter_jax import Reply, Shape, weights
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
 from tests.texts import with_tokenizer
@@ -68,6 +68,14 @@ def test_numbers_and_rules_out_of_range_are_refused(pair, named, words):
 )
 def test_a_prompt_that_is_no_text_and_no_ids_is_refused(pair, prompt, words):
     assert words in refusal(pair.complete, prompt)
+
+
+def test_an_array_of_ids_is_a_prompt_like_a_list_of_them(monkeypatch, pair):
+    given = []
+    reply = Reply([104], [False], "length", 0, [0, 0, 0], 0.0, 0)
+    monkeypatch.setattr(pair.engine, "generate", lambda prompts, *_, **__: given.extend(prompts) or iter([reply]))
+    assert pair.complete(np.asarray([100, 101], np.uint16)).text == pair.complete([100, 101]).text
+    assert given == [[100, 101]] * 2 and all(type(token) is int for prompt in given for token in prompt)
 
 
 @pytest.mark.parametrize(

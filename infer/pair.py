@@ -175,8 +175,8 @@ def plan(
 
 def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:
     """Reads the weights onto the mesh."""
+    stops = [] if ignore_eos else config.stop_ids(plan.target, tokenizer)
     jax.set_mesh(meshes.make_mesh(*plan.mesh))
     drafter = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
     target = weights.load_target(plan.target, plan.dtype, "--target")
-    stops = [] if ignore_eos else config.stop_ids(plan.target, tokenizer)
     return Pair(Engine(target, drafter, shape, stops), tokenizer)

@@ -64,7 +64,7 @@ def test_numbers_and_rules_out_of_range_are_refused(pair, named, words):
         ([2**40], "is outside the target's vocabulary"),
         (np.ones(512, int), "prompt has 512 tokens; at most 511 fit in a context of 512"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_prompt_that_is_no_text_and_no_ids_is_refused(pair, prompt, words):
     assert words in refusal(pair.complete, prompt)

@@ -191,7 +191,9 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     if tied and exit_size != width:
         raise BadInput(f"{what}: a head with {TIED_KEY} exits at hidden_size {width}; exit_dim is {exit_size}")
     vocab, rnn = whole(config, "vocab_size", what, MAX_VOCABULARY_TOKENS), flag(config, "rnn", True, what)
-    draft_vocab = whole(config, DRAFT_VOCAB_KEY, what, vocab) if DRAFT_VOCAB_KEY in config else 0
+    draft_vocab = whole(config, DRAFT_VOCAB_KEY, what, MAX_VOCABULARY_TOKENS) if DRAFT_VOCAB_KEY in config else 0
+    if draft_vocab > vocab:
+        raise BadInput(f"{what}: {DRAFT_VOCAB_KEY} in config.json should be at most vocab_size {vocab}, not {draft_vocab}")
     return DrafterConfig(vocab, width, exit_size, blocks, rnn, tied, draft_vocab)
 
 

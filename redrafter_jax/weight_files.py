@@ -81,7 +81,7 @@ def _header(path: pathlib.Path, what: str) -> list[str]:
 
 
 def conversion(folder: pathlib.Path) -> str:
-    """How to make safetensors of pickled weights, where a folder has those, or is of the hub, where none are asked for."""
+    """How to make safetensors of pickled weights, where a folder has those, or is of the hub, which gives none."""
     from_hub = next((part for part in folder.parts if part.startswith("models--")), None)
     if not from_hub and not any(folder.glob("*.bin*")):
         return ""

@@ -51,9 +51,12 @@ def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
     count_B, stopped_B = ends(verdict.emitted, new_B, state.count, state.limit, state.stop_ids)
     is_draft_BM = jnp.arange(M) < verdict.accepted[:, None]
     taken_BM = (verdict.accepted[:, None] == jnp.arange(M)) & active_B[:, None]
+    # g is never negative, so this adds nothing; but the write then needs what the pass has read the cache for, and without that
+    # XLA:CPU copies every buffer of it before a plain step's write.
+    cache = dataclasses.replace(state.cache, length=state.cache.length + jnp.minimum(verdict.g, 0))
     return dataclasses.replace(
         state,
-        cache=append(state.cache, verdict.rows, jnp.where(active_B, new_B, 0)),
+        cache=append(cache, verdict.rows, jnp.where(active_B, new_B, 0)),
         h=jnp.where(active_B[:, None], verdict.h, state.h),
         g=jnp.where(active_B, verdict.g, state.g),
         text=write(state.text, verdict.emitted, state.count),

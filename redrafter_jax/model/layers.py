@@ -46,7 +46,7 @@ def product(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:
     """
     rows = math.prod(jax.typeof(x).sharding.shard_shape(x.shape)[:-1])
     times = functools.partial(_times, spec=spec)
-    if rows > 1 or x.ndim < 3:
+    if rows > 1 or x.ndim != 3:
         return times(x, weight)
     return jax.lax.platform_dependent(x, weight, tpu=functools.partial(of_two_rows, spec=spec), default=times)
 

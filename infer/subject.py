@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer import folders, pair, prompts, synthetic
+from redrafter_jax import memory
 from redrafter_jax import mesh as meshes
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.shapes import SHAPES
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Target, TargetConfig
 
 HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
@@ -80,7 +81,10 @@ def at_shape(options) -> Subject:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {options.head_vocab}")
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
     head = synthetic.head_config(config, kind, options.head_vocab)
-    meshes.settle(meshes.Load(config, head, options.batch_size), options.mesh, together=False)
+    load = _load(config, head, options)
+    meshes.settle(load, options.mesh, together=False)
+    what = f"--shape {options.shape}, with its weights, its head and its cache,"
+    memory.check(load, options.mesh, what, _smaller(config, head, options), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*options.mesh))
     config = meshes.fit(config, options.mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
@@ -89,6 +93,27 @@ def at_shape(options) -> Subject:
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
     return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None)
+
+
+def _load(config: TargetConfig, head: DrafterConfig, options) -> meshes.Load:
+    """What the devices have to hold: the pair, and the cache of plain decoding."""
+    itemsize = jnp.dtype(options.dtype).itemsize
+    size = meshes.bytes_of_target(config, itemsize) + meshes.bytes_of_head(vocabulary.untied_config(head), itemsize)
+    slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
+    cache = meshes.bytes_of_cache(config, options.batch_size, slots, itemsize)
+    return meshes.Load(config, head, options.batch_size, size=size, cache=cache)
+
+
+def _smaller(config: TargetConfig, head: DrafterConfig, options) -> dict[str, meshes.Load]:
+    """Options with which this shape needs less: the most layers that fit, and the other number format."""
+
+    def of_layers(layers: int) -> meshes.Load:
+        return _load(dataclasses.replace(config, num_hidden_layers=layers), head, options)
+
+    fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}
+    most = next((layers for layers, load in fewer.items() if memory.shortage(load, options.mesh) is None), 1)
+    halved = _load(config, head, dataclasses.replace(options, dtype="bfloat16"))
+    return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved}
 
 
 def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:

@@ -26,7 +26,10 @@ def normal(*shape: int) -> jax.Array:
 
 
 def test_a_row_multiplied_as_one_of_two_is_multiplied_as_if_alone():
-    x, weight = normal(1, 1, 48), jax.device_put(np.random.default_rng(0).normal(size=(48, 32)).astype(np.float32), P(None, "model"))
+    x, weight = (
+        normal(1, 1, 48),
+        jax.device_put(np.random.default_rng(0).normal(size=(48, 32)).astype(np.float32), P(None, "model")),
+    )
     alone, padded = layers.product(x, weight, SPEC), layers.of_two_rows(x, weight, SPEC)
     assert alone.shape == padded.shape
     np.testing.assert_allclose(padded, alone, rtol=1e-5, atol=1e-5)

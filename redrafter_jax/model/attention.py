@@ -56,10 +56,7 @@ def attend(
         live_BNS = live_BS[:, None, :] if seen_BNS is None else jnp.tile(live_BS[:, None, :] & seen_BNS, (1, G, 1))
         masks.insert(0, jnp.broadcast_to(live_BNS, (B, G * N, live_BS.shape[1])))
     operands = (q_BKMC, tuple(keys), tuple(values), tuple(masks))
-    if G * N == 1:
-        out = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=mix)
-    else:
-        out = mix(*operands)
+    out = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=mix) if G * N == 1 else mix(*operands)
     out = jnp.reshape(out, (B, K, G, N, C), out_sharding=P("data", "model", None, None, None)).transpose(0, 3, 1, 2, 4)
     return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
 

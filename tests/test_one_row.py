@@ -39,7 +39,7 @@ def test_a_query_among_eight_attends_as_if_alone():
     q, part, cached = normal(2, 4, 1, 16), normal(2, 4, 1, 16), normal(2, 4, 32, 16)
     masks = support.put(np.ones((2, 1, 1), bool)), support.put(np.arange(32)[None, None] < np.array([[[7]], [[0]]]))
     operands = (q, (cached, part), (cached, part), masks[::-1])
-    alone, padded = attention.mix(*operands), attention.of_eight_queries(*operands)
+    alone, padded = attention.softmax_mix(*operands), attention.of_eight_queries(*operands)
     assert alone.shape == padded.shape
     np.testing.assert_allclose(padded, alone, rtol=1e-5, atol=1e-5)
 
@@ -100,5 +100,5 @@ def test_attention_with_one_query_per_head_is_expected_to_take_less_than_half_on
         return attention.attend(q, k, v, visible, (keys, values, length))
 
     padded = cycles(attend, q, new, new, cached, cached)
-    monkeypatch.setattr(attention, "of_eight_queries", attention.mix)
+    monkeypatch.setattr(attention, "of_eight_queries", attention.softmax_mix)
     assert padded < 0.5 * cycles(lambda *arrays: attend(*arrays), q, new, new, cached, cached)

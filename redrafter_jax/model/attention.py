@@ -56,7 +56,7 @@ def attend(
         live_BNS = live_BS[:, None, :] if seen_BNS is None else jnp.tile(live_BS[:, None, :] & seen_BNS, (1, G, 1))
         masks.insert(0, jnp.broadcast_to(live_BNS, (B, G * N, live_BS.shape[1])))
     operands = (q_BKMC, tuple(keys), tuple(values), tuple(masks))
-    out = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=mix) if G * N == 1 else mix(*operands)
+    out = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=softmax_mix) if G * N == 1 else softmax_mix(*operands)
     out = jnp.reshape(out, (B, K, G, N, C), out_sharding=P("data", "model", None, None, None)).transpose(0, 3, 1, 2, 4)
     return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
 
@@ -64,7 +64,7 @@ def attend(
 Parts = tuple[jax.Array, ...]
 
 
-def mix(q_BKMC: jax.Array, keys: Parts, values: Parts, masks: Parts) -> jax.Array:
+def softmax_mix(q_BKMC: jax.Array, keys: Parts, values: Parts, masks: Parts) -> jax.Array:
     """The values, mixed for each of M queries ``[B, K, M, C]``, with one softmax over parts that do not lie side by side: keys and
     values ``[B, K, S, C]`` and masks ``[B, M, S]``, each of its own S."""
     scores = [_scores(q_BKMC, k, m) for k, m in zip(keys, masks, strict=True)]
@@ -80,7 +80,7 @@ def of_eight_queries(q_BK1C: jax.Array, keys: Parts, values: Parts, masks: Parts
     """The same for one query per head of keys, with seven of zeros beside it: XLA:TPU takes the vector unit for the products of
     one query, and the matrix unit for those of a tile of them."""
     padded = jnp.pad(q_BK1C, ((0, 0), (0, 0), (0, 7), (0, 0)))
-    return mix(padded, keys, values, masks)[:, :, :1]
+    return softmax_mix(padded, keys, values, masks)[:, :, :1]
 
 
 def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array) -> jax.Array:

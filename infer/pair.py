@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from infer import folders, prompts, terminal
-from redrafter_jax import config, hub, weights
+from redrafter_jax import config, hub, memory, weights
 from redrafter_jax import mesh as meshes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
@@ -175,7 +175,12 @@ def plan(
     size = meshes.bytes_of_target(target_config, itemsize)
     size += meshes.bytes_of_head(vocabulary.untied_config(head_config), itemsize) if head_config else 0
     cache = meshes.bytes_of_cache(target_config, rows, slots, itemsize)
-    mesh, why = meshes.settle(meshes.Load(target_config, head_config, rows, size=size, cache=cache), mesh, together=False)
+    load = meshes.Load(target_config, head_config, rows, size=size, cache=cache)
+    mesh, why = meshes.settle(load, mesh, together=False)
+    # Of the weights alone, which are certain; how long the prompts are is not known yet.
+    held = dataclasses.replace(load, cache=0.0)
+    halved = {"--dtype bfloat16": dataclasses.replace(held, size=size * 2 // itemsize)}
+    memory.check(held, mesh, f"--target in {dtype}", halved, "a smaller target or more devices")
     return Plan(folder, target_config, head, head_config, mesh, dtype, why)
 
 

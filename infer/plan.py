@@ -226,8 +226,8 @@ def advise(rows: list[dict], batch: int, most: float) -> Advice:
 
 
 def over_plain(row: dict, plain: dict) -> float:
-    """How many plain steps a round costs, by the compiler's cycles or by the floors, whichever says more: for a single row
-    the compiler expects so much of a plain step that a round could seem to be cheaper."""
+    """How many plain steps a round costs, by the compiler's cycles or by the floors, whichever says more: what the compiler
+    expects of a plain step beyond its floor would else make a round seem cheaper than it can be."""
     floors = sum(row["floor_seconds"].values()) / sum(plain["floor_seconds"].values())
     return max(row["round_seconds"] / plain["round_seconds"], floors)
 

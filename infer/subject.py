@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer import checks, folders, pair, prompts, synthetic
+from redrafter_jax import memory
 from redrafter_jax import mesh as meshes
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
@@ -82,7 +83,10 @@ def at_shape(options) -> Subject:
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
     head = synthetic.head_config(config, kind, options.head_vocab)
     _check_drafts(options, config, head)
-    meshes.settle(meshes.Load(config, head, options.batch_size), options.mesh, together=False)
+    load = _load(config, head, options)
+    meshes.settle(load, options.mesh, together=False)
+    what = f"--shape {options.shape}, with its weights, its head and its cache,"
+    memory.check(load, options.mesh, what, _smaller(config, head, options), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*options.mesh))
     config = meshes.fit(config, options.mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
@@ -97,6 +101,27 @@ def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
     checks.to_draft("--draft-top-k", options.draft_top_k, target, head)
     for text in options.beams:
         checks.to_draft(f"--beams {text}: its width", int(text.partition("x")[0]), target, head)
+
+
+def _load(config: TargetConfig, head: DrafterConfig, options) -> meshes.Load:
+    """What the devices have to hold: the pair, and the cache of plain decoding."""
+    itemsize = jnp.dtype(options.dtype).itemsize
+    size = meshes.bytes_of_target(config, itemsize) + meshes.bytes_of_head(vocabulary.untied_config(head), itemsize)
+    slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
+    cache = meshes.bytes_of_cache(config, options.batch_size, slots, itemsize)
+    return meshes.Load(config, head, options.batch_size, size=size, cache=cache)
+
+
+def _smaller(config: TargetConfig, head: DrafterConfig, options) -> dict[str, meshes.Load]:
+    """Options with which this shape needs less: the most layers that fit, and the other number format."""
+
+    def of_layers(layers: int) -> meshes.Load:
+        return _load(dataclasses.replace(config, num_hidden_layers=layers), head, options)
+
+    fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}
+    most = next((layers for layers, load in fewer.items() if memory.shortage(load, options.mesh) is None), 1)
+    halved = _load(config, head, dataclasses.replace(options, dtype="bfloat16"))
+    return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved}
 
 
 def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:

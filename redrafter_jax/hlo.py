@@ -1,4 +1,4 @@
-"""What a compiled TPU program says of itself in its text: cycles by stage, traffic between chips, gathered logits.
+"""What a compiled program says of itself in its text: cycles by stage, traffic between chips, gathered logits, copies in loops.
 
 The compiler writes the cycles that it expects of an operation beside it (`estimated_cycles`). Their sum over the program,
 loops multiplied by their trip counts, is the time of the operations one after the other. Traffic between chips has no
@@ -16,6 +16,7 @@ STAGES = ("noise", "draft", "pack", "verify", "commit")
 OTHER = "other"
 LEAST = 1824  # cycles that the compiler expects of any operation, however small
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
+_ON_CHIP = "S(1)"  # of a layout: the array is not in HBM
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 
 _COMPUTATION = re.compile(r"^(?:(ENTRY) )?%?(\S+) \(.*\{$")
@@ -24,6 +25,8 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"\b(?:to_apply|body|condition)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_BODY = re.compile(r"\bbody=%?([\w.-]+)")
+_FUSED = re.compile(r"\bcalls=%?([\w.-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -85,6 +88,29 @@ class Text:
             if (found := _INSTRUCTION.match(line)) and found[3].removesuffix("-start") == "all-gather"
             if max((math.prod(shape) for _, shape in _arrays(found[2])), default=0) >= elements
         ]
+
+    def copies_in_loops(self, elements: int) -> list[str]:
+        """The copies and transposes inside loops whose result has so many elements: of a buffer of that size, in any order of its
+        axes. A move between a TPU's HBM and its on-chip memory (`S(1)` in a layout) is not one of them."""
+        return [
+            line.strip()
+            for name in self._of_loops()
+            for line in self.computations.get(name, ())
+            if (found := _INSTRUCTION.match(line)) and found[3] in ("copy", "copy-start", "transpose")
+            if any(math.prod(shape) == elements for _, shape in _arrays(found[2]))
+            if not (found[3] == "copy-start" and found[2].count(_ON_CHIP) == 1)
+        ]
+
+    def _of_loops(self) -> set[str]:
+        """The bodies of all loops, and the computations that they call."""
+        bodies = {name for lines in self.computations.values() for line in lines for name in _BODY.findall(line)}
+        found, left = set(), list(bodies)
+        while left:
+            name = left.pop()
+            if name not in found:
+                found.add(name)
+                left += [called for line in self.computations.get(name, ()) for called in _called(line) + _FUSED.findall(line)]
+        return found
 
     def _executed(self, name: str, times: int, stage: str) -> Iterator[tuple[str, int, str]]:
         for line in self.computations.get(name, ()):

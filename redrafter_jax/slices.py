@@ -44,12 +44,16 @@ def chips_of(name: str) -> tuple[Chip, int]:
     """The kind of chip of a slice, and how many of them.
 
     Raises:
-      BadInput: the name is not that of a chip and a grid.
+      BadInput: the name is not that of a chip and a grid, or it has more chips than a pod.
     """
     kind, _, grid = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", grid):
-        raise BadInput(f"--topology should be a chip ({', '.join(CHIPS)}) and a grid, such as v5e:2x4 or v5p:2x2x1, not {name}")
-    return CHIPS[kind], math.prod(map(int, grid.split("x")))
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5}){1,2}", grid):
+        shown = name if len(name) <= 40 else name[:40] + "..."
+        raise BadInput(f"--topology should be a chip ({', '.join(CHIPS)}) and a grid, such as v5e:2x4 or v5p:2x2x1, not {shown}")
+    chip, chips = CHIPS[kind], math.prod(map(int, grid.split("x")))
+    if chips > chip.pod:
+        raise BadInput(f"--topology should have at most the {chip.pod} chips of a whole pod of {kind}, and {name} has {chips}")
+    return chip, chips
 
 
 def slice_of(name: str) -> Slice:

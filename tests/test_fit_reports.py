@@ -303,6 +303,8 @@ def test_a_point_that_cannot_be_had_ends_the_command_with_its_sentence(made_up, 
     ("arguments", "said"),
     [
         (["llama-7b", "--topology", "v9:2x2"], "--topology should be a chip"),
+        (["llama-7b", "--topology", "v5e:100000x100000"], "at most the 256 chips of a whole pod of v5e"),
+        (["llama-7b", "--topology", "v5p:" + "9" * 5000 + "x1"], "--topology should be a chip"),
         (
             ["llama-7b", "--topology", "v5e:2x4", "--mesh", "2", "2"],
             "the 8 chips of v5e:2x4, not 2 2; 8 1, 4 2, 2 4 and 1 8 would do",

@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from infer.command import run_command
-from redrafter_jax import config, hub, mesh, weights
+from redrafter_jax import config, hub, memory, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.request import MAX_NODES, MAX_SEED
@@ -93,7 +93,10 @@ def main(options: Options) -> None:
     if options.drafter is not None:
         head_config = config.drafter_config(config.read_json(options.drafter, "--drafter"), "--drafter")
     room = check_pair(options, target_config, head_config)
-    shape, why = mesh.settle(load_of(options, target_config, head_config), options.mesh, together=True)
+    load = load_of(options, target_config, head_config)
+    shape, why = mesh.settle(load, options.mesh, together=True)
+    one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
+    memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = builders.tokenizer(str(options.target))
     stops = config.stop_ids(options.target, tokenizer)
     prompts = list(read_prompts(options, tokenizer, room, target_config.vocab_size))

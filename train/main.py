@@ -74,7 +74,7 @@ def main(options: Options) -> None:
     import jax
 
     from redrafter_jax import config as configs
-    from redrafter_jax import hub, weights
+    from redrafter_jax import hub, memory, weights
     from redrafter_jax import mesh as meshes
     from train import builders, configurations, export, run
 
@@ -85,7 +85,10 @@ def main(options: Options) -> None:
     longest = target_config.max_position_embeddings
     if options.recipe.row_length > longest:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
-    mesh, why = meshes.settle(load_of(options, target_config), options.mesh, together=True)
+    load = load_of(options, target_config)
+    mesh, why = meshes.settle(load, options.mesh, together=True)
+    what = "--target, with the head, its gradients and its moments,"
+    memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
@@ -146,6 +149,12 @@ def load_of(options: Options, target):
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
     return meshes.Load(target, head, rows, option, size, options.shard_target == "data,model")
+
+
+def smaller(options: Options, target) -> dict:
+    """Options with which a run needs less memory, and what a mesh has to carry then."""
+    changes = {"--dtype bfloat16": {"dtype": "bfloat16"}, "--shard-target data,model": {"shard_target": "data,model"}}
+    return {name: load_of(dataclasses.replace(options, **change), target) for name, change in changes.items()}
 
 
 def sources(options: Options) -> list:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model.cache import KVCache
-from redrafter_jax.model.layers import product
+from redrafter_jax.model.layers import einsum
 
 DEAD = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
 
@@ -64,15 +64,32 @@ def attend(
         values.insert(0, cache_v)
         live_BNS = live_BS[:, None, :] if seen_BNS is None else jnp.tile(live_BS[:, None, :] & seen_BNS, (1, G, 1))
         masks.insert(0, jnp.broadcast_to(live_BNS, (B, G * N, live_BS.shape[1])))
+    operands = (q_BKMC, tuple(keys), tuple(values), tuple(masks))
+    out = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=softmax_mix) if G * N == 1 else softmax_mix(*operands)
+    out = jnp.reshape(out, (B, K, G, N, C), out_sharding=P("data", "model", None, None, None)).transpose(0, 3, 1, 2, 4)
+    return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
+
+
+Parts = tuple[jax.Array, ...]
+
+
+def softmax_mix(q_BKMC: jax.Array, keys: Parts, values: Parts, masks: Parts) -> jax.Array:
+    """The values, mixed for each of M queries ``[B, K, M, C]``, with one softmax over parts that do not lie side by side: keys and
+    values ``[B, K, S, C]`` and masks ``[B, M, S]``, each of its own S."""
     scores = [_scores(q_BKMC, k, m) for k, m in zip(keys, masks, strict=True)]
-    # One softmax over both parts, without laying them side by side; divided by its sum at the end, where there are fewer numbers.
     largest_BKM1 = functools.reduce(jnp.maximum, (jnp.max(part, axis=-1, keepdims=True) for part in scores))
     weights = [jnp.exp(part - largest_BKM1) for part in scores]
     total_BKM1 = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
-    mixed_BKMC = sum(_mix(part.astype(q_BNHC.dtype), v) for part, v in zip(weights, values, strict=True))
-    out = (mixed_BKMC / total_BKM1).astype(q_BNHC.dtype)
-    out = jnp.reshape(out, (B, K, G, N, C), out_sharding=P("data", "model", None, None, None)).transpose(0, 3, 1, 2, 4)
-    return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
+    mixed_BKMC = sum(_mix(part.astype(q_BKMC.dtype), v) for part, v in zip(weights, values, strict=True))
+    # Divided by the sum of the weights at the end, where there are fewer numbers.
+    return (mixed_BKMC / total_BKM1).astype(q_BKMC.dtype)
+
+
+def of_eight_queries(q_BK1C: jax.Array, keys: Parts, values: Parts, masks: Parts) -> jax.Array:
+    """The same for one query per head of keys, with seven of zeros beside it: XLA:TPU takes the vector unit for the products of
+    one query, and the matrix unit for those of a tile of them."""
+    padded = jnp.pad(q_BK1C, ((0, 0), (0, 0), (0, 7), (0, 0)))
+    return softmax_mix(padded, keys, values, masks)[:, :, :1]
 
 
 def _attend_to_prefix(size: int, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys_BKSC, values_BKSC, length_B) -> jax.Array:
@@ -81,12 +98,12 @@ def _attend_to_prefix(size: int, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys_BKSC,
 
 
 def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array) -> jax.Array:
-    scores = product("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
+    scores = einsum("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
     return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), DEAD)
 
 
 def _mix(weights_BKMS: jax.Array, v_BKSC: jax.Array) -> jax.Array:
-    return product("bkms,bksc->bkmc", weights_BKMS, v_BKSC, preferred_element_type=jnp.float32)
+    return einsum("bkms,bksc->bkmc", weights_BKMS, v_BKSC, preferred_element_type=jnp.float32)
 
 
 def layer_of(cache: KVCache | None, layer: int) -> tuple[jax.Array, jax.Array, jax.Array] | None:

@@ -44,7 +44,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         weight = layers.laid(self.weight, self.spec)
-        y = layers.product("bni,io->bno", x_BND, weight, out_sharding=P("data", None, self.spec[1]))
+        with jax.named_scope("linear"):  # so that a profile tells it from the head's products
+            y = layers.product(x_BND, weight, P("data", None, self.spec[1]))
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -142,4 +143,4 @@ class Target(nnx.Module):
     def logits(self, hidden_BND: jax.Array) -> jax.Array:
         """float32 ``[B, N, V]``, split over ``model`` in V."""
         out = P("data", *[None] * (hidden_BND.ndim - 2), "model")
-        return layers.product("...d,dv->...v", hidden_BND, layers.laid(self.lm_head, COLUMNS), out_sharding=out).astype(jnp.float32)
+        return layers.product(hidden_BND, layers.laid(self.lm_head, COLUMNS), out).astype(jnp.float32)

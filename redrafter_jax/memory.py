@@ -1,0 +1,94 @@
+"""How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`mesh.py`)."""
+
+import pathlib
+import resource
+
+import jax
+
+from redrafter_jax.errors import BadInput
+from redrafter_jax.mesh import Load
+
+MEMINFO, STATM = pathlib.Path("/proc/meminfo"), pathlib.Path("/proc/self/statm")
+CGROUP = pathlib.Path("/sys/fs/cgroup")
+
+
+def of_device(device: jax.Device) -> int | None:
+    """Bytes that an accelerator lets a process have; None for a CPU."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def of_host() -> int | None:
+    """Bytes that this process may still take of its host's memory: the least of what is free or can be freed, what its control
+    group leaves, and what the limit of its address space leaves. Swap is not counted. None where nothing says."""
+    known = [found for found in (_free(), _of_group(), _of_address_space()) if found is not None]
+    return min(known, default=None)
+
+
+def check(load: Load, mesh: tuple[int, int], what: str, ways: dict[str, Load], otherwise: str) -> None:
+    """Refuses what certainly does not fit on the devices of a mesh, before any of it is made.
+
+    Args:
+      what: the option that names the model, and what of it is counted; the subject of the sentence.
+      ways: options that need less, and what has to be carried with them; those that fit are recommended.
+      otherwise: what else would do.
+
+    Raises:
+      BadInput: ``load`` needs more bytes than a device has, or than the host has where all devices share it.
+    """
+    found = shortage(load, mesh)
+    if found is not None:
+        need, there = (f"{number / 1e9:.3g} GB" for number in found)
+        where = "of memory" if of_device(jax.local_devices()[0]) is None else "on each device"
+        instead = [*(option for option, less in ways.items() if shortage(less, mesh) is None), otherwise]
+        raise BadInput(f"{what} needs {need} {where}, and {there} are there; {', '.join(instead)} would do")
+
+
+def shortage(load: Load, mesh: tuple[int, int]) -> tuple[float, float] | None:
+    """The bytes that are needed and those that are there, where they are too few: of each device, or of the host for all of its
+    devices in the mesh."""
+    devices = jax.local_devices()
+    need, there = load.held(*mesh), of_device(devices[0])
+    if there is None:
+        need, there = need * min(mesh[0] * mesh[1], len(devices)), of_host()
+    return None if there is None or need <= there else (need, there)
+
+
+def _free() -> int | None:
+    return next((kib * 1024 for name, kib in _numbers(MEMINFO) if name == "MemAvailable:"), None)
+
+
+def _of_group() -> int | None:
+    """What a control group (version 2, or 1) leaves; pages of files that it can drop count as left."""
+    for limit, used, droppable in (
+        ("memory.max", "memory.current", ("memory.stat", "inactive_file")),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", ("memory/memory.stat", "total_inactive_file")),
+    ):
+        numbers = [_number(CGROUP / name) for name in (limit, used)]
+        if None not in numbers:
+            dropped = next((bytes_ for name, bytes_ in _numbers(CGROUP / droppable[0]) if name == droppable[1]), 0)
+            return max(0, numbers[0] - max(0, numbers[1] - dropped))
+    return None
+
+
+def _of_address_space() -> int | None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or not STATM.exists():
+        return None
+    return max(0, limit - int(STATM.read_text().split()[0]) * resource.getpagesize())
+
+
+def _numbers(file: pathlib.Path) -> list[tuple[str, int]]:
+    """The lines of a file that are a name and a number."""
+    try:
+        lines = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return []
+    return [(words[0], int(words[1])) for words in lines if len(words) > 1 and words[1].isdigit()]
+
+
+def _number(file: pathlib.Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,77 @@
+"""The loops of decoding write to the cache where it is: no copy of it is made in any round, on CPU or in a program for a TPU."""
+
+import importlib.util
+import math
+
+import jax
+import pytest
+
+from infer import plan
+from redrafter_jax import compile_only, hlo, slices
+from redrafter_jax.decode import loop
+from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.model import cache, drafter
+from redrafter_jax.model.target import TargetConfig
+from tests import support
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
+)
+TARGET = TargetConfig(4096, 1024, 2816, 1, 8, 8, 128)
+
+
+def elements(kv: cache.KVCache) -> int:
+    """Of one buffer on one device."""
+    return math.prod(kv.keys[0].sharding.shard_shape(kv.keys[0].shape))
+
+
+@pytest.mark.parametrize("shape", [AUTOREGRESSIVE, Shape(2, 2)], ids=plan.name)
+def test_a_loop_on_a_cpu_copies_no_cache(mha, shape):
+    target, head = mha
+    state = support.started(target, [[5, 6, 7]] * 3, 100, shape.length)
+    program = loop.run.lower(target, head if shape.length else None, state, 5, shape).compile()
+    assert not hlo.parse(program.as_text()).copies_in_loops(elements(state.cache))
+
+
+TEXT = """HloModule m
+
+%fused (p: f32[2,8]) -> f32[8,2] {
+  %p = f32[2,8]{1,0} parameter(0)
+  ROOT %t = f32[8,2]{1,0} transpose(%p), dimensions={1,0}
+}
+
+%body (p: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+  %p = (s32[], f32[2,8]) parameter(0)
+  %x = f32[2,8]{1,0} copy(%p)
+  %in = (f32[2,8]{1,0:T(8,128)S(1)}, f32[2,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %over = (f32[2,8]{1,0:T(8,128)}, f32[2,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %other = f32[2,4]{1,0} copy(%p)
+  %y = f32[8,2]{1,0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[2,8]) tuple(%p, %y)
+}
+
+ENTRY %main (a: f32[2,8]) -> f32[2,8] {
+  %a = f32[2,8]{1,0} parameter(0)
+  %before = f32[2,8]{1,0} copy(%a)
+  %w = (s32[], f32[2,8]) while(%before), condition=%condition, body=%body
+  ROOT %z = f32[2,8]{1,0} get-tuple-element(%w), index=1
+}
+"""
+
+
+def test_copies_and_transposes_in_loops_are_seen_and_moves_between_a_chips_memories_are_not_among_them():
+    found = hlo.parse(TEXT).copies_in_loops(16)
+    assert sorted(line.removeprefix("ROOT ").split(" = ")[0] for line in found) == ["%over", "%t", "%x"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("shape", [AUTOREGRESSIVE, Shape(4, 4)], ids=plan.name)
+def test_a_loop_for_a_tpu_copies_no_cache_and_takes_over_the_state_that_was_donated(shape, batch):
+    head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
+    subject = plan.Subject(slices.slice_of("v5e:2x2"), TARGET, head, "bfloat16", 2000)
+    program = plan.compile_loop(subject, (1, 4), batch, shape)
+    with jax.set_mesh(subject.slice.mesh(1, 4)):
+        state = plan.arrays(subject, TARGET.num_hidden_layers, batch, shape)[2]
+    assert not program.text.copies_in_loops(elements(state.cache))
+    assert program.aliased >= compile_only.bytes_of(state)

@@ -1,9 +1,8 @@
 """config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated.
 
-Also the ids that end a target's text, and what tells two folders apart.
+Also the ids that end a target's text.
 """
 
-import hashlib
 import json
 import math
 import pathlib
@@ -15,7 +14,6 @@ from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import TargetConfig
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
-TAIL = 1 << 16  # bytes of each weight file that a fingerprint reads
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
 
@@ -50,17 +48,6 @@ def stop_ids(folder: pathlib.Path, tokenizer, what: str = "--target") -> list[in
         return ids
     eos = getattr(tokenizer, "eos_token_id", None)
     return [] if eos is None else [eos]
-
-
-def fingerprint(folder: pathlib.Path | None) -> str:
-    """Tells two models apart without reading all of them: config.json, and each weight file's name, size and last bytes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) + [folder / "config.json"] if folder else []:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            file.seek(max(size - TAIL, 0))
-            digest.update(f"{path.name} {size} ".encode() + file.read())
-    return digest.hexdigest()
 
 
 def _object(path: pathlib.Path, what: str) -> dict[str, Any]:

@@ -20,14 +20,16 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from infer.command import run_command
-from redrafter_jax import checkpoint, weights
+from redrafter_jax import checkpoint, claims, lock, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target, TargetConfig
-from train import configurations, corpus, data, distill, figures, pretrain, run, tokenizer, unloop
+from train import corpus, data, distill, figures, pretrain, run, tokenizer, unloop
 from train import recipe as recipes
 
+RECORD = "demo.json"  # the options; by it a run knows its folder
+CORPUS = "corpus.json"
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
 
@@ -90,13 +92,22 @@ def check(options: Options) -> None:
         raise BadInput(f"--decay should be above 0 and at most 1, not {options.decay}")
     if options.width % (2 * options.heads):
         raise BadInput(f"--width should be a multiple of twice --heads ({options.heads}), not {options.width}")
-    configurations.check_folder(options.work, "--work")
+    claims.check_folder(options.work, "--work")
+    claims.check_no_model(options.work, "--work")
+    options_of, corpus_of = (claims.json_object(options.work / name) or {} for name in (RECORD, CORPUS))
+    if not ("unloop_rounds" in options_of or "origins" in corpus_of):
+        claims.check_empty(options.work, "--work", "a run of train.demo")
 
 
 def main(options: Options) -> None:
     check(options)
+    with lock.folder(options.work, "--work"):
+        _main(options)
+
+
+def _main(options: Options) -> None:
+    (options.work / RECORD).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
     jax.set_mesh(make_mesh())
-    options.work.mkdir(parents=True, exist_ok=True)
     prepare_corpus(options)
     pair = options.work / "pair"
     if not (pair / "target" / "config.json").exists():
@@ -110,7 +121,7 @@ def main(options: Options) -> None:
 
 def prepare_corpus(options: Options) -> None:
     """Writes the tokenizer, the token streams and a record of where the text came from."""
-    if (options.work / "corpus.json").exists():
+    if (options.work / CORPUS).exists():
         return
     text = corpus.read(options.packages)
     trained = tokenizer.train(text.train, options.vocab)
@@ -121,7 +132,7 @@ def prepare_corpus(options: Options) -> None:
         np.save(options.work / f"{name}.npy", np.concatenate(files).astype(np.uint16))
         record[f"{name}_tokens"] = sum(map(len, files))
         record[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
-    (options.work / "corpus.json").write_text(json.dumps(record, indent=1))
+    (options.work / CORPUS).write_text(json.dumps(record, indent=1))
     print(f"corpus: {record['train_tokens']:,} tokens to train on, {record['held_out_tokens']:,} held out")
 
 
@@ -130,7 +141,7 @@ def stream(options: Options, name: str) -> np.ndarray:
 
 
 def corpus_record(options: Options) -> dict:
-    return json.loads((options.work / "corpus.json").read_text())
+    return json.loads((options.work / CORPUS).read_text())
 
 
 def train_target(options: Options) -> Target:

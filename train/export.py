@@ -9,6 +9,7 @@ import tyro
 from etils import epath
 
 from infer.command import run_command
+from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
 
 DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
@@ -42,14 +43,14 @@ def main(options: Options) -> None:
     """
     import jax
 
-    from redrafter_jax import checkpoint, hub, weights
+    from redrafter_jax import checkpoint, fingerprint, hub, weights
     from redrafter_jax import config as configs
     from redrafter_jax.mesh import make_mesh
     from redrafter_jax.model.drafter import Drafter
     from train import configurations, run
     from train.recipe import Recipe
 
-    configurations.check_folder(options.output, "--output")
+    claims.check_head(options.output, "--output")
     checkpoints = epath.Path(options.checkpoints or options.run / "checkpoints")
     configuration = configurations.read(checkpoints) if checkpoints.is_dir() else None
     if configuration is None:
@@ -57,10 +58,10 @@ def main(options: Options) -> None:
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
-    if configuration.get("target") not in (None, configs.fingerprint(options.target)):
+    if configuration.get("target") not in (None, fingerprint.fingerprint(options.target)):
         raise BadInput(
-            f"--target: {options.run} was trained for another target than {options.target}, whose config.json or weights"
-            " differ; give the folder that train.main was given"
+            f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights or"
+            " tokenizer differ; give the folder that train.main was given, as it was then"
         )
     fields = {field.name for field in dataclasses.fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in configuration.items() if name in fields})
@@ -88,9 +89,10 @@ def write(head, target, folder: pathlib.Path, text: str) -> None:
     """Writes the head and its card; as Apple's code can read it where the target is given."""
     from redrafter_jax import processes, weights
 
-    weights.save_drafter(head, folder, target)
-    if processes.is_first():
+    if processes.is_first():  # the card is written first, since a later export knows by it that the folder is its own
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "README.md").write_text(text)
+    weights.save_drafter(head, folder, target)
 
 
 def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
@@ -113,7 +115,7 @@ def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) ->
     after = f" after {figures['step']} updates" if shown else ""
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
-        "---\nlibrary_name: redrafter_jax\ntags: [speculative-decoding, redrafter]\n---\n"
+        f"{claims.CARD_BEGINS}tags: [speculative-decoding, redrafter]\n---\n"
         f"# A ReDrafter head for {target.name}\n\n"
         "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
         f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"

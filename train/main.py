@@ -71,14 +71,20 @@ def main(options: Options) -> None:
     if options.config:
         processes.say(json.dumps(as_json(options), indent=1))
         return
+    from train import configurations
+
+    with configurations.claimed(options.output, options.checkpoints):
+        _train(options)
+
+
+def _train(options: Options) -> None:
     import jax
 
     from redrafter_jax import config as configs
-    from redrafter_jax import hub, weights
+    from redrafter_jax import fingerprint, hub, weights
     from redrafter_jax import mesh as meshes
     from train import builders, configurations, export, run
 
-    configurations.check_folder(options.output, "--output")
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
@@ -99,7 +105,7 @@ def main(options: Options) -> None:
     configuration = {
         **as_json(options)["recipe"],
         "dtype": options.dtype,
-        "target": configs.fingerprint(options.target),
+        "target": fingerprint.fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
     processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")

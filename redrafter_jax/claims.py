@@ -4,11 +4,12 @@ Nothing here writes. ``what`` names, in errors, the option or argument that a pa
 write at once (`lock.py`).
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
@@ -24,6 +25,11 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 def check_file(path: pathlib.Path, what: str) -> None:
     """Raises BadInput unless a file is there that can be written, or can be made."""
+    with _named(path, what):
+        _check_file(path, what)
+
+
+def _check_file(path: pathlib.Path, what: str) -> None:
     if path.exists() and not path.is_file() or path.is_symlink() and not path.exists():
         raise BadInput(f"{what}: {path} is not a file; it should be one, or one that can be made")
     if not path.exists() and not path.absolute().parent.is_dir():
@@ -58,6 +64,11 @@ def check_picture(path: pathlib.Path, what: str, software: str) -> None:
 
 def check_folder(folder: pathlib.Path, what: str) -> None:
     """Raises BadInput unless files can be written into the folder, which need not be there yet."""
+    with _named(folder, what):
+        _check_folder(folder, what)
+
+
+def _check_folder(folder: pathlib.Path, what: str) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise BadInput(f"{what}: {there} is a file; it should be a folder, or one that can be made")
@@ -105,6 +116,15 @@ def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
     if names:
         raise BadInput(f"{what}: {folder} holds files ({min(names)}) that are not of {whose}; name another folder, or an empty one")
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Says which option's path the file system has no use for (a name that is too long)."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{what}: {path} cannot be used ({error.strerror})") from None
 
 
 def json_object(file: epath.PathLike) -> dict | None:

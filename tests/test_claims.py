@@ -220,6 +220,9 @@ def test_what_can_be_no_file_is_refused(tmp_path):
         with pytest.raises(BadInput, match=f"--output: .*{sentence}"):
             claims.check_file(tmp_path / name, "--output")
     assert {path.name for path in tmp_path.iterdir()} == {"nothing", "circle"}
+    for check in (claims.check_file, claims.check_folder):
+        with pytest.raises(BadInput, match="--output: .*too long"):
+            check(tmp_path / ("x" * 300), "--output")
 
 
 def test_every_head_that_is_written_can_be_told_from_a_model(tmp_path):

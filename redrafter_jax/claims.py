@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from redrafter_jax.config import DRAFTER_TYPE
 from redrafter_jax.errors import BadInput
 
 BEGINNING = 4096  # bytes of a file that are read to tell whose it is
@@ -89,7 +88,7 @@ def model_in(folder: epath.PathLike) -> str | None:
     if not folder.is_dir():
         return None
     config = json_object(folder / "config.json") or {}
-    if config.get("model_type") == DRAFTER_TYPE:
+    if _is_of_a_head(config):
         return "a draft head (config.json)"
     if "model_type" in config or "architectures" in config:
         return "a model (config.json)"
@@ -103,12 +102,17 @@ def check_head(folder: pathlib.Path, what: str) -> None:
     check_folder(folder, what)
     taken = [name for name in ("config.json", "model.safetensors", "README.md") if (folder / name).exists()]
     found = model_in(folder) or (taken[0] if taken else None)
-    card, config = folder / "README.md", json_object(folder / "config.json")
-    is_ours = card.is_file() and card.read_bytes()[:BEGINNING].startswith(CARD_BEGINS.encode())
-    if is_ours and (config or {}).get("model_type", DRAFTER_TYPE if "config.json" not in taken else None) == DRAFTER_TYPE:
-        return
-    if found is not None:
+    card, config = folder / "README.md", folder / "config.json"
+    has_our_card = card.is_file() and card.read_bytes().startswith(CARD_BEGINS.encode())
+    is_ours = has_our_card and (not config.exists() or _is_of_a_head(json_object(config) or {}))  # it may have been cut off
+    if found is not None and not is_ours:
         raise BadInput(f"{what}: {folder} holds {found}, which is not of an earlier export of a head; name another folder")
+
+
+def _is_of_a_head(config: dict) -> bool:
+    from redrafter_jax.config import DRAFTER_TYPE  # imports JAX, which files do not need
+
+    return config.get("model_type") == DRAFTER_TYPE
 
 
 def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:

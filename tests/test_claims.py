@@ -12,7 +12,7 @@ from redrafter_jax import claims, weights
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
-from train import configurations, corpus, demo, distill, export, log, main, plot
+from train import configurations, corpus, demo, distill, export, folders, log, main, plot
 
 TARGET, HEAD = MODELS / "target_mha", MODELS / "drafter_mha_rnn"
 RUN = {"steps": 2, "batch": 2, "rate": 0.1}
@@ -92,11 +92,11 @@ def test_a_file_of_another_program_in_the_runs_folder_is_kept(refused, model, te
 
 
 def test_a_run_goes_on_in_its_own_folder(tmp_path):
-    with configurations.claimed(tmp_path / "run"):
+    with folders.claimed(tmp_path / "run"):
         configurations.keep(tmp_path / "run", RUN, "auto")
     log.path(tmp_path / "run").write_text("{}\n")
     export.write(load_pair("mha_rnn")[1], None, tmp_path / "run" / "head", f"{claims.CARD_BEGINS}---\n")
-    configurations.check_run(tmp_path / "run", str(tmp_path / "run" / "checkpoints"))
+    folders.check_run(tmp_path / "run", str(tmp_path / "run" / "checkpoints"))
 
 
 def test_a_refused_run_leaves_no_empty_folders(refused, model, tmp_path):
@@ -109,7 +109,7 @@ def test_a_refused_run_keeps_the_datasets_that_were_there(tmp_path):
     kept = tmp_path / "datasets" / "text" / "data"
     kept.parent.mkdir(parents=True)
     kept.write_text("x")
-    with pytest.raises(KeyError), configurations.claimed(tmp_path):
+    with pytest.raises(KeyError), folders.claimed(tmp_path):
         (tmp_path / "datasets" / "empty" / "1.1.0").mkdir(parents=True)
         raise KeyError
     assert contents(tmp_path) == {"datasets": None, "datasets/text": None, "datasets/text/data": b"x"}

@@ -71,9 +71,9 @@ def main(options: Options) -> None:
     if options.config:
         processes.say(json.dumps(as_json(options), indent=1))
         return
-    from train import configurations
+    from train import folders
 
-    with configurations.claimed(options.output, options.checkpoints):
+    with folders.claimed(options.output, options.checkpoints):
         _train(options)
 
 

@@ -82,8 +82,8 @@ class Options:
     """Time transformers.generate (torch) on the same weights too: greedy, one prompt at a time."""
     bandwidth: float = 0.0
     """Memory bandwidth of the device in GB/s, to compare the plain loop with; 0: as measured by reading all weights once."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of weights and cache."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
     mesh: tuple[int, int] = (1, 1)
     """Devices over which a batch (D) and the target (M) are split."""
     output: pathlib.Path | None = None
@@ -167,8 +167,9 @@ def run(options: Options) -> dict:
     """Measures and prints; returns the whole report."""
     import jax  # only once the options are known to be good
 
-    from infer import reference, subject, tables, trial
+    from infer import pair, reference, subject, tables, trial
 
+    options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
     what = subject.at_shape(options) if options.shape else subject.on_disk(options)
     theirs = reference.Transformers(what.folder, options.dtype) if options.against_transformers else None
     report = {

@@ -70,8 +70,8 @@ class Options:
     """Go on after an end-of-text token."""
     batch_size: int = 1
     """Prompts that are decoded together."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of weights and cache."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
     max_length: int | None = None
     """Tokens of prompt and reply together at most; by default the target's context."""
     cache_dir: pathlib.Path | None = None

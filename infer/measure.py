@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import commit, draft, loop, pack, sample, verify
 from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.engine import compile_programs
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.model.target import Target
 
@@ -75,10 +76,8 @@ class Program:
 def build(target: Target, drafter, inputs, bucket, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
     """Compiles one way to decode."""
     began = time.perf_counter()
-    start = loop.start.lower(target, *inputs, bucket).compile()
-    state = jax.eval_shape(loop.start, target, *inputs, bucket=bucket)
-    run = loop.run.lower(target, drafter, state, jnp.int32(0), shape, propose).compile()
-    return Program(target, drafter, start, run, time.perf_counter() - began)
+    programs = compile_programs(target, drafter, inputs, bucket, shape, propose)
+    return Program(target, drafter, programs.start, programs.run, time.perf_counter() - began)
 
 
 @functools.partial(jax.jit, static_argnames=("stage", "shape"), donate_argnames="state")

@@ -23,7 +23,7 @@ def line(run: str, index: int, text: str | None, reply) -> dict:
         "text": text,
         "finish_reason": reply.finish_reason,
         "rounds": reply.rounds,
-        "tokens_per_step": round(reply.tokens_per_step, 4),
+        "tokens_per_step": None if reply.tokens_per_step is None else round(reply.tokens_per_step, 4),
         "accepted_histogram": reply.accepted_histogram,
         "seconds": round(reply.seconds, 6),
         "seed": reply.seed,

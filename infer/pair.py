@@ -36,6 +36,11 @@ def default_head(platform: str) -> str:
     return CPU_HEAD if platform == "cpu" else ACCELERATOR_HEAD
 
 
+def default_dtype(platform: str) -> str:
+    """A CPU computes in float32; TPUs and GPUs are made for bfloat16, and multiply float32 several times slower."""
+    return "float32" if platform == "cpu" else "bfloat16"
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A pair whose configs have been read and fit together, before any weight is: folders, configs, mesh, number format."""
@@ -79,7 +84,7 @@ class Pair:
             if self.tokenizer is None:
                 raise BadInput("prompt: the target's folder has no tokenizer; give token ids")
             prompt = self.tokenizer(prompt)["input_ids"]
-        sampling, shards = Sampling(temperature, top_k, top_p, acceptance), jax.sharding.get_mesh().shape["data"]
+        sampling, shards = Sampling(temperature, top_k, top_p, acceptance), self.engine.mesh.shape["data"]
         reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed], batch=shards))
         return Completion(terminal.text_of(self.tokenizer, prompt, reply.token_ids), reply)
 
@@ -88,16 +93,17 @@ def load(
     target: str | None = None,
     drafter: str | None = None,
     shape: Shape | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     mesh: tuple[int, int] = (1, 1),
     ignore_eos: bool = False,
 ) -> Pair:
     """A pair by folders or hub names; the embedded one if nothing is named; plain decoding for a target without a head.
-    Sets the mesh that everything is placed on.
+    Any number of pairs, each on a mesh of its own, can be used in one process, from any thread.
 
     Raises:
       BadInput: something is missing, broken, or does not fit together.
     """
+    dtype = dtype or default_dtype(jax.default_backend())
     made = plan(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
     tokenizer = folders.tokenizer(made.target)
     return fill(made, tokenizer, shape or default_shape(jax.default_backend()), ignore_eos)
@@ -136,9 +142,9 @@ def plan(
 
 
 def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:
-    """Reads the weights onto the mesh."""
-    jax.set_mesh(meshes.make_mesh(*plan.mesh))
-    drafter = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
-    target = weights.load_target(plan.target, plan.dtype, "--target")
+    """Reads the weights onto the mesh, which the engine then keeps to itself."""
+    with jax.set_mesh(meshes.make_mesh(*plan.mesh)):
+        drafter = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
+        target = weights.load_target(plan.target, plan.dtype, "--target")
     stops = [] if ignore_eos else config.stop_ids(plan.target, tokenizer)
     return Pair(Engine(target, drafter, shape, stops), tokenizer)

@@ -2,6 +2,7 @@
 they go. Each way of decoding is one short function.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -23,6 +24,7 @@ DECIDES_TEXT = ["temperature", "top_k", "top_p", "acceptance", "max_new_tokens",
 def run(options, given: list[prompts.Prompt]) -> int:
     """Everything after the checks that need no model; returns the exit code."""
     programs.use_cache(options.cache_dir)
+    options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
     speculative, rows = options.decoding != "autoregressive", options.batch_size
     plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
     shape = shape_of(options) if plan.drafter else None
@@ -49,7 +51,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
     if options.decoding == "compare":
         return compare_both(options, loaded, ids, seeds, runs)
     session = Session(options, loaded, given, ids, seeds, runs, lines)
-    if processes.count() > 1 and not jax.sharding.get_mesh().is_multi_process:
+    if processes.count() > 1 and not loaded.engine.mesh.is_multi_process:
         return exit_code(share_out(session), len(ids))
     session.generate()
     code = exit_code(session.failed, len(ids))

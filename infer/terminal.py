@@ -7,7 +7,13 @@ import dataclasses
 import os
 import sys
 
+from redrafter_jax.decode.engine import tokens_per_step
+
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+# A model's text should not steer the terminal: control characters are shown as their pictures, or, where there is none (C1), as
+# the replacement character. Line feeds and tabs are text.
+SHOWN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+SHOWN |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 CONTEXT = 6  # tokens of the prompt that a first token is decoded behind, for its leading space
 LONGEST_CHARACTER = 16  # tokens after which bytes that are no character are shown as they are
 
@@ -70,7 +76,7 @@ class Stream:
 
     def _write(self, text: str, drafted: bool) -> None:
         if sys.stdout.isatty():
-            text = text.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")  # a model's text should not steer the terminal
+            text = text.translate(SHOWN)
         sys.stdout.write(f"{GREEN}{text}{PLAIN}" if drafted and self.coloured and text else text)
 
 
@@ -85,7 +91,6 @@ class Totals:
 
     tokens: int = 0
     rounds: int = 0
-    accepted: int = 0
     prefills: int = 0
     seconds: float = 0.0
     first_token_seconds: float = 0.0
@@ -95,7 +100,6 @@ class Totals:
         """A batch of replies and how long its first tokens took."""
         self.tokens += sum(len(reply.token_ids) for reply in replies)
         self.rounds += sum(reply.rounds for reply in replies)
-        self.accepted += sum(a * n for reply in replies for a, n in enumerate(reply.accepted_histogram))
         self.prefills += len(replies)
         self.seconds += max(reply.seconds for reply in replies)
         self.first_token_seconds = self.first_token_seconds or first_token_seconds
@@ -105,12 +109,17 @@ class Totals:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
-    def tokens_per_step(self) -> float:
-        return self.accepted / self.rounds + 1 if self.rounds else 0.0
+    def tokens_per_step(self) -> float | None:
+        return tokens_per_step(self.tokens, self.prefills, self.rounds)
+
+    @property
+    def yield_(self) -> str:
+        """Tokens per step, in words."""
+        return f"{self.tokens_per_step:.2f} tokens per step (the +1 is counted)" if self.rounds else "no step was needed"
 
     def __str__(self) -> str:
         return (
             f"{self.tokens} tokens in {self.rounds} target passes (+ {self.prefills} to read the prompt):"
-            f" {self.tokens_per_step:.2f} tokens per step (the +1 is counted), {self.speed:.1f} tokens/s,"
+            f" {self.yield_}, {self.speed:.1f} tokens/s,"
             f" first token after {self.first_token_seconds:.3f} s; compiling took {self.compile_seconds:.1f} s more"
         )

@@ -12,6 +12,7 @@ import numpy as np
 from infer import measure, synthetic
 from infer.subject import Subject
 from redrafter_jax.decode import loop
+from redrafter_jax.decode.engine import tokens_per_step
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.errors import BadInput
 
@@ -122,7 +123,7 @@ def row(subject: Subject, each: Case, trials: Trials, plain: Trials, repeats: in
         "shape": f"{each.shape.width}x{each.shape.length}",
         "nodes": each.shape.nodes,
         "tree": each.shape.tree,
-        "tokens_per_step": float(histogram @ np.arange(1, len(histogram) + 1) / histogram.sum()),
+        "tokens_per_step": _tokens_per_step([batch[0] for batch in trials]),
         "accepted_histogram": histogram.tolist(),
         "tokens_per_second": 1 / median(seconds_per_token(trials)),
         "speedup": median(ratios),
@@ -137,6 +138,12 @@ def row(subject: Subject, each: Case, trials: Trials, plain: Trials, repeats: in
     if each.rates:
         result |= {"rates": list(each.rates), "expected_tokens_per_step": synthetic.expected(each.rates)}
     return result
+
+
+def _tokens_per_step(outcomes: list[Outcome]) -> float | None:
+    counts = np.concatenate([outcome.count for outcome in outcomes])
+    rounds = sum(int(outcome.histogram.sum()) for outcome in outcomes)
+    return tokens_per_step(int(counts.sum()), int((counts > 0).sum()), rounds)
 
 
 def _same(one: Outcome, other: Outcome) -> int:

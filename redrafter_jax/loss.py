@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.layers import laid
+from redrafter_jax.model.layers import laid, product
 from redrafter_jax.model.target import COLUMNS, Target
 
 IGNORED = -100  # a label that does not count
@@ -175,8 +175,8 @@ def _score_forward(config: LossConfig, own_EV, exits, labels_BKT, hidden_BTD, ta
         exits_BKNE = chunk[0]
         if not tied:
             parts = P(*COLUMNS, unreduced={"data"})
-            own_gradient += jnp.einsum("bkne,bknv->ev", exits_BKNE, gradient_BKNV, out_sharding=parts)
-        of_exits = jnp.einsum("bknv,ev->bkne", gradient_BKNV, target_DV if tied else own_EV, out_sharding=P("data"))
+            own_gradient += product("bkne,bknv->ev", exits_BKNE, gradient_BKNV, out_sharding=parts)
+        of_exits = product("bknv,ev->bkne", gradient_BKNV, target_DV if tied else own_EV, out_sharding=P("data"))
         put = lambda x_BTE, new_BNE: jax.lax.dynamic_update_slice_in_dim(x_BTE, new_BNE, start, axis=1)  # noqa: E731
         exits = tuple(put(exit_BTE, of_exits[:, i].astype(exit_BTE.dtype)) for i, exit_BTE in enumerate(exits))
         return (jax.tree.map(jnp.add, sums, more), own_gradient, exits), None
@@ -245,7 +245,7 @@ def _chunk(config: LossConfig, own_EV, chunk, target_DV, weights_K):
 def _unembed(x: jax.Array, weight: jax.Array) -> jax.Array:
     """float32 logits, rows over ``data`` and vocabulary over ``model``."""
     out = P("data", *[None] * (x.ndim - 2), "model")
-    return jnp.einsum("...e,ev->...v", x, weight, out_sharding=out).astype(jnp.float32)
+    return product("...e,ev->...v", x, weight, out_sharding=out).astype(jnp.float32)
 
 
 def _logit_of(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -142,11 +142,16 @@ def test_keys_and_values_are_written_behind_each_rows_own_length(mesh_shape, wri
 
 @pytest.mark.parametrize("dtype", [np.int32, bool])
 def test_new_tokens_are_laid_over_the_text_from_each_rows_count_on(dtype):
-    text, new, start = RNG.integers(0, 2, (3, 12)), RNG.integers(0, 2, (3, 4)), np.array([0, 8, 5])
+    text, new, start, count = (
+        RNG.integers(0, 2, (4, 12)),
+        RNG.integers(0, 2, (4, 4)),
+        np.array([0, 8, 5, 11]),
+        np.array([4, 4, 2, 0]),
+    )
     expected = text.copy()
-    for row in range(3):
-        expected[row, start[row] : start[row] + 4] = new[row]
-    written = jax.jit(commit.write)(put(text, dtype), put(new, dtype), put(start))
+    for row in range(4):
+        expected[row, start[row] : start[row] + count[row]] = new[row, : count[row]]
+    written = jax.jit(commit.write)(put(text, dtype), put(new, dtype), put(start), put(count))
     assert written.dtype == dtype
     np.testing.assert_array_equal(written, expected.astype(dtype))
 

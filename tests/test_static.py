@@ -1,5 +1,7 @@
 """Nothing that shapes an array depends on data: compilations are counted, host transfers are forbidden, memory is bounded."""
 
+import contextlib
+
 import jax
 import numpy as np
 
@@ -11,27 +13,65 @@ from tests import support
 SHAPE = loop.Shape(2, 3)
 
 
+@contextlib.contextmanager
+def compilations():
+    """Counts, in a list of their names, the programs that are compiled meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, _: float, **__) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def test_requests_of_a_bucket_share_one_program_and_rounds_compile_nothing(mha):
     engine = Engine(*mha, SHAPE)
-    list(engine.generate([[1, 2, 3]], Sampling(0.7), Limits(40)))
-    before = loop.start._cache_size(), loop.run._cache_size()
-    list(engine.stream([[9] * 17], Sampling(1.3), Limits(33), seeds=[5], rounds=2))
-    list(engine.generate([[4, 5]], Sampling(0.2), Limits(64)))
-    assert (loop.start._cache_size(), loop.run._cache_size()) == before
+    with compilations() as found:
+        list(engine.stream([[1, 2, 3]], Sampling(0.7), Limits(40), seeds=[5], rounds=2))
+    assert len(found) >= 2
+    with compilations() as found:
+        list(engine.stream([[9] * 17], Sampling(1.3), Limits(33), seeds=[5], rounds=2))
+        list(engine.generate([[4, 5]], Sampling(0.2), Limits(64)))
+    assert not found
+
+
+def test_the_first_request_of_a_bucket_is_prefilled_once_and_compiling_runs_nothing(mha, monkeypatch):
+    called, compiled = [], engines.compile_programs
+
+    def counted(*arguments):
+        programs = compiled(*arguments)
+        called.append("compile")
+        return engines.Programs(*(count(name, getattr(programs, name)) for name in ("start", "run")))
+
+    def count(name, program):
+        return lambda *arguments: called.append(name) or program(*arguments)
+
+    monkeypatch.setattr(engines, "compile_programs", counted)
+    engine = Engine(*mha, SHAPE)
+    list(engine.generate([[1, 2, 3]], limits=Limits(40)))
+    assert called == ["compile", "start", "run"]
+    spent = engine.compile_seconds
+    list(engine.generate([[1, 2, 3]], limits=Limits(40)))
+    assert called == ["compile", "start", "run", "start", "run"] and engine.compile_seconds == spent > 0
 
 
 def test_a_reader_is_shown_more_rounds_at_a_time_where_rounds_are_fast_and_nothing_is_compiled(mha, monkeypatch):
     engine, looks = Engine(*mha, SHAPE), {}
     list(engine.generate([[1, 2, 3]], limits=Limits(40)))
-    before = loop.run._cache_size()
-    for seconds in (0.0, 1e9):  # as if every round were too slow, or none ever
-        monkeypatch.setattr(engines, "LOOK_SECONDS", seconds)
-        looks[seconds] = [progress.replies[0] for progress in engine.stream([[1, 2, 3]], limits=Limits(40))]
+    with compilations() as found:
+        for seconds in (0.0, 1e9):  # as if every round were too slow, or none ever
+            monkeypatch.setattr(engines, "LOOK_SECONDS", seconds)
+            looks[seconds] = [progress.replies[0] for progress in engine.stream([[1, 2, 3]], limits=Limits(40))]
     slow, fast = looks.values()
     assert slow[-1].token_ids == fast[-1].token_ids and slow[-1].rounds > 8
     assert [reply.rounds for reply in slow] == list(range(slow[-1].rounds + 1))
     assert [reply.rounds for reply in fast][:4] == [0, 1, 3, 7] and fast[-1].rounds == slow[-1].rounds
-    assert loop.run._cache_size() == before
+    assert not found
 
 
 def test_a_run_moves_nothing_to_or_from_the_host(mha):

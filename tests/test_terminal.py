@@ -69,3 +69,19 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch, is_terminal, no_c
     monkeypatch.setenv("NO_COLOR", variable)
     monkeypatch.setenv("TERM", "xterm")
     assert terminal.coloured(no_color) is expected
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "a␛[2J\n\t␍␈\ufffdé"), (False, "a\x1b[2J\n\t\r\b\x9bé")])
+def test_a_text_cannot_steer_a_terminal_and_goes_into_a_file_as_it_is(tokenizer, capsys, monkeypatch, is_terminal, shown):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    ids = tokenizer("a\x1b[2J\n\t\r\b\x9bé")["input_ids"]
+    stream = terminal.Stream(tokenizer, [], coloured=False)
+    stream.show(Reply(ids, [False] * len(ids)))
+    stream.close()
+    assert capsys.readouterr().out == shown + "\n"
+
+
+def test_the_closing_line_counts_what_was_delivered():
+    totals = terminal.Totals(tokens=4, rounds=0, prefills=4, seconds=1.0)
+    assert "4 tokens in 0 target passes" in str(totals) and "no step was needed" in str(totals)
+    assert "2.00 tokens per step" in str(terminal.Totals(tokens=6, rounds=2, prefills=2, seconds=1.0))

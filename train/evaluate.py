@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.engine import Engine, Limits, Sampling, mean_tokens_per_step
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model import vocabulary
@@ -78,5 +78,4 @@ def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[
     shards = jax.sharding.get_abstract_mesh().shape["data"]
     rows = -(-BATCH // shards) * shards
     replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=rows))
-    histogram = np.sum([reply.accepted_histogram for reply in replies], axis=0)
-    return float(histogram @ np.arange(1, len(histogram) + 1) / histogram.sum())
+    return mean_tokens_per_step(replies)

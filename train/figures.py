@@ -12,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
+from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling, mean_tokens_per_step
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.model import attention
 from redrafter_jax.model.drafter import Drafter
@@ -75,7 +75,7 @@ def is_loop(tokens: Sequence[int], longest_period: int) -> bool:
 
 def tokens_per_step(engine: Engine, prompts: Prompts, sampling: Sampling, new: int = 128) -> float:
     """τ of generated text: tokens that a target pass yields, the +1 counted, over all rounds of all replies."""
-    return _mean_tau(list(engine.generate(prompts.cut(), sampling, Limits(new=new), batch=BATCH)))
+    return mean_tokens_per_step(list(engine.generate(prompts.cut(), sampling, Limits(new=new), batch=BATCH)))
 
 
 def tokens_per_step_along_text(engine: Engine, prompts: Prompts, sampling: Sampling = Sampling()) -> float:
@@ -84,16 +84,11 @@ def tokens_per_step_along_text(engine: Engine, prompts: Prompts, sampling: Sampl
     for part in _batched(prompts.cut(), BATCH):
         rounds = engine.stream(list(part), sampling, Limits(new=64), list(range(len(part))), rows=BATCH, rounds=1)
         replies += list(itertools.islice(rounds, 2))[-1].replies
-    return _mean_tau(replies)
+    return mean_tokens_per_step(replies)
 
 
 def _batched(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _mean_tau(replies: Sequence[Reply]) -> float:
-    histogram = np.sum([reply.accepted_histogram for reply in replies], axis=0)
-    return float(histogram @ np.arange(1, len(histogram) + 1) / histogram.sum())
 
 
 def tau_table(

@@ -23,9 +23,10 @@ class DecodeState:
     count:     ``[B]``     tokens of ``text`` that count
     limit:     ``[B]``     at how many the row ends
     stop_ids:  ``[X]``     ids that end a row; -1 fills
-    done:      ``[B]``     bool; a row that is done is carried along unchanged
+    done:      ``[B]``     bool; what counts of a row that is done (text, live slots, h, g) does not change any more
+    failed:    ``[B]``     bool, whether the row ended because the target's logits were not finite
     rounds:    ``[B]``     target passes since the prefill
-    histogram: ``[B, M]``  how often 0..L drafted tokens were accepted
+    histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token
     policy:    how each row samples
     """
 
@@ -38,31 +39,48 @@ class DecodeState:
     limit: jax.Array
     stop_ids: jax.Array
     done: jax.Array
+    failed: jax.Array
     rounds: jax.Array
     histogram: jax.Array
     policy: sample.Policy
 
 
 def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
-    """Appends what the verdict accepted; rows that are done stay as they are."""
+    """Appends what the verdict accepted, up to the row's limit or its first stop id. A row whose logits were not finite ends as it
+    was before the round.
+
+    A row keeps the keys and values of the tokens that it keeps, so its length never passes prompt + limit - 1, and the L + 1
+    slots that a pass writes behind the length of a row that is done are dead ones that the bucket has room for.
+    """
     M = verdict.emitted.shape[1]
     active_B = ~state.done
-    new_B = verdict.accepted + 1
+    failed_B = active_B & ~verdict.finite
+    new_B = jnp.where(active_B & verdict.finite, verdict.accepted + 1, 0)
     count_B, stopped_B = ends(verdict.emitted, new_B, state.count, state.limit, state.stop_ids)
+    kept_B = jnp.where(new_B > 0, count_B - state.count, 0)
     is_draft_BM = jnp.arange(M) < verdict.accepted[:, None]
-    taken_BM = (verdict.accepted[:, None] == jnp.arange(M)) & active_B[:, None]
+    delivered_BM = kept_B[:, None] == jnp.arange(1, M + 1)
+    grows_B1 = (kept_B > 0)[:, None]
     return dataclasses.replace(
         state,
-        cache=append(state.cache, verdict.rows, jnp.where(active_B, new_B, 0)),
-        h=jnp.where(active_B[:, None], verdict.h, state.h),
-        g=jnp.where(active_B, verdict.g, state.g),
-        text=write(state.text, verdict.emitted, state.count),
-        drafted=write(state.drafted, is_draft_BM, state.count),
-        count=jnp.where(active_B, count_B, state.count),
-        done=state.done | stopped_B,
+        cache=append(_after_pass(state.cache, verdict), verdict.rows, kept_B),
+        h=jnp.where(grows_B1, verdict.h, state.h),
+        g=jnp.where(grows_B1[:, 0], verdict.g, state.g),
+        text=write(state.text, verdict.emitted, state.count, kept_B),
+        drafted=write(state.drafted, is_draft_BM, state.count, kept_B),
+        count=state.count + kept_B,
+        done=state.done | failed_B | (stopped_B & active_B),
+        failed=state.failed | failed_B,
         rounds=state.rounds + active_B,
-        histogram=state.histogram + taken_BM,
+        histogram=state.histogram + delivered_BM,
     )
+
+
+def _after_pass(cache: KVCache, verdict: Verdict) -> KVCache:
+    """The cache, to be written only once the pass has read it. With a tree of one node the place and the rows of the write do
+    not depend on what the pass decided; XLA:CPU then copies every buffer twice in every round to keep both. Token ids are never
+    negative, so the length stays what it is."""
+    return dataclasses.replace(cache, length=cache.length + jnp.minimum(verdict.g, 0))
 
 
 def ends(emitted_BM, new_B, count_B, limit_B, stop_ids) -> tuple[jax.Array, jax.Array]:
@@ -76,10 +94,11 @@ def ends(emitted_BM, new_B, count_B, limit_B, stop_ids) -> tuple[jax.Array, jax.
     return total_B, stopped_B | (total_B >= limit_B)
 
 
-def write(buffer_BT: jax.Array, new_BM: jax.Array, start_B: jax.Array) -> jax.Array:
-    """Lays ``new`` over each row from its ``start`` on; what is past the row's count never counts. Written as a choice for every
-    element, since XLA:TPU makes a loop over rows of an update at each row's own place."""
+def write(buffer_BT: jax.Array, new_BM: jax.Array, start_B: jax.Array, count_B: jax.Array) -> jax.Array:
+    """Writes the first ``count`` of ``new`` into each row from its ``start`` on. Written as a choice for every element, since
+    XLA:TPU makes a loop over rows of an update at each row's own place."""
     offset_BT = jnp.arange(buffer_BT.shape[1]) - start_B[:, None]
+    offset_BT = jnp.where(offset_BT < count_B[:, None], offset_BT, -1)
     for i in range(new_BM.shape[1]):
         buffer_BT = jnp.where(offset_BT == i, new_BM[:, i, None], buffer_BT)
     return buffer_BT

@@ -1,4 +1,4 @@
-"""Prompts of token ids -> replies, batch by batch. Compiled programs are shared by all requests of a bucket.
+"""Prompts of token ids -> replies, batch by batch, from any thread. Compiled programs are shared by all requests of a bucket.
 
     engine = Engine(weights.load_target(folder), weights.load_drafter(other))
     for reply in engine.generate([[1, 15, 27]], Sampling(temperature=0.7), Limits(new=64), seeds=[3]):
@@ -10,9 +10,11 @@ Not here: text, files, options (`infer/`).
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from redrafter_jax import processes
@@ -46,8 +48,12 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What was generated for one prompt. ``drafted``: which tokens were accepted drafts; ``accepted_histogram[a]``: rounds
-    that accepted a drafts; ``seconds``: from the start of its batch, prefill included, to its last token."""
+    """What was generated for one prompt.
+
+    drafted: which tokens were accepted drafts; finish_reason: ``stop``, ``length``, or ``error`` where the target's logits
+    were not finite behind the tokens that are there; rounds: target passes after the prefill; accepted_histogram: how many of
+    them delivered 0..L drafts and one token more; seconds: from the start of its batch, prefill included, to its last token.
+    """
 
     token_ids: list[int]
     drafted: list[bool]
@@ -58,10 +64,20 @@ class Reply:
     seed: int
 
     @property
-    def tokens_per_step(self) -> float:
-        """Tokens that a target pass yields, a + 1 averaged over rounds; the prefill and its token are not counted."""
-        accepted = sum(a * times for a, times in enumerate(self.accepted_histogram))
-        return accepted / self.rounds + 1 if self.rounds else 0.0
+    def tokens_per_step(self) -> float | None:
+        """Of this reply alone."""
+        return tokens_per_step(len(self.token_ids), 1, self.rounds)
+
+
+def tokens_per_step(tokens: int, replies: int, rounds: int) -> float | None:
+    """Tokens that a target pass delivers: those of so many replies, less the first of each, which is the prefill's, over all
+    rounds. Drafts that a limit or a stop id cut off are no tokens of a reply. None where there was no round."""
+    return (tokens - replies) / rounds if rounds else None
+
+
+def mean_tokens_per_step(replies: Sequence[Reply]) -> float | None:
+    """Over all rounds of all replies."""
+    return tokens_per_step(sum(len(reply.token_ids) for reply in replies), len(replies), sum(reply.rounds for reply in replies))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +88,28 @@ class Progress:
     done: list[bool]
 
 
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What decodes the batches of one bucket, compiled: `loop.start` of (target, *inputs), `loop.run` of (target, drafter, state,
+    rounds), with their static arguments."""
+
+    start: jax.stages.Compiled
+    run: jax.stages.Compiled
+
+
+def compile_programs(
+    target: Target, drafter, inputs: tuple, bucket: prefill.Bucket, shape: loop.Shape, propose: loop.Propose = loop.propose
+) -> Programs:
+    """Compiles both programs, beside each other, for the mesh that is set; nothing runs."""
+    start = loop.start.lower(target, *inputs, bucket)
+    state = jax.eval_shape(loop.start, target, *inputs, bucket=bucket)
+    run = loop.run.lower(target, drafter, state, jnp.int32(0), shape, propose)
+    with ThreadPoolExecutor(2) as pool:
+        return Programs(*pool.map(lambda lowered: lowered.compile(), (start, run)))
+
+
 class Engine:
-    """A target, perhaps a head, and the shape of a round; decodes batches of prompts.
+    """A target, perhaps a head, and the shape of a round; decodes batches of prompts on the mesh that the target lies on.
 
     ``drafter`` is the head as it decodes: a slim one with a draft vocabulary has its columns of the target's LM head by itself.
     ``compile_seconds`` adds up what was spent on compiling, ``first_token_seconds`` is the newest batch's prefill time.
@@ -83,12 +119,14 @@ class Engine:
         self, target: Target, drafter: Drafter | None = None, shape: loop.Shape = loop.Shape(), stop_ids: Sequence[int] = ()
     ):
         self.target = target
-        self.drafter = vocabulary.untied(drafter, target) if drafter is not None else None
+        self.mesh: jax.sharding.Mesh = target.norm[...].sharding.mesh
+        with jax.set_mesh(self.mesh):
+            self.drafter = vocabulary.untied(drafter, target) if drafter is not None else None
         self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
         self.stop_ids = np.asarray(sorted(stop_ids) or [-1], np.int32)
         self.compile_seconds = 0.0
         self.first_token_seconds = 0.0
-        self._compiled: set[tuple] = set()
+        self._programs: dict[tuple, Programs] = {}
 
     def autoregressive(self) -> "Engine":
         """The same target without the head: plain decoding, by the same loop."""
@@ -126,21 +164,25 @@ class Engine:
         same program.
         """
         inputs, bucket = self.prepare(prompts, sampling, limits, seeds, rows)
-        self._compile(inputs, bucket)
+        programs = self._programs_of(inputs, bucket)
         began = time.perf_counter()
-        state = loop.start(self.target, *inputs, bucket)
-        jax.block_until_ready(state)
+        state = self._on_mesh(programs.start, self.target, *inputs)
         self.first_token_seconds = time.perf_counter() - began
         finished_at: dict[int, float] = {}
         progress, count = self._report(state, len(prompts), seeds, began, finished_at), rounds or 1
         yield progress
         while not all(progress.done):
             looked = time.perf_counter()
-            state = loop.run(self.target, self.drafter, state, count, self.shape)
+            state = self._on_mesh(programs.run, self.target, self.drafter, state, np.int32(count))
             progress = self._report(state, len(prompts), seeds, began, finished_at)
             if rounds is None:
                 count = max(1, int(count * min(2.0, LOOK_SECONDS / (time.perf_counter() - looked))))
             yield progress
+
+    def _on_mesh(self, call: Callable, *arguments):
+        """The result of a call once it is there. A mesh belongs to a thread, so it is set for each call and not kept."""
+        with jax.set_mesh(self.mesh):
+            return jax.block_until_ready(call(*arguments))
 
     def prepare(
         self, prompts, sampling: Sampling, limits: Limits, seeds, rows: int = 0
@@ -158,38 +200,28 @@ class Engine:
             tokens[row, : len(prompt)] = prompt
         lengths = [len(prompt) for prompt in prompts] + [1] * pad
         by_row = functools.partial(_column, rows=rows)
-        policy = sample.Policy(
-            temperature=by_row(sampling.temperature or 1.0, np.float32),
-            top_k=by_row(sampling.top_k, np.int32),
-            top_p=by_row(sampling.top_p, np.float32),
-            keys=_keys(_column([*seeds, *[0] * pad], np.uint32, rows)),
-            sampled=sampling.temperature > 0,
-            filtered=sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1),
-            rule=sampling.rule,
-        )
-        inputs = (
-            processes.put(tokens, "data", None),
-            by_row(lengths, np.int32),
-            by_row([*allowed, *[0] * pad], np.int32),
-            processes.put(self.stop_ids),
-            policy,
-        )
+        with jax.set_mesh(self.mesh):
+            inputs = (
+                processes.put(tokens, "data", None),
+                by_row(lengths, np.int32),
+                by_row([*allowed, *[0] * pad], np.int32),
+                processes.put(self.stop_ids),
+                _policy(sampling, by_row, [*seeds, *[0] * pad]),
+            )
         return inputs, bucket
 
-    def _compile(self, inputs, bucket: prefill.Bucket) -> None:
-        key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]), self.shape)
-        if key in self._compiled:
-            return
-        began = time.perf_counter()
-        state = loop.start(self.target, *inputs, bucket)
-        # One round is run, too: the first one sets up what later ones use.
-        jax.block_until_ready(loop.run(self.target, self.drafter, state, 1, self.shape))
-        self.compile_seconds += time.perf_counter() - began
-        self._compiled.add(key)
+    def _programs_of(self, inputs: tuple, bucket: prefill.Bucket) -> Programs:
+        key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]))
+        if key not in self._programs:
+            began = time.perf_counter()
+            self._programs[key] = self._on_mesh(compile_programs, self.target, self.drafter, inputs, bucket, self.shape)
+            self.compile_seconds += time.perf_counter() - began
+        return self._programs[key]
 
     def _report(self, state: DecodeState, count: int, seeds, began: float, finished_at: dict[int, float]) -> Progress:
-        names = ("text", "drafted", "count", "rounds", "histogram", "done")
-        host = {name: value[:count] for name, value in processes.fetch({n: getattr(state, n) for n in names}).items()}
+        names = ("text", "drafted", "count", "rounds", "histogram", "done", "failed")
+        fetched = self._on_mesh(processes.fetch, {name: getattr(state, name) for name in names})
+        host = {name: value[:count] for name, value in fetched.items()}
         now = time.perf_counter() - began
         stops = set(self.stop_ids.tolist())
         replies = []
@@ -201,7 +233,7 @@ class Engine:
                 Reply(
                     token_ids=ids,
                     drafted=host["drafted"][row, : len(ids)].tolist(),
-                    finish_reason="stop" if ids and ids[-1] in stops else "length",
+                    finish_reason="error" if host["failed"][row] else "stop" if ids and ids[-1] in stops else "length",
                     rounds=int(host["rounds"][row]),
                     accepted_histogram=host["histogram"][row].tolist(),
                     seconds=finished_at.get(row, now),
@@ -209,6 +241,18 @@ class Engine:
                 )
             )
         return Progress(replies, host["done"].tolist())
+
+
+def _policy(sampling: Sampling, by_row: Callable[..., jax.Array], seeds: Sequence[int]) -> sample.Policy:
+    return sample.Policy(
+        temperature=by_row(sampling.temperature or 1.0, np.float32),
+        top_k=by_row(sampling.top_k, np.int32),
+        top_p=by_row(sampling.top_p, np.float32),
+        keys=_keys(by_row(seeds, np.uint32)),
+        sampled=sampling.temperature > 0,
+        filtered=sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1),
+        rule=sampling.rule,
+    )
 
 
 def _column(value, dtype, rows: int) -> jax.Array:

@@ -11,7 +11,8 @@ from redrafter_jax.model import attention, cache
 from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
 
-CHUNK = 256
+CHUNK = 256  # tokens of a prompt that a pass reads
+FINE = 1024  # tokens, above which buckets are finer than powers of two
 TILE = 16  # slots in a tile of bfloat16 on a TPU; at other counts XLA:TPU lays the cache out otherwise, and copies it in every pass
 
 
@@ -34,12 +35,24 @@ class Bucket:
 
 
 def bucket(prompt: int, new: int, length: int) -> Bucket:
-    """The bucket of a request for at most so many tokens: each rounded up to a power of two, so that similar requests share one."""
-    return Bucket(_power(prompt, 32), _power(new, 64), length)
+    """The bucket of a request for at most so many tokens, such that similar requests share one: each is rounded up to a power of
+    two or, above FINE tokens, to a quarter of one, so that at most a fifth of a long cache is room that no token needs."""
+    return Bucket(_round_up(prompt, 32), _round_up(new, 64), length)
 
 
-def _power(count: int, smallest: int) -> int:
-    return max(smallest, 1 << (count - 1).bit_length())
+def _round_up(count: int, smallest: int) -> int:
+    power = max(smallest, 1 << (count - 1).bit_length())
+    step = power // 8 if power > FINE else power
+    return step * -(-count // step)
+
+
+def prefixes(prompt: int) -> tuple[int, ...]:
+    """How many slots of the cache a chunk of a prompt may attend to: 0, then powers of two of CHUNK, then all that the prompt
+    has. The program has attention to each of them; a chunk takes the least that holds what is before it."""
+    sizes = [0]
+    while sizes[-1] < prompt - CHUNK:
+        sizes.append(min(max(2 * sizes[-1], CHUNK), CHUNK * (-(-prompt // CHUNK) - 1)))
+    return tuple(sizes)
 
 
 def prefill(
@@ -58,7 +71,7 @@ def prefill(
     kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, bucket.slots, config.head_dim, dtype)
     h_BD = jnp.zeros((B, config.hidden_size), dtype, out_sharding=P("data", None))
     chunk = min(T, CHUNK)
-    chunks = -(-T // chunk)
+    chunks, sizes = -(-T // chunk), prefixes(T)
     padded_BT = jnp.pad(prompts_BT, ((0, 0), (0, chunks * chunk - T)))
 
     def read(index, carry):
@@ -70,33 +83,36 @@ def prefill(
         positions_BN = jnp.broadcast_to(start + jnp.arange(chunk), tokens_BN.shape) + jnp.zeros_like(tokens_BN)
         lengths_BN = jnp.broadcast_to(length_B[:, None], tokens_BN.shape)
         before = kv if chunks > 1 else None  # the only chunk has nothing before it to attend to
-        hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN)
+        hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)
         newest_BD = pick(hidden_BND, left_B - 1)
         return cache.append(kv, rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
 
-    kv, h_BD = jax.lax.fori_loop(0, chunks, read, (kv, h_BD))
+    needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
+    kv, h_BD = jax.lax.fori_loop(0, needed, read, (kv, h_BD))
     return _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket)
 
 
 def _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket) -> commit.DecodeState:
     logits_B1V = target.logits(h_BD[:, None])
     noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
-    g_B = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)[:, 0]
+    g_B1, finite_B1 = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)
+    g_B, failed_B = g_B1[:, 0], ~finite_B1[:, 0] & (limit_B > 0)
     zero_B = jnp.zeros_like(g_B)
-    count_B, done_B = commit.ends(g_B[:, None], zero_B + 1, zero_B, limit_B, stop_ids)
+    count_B, done_B = commit.ends(g_B[:, None], jnp.where(failed_B, 0, 1), zero_B, limit_B, stop_ids)
     room = bucket.new + bucket.length + 1
     text_BT = jnp.zeros((g_B.shape[0], room), jnp.int32, out_sharding=P("data", None))
     return commit.DecodeState(
         cache=kv,
         h=h_BD,
         g=g_B,
-        text=commit.write(text_BT, g_B[:, None], zero_B),
+        text=commit.write(text_BT, g_B[:, None], zero_B, count_B),
         drafted=text_BT > 0,
         count=count_B,
         limit=limit_B,
         stop_ids=stop_ids,
-        done=done_B,
+        done=done_B | failed_B,
+        failed=failed_B,
         rounds=zero_B,
         histogram=jnp.zeros((g_B.shape[0], bucket.length + 1), jnp.int32, out_sharding=P("data", None)),
         policy=policy,

@@ -57,7 +57,8 @@ def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
     scaled = logits_BNV / policy.temperature[:, None, None]
     if not policy.filtered:
         return scaled
-    return jnp.where(scaled >= _smallest_kept(policy, scaled)[..., None], scaled, -jnp.inf)
+    # Such that a NaN is kept, to be noticed (`choose`), whatever is kept beside it.
+    return jnp.where(scaled < _smallest_kept(policy, scaled)[..., None], -jnp.inf, scaled)
 
 
 def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
@@ -102,10 +103,11 @@ def _as_float(ordered: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.where(ordered < 0, ordered ^ jnp.int32(0x7FFFFFFF), ordered), jnp.float32)
 
 
-def choose(warped_BNV: jax.Array, noise_BNV: jax.Array | None) -> jax.Array:
-    """The target's own next token at each node, ``[B, N]`` int32."""
+def choose(warped_BNV: jax.Array, noise_BNV: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The target's own next token at each node, ``[B, N]`` int32; and whether it is one, ``[B, N]`` bool: where a logit is NaN
+    or Inf, or none is left, the largest score is not finite and the token means nothing."""
     scores = warped_BNV if noise_BNV is None else warped_BNV + noise_BNV
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32), jnp.isfinite(jnp.max(scores, axis=-1))
 
 
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

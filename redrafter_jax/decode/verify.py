@@ -21,7 +21,8 @@ class Verdict:
 
     accepted: ``[B]`` int32, drafted tokens accepted, 0..L; emitted: ``[B, M]`` int32, the accepted tokens and then the
     target's own next one, arbitrary after that; g: ``[B]``, that next one; h: ``[B, D]``, the hidden state that chose it;
-    rows: keys and values of the root and the accepted nodes, ``[B, K, M, C]``, of which ``accepted + 1`` count.
+    rows: keys and values of the root and the accepted nodes, ``[B, K, M, C]``, of which ``accepted + 1`` count;
+    finite: ``[B]`` bool, whether the logits of every node on the accepted path are finite. Where not, nothing else holds.
     """
 
     accepted: jax.Array
@@ -29,6 +30,7 @@ class Verdict:
     g: jax.Array
     h: jax.Array
     rows: KVRows
+    finite: jax.Array
 
 
 def verify(target: Target, tree: Tree, cache: KVCache, policy: sample.Policy, noise_BMV: jax.Array | None, length: int) -> Verdict:
@@ -36,13 +38,13 @@ def verify(target: Target, tree: Tree, cache: KVCache, policy: sample.Policy, no
     hidden_BND, rows = score(target, tree, cache)
     warped_BNV = sample.warp(policy, target.logits(hidden_BND))
     noise_BNV = None if noise_BMV is None else pick(noise_BMV, tree.depth)
-    choice_BN = sample.choose(warped_BNV, noise_BNV)
+    choice_BN, finite_BN = sample.choose(warped_BNV, noise_BNV)
     if policy.rule == "typical" and policy.sampled:
         agrees_BN = _typical(warped_BNV, tree)
     else:
         agrees_BN = tree.tokens == pick(choice_BN, tree.parent)
     last_B = follow(tree, agrees_BN)
-    return _verdict(tree, last_B, choice_BN, hidden_BND, rows, length)
+    return _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
 
 
 def score(target: Target, tree: Tree, cache: KVCache) -> tuple[jax.Array, KVRows]:
@@ -70,7 +72,7 @@ def _typical(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
     return p_BN > pick(threshold_BN, tree.parent)
 
 
-def _verdict(tree: Tree, last_B, choice_BN, hidden_BND, rows: KVRows, length: int) -> Verdict:
+def _verdict(tree: Tree, last_B, choice_BN, finite_BN, hidden_BND, rows: KVRows, length: int) -> Verdict:
     accepted_B = pick(tree.depth, last_B[:, None])[:, 0]
     on_path_BN = pick(tree.ancestors, last_B)
     depths = jnp.arange(length + 1)
@@ -82,4 +84,5 @@ def _verdict(tree: Tree, last_B, choice_BN, hidden_BND, rows: KVRows, length: in
     drafted_BM = jnp.concatenate([jax.sharding.reshard(part, P("data", None)) for part in parts], axis=1)
     emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
     h_BD = pick(hidden_BND, last_B)
-    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM))
+    finite_B = jnp.all(finite_BN | ~on_path_BN, axis=-1)
+    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM), finite_B)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model.cache import KVCache
+from redrafter_jax.model.layers import product
 
 DEAD = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
 
@@ -30,6 +31,7 @@ def attend(
     visible_BNN: jax.Array,
     cached: tuple[jax.Array, jax.Array, jax.Array] | None,
     seen_BNS: jax.Array | None = None,
+    prefixes: tuple[int, ...] = (),
 ) -> jax.Array:
     """Softmax attention in float32; returns ``[B, N, H, C]`` in the dtype of the queries.
 
@@ -37,7 +39,14 @@ def attend(
       visible_BNN: which of the N tokens each of the N tokens sees.
       cached: keys ``[B, K, S, C]``, values ``[B, K, S, C]`` and length ``[B]`` of the cache; None for an empty one.
       seen_BNS: which of the cache's slots each token sees, if not all of the live ones.
+      prefixes: numbers of slots, ascending. Only the first so many are read, as few of these numbers as hold every row's live
+        ones; () reads all slots. The last one should be as many as can be live.
     """
+    if cached is not None and prefixes:
+        keys, values, length_B = cached
+        attends = [functools.partial(_attend_to_prefix, size) for size in prefixes]
+        which = jnp.sum(jnp.max(length_B) > jnp.array(prefixes[:-1], jnp.int32))
+        return jax.lax.switch(which, attends, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys, values, length_B)
     B, N, H, C = q_BNHC.shape
     K = k_BKNC.shape[1]
     G = H // K
@@ -66,13 +75,18 @@ def attend(
     return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
 
 
+def _attend_to_prefix(size: int, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys_BKSC, values_BKSC, length_B) -> jax.Array:
+    cached = (keys_BKSC[:, :, :size], values_BKSC[:, :, :size], length_B) if size else None
+    return attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached)
+
+
 def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array) -> jax.Array:
-    scores = jnp.einsum("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
+    scores = product("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
     return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), DEAD)
 
 
 def _mix(weights_BKMS: jax.Array, v_BKSC: jax.Array) -> jax.Array:
-    return jnp.einsum("bkms,bksc->bkmc", weights_BKMS, v_BKSC, preferred_element_type=jnp.float32)
+    return product("bkms,bksc->bkmc", weights_BKMS, v_BKSC, preferred_element_type=jnp.float32)
 
 
 def layer_of(cache: KVCache | None, layer: int) -> tuple[jax.Array, jax.Array, jax.Array] | None:

@@ -74,7 +74,7 @@ class Dense(nnx.Module):
     def times(self, x: jax.Array, rows: slice) -> jax.Array:
         """x W, of these rows of W alone."""
         out = P("data", *[None] * (x.ndim - 2), "model")
-        return jnp.einsum("...i,io->...o", x, layers.laid(self.weight, COLUMNS)[rows], out_sharding=out)
+        return layers.product("...i,io->...o", x, layers.laid(self.weight, COLUMNS)[rows], out_sharding=out)
 
 
 class Drafter(nnx.Module):
@@ -140,7 +140,7 @@ class Drafter(nnx.Module):
         of_target = layers.laid(target.lm_head, COLUMNS)
         columns = self.drafted(of_target) if self.lm_head is None else layers.laid(self.lm_head, COLUMNS)
         out = P("data", *[None] * (exit_.ndim - 2), "model")
-        return jnp.einsum("...e,ev->...v", exit_, columns, out_sharding=out).astype(jnp.float32)
+        return layers.product("...e,ev->...v", exit_, columns, out_sharding=out).astype(jnp.float32)
 
     def drafted(self, values: jax.Array) -> jax.Array:
         """Of values for every token of the target ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, split as

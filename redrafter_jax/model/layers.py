@@ -37,6 +37,13 @@ def gathered(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, P("data", *[None] * (x.ndim - 1)))
 
 
+def product(subscripts: str, x: jax.Array, y: jax.Array, **options) -> jax.Array:
+    """`jnp.einsum` of two arrays, by which every matrix of the package is multiplied. Float32 operands are multiplied as
+    float32 on every device: TPUs and GPUs would by default round them to bfloat16 or TF32 first."""
+    is_float32 = jnp.result_type(x, y) == jnp.float32
+    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST if is_float32 else None, **options)
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype."""
     wide = x.astype(jnp.float32)

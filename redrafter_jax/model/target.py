@@ -44,7 +44,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         weight = layers.laid(self.weight, self.spec)
-        y = jnp.einsum("bni,io->bno", x_BND, weight, out_sharding=P("data", None, self.spec[1]))
+        y = layers.product("bni,io->bno", x_BND, weight, out_sharding=P("data", None, self.spec[1]))
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -69,7 +69,7 @@ class Block(nnx.Module):
         self.up = Linear(keys[5], (D, F), COLUMNS, dtype, config.mlp_bias)
         self.down = Linear(keys[6], (F, D), ROWS, dtype, config.mlp_bias)
 
-    def __call__(self, x_BND, table, visible_BNN, cached, seen_BNS=None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(self, x_BND, table, visible_BNN, cached, seen_BNS=None, prefixes=()) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
         B, N, _ = x_BND.shape
         C, eps = config.head_dim, config.rms_norm_eps
@@ -78,7 +78,7 @@ class Block(nnx.Module):
         k_BNKC = layers.rotate(_heads(self.k(normed), C), table)
         v_BNKC = _heads(self.v(normed), C)
         k_BKNC, v_BKNC = k_BNKC.transpose(0, 2, 1, 3), v_BNKC.transpose(0, 2, 1, 3)
-        mixed = attention.attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached, seen_BNS)
+        mixed = attention.attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached, seen_BNS, prefixes)
         x_BND = x_BND + self.o(jnp.reshape(mixed, (B, N, -1), out_sharding=P("data", None, "model")))
         normed = layers.rms_norm(x_BND, self.post_norm[...], eps)
         x_BND = x_BND + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
@@ -120,12 +120,13 @@ class Target(nnx.Module):
         kv: cache.KVCache | None = None,
         lengths_BN: jax.Array | None = None,
         seen_BNS: jax.Array | None = None,
+        prefixes: tuple[int, ...] = (),
     ) -> tuple[jax.Array, cache.KVRows]:
         """Hidden states ``[B, N, D]`` after the last norm, and the keys and values of the N tokens.
 
         ``lengths``: for `dynamic` rotary scaling, the length of the text that each token arrives with; a token that is
         decoded arrives alone (position + 1, the default), the tokens of a prompt together. ``seen``: which slots of the
-        cache each token sees, if not all of the live ones.
+        cache each token sees, if not all of the live ones. ``prefixes``: see `attention.attend`.
         """
         config = self.config
         lengths_BN = positions_BN + 1 if lengths_BN is None else lengths_BN
@@ -133,7 +134,7 @@ class Target(nnx.Module):
         x_BND = self.embed(tokens_BN)
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
-            x_BND, k, v = block(x_BND, table, visible_BNN, attention.layer_of(kv, layer), seen_BNS)
+            x_BND, k, v = block(x_BND, table, visible_BNN, attention.layer_of(kv, layer), seen_BNS, prefixes)
             keys.append(k)
             values.append(v)
         return layers.rms_norm(x_BND, self.norm[...], config.rms_norm_eps), cache.KVRows(tuple(keys), tuple(values))
@@ -141,5 +142,4 @@ class Target(nnx.Module):
     def logits(self, hidden_BND: jax.Array) -> jax.Array:
         """float32 ``[B, N, V]``, split over ``model`` in V."""
         out = P("data", *[None] * (hidden_BND.ndim - 2), "model")
-        product = jnp.einsum("...d,dv->...v", hidden_BND, layers.laid(self.lm_head, COLUMNS), out_sharding=out)
-        return product.astype(jnp.float32)
+        return layers.product("...d,dv->...v", hidden_BND, layers.laid(self.lm_head, COLUMNS), out_sharding=out).astype(jnp.float32)

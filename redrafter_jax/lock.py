@@ -45,7 +45,10 @@ def folder(path: pathlib.Path, what: str) -> Iterator[None]:
     """
     made = [each for each in (path, *path.parents) if not each.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{what}: the folder {path} cannot be made ({error.strerror})") from None
         with _locked(path / IN_FOLDER, f"{what}: {path}", "folder"):
             yield
     finally:

@@ -46,7 +46,10 @@ def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
     head that is not in its place, a configuration or a log that is not of `train.main`."""
     claims.check_folder(folder, "--output")
     places: list[tuple[str, epath.PathLike]] = [("--output", folder)]
-    places += [("--checkpoints", checkpoints)] if checkpoints else []
+    if checkpoints:
+        places.append(("--checkpoints", checkpoints))
+        if "://" not in checkpoints:
+            claims.check_folder(pathlib.Path(checkpoints), "--checkpoints")
     for what, place in places:
         claims.check_no_model(place, what)
         file = epath.Path(place) / CONFIGURATION

@@ -1,8 +1,8 @@
 """What tells two folders of models apart: a hash of every byte that decides what a model writes.
 
-Hashing large weights takes as long as reading them (2.0 GB/s of one core's time, AMD EPYC with SHA instructions), so the hash of a weight file is remembered, with the file's size, inode and
-times, in a small file of the user's; a later start asks the file system only. Not here: what the files mean (`config.py`,
-`weights.py`).
+Hashing large weights takes as long as reading them (2.0 GB/s of one core's time, AMD EPYC with SHA instructions; files are
+hashed side by side), so the hash of a weight file is remembered, with the file's size, inode and times, in a small file of the
+user's; a later start asks the file system only. Not here: what the files mean (`config.py`, `weights.py`).
 """
 
 import concurrent.futures

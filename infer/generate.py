@@ -75,7 +75,8 @@ class Options:
     max_length: int | None = None
     """Tokens of prompt and reply together at most; by default the target's context."""
     cache_dir: pathlib.Path | None = None
-    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default ~/.cache/redrafter_jax."""
+    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default
+    ~/.cache/redrafter_jax."""
     no_color: bool = False
     """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
     mesh: tuple[int, int] | None = None

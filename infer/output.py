@@ -120,9 +120,9 @@ class Lines:
 
 
 _FOREIGN = (
-    "--output: {path}:{number} belongs to another run (other files of the pair, another prompt or option that decides the reply;"
-    " in bfloat16 also another --batch-size or --mesh; of several processes also another number of them, or another --batch-size);"
-    " name another file, or remove this one"
+    "--output: {path}:{number} belongs to another run (other files of the pair, another prompt or option that decides the"
+    " reply; in bfloat16 also another --batch-size or --mesh; of several processes also another number of them, or another"
+    " --batch-size); name another file, or remove this one"
 )
 
 

@@ -44,4 +44,4 @@ def check_cache(folder: pathlib.Path) -> None:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in names if not OF_A_CACHE.fullmatch(name)]
     if foreign:
-        raise BadInput(f"--cache-dir: {folder} holds files ({foreign[0]}) that are no compiled programs; name another folder")
+        raise BadInput(f"--cache-dir: {folder} holds files ({foreign[0]}) that are no programs; name another folder")

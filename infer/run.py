@@ -56,7 +56,9 @@ def run(options, given: list[prompts.Prompt]) -> int:
     session.generate()
     code = exit_code(session.failed, len(ids))
     is_demonstration = given[0].where == "the default prompt" and options.decoding == "speculative"
-    return compare_both(options, loaded, ids, seeds, runs) if is_demonstration and session.streams and code == 0 else code
+    if is_demonstration and session.streams and code == 0:
+        return compare_both(options, loaded, ids, seeds, runs)
+    return code
 
 
 def shape_of(options) -> Shape:
@@ -86,14 +88,14 @@ def exit_code(failed: int, count: int) -> int:
     """1 where some of the replies ended in an error, which is said in one sentence; else 0."""
     if failed:
         processes.say(
-            f"error: {failed} of {count} replies ended early, for the target's logits were not finite; check the weights of"
-            " --target, and --dtype",
+            f"error: {failed} of {count} replies ended early, for the target's logits were not finite; check the"
+            " weights of --target, and --dtype",
             sys.stderr,
         )
     return 1 if failed else 0
 
 
-def runs_of(options, plan: pair.Plan, shape: Shape | None, tokenizer, ids: list[list[int]], seeds: list[int]) -> list[str]:
+def runs_of(options, plan: pair.Plan, shape: Shape | None, tokenizer, ids: Sequence, seeds: list[int]) -> list[str]:
     """What each line of the output carries: all that decides the reply, and the head and shape that its figures are of."""
     if options.output is None and not options.json:
         return [""] * len(ids)  # there are no lines, and large files take long to read
@@ -115,8 +117,8 @@ def lines_of(path: pathlib.Path, runs: list[str]) -> output.Lines:
 
 
 def share_out(session: "Session") -> int:
-    """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process merges.
-    Returns how many replies ended in an error, of all those that this process knows."""
+    """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process
+    merges. Returns how many replies ended in an error, of all those that this process knows."""
     options, index, count = session.options, processes.index(), processes.count()
     shares = output.shares(len(session.ids), options.batch_size, count)
     session.numbers = [number for number in shares[index] if number >= session.lines.done]
@@ -218,7 +220,8 @@ def compare_both(options, loaded: pair.Pair, ids, seeds, runs) -> int:
             print(json.dumps(line))
     if result.first_difference is not None and is_exact(options) and options.dtype == "float32":
         return 1
-    return exit_code(sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies), len(ids))
+    failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
+    return exit_code(failed, len(ids))
 
 
 def converse(options, plan: pair.Plan, tokenizer, shape: Shape | None) -> int:

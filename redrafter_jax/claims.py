@@ -1,7 +1,7 @@
 """What a command may write over: nothing but what it wrote itself. Commands say by what they know their own.
 
-Nothing here writes. ``what`` names, in errors, the option or argument that a path came from. Not here: that two processes do not
-write at once (`lock.py`).
+Nothing here writes. ``what`` names, in errors, the option or argument that a path came from. Not here: that two
+processes do not write at once (`lock.py`).
 """
 
 import contextlib
@@ -50,15 +50,19 @@ def check_replaceable(path: pathlib.Path, what: str, is_ours: Callable[[bytes], 
     with open(path, "rb") as opened:
         beginning = opened.read(BEGINNING)
     if beginning and not is_ours(beginning):
-        raise BadInput(f"{what}: {path} is not {ours}, so it is not written over; name another file, or remove this one")
+        raise BadInput(f"{what}: {path} is not {ours} and is kept; name another file, or remove this one")
 
 
 def check_picture(path: pathlib.Path, what: str, software: str) -> None:
-    """Raises BadInput unless a picture can be written there: a PNG file that is not there yet, or one of ours, which has a text
-    chunk `Software` that says ``software``."""
+    """Raises BadInput unless a picture can be written there: a PNG file that is not there yet, or one of ours, whose
+    text chunk `Software` says ``software``."""
     if path.suffix.lower() != ".png":
         raise BadInput(f"{what}: {path} should end in .png, which is the format of the picture")
-    check_replaceable(path, what, lambda beginning: _software(beginning) == software, f"a picture that {software} wrote")
+
+    def is_ours(beginning: bytes) -> bool:
+        return _software(beginning) == software
+
+    check_replaceable(path, what, is_ours, f"a picture that {software} wrote")
 
 
 def check_folder(folder: pathlib.Path, what: str) -> None:
@@ -97,16 +101,17 @@ def model_in(folder: epath.PathLike) -> str | None:
 
 
 def check_head(folder: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless a head can be exported to a folder: one that holds none of the files of a head, or an earlier export,
-    which is known by its card."""
+    """Raises BadInput unless a head can be exported to a folder: one that holds none of the files of a head, or an
+    earlier export, which is known by its card and may be unfinished."""
     check_folder(folder, what)
     taken = [name for name in ("config.json", "model.safetensors", "README.md") if (folder / name).exists()]
     found = model_in(folder) or (taken[0] if taken else None)
     card, config = folder / "README.md", folder / "config.json"
     has_our_card = card.is_file() and card.read_bytes().startswith(CARD_BEGINS.encode())
-    is_ours = has_our_card and (not config.exists() or _is_of_a_head(json_object(config) or {}))  # it may have been cut off
+    is_unfinished = not config.exists()
+    is_ours = has_our_card and (is_unfinished or _is_of_a_head(json_object(config) or {}))
     if found is not None and not is_ours:
-        raise BadInput(f"{what}: {folder} holds {found}, which is not of an earlier export of a head; name another folder")
+        raise BadInput(f"{what}: {folder} holds {found}, not of an earlier export of a head; name another folder")
 
 
 def _is_of_a_head(config: dict) -> bool:
@@ -119,7 +124,7 @@ def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:
     """Raises BadInput where a folder, which need not be there, holds anything but hidden files; ``whose`` it is not."""
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
     if names:
-        raise BadInput(f"{what}: {folder} holds files ({min(names)}) that are not of {whose}; name another folder, or an empty one")
+        raise BadInput(f"{what}: {folder} holds files ({min(names)}) that are not of {whose}; name an empty folder")
 
 
 @contextlib.contextmanager

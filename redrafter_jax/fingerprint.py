@@ -1,8 +1,8 @@
 """What tells two folders of models apart: a hash of every byte that decides what a model writes.
 
-Hashing large weights takes as long as reading them (2.0 GB/s of one core's time, AMD EPYC with SHA instructions; files are
-hashed side by side), so the hash of a weight file is remembered, with the file's size, inode and times, in a small file of the
-user's; a later start asks the file system only. Not here: what the files mean (`config.py`, `weights.py`).
+Hashing large weights takes as long as reading them (2.0 GB/s of one core's time, AMD EPYC with SHA instructions; files
+are hashed side by side). So the hash of a weight file is remembered, with the file's size, inode and times, in a small
+file of the user's, and a later start asks the file system only. Not here: what the files mean (`config.py`, `weights.py`).
 """
 
 import concurrent.futures
@@ -17,7 +17,7 @@ import time
 from redrafter_jax import processes
 
 MEMORY = pathlib.Path("~/.cache/redrafter_jax/fingerprints.json")
-SETTLED = 2.0  # seconds: a file that changed as recently may change again within the same tick of its file system's clock
+SETTLED = 2.0  # seconds; a file that changed later may change again within the same tick of its file system's clock
 THREADS = 4  # hashing lets go of Python's lock; more threads than this read no faster from one disk
 INDEX = "model.safetensors.index.json"
 SMALL = (
@@ -37,11 +37,11 @@ SMALL = (
 
 
 def fingerprint(folder: pathlib.Path | None) -> str:
-    """The SHA-256 of a model's files, names and contents: configuration, generation configuration, tokenizer, chat templates,
-    index, and the weights that the model consists of. Other files of the folder do not count. ``None``: no model.
+    """The SHA-256 of a model's files, names and contents: configuration, generation configuration, tokenizer, chat
+    templates, index, and the weights that the model consists of; no other files of the folder. ``None``: no model.
 
-    It changes with every byte of them, with one exception: a weight file that was hashed before and was then changed in place
-    by something that put back its size, its inode, and both its times (of content and of inode) is taken for the old one.
+    It changes with every byte of them, with one exception. A weight file that was hashed before and then changed in
+    place, by something that put back its size and both its times (of content and of inode), is taken for the old one.
 
     Raises:
       OSError: a file cannot be read.
@@ -71,19 +71,19 @@ def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
 def _remembered(paths: list[pathlib.Path]) -> list[str]:
     """The hash of each file; only those that are not known as they are now are read."""
     file = MEMORY.expanduser()
-    known, names, before = _read(file), [str(path.resolve()) for path in paths], [_state(path) for path in paths]
-    found = {name: known[name][-1] for name, state in zip(names, before, strict=True) if known.get(name, [])[:-1] == state}
-    unknown = [(name, path, state) for name, path, state in zip(names, paths, before, strict=True) if name not in found]
-    if not unknown:
-        return [found[name] for name in names]
-    latest = time.time_ns() - int(SETTLED * 1e9)
-    with concurrent.futures.ThreadPoolExecutor(min(THREADS, processes.cores(), len(unknown))) as pool:
-        found |= dict(zip([name for name, _, _ in unknown], pool.map(_hash, [path for _, path, _ in unknown]), strict=True))
-    new = {name: [*state, found[name]] for name, path, state in unknown if state == _state(path) and max(state[-2:]) < latest}
-    if new:
+    known, places = _read(file), [path.resolve() for path in paths]
+    states = {place: _state(place) for place in places}
+    found = {place: known[str(place)][-1] for place in places if known.get(str(place), [])[:-1] == states[place]}
+    unknown = [place for place in states if place not in found]
+    if unknown:
+        latest = time.time_ns() - int(SETTLED * 1e9)
+        with concurrent.futures.ThreadPoolExecutor(min(THREADS, processes.cores(), len(unknown))) as pool:
+            found |= dict(zip(unknown, pool.map(_hash, unknown), strict=True))
+        is_settled = {place: states[place] == _state(place) and max(states[place][-2:]) < latest for place in unknown}
+        new = {str(place): [*states[place], found[place]] for place in unknown if is_settled[place]}
         with contextlib.suppress(OSError):  # it can be done without
             _write(file, new)
-    return [found[name] for name in names]
+    return [found[place] for place in places]
 
 
 def _state(path: pathlib.Path) -> list[int]:
@@ -107,6 +107,8 @@ def _read(file: pathlib.Path) -> dict[str, list]:
 
 def _write(file: pathlib.Path, new: dict[str, list]) -> None:
     """Adds to what is remembered, less what is gone; the file changes at once or not at all."""
+    if not new:
+        return
     known = {name: entry for name, entry in _read(file).items() if os.path.exists(name)} | new
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f"{file.name}.", delete=False) as draft:

@@ -1,8 +1,8 @@
-"""One writer at a time: locks on files and folders, that the operating system takes back from a process that ends, however.
+"""One writer at a time: locks on files and folders, which the operating system takes back from a process that ends.
 
-The lock of a file lies beside it (`.NAME.lock`), that of a folder in it (`.redrafter_jax.lock`), and says who has it. It is
-removed at the end; one that a killed process left behind locks nothing. Two hosts see each other's locks where their shared
-file system passes `flock` on (NFS from version 4, Lustre mounted with `flock`), not in a bucket.
+The lock of a file lies beside it (`.NAME.lock`), that of a folder in it (`.redrafter_jax.lock`), and says who has it.
+It is removed at the end; one that a killed process left behind locks nothing. Two hosts see each other's locks where
+their shared file system passes `flock` on (NFS from version 4, Lustre mounted with `flock`), not in a bucket.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 @contextlib.contextmanager
 def file(path: pathlib.Path, what: str) -> Iterator[None]:
-    """While this is open no other process gets the file's lock. ``what`` names it in errors. The file need not be there.
+    """While this is open no other process gets the file's lock. ``what`` names it in errors. It need not be there.
 
     Raises:
       BadInput: another process has the lock, or its folder cannot be written.
@@ -38,7 +38,7 @@ def file(path: pathlib.Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path, what: str) -> Iterator[None]:
-    """As `file`, of a folder, which is made where it is not there, and removed at the end where nothing was put into it.
+    """As `file`, of a folder, which is made where it is not there, and removed at the end where it is then empty.
 
     Raises:
       BadInput: another process has the lock, or the folder cannot be made or written.
@@ -63,18 +63,19 @@ def _locked(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise BadInput(f"{name} is being written by another process{_holder(place)}; wait for it or name another {kind}") from None
+        who = f"another process{_holder(place)}"
+        raise BadInput(f"{name} is being written by {who}; wait for it or name another {kind}") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise BadInput(f"{name} cannot be locked: {place} cannot be written ({error.strerror})") from None
-        print(f"note: {name} has no lock, which its file system does not know; let no other process write it", file=sys.stderr)
+        print(f"note: {name} has no lock, for its file system has none; let no other process write it", file=sys.stderr)
         yield
         return
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            place.unlink()  # still locked, so whoever has it open already finds that it has no name, and gets none of it
+            place.unlink()  # still locked: whoever has opened it sees then that it has no name, and starts over
         lock.release()
 
 

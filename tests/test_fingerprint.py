@@ -13,7 +13,8 @@ from tests.texts import with_tokenizer
 @pytest.fixture
 def model(tmp_path):
     folder = with_tokenizer(tmp_path / "model", template=True)
-    for name in ("generation_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model", "merges.txt"):
+    more = ("generation_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model", "merges.txt")
+    for name in more:
         (folder / name).write_text("{}")
     return folder
 
@@ -71,7 +72,8 @@ def test_the_files_that_an_index_names_are_the_weights(tmp_path):
     folder.mkdir()
     for name in ("model-1.safetensors", "model-2.safetensors", "other.safetensors"):
         (folder / name).write_bytes(name.encode())
-    (folder / fingerprint.INDEX).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    named = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (folder / fingerprint.INDEX).write_text(json.dumps({"weight_map": named}))
     before = fingerprint.fingerprint(folder)
     flip(folder / "other.safetensors", 0.5)
     assert fingerprint.fingerprint(folder) == before

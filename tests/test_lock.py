@@ -48,14 +48,15 @@ def test_a_link_to_a_file_has_the_files_lock(tmp_path):
 
 
 def test_a_folder_that_was_made_for_its_lock_is_removed_where_nothing_was_put_into_it(tmp_path):
+    run = tmp_path / "deep" / "run"
     for file in (None, "config.json"):
-        with lock.folder(tmp_path / "deep" / "run", "--output"):
-            with pytest.raises(BadInput, match="run is being written"), lock.folder(tmp_path / "deep" / "run", "--output"):
+        with lock.folder(run, "--output"):
+            with pytest.raises(BadInput, match="run is being written"), lock.folder(run, "--output"):
                 pass
             if file:
-                (tmp_path / "deep" / "run" / file).touch()
+                (run / file).touch()
         assert (tmp_path / "deep").exists() == bool(file)
-    assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["config.json"]
+    assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):

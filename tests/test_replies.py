@@ -1,4 +1,4 @@
-"""Files of replies: gone on with only by the very run that began them, and never with a reply that ended in an error."""
+"""Files of replies: gone on with by the run that began them alone; a reply that ends in an error is no success."""
 
 import dataclasses
 import json
@@ -106,7 +106,7 @@ def test_a_reply_that_ends_in_an_error_is_written_and_said(command, tmp_path):
 
 @pytest.fixture
 def distilling(model, tmp_path, monkeypatch, capsys):
-    """Runs `train.distill` on six questions, with the fake engine; returns exit code and the last line of standard error."""
+    """Runs `train.distill` on six questions, with the fake engine; returns exit code and the last line on stderr."""
     monkeypatch.setattr(distill, "Engine", Fake)
     monkeypatch.setattr(distill.weights, "load_target", lambda *_: None)
     turns = [[("user", f"{n} and {n}?"), ("assistant", "x")] for n in range(6)]
@@ -135,9 +135,11 @@ def test_a_prompt_that_is_answered_twice_is_refused_by_its_line(distilling, tmp_
     output = tmp_path / "own.jsonl"
     assert distilling()[0] == 0
     whole = output.read_text()
-    for more, told in ((whole, "own.jsonl:7 answers prompt 0, as line 1 does"), ('{"number": 6}\n', "own.jsonl:7 is no reply to")):
+    foreign = '{"number": 6}\n'
+    for more, told in ((whole, ":7 answers prompt 0, as line 1 does"), (foreign, ":7 is no reply to a prompt")):
         output.write_text(whole + more)
-        assert distilling()[0:1] == (2,) and told in distilling()[1]
+        code, error = distilling()
+        assert code == 2 and f"own.jsonl{told}" in error
         assert output.read_text() == whole + more
 
 
@@ -168,7 +170,7 @@ def test_a_reply_that_ends_in_an_error_is_not_written(distilling, tmp_path, monk
 
     monkeypatch.setattr(Fake, "stream", third_fails)
     code, told = distilling()
-    assert code == 2 and told.startswith("error: --target: the target's logits are not finite at prompt 3; nothing of its batch")
+    assert code == 2 and told.startswith("error: --target: the target's logits are not finite at prompt 3; nothing of")
     lines = (tmp_path / "own.jsonl").read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1]
 

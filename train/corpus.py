@@ -144,7 +144,7 @@ def check_output(folder: pathlib.Path) -> None:
     for name in ("train", "held_out"):
         claims.check_empty(folder / name, "--output", "train.corpus")
     if (folder / RECORD).exists():
-        raise BadInput(f"--output: {folder / RECORD} is not of train.corpus, so it is not written over; name another folder")
+        raise BadInput(f"--output: {folder / RECORD} is not of train.corpus and is kept; name another folder")
 
 
 def command(arguments: list[str] | None = None) -> int:

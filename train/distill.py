@@ -31,8 +31,8 @@ BATCH = 64
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
 MOST_NODES = 4096  # of a tree, as in `infer.generate`
 LARGEST_SEED = 2**32 - 1
-FILES = ("output", "target", "conversations", "text", "drafter")  # compared by what is in them, not by what they are called
-SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch or tree
+FILES = ("output", "target", "conversations", "text", "drafter")  # compared by their contents, not by their names
+SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +173,13 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
         for first in range(0, len(left), options.batch_size):
             batch = left[first : first + options.batch_size]
             seeds = [options.seed + number for number, _ in batch]
-            answers = list(engine.generate([prompt for _, prompt in batch], sampling, limits, seeds, options.batch_size))
+            asked = [prompt for _, prompt in batch]
+            answers = list(engine.generate(asked, sampling, limits, seeds, options.batch_size))
             for (number, _), reply in zip(batch, answers, strict=True):
                 if reply.finish_reason == "error":
                     raise BadInput(
-                        f"--target: the target's logits are not finite at prompt {number}; nothing of its batch was written;"
-                        f" check the weights of {options.target}, and --dtype"
+                        f"--target: the target's logits are not finite at prompt {number}; nothing of its batch was"
+                        f" written; check the weights of {options.target}, and --dtype"
                     )
             lines = [
                 {"token_ids": prompt + reply.token_ids, "prompt_tokens": len(prompt), "number": number}
@@ -189,7 +190,7 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
 
 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:
-    """All that decides the replies, as JSON holds it: the options, the ids that end one, the mesh, and what is in the files."""
+    """All that decides the replies, as JSON holds it: options, the ids that end one, the mesh, what is in the files."""
     kind = "conversations" if options.conversations else "text"
     data = builders.Source(kind, options.conversations or options.text, str(options.target))
     settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in FILES}

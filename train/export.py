@@ -60,8 +60,8 @@ def main(options: Options) -> None:
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
     if configuration.get("target") not in (None, fingerprint.fingerprint(options.target)):
         raise BadInput(
-            f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights or"
-            " tokenizer differ; give the folder that train.main was given, as it was then"
+            f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights"
+            " or tokenizer differ; give the folder that train.main was given, as it was then"
         )
     fields = {field.name for field in dataclasses.fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in configuration.items() if name in fields})

@@ -20,19 +20,19 @@ OF_EVERY_RUN = {"steps", "batch", "rate"}  # options that the configuration of a
 
 @contextlib.contextmanager
 def claimed(folder: pathlib.Path, checkpoints: str | None = None) -> Iterator[None]:
-    """While this is open no other run writes to the run's folder, nor to its checkpoints where they are on a disk; of several
-    processes the first takes care of that. A run that ends in an error leaves no empty folders of datasets behind.
+    """While this is open no other run writes to the run's folder, nor to its checkpoints where they are on a disk. Of
+    several processes the first takes care of that. A run that ends in an error leaves no empty folders of datasets.
 
     Raises:
-      BadInput: a folder cannot be written, is another run's at the moment, or holds what is not of a run of `train.main`.
+      BadInput: a folder cannot be written, is in use, or holds what is not of a run of `train.main`.
     """
     check_run(folder, checkpoints)
     with contextlib.ExitStack() as stack:
         if processes.is_first():
             stack.enter_context(lock.folder(folder, "--output"))
             if checkpoints is None or "://" not in checkpoints:
-                saved, what = pathlib.Path(checkpoints or folder / "checkpoints"), "--checkpoints" if checkpoints else "--output"
-                stack.enter_context(lock.folder(saved, what))
+                what = "--checkpoints" if checkpoints else "--output"
+                stack.enter_context(lock.folder(pathlib.Path(checkpoints or folder / "checkpoints"), what))
         try:
             yield
         except BaseException:
@@ -42,7 +42,7 @@ def claimed(folder: pathlib.Path, checkpoints: str | None = None) -> Iterator[No
 
 
 def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
-    """Raises BadInput where the folders of a run cannot be written or hold anything that the run would write over: a model, a
+    """Raises BadInput where the folders of a run cannot be written or hold what the run would write over: a model, a
     head that is not in its place, a configuration or a log that is not of `train.main`."""
     claims.check_folder(folder, "--output")
     places: list[tuple[str, epath.PathLike]] = [("--output", folder)]
@@ -54,11 +54,9 @@ def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
         claims.check_no_model(place, what)
         file = epath.Path(place) / CONFIGURATION
         if file.exists() and not _is_of_a_run(claims.json_object(file)):
-            raise BadInput(f"{what}: {file} is not of a run of train.main, so it is not written over; name another folder")
+            raise BadInput(f"{what}: {file} is not of a run of train.main and is kept; name another folder")
     if (folder / LOG).exists() and not (folder / CONFIGURATION).exists():
-        raise BadInput(
-            f"--output: {folder / LOG} is not of a run of train.main, for {CONFIGURATION} is not there; name another folder"
-        )
+        raise BadInput(f"--output: {folder / LOG} is not of a run of train.main and is kept; name another folder")
     claims.check_head(folder / HEAD, "--output")
 
 

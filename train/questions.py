@@ -17,7 +17,12 @@ class Pieces:
 
 
 def read(
-    conversations: Sequence[pathlib.Path], texts: Sequence[pathlib.Path], pieces: Pieces, tokenizer, room: int, vocab_size: int
+    conversations: Sequence[pathlib.Path],
+    texts: Sequence[pathlib.Path],
+    pieces: Pieces,
+    tokenizer,
+    room: int,
+    vocab_size: int,
 ) -> Iterator[list[int]]:
     """The prompts as token ids, none longer than ``room``; says which records were passed over.
 
@@ -48,4 +53,5 @@ def read(
     for reason in skips.reasons:
         print(f"skipped {reason}", file=sys.stderr)
     if skips.skipped or long:
-        print(f"of {skips.read} records {skips.skipped} are malformed and {long} too long; they are passed over", file=sys.stderr)
+        passed_over = f"{skips.skipped} are malformed and {long} too long"
+        print(f"of {skips.read} records {passed_over}; they are passed over", file=sys.stderr)

@@ -15,8 +15,8 @@ KNOWN_BY = "prompts"  # every file of settings holds it
 
 
 def done(file: pathlib.Path, wanted: dict, numbers: set[int]) -> set[int]:
-    """The numbers of the prompts whose replies the file holds, in whatever order, made with the settings ``wanted``. A line that
-    was cut off is none.
+    """The numbers of the prompts whose replies the file holds, in whatever order, made with the settings ``wanted``. A
+    line that was cut off is none.
 
     Args:
       numbers: of all prompts that the file should hold in the end.
@@ -36,9 +36,8 @@ def done(file: pathlib.Path, wanted: dict, numbers: set[int]) -> set[int]:
         if number not in numbers:
             raise BadInput(f"--output: {file}:{line} is no reply to a prompt of this run; give another file")
         if number in lines:
-            raise BadInput(
-                f"--output: {file}:{line} answers prompt {number}, as line {lines[number]} does; remove one of them, or the file"
-            )
+            both = f"{file}:{line} answers prompt {number}, as line {lines[number]} does"
+            raise BadInput(f"--output: {both}; remove one of them, or the file")
         lines[number] = line
     return set(lines)
 
@@ -90,8 +89,8 @@ def _check_settings(file: pathlib.Path, wanted: dict, is_begun: bool) -> None:
         return
     before = claims.json_object(settings)
     if before is None or KNOWN_BY not in before:
-        what = "the settings that the replies beside it were made with" if is_begun else "settings that this command wrote"
-        raise BadInput(f"--output: {settings} should hold {what}, but is broken or of something else; give another file")
+        what = "broken" if is_begun else "not of this command"
+        raise BadInput(f"--output: {settings}, where the settings of {file} should be, is {what}; give another file")
     if is_begun and before != wanted:
         names = sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
         differences = "; ".join(_difference(name, before.get(name), wanted.get(name)) for name in names)

@@ -24,7 +24,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
-from train import builders, examples, records, replies
+from train import builders, examples, records, replies, stop
 
 BATCH = 64
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
@@ -98,8 +98,7 @@ def main(options: Options) -> None:
     tokenizer = builders.tokenizer(str(options.target))
     stops = config.stop_ids(options.target, tokenizer)
     prompts = list(read_prompts(options, tokenizer, room, target_config.vocab_size))
-    part, parts = options.shard
-    mine = list(enumerate(prompts))[part::parts]
+    mine = list(enumerate(prompts))[options.shard[0] :: options.shard[1]]
     if not mine:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
     if options.seed + len(prompts) - 1 > LARGEST_SEED:
@@ -156,7 +155,8 @@ def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) 
 def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], done: int) -> None:
     """Writes the replies from number ``done`` on."""
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
-    with open(options.output, "a") as file, tqdm(total=len(mine), initial=done, unit="prompt") as bar:
+    bar = tqdm(total=len(mine), initial=done, unit="prompt")
+    with stop.says_how_to_go_on(options.output), open(options.output, "a") as file, bar:
         while done < len(mine):
             batch = mine[done : done + options.batch_size]
             seeds = [options.seed + number for number, _ in batch]

@@ -61,7 +61,7 @@ def read(folder: pathlib.Path) -> list[dict]:
 def _parsed(line: str, where: str) -> dict:
     with contextlib.suppress(ValueError):
         found = json.loads(line)
-        if isinstance(found, dict) and "step" in found:
+        if isinstance(found, dict) and type(found.get("step")) is int:
             return found
     raise BadInput(f"{where} should be a JSON object with a step, as train.main wrote it; remove the line")
 

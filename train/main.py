@@ -77,7 +77,7 @@ def main(options: Options) -> int:
     from redrafter_jax import config as configs
     from redrafter_jax import hub, weights
     from redrafter_jax import mesh as meshes
-    from train import builders, configurations, export, run
+    from train import builders, configurations, export, memory, run
 
     configurations.check_folder(options.output, "--output")
     for place, option in ((options.checkpoints, "--checkpoints"), (options.profile, "--profile")):
@@ -89,7 +89,9 @@ def main(options: Options) -> int:
     longest = target_config.max_position_embeddings
     if options.recipe.row_length > longest:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
-    mesh, why = meshes.settle(load_of(options, target_config), options.mesh, together=True)
+    load = load_of(options, target_config)
+    mesh, why = meshes.settle(load, options.mesh, together=True)
+    memory.check_training(load, options.recipe, load.head, mesh)
     jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")

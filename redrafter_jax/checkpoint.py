@@ -8,8 +8,11 @@ a flat dictionary from the path of a leaf to its array, so that a file can be re
 sums of their bits, by which damage is found (`damage.py`).
 """
 
+import contextlib
 import json
+import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,6 +35,7 @@ class Run:
             score = lambda scores: -scores[best]  # noqa: E731  (the policy keeps the highest)
             kept.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
         self.folder = located(folder)
+        logging.getLogger("absl").addFilter(_is_not_an_error_of_orbax)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -52,7 +56,8 @@ class Run:
         """Starts writing pytrees of arrays, once what was being written is; they may be donated at once."""
         flat = {name: _flatten(tree) for name, tree in artefacts.items()}
         flat[damage.SUMS] = damage.sums(flat)
-        self._checkpointer.save_checkpointables_async(step, flat, force=True, metrics=scores)  # else skipped while busy
+        with self._names_the_folder():  # of the save before this one, too
+            self._checkpointer.save_checkpointables_async(step, flat, force=True, metrics=scores)  # else skipped while busy
 
     def restore(self, step: int | None = None, **like: Any) -> dict[str, Any]:
         """See `restore`; by default of the newest checkpoint."""
@@ -61,9 +66,32 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         """Waits for what is being written, also where the run was interrupted."""
-        self._checkpointer.close()
+        try:
+            with self._names_the_folder():
+                self._checkpointer.close()
+        except BadInput:
+            if kind is None or not issubclass(kind, BadInput):  # else that one has said what is wrong already
+                raise
+        finally:
+            logging.getLogger("absl").removeFilter(_is_not_an_error_of_orbax)
+
+    @contextlib.contextmanager
+    def _names_the_folder(self) -> Iterator[None]:
+        """Errors of writing that are the machine's, which the threads that write hand on here, become one sentence."""
+        try:
+            yield
+        except Exception as error:
+            found = as_bad_input(error)
+            if found is None:
+                raise
+            raise BadInput(f"a checkpoint in {self.folder} cannot be written: {found}") from error
+
+
+def _is_not_an_error_of_orbax(record: logging.LogRecord) -> bool:
+    """A filter: Orbax logs what its threads raise, with a traceback for every thread on the way, and raises it too."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def restore(folder: pathlib.Path | str, step: int, **like: Any) -> dict[str, Any]:

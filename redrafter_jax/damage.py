@@ -58,9 +58,13 @@ def find(checkpoint: epath.Path, like: dict[str, dict[str, jax.ShapeDtypeStruct]
             json.loads((folder / "_METADATA").read_text())
             expected = _array(checkpoint / SUMS, artefact) if has_sums else [None] * len(leaves)
             for name, bits in zip(sorted(leaves), expected, strict=True):
-                found = _wrong(_array(folder, name), leaves[name], bits, f"{artefact}{name}")
+                array, like_ = _array(folder, name), leaves[name]
+                if (array.shape, array.dtype) != (like_.shape, like_.dtype):
+                    shapes = f"{array.dtype} {list(array.shape)}, not {like_.dtype} {list(like_.shape)}"
+                    raise Misfit(f"{checkpoint} is of another configuration: {artefact}{name} is {shapes}")
+                found = _wrong(array, bits)
                 if found is not None:
-                    return found
+                    return f"{artefact}{name} {found}"
     except (Misfit, MemoryError):
         raise
     except Exception as error:  # files may hold anything, and so may the errors of the libraries that read them
@@ -81,14 +85,12 @@ def scores(checkpoint: epath.Path) -> dict[str, float]:
     return found
 
 
-def _wrong(array: np.ndarray, like: jax.ShapeDtypeStruct, bits: np.uint32 | None, name: str) -> str | None:
-    if array.shape != like.shape or array.dtype != like.dtype:
-        raise Misfit(f"{name} is {array.dtype} {list(array.shape)}, not {like.dtype} {list(like.shape)}")
+def _wrong(array: np.ndarray, bits: np.uint32 | None) -> str | None:
     words = array.view(f"uint{8 * array.dtype.itemsize}")
     if bits is not None and words.sum(dtype=np.uint32) != bits:
-        return f"{name} does not hold the numbers that were saved"
+        return "does not hold the numbers that were saved"
     if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
-        return f"{name} holds numbers that are not finite"
+        return "holds numbers that are not finite"
     return None
 
 

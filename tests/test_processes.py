@@ -136,8 +136,8 @@ def test_two_processes_go_on_from_one_evaluate_and_are_asked_to_end_together(tar
     with groups.Group(tmp_path / "first", "train.main", *on_all) as group:
         group.until(lambda: is_saved(tmp_path / "run", 10))
         os.kill(group.processes[1].pid, signal.SIGTERM)
-        assert group.wait() == [0, 0], group.err(0) + group.err(1)
-        assert "stopped; the same command goes on" in group.out(0)
+        assert group.wait() == [143, 143], group.err(0) + group.err(1)
+        assert "stopped; the same command goes on from step" in group.out(0)
     with groups.Group(tmp_path / "second", "train.main", *on_all) as group:
         assert group.wait() == [0, 0], group.err(0) + group.err(1)
     lines = [line for line in log.read(tmp_path / "run") if "held_out_loss" in line]

@@ -17,7 +17,7 @@ from tests.support import load_target
 from tests.test_damaged_checkpoints import empty_all
 from tests.test_training import examples, is_asked_to_end, recipe, stops_after
 from tests.texts import with_tokenizer
-from train import configurations, data, evaluate, export, log, main, plot, run, step
+from train import configurations, data, evaluate, export, log, main, plot, run, step, stop
 
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--log-every", "1"]
 
@@ -60,6 +60,10 @@ def metrics(loss: float, norm: float, fill: float = 0.5) -> step.Metrics:
 def idle(state, *_, **__):
     """A step that changes nothing, which compiles at once."""
     return step.HeadState(state.step + 1, state.drafter, state.optimizer), metrics(2.0, 1.0)
+
+
+def stopped(*_):
+    raise stop.Stopped(1, 143)
 
 
 # Checkpoints and configurations
@@ -193,8 +197,8 @@ def test_nothing_to_train_on_names_the_option(target, tmp_path, capsys, monkeypa
 
 
 def test_a_run_without_held_out_examples_says_so(target, text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "train_head", lambda *_: None)
-    assert main.command(training(target, text, tmp_path / "run", "--steps", 1, "--held-out", 0)) == 0
+    monkeypatch.setattr(run, "train_head", stopped)
+    assert main.command(training(target, text, tmp_path / "run", "--steps", 1, "--held-out", 0)) == 143
     assert capsys.readouterr().err.count("no example is held out") == 1
 
 

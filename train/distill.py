@@ -25,7 +25,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
-from train import builders, questions, records, replies
+from train import builders, questions, records, replies, stop
 
 BATCH = 64
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
@@ -106,8 +106,7 @@ def _main(options: Options) -> None:
     pieces = questions.Pieces(options.prompt_tokens, options.stride)
     vocabulary_size = target_config.vocab_size
     prompts = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, vocabulary_size))
-    part, parts = options.shard
-    mine = list(enumerate(prompts))[part::parts]
+    mine = list(enumerate(prompts))[options.shard[0] :: options.shard[1]]
     if not mine:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
     if options.seed + len(prompts) - 1 > LARGEST_SEED:
@@ -169,7 +168,8 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
     """
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     left = [(number, prompt) for number, prompt in mine if number not in done]
-    with open(options.output, "a") as file, tqdm(total=len(mine), initial=len(done), unit="prompt") as bar:
+    bar = tqdm(total=len(mine), initial=len(done), unit="prompt")
+    with stop.says_how_to_go_on(options.output), open(options.output, "a") as file, bar:
         for first in range(0, len(left), options.batch_size):
             batch = left[first : first + options.batch_size]
             seeds = [options.seed + number for number, _ in batch]

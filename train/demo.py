@@ -106,7 +106,6 @@ def main(options: Options) -> None:
 
 
 def _main(options: Options) -> None:
-    (options.work / RECORD).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
     jax.set_mesh(make_mesh())
     prepare_corpus(options)
     pair = options.work / "pair"
@@ -125,6 +124,7 @@ def prepare_corpus(options: Options) -> None:
         return
     text = corpus.read(options.packages)
     trained = tokenizer.train(text.train, options.vocab)
+    (options.work / RECORD).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
     trained.save_pretrained(options.work / "tokenizer")
     record = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
     for name, sources in (("train", text.train), ("held_out", text.held_out)):

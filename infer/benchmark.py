@@ -119,8 +119,8 @@ def _check(options: Options) -> None:
         raise BadInput(f"--node-budget should be 0 (all) or from 2 up, not {options.node_budget}")
     if any(not 0 <= rate <= 1 for rate in options.rates):
         raise BadInput(f"--rates should be from 0 to 1, not {' '.join(map(str, options.rates))}")
-    if any(not 1 <= count <= checks.MOST_NODES for count in options.nodes):
-        raise BadInput(f"--nodes should be from 1 to {checks.MOST_NODES}, not {' '.join(map(str, options.nodes))}")
+    if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
+        raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
     checks.temperature(options.temperature)
     if options.bandwidth < 0 or options.bandwidth != options.bandwidth:
         raise BadInput(f"--bandwidth should be in GB/s, or 0, not {options.bandwidth}")

@@ -1,37 +1,30 @@
 """What the options of `infer.generate` may be: first by themselves, before anything is loaded, then against the target.
 
-Raises BadInput, one sentence that names the option. Not here: prompts, folders, the output file.
+Raises BadInput, one sentence that names the option. Not here: the ranges themselves, which are Python's as well
+(`redrafter_jax/decode/request.py`), prompts, folders, the output file.
 """
 
-import math
-
+from redrafter_jax.decode.request import (
+    MAX_NODES,
+    MAX_SEED,
+    RANGES,
+    require,
+    wrong_for_context,
+    wrong_for_vocabulary,
+    wrong_number,
+    wrong_temperature,
+    wrong_top_p,
+)
 from redrafter_jax.errors import BadInput
-
-LARGEST_SEED = 2**32 - 1
-COLDEST, HOTTEST = 0.01, 100.0  # below, logits over temperature leave float32; above, every text is noise
-MOST_NODES = 4096  # a round holds an N x N mask and N rows of logits
-
-# Smallest and largest value; None is the default and always fine.
-RANGES = {
-    "beam_width": (1, 1024),
-    "beam_length": (1, 64),
-    "node_budget": (2, MOST_NODES),
-    "draft_top_k": (0, 10**6),
-    "top_k": (0, 10**6),
-    "seed": (0, LARGEST_SEED),
-    "max_new_tokens": (1, 10**7),
-    "batch_size": (1, 4096),
-    "max_length": (2, 10**7),
-}
 
 
 def alone(options) -> None:
     """Numbers out of range, and options that exclude each other."""
-    for name, (low, high) in RANGES.items():
-        within(options, name, low, high)
+    for name in RANGES:
+        if getattr(options, name) is not None:  # None is the default and always fine
+            _require(name, wrong_number(name, getattr(options, name)))
     temperature(options.temperature)
-    if not 0 < options.top_p <= 1 or math.isnan(options.top_p):
-        raise BadInput(f"--top-p should be above 0 and at most 1, not {options.top_p}")
+    require("--top-p", wrong_top_p(options.top_p))
     options.group.check()
     _together(options)
 
@@ -40,13 +33,20 @@ def within(options, name: str, low: int, high: int) -> None:
     """A number out of its range; None is the default and always fine."""
     value = getattr(options, name)
     if value is not None and not low <= value <= high:
-        raise BadInput(f"{_flag(name)} should be from {low} to {high}, not {value}{_hint(name)}")
+        _require(name, f"should be from {low} to {high}, not {value}")
 
 
 def temperature(value: float) -> None:
     """A temperature that is neither 0 nor one at which float32 can sample."""
-    if not (value == 0 or COLDEST <= value <= HOTTEST):
-        raise BadInput(f"--temperature should be 0 (greedy) or from {COLDEST} to {HOTTEST:.0f}, not {value}")
+    require("--temperature", wrong_temperature(value))
+
+
+def nodes(width: int, length: int, budget: int) -> None:
+    """A tree that is too large to score."""
+    count = min(budget, 1 + width * length) if budget else 1 + width * length
+    if count > MAX_NODES:
+        raise BadInput(f"--beam-width {width} and --beam-length {length} make {count} nodes, over {MAX_NODES};"
+                       " narrow them or give a --node-budget")  # fmt: skip
 
 
 def _together(options) -> None:
@@ -82,28 +82,32 @@ def _in_a_group(options) -> None:
         raise BadInput("--prompts and --output are missing: several processes decode a file of prompts into a file of replies")
 
 
-def against(options, target, shape) -> None:
-    """Numbers that this target (a `TargetConfig`) has no room for; ``shape`` is None for plain decoding."""
+def against(options, target, shape, head=None) -> None:
+    """Numbers that this target (a `TargetConfig`) and its head (a `DrafterConfig`) have no room for; ``shape`` is None
+    for plain decoding."""
     context, vocabulary = target.max_position_embeddings, target.vocab_size
     for name in ("max_length", "max_new_tokens"):
-        value = getattr(options, name)
-        if value is not None and value > context:
-            raise BadInput(f"{_flag(name)} should be at most the target's context of {context}, not {value}")
-    for name in ("beam_width", "draft_top_k", "top_k"):
-        value = getattr(options, name)
-        if value is not None and value > vocabulary:
-            raise BadInput(f"{_flag(name)} should be at most the target's vocabulary of {vocabulary}, not {value}")
-    if shape is not None and shape.nodes > MOST_NODES:
-        raise BadInput(f"--beam-width {shape.width} and --beam-length {shape.length} make {shape.nodes} nodes, over {MOST_NODES};"
-                       " narrow them or give a --node-budget")  # fmt: skip
-    if shape is not None and shape.length >= context:
+        if getattr(options, name) is not None:
+            require(_flag(name), wrong_for_context(getattr(options, name), context))
+    require("--top-k", wrong_for_vocabulary(options.top_k, vocabulary))
+    if shape is None:
+        return
+    to_draft("--beam-width", shape.width, target, head)
+    to_draft("--draft-top-k", shape.draft_top_k, target, head)
+    if shape.length >= context:
         raise BadInput(f"--beam-length should be below the target's context of {context}, not {shape.length}")
+
+
+def to_draft(option: str, value: int, target, head=None) -> None:
+    """More beams, or a larger --draft-top-k, than there are tokens to draft."""
+    require(option, wrong_for_vocabulary(value, target.vocab_size, head.draft_vocab if head is not None else 0))
 
 
 def seeds(options, count: int) -> list[int]:
     """The seed of each prompt: --seed and its number."""
-    if options.seed + count - 1 > LARGEST_SEED:
-        raise BadInput(f"--seed {options.seed} leaves too few seeds for {count} prompts; at most {LARGEST_SEED - count + 1}")
+    if options.seed + count - 1 > MAX_SEED:
+        at_most = MAX_SEED - count + 1
+        raise BadInput(f"--seed {options.seed} leaves too few seeds for {count} prompts; at most {at_most}")
     return [options.seed + index for index in range(count)]
 
 
@@ -111,6 +115,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _hint(name: str) -> str:
-    plain = " (for no draft at all: --decoding autoregressive)"
-    return plain if name in ("beam_width", "beam_length", "node_budget") else ""
+def _require(name: str, wrong: str | None) -> None:
+    if wrong is not None and name in ("beam_width", "beam_length", "node_budget"):
+        wrong += " (for no draft at all: --decoding autoregressive)"
+    require(_flag(name), wrong)

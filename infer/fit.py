@@ -89,8 +89,8 @@ def _check(options: Options) -> None:
         raise BadInput(f"--batch should be from 1 to 4096, not {' '.join(map(str, options.batch)) or 'nothing'}")
     if not 64 <= options.context <= 10**6:
         raise BadInput(f"--context should be from 64 to 1000000, not {options.context}")
-    if any(not 1 <= count <= checks.MOST_NODES for count in options.nodes):
-        raise BadInput(f"--nodes should be from 1 to {checks.MOST_NODES}, not {' '.join(map(str, options.nodes))}")
+    if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
+        raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
     if not options.most >= 1:
         raise BadInput(f"--most should be 1 or more, not {options.most}")
     beams = [beam(text) for text in options.beams]

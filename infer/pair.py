@@ -10,19 +10,30 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from infer import folders, terminal
+from infer import folders, prompts, terminal
 from redrafter_jax import config, hub, weights
 from redrafter_jax import mesh as meshes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
-from redrafter_jax.decode.sample import Rule
+from redrafter_jax.decode.request import (
+    Rule,
+    check_prompt,
+    is_whole,
+    require,
+    wrong_for_context,
+    wrong_for_vocabulary,
+    wrong_number,
+    wrong_rule,
+)
 from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
 CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=8, length=5)
+DTYPES = ("float32", "bfloat16")
 PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
 
@@ -79,12 +90,25 @@ class Pair:
         acceptance: Rule = "coupled",
         seed: int = 0,
     ) -> Completion:
-        """The continuation of a text or of token ids. The acceptance rule `typical` changes the distribution."""
+        """The continuation of a text or of token ids. The acceptance rule `typical` changes the distribution.
+
+        Raises:
+          BadInput: the prompt is neither, or does not fit the target; or a number or a rule is out of its range.
+        """
+        require("max_new_tokens", wrong_number("max_new_tokens", max_new_tokens))
+        require("acceptance", wrong_rule(acceptance))
+        require("seed", wrong_number("seed", seed))
+        sampling, config = Sampling(temperature, top_k, top_p, acceptance), self.engine.target.config
+        require("top_k", wrong_for_vocabulary(top_k, config.vocab_size))
+        require("max_new_tokens", wrong_for_context(max_new_tokens, config.max_position_embeddings))
         if isinstance(prompt, str):
+            prompts.check_text(prompts.Prompt("prompt", "prompt", prompt))
             if self.tokenizer is None:
                 raise BadInput("prompt: the target's folder has no tokenizer; give token ids")
             prompt = self.tokenizer(prompt)["input_ids"]
-        sampling, shards = Sampling(temperature, top_k, top_p, acceptance), self.engine.mesh.shape["data"]
+        check_prompt(prompt, config.vocab_size, config.max_position_embeddings, "prompt")
+        prompt = [int(token) for token in prompt]
+        shards = self.engine.mesh.shape["data"]
         reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed], batch=shards))
         return Completion(terminal.text_of(self.tokenizer, prompt, reply.token_ids), reply)
 
@@ -103,10 +127,24 @@ def load(
     Raises:
       BadInput: something is missing, broken, or does not fit together.
     """
-    dtype = dtype or default_dtype(jax.default_backend())
+    shape = default_shape(jax.default_backend()) if shape is None else shape
+    dtype = default_dtype(jax.default_backend()) if dtype is None else dtype
+    _check_loading(shape, dtype, mesh)
     made = plan(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
+    if made.drafter_config is not None:
+        shape.check_vocabulary(made.target_config.vocab_size, made.drafter_config.draft_vocab)
     tokenizer = folders.tokenizer(made.target)
-    return fill(made, tokenizer, shape or default_shape(jax.default_backend()), ignore_eos)
+    return fill(made, tokenizer, shape, ignore_eos)
+
+
+def _check_loading(shape: Shape, dtype: str, mesh: tuple[int, int]) -> None:
+    if not isinstance(shape, Shape):
+        raise BadInput(f"shape should be a Shape, such as Shape(2, 2), not {shown(shape)}")
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype should be {' or '.join(DTYPES)}, not {shown(dtype)}")
+    pair_of_sizes = isinstance(mesh, Sequence) and len(mesh) == 2 and all(is_whole(size) and size >= 1 for size in mesh)
+    if not pair_of_sizes:
+        raise BadInput(f"mesh should be two whole numbers from 1 up, such as (1, 1), not {shown(mesh)}")
 
 
 def plan(
@@ -143,8 +181,8 @@ def plan(
 
 def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:
     """Reads the weights onto the mesh, which the engine then keeps to itself."""
+    stops = [] if ignore_eos else config.stop_ids(plan.target, tokenizer)
     with jax.set_mesh(meshes.make_mesh(*plan.mesh)):
         drafter = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
         target = weights.load_target(plan.target, plan.dtype, "--target")
-    stops = [] if ignore_eos else config.stop_ids(plan.target, tokenizer)
     return Pair(Engine(target, drafter, shape, stops), tokenizer)

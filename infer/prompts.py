@@ -4,7 +4,6 @@ Not here: the tokenizer itself (`folders.py`).
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import select
@@ -12,9 +11,13 @@ import stat
 import sys
 from collections.abc import Iterator
 
+from infer import templates
+from redrafter_jax import json_files
+from redrafter_jax.decode.request import check_prompt
 from redrafter_jax.errors import BadInput
 
 KINDS = ("prompt", "messages", "token_ids")
+BYTE_ORDER_MARK = "\ufeff"  # some editors begin a file with it; it is no part of the text
 PATIENCE = 1.0  # seconds that a pipe nobody asked to read gets for its first byte
 
 
@@ -33,8 +36,15 @@ def read(texts: tuple[str, ...], file: str | None) -> list[Prompt]:
     input). Neither: a prompt that is piped in, or nothing.
 
     Raises:
-      BadInput: a file is missing, empty or not JSONL, or a line holds no prompt.
+      BadInput: a file is missing, empty or not JSONL, or a prompt is none or no text.
     """
+    found = _found(texts, file)
+    for prompt in found:
+        check_text(prompt)
+    return found
+
+
+def _found(texts: tuple[str, ...], file: str | None) -> list[Prompt]:
     if file is not None:
         name = "standard input" if file == "-" else file
         return list(_lines(_stdin("--prompts") if file == "-" else _text(file), f"--prompts {name}"))
@@ -50,7 +60,7 @@ def _given(text: str, number: int) -> Prompt:
 
 def _stdin(option: str) -> str:
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removeprefix(BYTE_ORDER_MARK)
     except (ValueError, OSError, AttributeError) as error:
         raise BadInput(f"{option} -: standard input cannot be read as UTF-8 text ({error})") from None
 
@@ -75,7 +85,7 @@ def _text(file: str) -> str:
     if not path.exists():
         raise BadInput(f"--prompts: there is no file {file}")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK)
     except (OSError, ValueError) as error:
         raise BadInput(f"--prompts: {file} cannot be read as UTF-8 text ({error})") from None
 
@@ -90,7 +100,7 @@ def _lines(text: str, name: str) -> Iterator[Prompt]:
 
 def _line(line: str, where: str) -> Prompt:
     try:
-        found = json.loads(line)
+        found = json_files.parse(line)
     except ValueError as error:
         raise BadInput(f'{where} is not JSON ({error}); a line should be like {{"prompt": "..."}}') from None
     kinds = [kind for kind in KINDS if kind in found] if isinstance(found, dict) else []
@@ -121,27 +131,38 @@ _SHOULD_BE = {
 }
 
 
+def check_text(prompt: Prompt) -> None:
+    """Raises BadInput for a text, anywhere in a prompt, that is not of characters: JSON can write half a surrogate
+    pair, and Python makes halves of the bytes of an argument that are not UTF-8."""
+    waiting = [prompt.content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            halves = [letter for letter in part if "\ud800" <= letter <= "\udfff"] if not part.isascii() else []
+            if halves:
+                raise BadInput(f"{prompt.where} should be UTF-8 text, and {halves[0]!a} is half a surrogate pair")
+        elif isinstance(part, dict):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list) and prompt.kind != "token_ids":
+            waiting += part
+
+
 def encode(prompt: Prompt, tokenizer, vocabulary: int, context: int) -> list[int]:
     """The prompt's token ids, which leave room for a new token in ``context``.
 
     Raises:
-      BadInput: text without a tokenizer, messages without a chat template, an id that the target does not know, an empty
-        or too long prompt.
+      BadInput: text without a tokenizer or that is none, messages without a chat template or that it refuses, an id
+        that the target does not know, an empty or too long prompt.
     """
     ids = _ids(prompt, tokenizer)
-    unknown = [token for token in ids if not 0 <= token < vocabulary]
-    if unknown:
-        raise BadInput(f"{prompt.where}: token id {unknown[0]} is outside the target's vocabulary (0 to {vocabulary - 1})")
-    if not ids:
-        raise BadInput(f"{prompt.where} is empty; a prompt should have at least one token")
-    if len(ids) >= context:
-        raise BadInput(f"{prompt.where} has {len(ids)} tokens; at most {context - 1} fit in a context of {context} with a reply")
+    check_prompt(ids, vocabulary, context, prompt.where)
     return ids
 
 
 def _ids(prompt: Prompt, tokenizer) -> list[int]:
     if prompt.kind == "token_ids":
         return prompt.content
+    check_text(prompt)
     if tokenizer is None:
         raise BadInput(f"{prompt.where} is text, but the target's folder has no tokenizer; give token_ids in a --prompts file")
     if prompt.kind == "prompt":
@@ -149,7 +170,7 @@ def _ids(prompt: Prompt, tokenizer) -> list[int]:
     if not tokenizer.chat_template:
         raise BadInput(f"{prompt.where} has messages, but the target's tokenizer has no chat template; give prompt or token_ids")
     try:
-        text = tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # templates raise what they like, for instance about the order of roles
+        text = templates.render(tokenizer, prompt.content, asks=True)
+    except templates.Refused as error:
         raise BadInput(f"{prompt.where}: the target's chat template refuses these messages ({error})") from None
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -28,7 +28,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
     speculative, rows = options.decoding != "autoregressive", options.batch_size
     plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
     shape = shape_of(options) if plan.drafter else None
-    checks.against(options, plan.target_config, shape)
+    checks.against(options, plan.target_config, shape, plan.drafter_config)
     tokenizer = folders.tokenizer(plan.target)
     if options.interactive:
         return converse(options, plan, tokenizer, shape)
@@ -64,6 +64,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
 def shape_of(options) -> Shape:
     default = pair.default_shape(jax.default_backend())
     width, length = options.beam_width or default.width, options.beam_length or default.length
+    checks.nodes(width, length, options.node_budget or 0)
     return Shape(width, length, options.node_budget or 0, options.tree, options.draft_top_k)
 
 

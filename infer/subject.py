@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer import folders, pair, prompts, synthetic
+from infer import checks, folders, pair, prompts, synthetic
 from redrafter_jax import mesh as meshes
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.shapes import SHAPES
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Target, TargetConfig
 
 HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
@@ -56,6 +56,7 @@ def on_disk(options) -> Subject:
     if head is None and options.head is not None:
         head = str(folders.embedded(HEADS[options.head]))
     plan = pair.plan(options.target, head, True, options.dtype, options.mesh, options.batch_size)
+    _check_drafts(options, plan.target_config, plan.drafter_config)
     tokenizer = folders.tokenizer(plan.target)
     room = plan.target_config.max_position_embeddings - options.max_new_tokens
     if room < 1:
@@ -80,6 +81,7 @@ def at_shape(options) -> Subject:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {options.head_vocab}")
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
     head = synthetic.head_config(config, kind, options.head_vocab)
+    _check_drafts(options, config, head)
     meshes.settle(meshes.Load(config, head, options.batch_size), options.mesh, together=False)
     jax.set_mesh(meshes.make_mesh(*options.mesh))
     config = meshes.fit(config, options.mesh[1])
@@ -89,6 +91,12 @@ def at_shape(options) -> Subject:
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
     return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None)
+
+
+def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
+    checks.to_draft("--draft-top-k", options.draft_top_k, target, head)
+    for text in options.beams:
+        checks.to_draft(f"--beams {text}: its width", int(text.partition("x")[0]), target, head)
 
 
 def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:

@@ -16,9 +16,9 @@ import importlib
 
 _PUBLIC = {
     "Engine": "decode.engine",
-    "Limits": "decode.engine",
+    "Limits": "decode.request",
     "Reply": "decode.engine",
-    "Sampling": "decode.engine",
+    "Sampling": "decode.request",
     "Shape": "decode.loop",
     "BadInput": "errors",
     "make_mesh": "mesh",

@@ -4,6 +4,7 @@ import pathlib
 import re
 
 from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
 
 ALLOWED = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]  # of a hub repository; never pickled weights
 
@@ -15,10 +16,16 @@ def locate(name: str | pathlib.Path, option: str) -> pathlib.Path:
       BadInput: there is no such folder, and the hub does not give it.
     """
     name = str(name)
-    folder = pathlib.Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    try:
+        folder = pathlib.Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        is_there = folder.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home folder of nobody
+        why = getattr(error, "strerror", None) or error
+        should = "should be the folder of a model, or a name on the hub"
+        raise BadInput(f"{option}: {shown(name)} {should} ({why})") from None
+    if is_there:
         raise BadInput(f"{option}: {name} is a file; it should be the folder of a model, or a name on the hub (owner/model)")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise BadInput(f"{option}: there is no folder {name or repr(name)}, and it is not a name on the hub (owner/model)")

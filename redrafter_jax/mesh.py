@@ -5,8 +5,9 @@ package writes literal ``PartitionSpec``s over these two names, so the code that
 that runs on a slice. Not here: starting several processes.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import jax
@@ -37,6 +38,16 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
     if data * model > len(devices):
         raise ValueError(f"a mesh of {data} x {model} needs {data * model} devices; {len(devices)} are visible")
     return over(devices[: data * model], data, model)
+
+
+@contextlib.contextmanager
+def current_or_single() -> Iterator[None]:
+    """Inside, a mesh is set: the one that is set in this thread already or, where none is, a mesh of one device."""
+    if jax.sharding.get_mesh().axis_names:
+        yield
+        return
+    with jax.set_mesh(make_mesh()):
+        yield
 
 
 def over(devices: Sequence[jax.Device], data: int, model: int) -> jax.sharding.Mesh:

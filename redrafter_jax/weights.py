@@ -4,15 +4,14 @@ One device's part of one tensor at a time goes from the file to its place: a pro
 need, and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
 """
 
-import dataclasses
 import json
 import pathlib
 import re
+import stat
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  (names bfloat16 for NumPy)
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -22,12 +21,13 @@ from redrafter_jax import mesh, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import Target, TargetConfig
+from redrafter_jax.weight_files import Stored, files_of_tensors
 
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
 KEY_VALUE = re.compile(r"\.self_attn\.[kv]_proj\.")
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
-CHUNK = 1 << 23  # bytes of a file that are read, cast and turned over at a time
 FORMAT_VERSION = "4.46.3"  # the transformers release whose layout Apple's drafter config.json follows
 
 _TARGET_NAMES = [
@@ -51,27 +51,31 @@ _DRAFTER_NAMES = [
 ]
 
 
+@mesh.current_or_single()
 def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = "target", spread: bool = False) -> Target:
-    """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh. Where ``model`` has
+    """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh (one device, where
+    no mesh is set). Where ``model`` has
     more shards than there are key-value heads, these are repeated, in the weights and in the config.
 
     Args:
       spread: split the weights over ``data`` too; they are gathered as they are used.
 
     Raises:
-      BadInput: a file is missing or broken, the config is not Llama-like, or tensors are missing, extra or misshapen.
+      BadInput: a file is missing or broken, the config is not Llama-like, tensors are missing, extra or misshapen, or
+        one holds NaN or Inf.
     """
     folder = pathlib.Path(folder)
     config = configs.target_config(configs.read_json(folder, what), what)
     fitted = mesh.fit(config, jax.sharding.get_abstract_mesh().shape["model"])
     copies = fitted.num_key_value_heads // config.num_key_value_heads
     abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
-    files = _open(folder, what)
+    files = files_of_tensors(folder, what)
     stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
     names = lambda path: _rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", _TARGET_NAMES)  # noqa: E731
     return _fill(abstract, names, files, folder, what, (copies, config.head_dim))
 
 
+@mesh.current_or_single()
 def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str = "drafter") -> Drafter:
     """A draft head from a folder in Apple's format.
 
@@ -81,7 +85,7 @@ def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str =
     folder = pathlib.Path(folder)
     config = configs.drafter_config(configs.read_json(folder, what), what)
     abstract = jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)))
-    drafter = _fill(abstract, lambda path: _drafter_name(path, config), _open(folder, what), folder, what)
+    drafter = _fill(abstract, lambda path: _drafter_name(path, config), files_of_tensors(folder, what), folder, what)
     if drafter.ids is not None:
         _check_ids(processes.fetch(drafter.ids[...]), config.vocab_size, folder, what)
     return drafter
@@ -124,8 +128,6 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
     arrays = {_rename(path, _TARGET_NAMES): leaf for path, leaf in _leaves(target)}
     if config.tie_word_embeddings:
         del arrays["lm_head.weight", True]
-    if config.rope.kind != "default":
-        raise NotImplementedError("only targets without rotary scaling are written")
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "rope"}
     fields |= {
         "architectures": ["LlamaForCausalLM"],
@@ -133,9 +135,21 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
         "hidden_act": "silu",
         "rope_theta": config.rope.theta,
         "torch_dtype": str(target.norm[...].dtype),
+        **_rope_scaling(config.rope),
         **extra,
     }
     _write(folder, arrays, fields)
+
+
+def _rope_scaling(rope: Rope) -> dict[str, object]:
+    fields: dict[str, object] = {"rope_type": rope.kind, "factor": rope.factor}
+    if rope.kind == "llama3":
+        fields |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_length,
+        }
+    return {"rope_scaling": fields} if rope.kind != "default" else {}
 
 
 def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array], fields: dict[str, object]) -> None:
@@ -149,6 +163,7 @@ def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array]
     drafts = [folder / f"{name}.incomplete" for name in ("model.safetensors", "config.json")]  # neither file is ever half written
     safetensors.numpy.save_file(host, drafts[0], metadata={"format": "pt"})
     drafts[1].write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    drafts[0].chmod(stat.S_IMODE(drafts[1].stat().st_mode))  # safetensors makes a file that only its owner may read
     for draft in drafts:
         draft.replace(draft.with_suffix(""))
 
@@ -171,45 +186,6 @@ def _leaves(module) -> Iterator[tuple[str, jax.Array]]:
         yield re.sub(r"\.value$|\.raw_value$|\.get_value\(\)$", "", jax.tree_util.keystr(path)), leaf
 
 
-def _open(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
-    """Tensor name -> file, of every safetensors file that the folder's model consists of, once their heads have been read."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            _ = [folder / name for name in names]
-        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-            raise BadInput(f"{what}: {index} is not a safetensors index ({error})") from None
-    else:
-        names = ["model.safetensors"]
-    files = {}
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise BadInput(f"{what}: {folder} has no {name}{_conversion(folder)}")
-        try:
-            with safetensors.safe_open(path, framework="numpy") as opened:
-                files |= dict.fromkeys(opened.keys(), path)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
-    return files
-
-
-def _conversion(folder: pathlib.Path) -> str:
-    """How to make safetensors of pickled weights, where a folder has those, or is of the hub, whence they are not fetched."""
-    from_hub = next((part for part in folder.parts if part.startswith("models--")), None)
-    if not from_hub and not any(folder.glob("*.bin*")):
-        return ""
-    if (folder / "config.json").is_file() and "recurrent_drafting" in (folder / "config.json").read_text(errors="replace"):
-        load = 'torch.load(BIN, weights_only=True), then safetensors.torch.save_file(it, "model.safetensors")'
-        return f"; .bin files are not read, because unpickling runs code: convert a head's with {load}"
-    name = from_hub.removeprefix("models--").replace("--", "/") if from_hub else str(folder)
-    return (
-        "; .bin files are not read, because unpickling runs code: convert them with transformers,"
-        f" AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER)"
-    )
-
-
 def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, repeated=(1, 1)):
     """``repeated``: how often each key-value head is wanted, and its width."""
     wanted = {path: name_of(path) for path, _ in _leaves(abstract)}
@@ -226,7 +202,7 @@ def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: p
         copies, width = repeated if KEY_VALUE.search(name) else (1, 1)
         with safetensors.safe_open(files[name], framework="numpy") as opened:
             _check(opened.get_slice(name), name, leaf, transposed, copies, folder, what)
-        stored.append(_Stored(files[name], name, transposed, copies, width))
+        stored.append(Stored(files[name], name, transposed, copies, width, what))
     leaves = [_place(leaf, each) for (_, leaf), each in zip(_leaves(abstract), stored, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
@@ -244,37 +220,7 @@ def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathl
         raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; only floating-point weights are supported")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many."""
-
-    file: pathlib.Path
-    name: str
-    transposed: bool
-    copies: int
-    width: int
-
-    def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
-        """The part ``index`` of a leaf of ours, read a few rows at a time."""
-        ranges = [each.indices(size)[:2] for each, size in zip(index, shape, strict=True)]
-        part = np.empty([stop - start for start, stop in ranges], dtype)
-        as_stored = part.T if self.transposed else part
-        (first, last), *columns = ranges[::-1] if self.transposed else ranges
-        row = max(1, as_stored[:1].nbytes)
-        rows = self.width if self.copies > 1 else max(1, CHUNK // row)
-        for at in range(first, last, rows):
-            end = min(at + rows, last)
-            source = at if self.copies == 1 else at // (rows * self.copies) * rows
-            as_stored[at - first : end - first] = self._read((source, source + end - at), *columns)
-        return part
-
-    def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
-        """Opened for each chunk, since pages of a file stay mapped, and count as this process's memory, until it is closed."""
-        with safetensors.safe_open(self.file, framework="numpy") as opened:
-            return opened.get_slice(self.name)[tuple(slice(*each) for each in ranges)]
-
-
-def _place(like, stored: _Stored) -> jax.Array:
+def _place(like, stored: Stored) -> jax.Array:
     """A leaf on the current mesh, from the parts of it that this process's devices hold, each read once."""
     sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
     by_device = sharding.addressable_devices_indices_map(like.shape)

@@ -44,6 +44,17 @@ def test_two_engines_on_two_meshes_take_turns_also_in_threads_that_have_no_mesh(
     assert dict(jax.sharding.get_mesh().shape) == {"data": 1, "model": 1}
 
 
+def test_weights_are_loaded_onto_one_device_where_no_mesh_is_set():
+    def work():
+        assert not jax.sharding.get_mesh().axis_names
+        engine = Engine(
+            weights.load_target(support.MODELS / "target_mha"), weights.load_drafter(support.MODELS / "drafter_mha_rnn"), SHAPE
+        )
+        return engine.mesh.size, texts(engine)
+
+    assert asyncio.run(asyncio.to_thread(work)) == (1, texts(on((1, 1))))
+
+
 def test_a_stream_leaves_the_mesh_of_its_reader_alone():
     engine = on((2, 1))
     for _ in engine.stream(PROMPTS, limits=Limits(6), seeds=[0, 1], rounds=1):

@@ -1,6 +1,7 @@
 """Where prompts come from, standard input above all."""
 
 import io
+import json
 import os
 import sys
 
@@ -75,3 +76,45 @@ def test_a_bad_line_of_standard_input_is_named(piped):
     piped('{"prompt": "c"}\nno\n')
     with pytest.raises(BadInput, match="--prompts standard input:2 is not JSON"):
         prompts.read((), "-")
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": f"a{HALF}b"},
+        {"messages": [{"role": "user", "content": HALF}]},
+        {"messages": [{"role": HALF, "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a", "tools": [{"b": [HALF]}]}]},
+    ],
+    ids=str,
+)
+def test_a_line_with_half_a_surrogate_pair_is_named_before_any_model_is_loaded(tmp_path, line):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "\\ud83d\\ude00"}\n' + json.dumps(line))
+    with pytest.raises(BadInput) as caught:
+        prompts.read((), str(path))
+    assert str(caught.value) == f"--prompts {path}:2 should be UTF-8 text, and '\\ud800' is half a surrogate pair"
+
+
+def test_an_option_whose_bytes_are_no_text_is_named():
+    with pytest.raises(BadInput, match=r"--prompt 2 should be UTF-8 text, and '\\udcff' is half"):
+        prompts.read(("a", os.fsdecode(b"a\xff")), None)
+
+
+@pytest.mark.parametrize("nested", ["[" * 100_000, '{"prompt": ' * 100_000])
+def test_a_line_that_is_nested_too_deeply_is_named(tmp_path, nested):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n' + nested)
+    with pytest.raises(BadInput, match="prompts.jsonl:2 is not JSON"):
+        prompts.read((), str(path))
+
+
+def test_the_mark_of_a_byte_order_at_the_start_is_no_part_of_the_text(tmp_path, piped):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n', encoding="utf-8-sig")
+    assert [prompt.content for prompt in prompts.read((), str(path))] == ["a"]
+    piped("\ufeffb")
+    assert [prompt.content for prompt in prompts.read(("-",), None)] == ["b"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax import weights
+from redrafter_jax import weight_files, weights
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.loss import LossConfig
@@ -97,9 +97,9 @@ def test_what_is_spread_is_split_over_both_axes_the_optimizers_state_too(folder)
 @pytest.mark.parametrize("mesh_shape", [(1, 1), (1, 8), (2, 4)], ids=str)
 def test_weights_are_read_once_in_parts_and_arrive_as_they_were(folder, mesh_shape, monkeypatch):
     read = []
-    original = weights._Stored._read
-    monkeypatch.setattr(weights._Stored, "_read", lambda *a: read.append(original(*a)) or read[-1])
-    monkeypatch.setattr(weights, "CHUNK", 4096)
+    original = weight_files.Stored._read
+    monkeypatch.setattr(weight_files.Stored, "_read", lambda *a: read.append(original(*a)) or read[-1])
+    monkeypatch.setattr(weight_files, "CHUNK", 4096)
     jax.set_mesh(make_mesh())
     expected = {path: np.asarray(leaf) for path, leaf in weights._leaves(weights.load_target(folder))}
     once = sum(leaf.nbytes for leaf in expected.values())

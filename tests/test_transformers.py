@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from redrafter_jax import weights
+from redrafter_jax import config, weights
 from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.model import attention
 from tests.support import put
@@ -37,8 +37,7 @@ def model(request, tmp_path_factory):
     torch.manual_seed(0)
     base = {"vocab_size": 131, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15}  # fmt: skip
-    config = transformers.LlamaConfig(**base | FLAVOURS[request.param])
-    made = transformers.LlamaForCausalLM(config).eval()
+    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**base | FLAVOURS[request.param])).eval()
     for name, tensor in made.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(tensor, std=0.2)
@@ -56,6 +55,17 @@ def test_logits_are_equal(model):
     positions, lengths = (put(np.broadcast_to(x, ids.shape), np.int32) for x in (np.arange(60), np.int64(60)))
     hidden, _ = target(put(ids, np.int32), positions, attention.causal(positions >= 0), None, lengths)
     np.testing.assert_allclose(target.logits(hidden), expected, atol=2e-4)
+
+
+def test_what_we_write_is_read_the_same_by_transformers_and_by_us(model, tmp_path):
+    theirs, folder = model
+    target = weights.load_target(folder)
+    weights.save_target(target, tmp_path)
+    assert config.target_config(config.read_json(tmp_path, "")) == target.config
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(120).reshape(2, 60)
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, theirs(ids).logits)
 
 
 def test_greedy_text_is_equal(model):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from redrafter_jax import config, weights
+from redrafter_jax import config, weight_files, weights
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
 
@@ -44,10 +44,10 @@ def test_a_missing_or_empty_folder(tmp_path):
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "needs a number for 'factor'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor in config.json should be a number above 0"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
-        ({"num_key_value_heads": -1}, "num_key_value_heads in config.json should be a positive"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads in config.json should be a whole number from 1 to 4"),
         ({"head_dim": 15}, "head_dim should be even"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps in config.json should be a number"),
         ({"rope_theta": None}, "rope_theta in config.json should be a number"),
@@ -80,16 +80,16 @@ def test_a_broken_config_or_weight_file(folder):
 
 
 def test_pickled_weights_on_the_hub_are_converted_by_the_models_name(tmp_path):
-    assert weights._conversion(tmp_path) == ""
+    assert weight_files.conversion(tmp_path) == ""
     of_hub = tmp_path / "models--owner--a-model" / "snapshots" / "1234"
-    assert "from_pretrained('owner/a-model')" in weights._conversion(of_hub)
+    assert "from_pretrained('owner/a-model')" in weight_files.conversion(of_hub)
 
 
 def test_pickled_weights_of_a_head_are_not_converted_by_what_does_not_know_heads(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "recurrent_drafting_drafter"}))
     with pytest.raises(BadInput, match="safetensors.torch.save_file"):
-        weights._open(tmp_path, "--drafter")
+        weight_files.files_of_tensors(tmp_path, "--drafter")
 
 
 def test_a_checkpoint_in_several_files_with_a_file_or_a_tensor_missing_or_cut(folder):
@@ -116,7 +116,7 @@ def test_a_checkpoint_in_several_files_with_a_file_or_a_tensor_missing_or_cut(fo
     refused(folder, "has no model-1.safetensors")
 
 
-@pytest.mark.parametrize("index", [[], {"weight_map": {"a": 5}}, {"weight_map": {"a": ["x"]}}, {}])
+@pytest.mark.parametrize("index", [{"weight_map": {}}, {"weight_map": {"a": 5}}, {"weight_map": {"a": ["x"]}}, {}])
 def test_a_broken_index(folder, index):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, "is not a safetensors index")

@@ -21,6 +21,7 @@ from infer.command import run_command
 from redrafter_jax import config, fingerprint, hub, lock, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.request import MAX_NODES, MAX_SEED
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
@@ -29,8 +30,6 @@ from train import builders, questions, records, replies, stop
 
 BATCH = 64
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
-MOST_NODES = 4096  # of a tree, as in `infer.generate`
-LARGEST_SEED = 2**32 - 1
 FILES = ("output", "target", "conversations", "text", "drafter")  # compared by their contents, not by their names
 SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
 
@@ -109,8 +108,8 @@ def _main(options: Options) -> None:
     mine = list(enumerate(prompts))[options.shard[0] :: options.shard[1]]
     if not mine:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
-    if options.seed + len(prompts) - 1 > LARGEST_SEED:
-        raise BadInput(f"--seed should be at most {LARGEST_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {options.seed}")
+    if options.seed + len(prompts) - 1 > MAX_SEED:
+        raise BadInput(f"--seed should be at most {MAX_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {options.seed}")
     wanted = settings_of(options, stops, shape)
     done = replies.done(options.output, wanted, {number for number, _ in mine})
     if len(done) == len(mine):
@@ -142,10 +141,10 @@ def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | Non
         config.check_pair(target, head, "--drafter")
         width, length = options.beam
         words = head.draft_vocab or head.vocab_size
-        if width > words or length >= context or Shape(width, length).nodes > MOST_NODES:
+        if width > words or length >= context or 1 + width * length > MAX_NODES:
             raise BadInput(
                 f"--beam should be at most {words} wide, the tokens that the head knows, shorter than the context of {context},"
-                f" and at most {MOST_NODES} nodes in all, not {width} {length}"
+                f" and at most {MAX_NODES} nodes in all, not {width} {length}"
             )
     return context - options.max_new_tokens
 
@@ -214,8 +213,8 @@ def check(options: Options) -> None:
             raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(options, name)}")
     if options.batch_size > 4096:
         raise BadInput(f"--batch-size should be at most 4096, not {options.batch_size}")
-    if not 0 <= options.seed <= LARGEST_SEED:
-        raise BadInput(f"--seed should be from 0 to {LARGEST_SEED}, not {options.seed}")
+    if not 0 <= options.seed <= MAX_SEED:
+        raise BadInput(f"--seed should be from 0 to {MAX_SEED}, not {options.seed}")
     if not (1 <= options.beam[0] <= 1024 and 1 <= options.beam[1] <= 64):
         raise BadInput("--beam should be a width from 1 to 1024 and a length from 1 to 64, not {} {}".format(*options.beam))
     if not (options.temperature == 0 or 0.01 <= options.temperature <= 100):

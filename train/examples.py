@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from infer import templates
 from redrafter_jax.errors import BadInput
 from train import records
 
@@ -114,12 +115,12 @@ def template_writes(turns: list[dict[str, str]], tokenizer, asks: bool = False) 
 
     Raises:
       Malformed: the template refuses these turns.
+      BadInput: the template writes or runs beyond bounds.
     """
-    template = None if tokenizer.chat_template else VICUNA
     try:
-        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=asks)
-    except Exception as error:  # a template raises what it likes
-        raise Malformed(f"the chat template refuses it ({' '.join(str(error).split())})") from None
+        return templates.render(tokenizer, turns, asks, None if tokenizer.chat_template else VICUNA)
+    except templates.Refused as error:
+        raise Malformed(f"the chat template refuses it ({error})") from None
 
 
 def write_out(turns: list[dict[str, str]], tokenizer) -> tuple[str, list[tuple[int, int]]]:

@@ -20,30 +20,12 @@ import numpy as np
 from redrafter_jax import processes
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.request import Limits, Sampling, check_prompts
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 LOOK_SECONDS = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How to choose tokens; the request's ``seed`` alone decides its noise. temperature 0 is greedy; top_k 0 and top_p 1
-    are off."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    rule: sample.Rule = "coupled"
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """new: new tokens of a reply at most; length: tokens of prompt and reply together at most (0: the target's context)."""
-
-    new: int = 128
-    length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +102,8 @@ class Engine:
     ):
         self.target = target
         self.mesh: jax.sharding.Mesh = target.norm[...].sharding.mesh
+        if drafter is not None:
+            shape.check_vocabulary(target.config.vocab_size, drafter.config.draft_vocab)
         with jax.set_mesh(self.mesh):
             self.drafter = vocabulary.untied(drafter, target) if drafter is not None else None
         self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
@@ -190,9 +174,8 @@ class Engine:
         """What `loop.start` takes besides the target: the batch as arrays, and its bucket."""
         rows = max(rows, len(prompts))
         context = limits.length or self.target.config.max_position_embeddings
+        check_prompts(prompts, seeds, self.target.config.vocab_size, context)
         allowed = [min(limits.new, context - len(prompt)) for prompt in prompts]
-        if min(allowed) < 1 or min(map(len, prompts)) < 1:
-            raise ValueError(f"a prompt needs 1 to {context - 1} tokens in a context of {context}")
         pad = rows - len(prompts)
         bucket = prefill.bucket(max(map(len, prompts)), min(limits.new, context), self.shape.length)
         tokens = np.zeros((rows, bucket.prompt), np.int32)

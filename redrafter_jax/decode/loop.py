@@ -6,12 +6,16 @@ Autoregressive decoding is the same loop over a tree of one node.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import draft, pack, prefill, sample, verify
 from redrafter_jax.decode.commit import DecodeState, commit
+from redrafter_jax.decode.request import MAX_NODES, require, wrong_for_vocabulary, wrong_number
+from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
@@ -21,6 +25,9 @@ class Shape:
     """The static shape of a round: W beams of L drafted tokens, at most N nodes (0: all), and which tree they make.
 
     L = 0 is autoregressive decoding. ``draft_top_k``: see `draft.draft`.
+
+    Raises:
+      BadInput: a number is out of its range, or there is no such tree.
     """
 
     width: int = 1
@@ -28,6 +35,22 @@ class Shape:
     budget: int = 0
     tree: pack.TreeKind = "search"
     draft_top_k: int = 0
+
+    def __post_init__(self):
+        require("width", wrong_number("beam_width", self.width))
+        require("length", wrong_number("beam_length", self.length, zero="no drafts"))
+        require("budget", wrong_number("node_budget", self.budget, zero="all nodes"))
+        require("draft_top_k", wrong_number("draft_top_k", self.draft_top_k))
+        if self.tree not in get_args(pack.TreeKind):
+            raise BadInput(f"tree should be {' or '.join(get_args(pack.TreeKind))}, not {shown(self.tree)}")
+        if self.nodes > MAX_NODES:
+            raise BadInput(f"width {self.width} and length {self.length} make {self.nodes} nodes, over {MAX_NODES};"
+                           " narrow them or give a budget")  # fmt: skip
+
+    def check_vocabulary(self, vocab_size: int, draft_vocab: int = 0) -> None:
+        """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft."""
+        require("width", wrong_for_vocabulary(self.width, vocab_size, draft_vocab))
+        require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab))
 
     @property
     def nodes(self) -> int:

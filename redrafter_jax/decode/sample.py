@@ -6,15 +6,14 @@ the rule ``coupled`` the drafter ranks its candidates with that very noise.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from redrafter_jax.decode.request import Rule
 from redrafter_jax.model.layers import pick
 
-Rule = Literal["coupled", "independent", "typical"]
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
 BLOCK = 128
 

@@ -1,0 +1,98 @@
+"""What a tokenizer's chat template writes, with a bound on length and time: a template is a program of the model's.
+
+transformers' Jinja sandbox keeps it from files and from changing what it is shown, but lets it run for ever, or write
+until the memory is full. What the bounds do not catch: time outside the main thread, which alone can be interrupted;
+one huge step (`"%9999999999d"|format(1)`, `9**9**9`), which is not interrupted either; and, until the time is over, the
+memory of a text put together in a macro or variable.
+"""
+
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+
+from redrafter_jax.errors import BadInput
+
+MAX_CHARACTERS = 1 << 24  # that a template writes, or makes by repeating something; some 4 million tokens
+MAX_SECONDS = 10.0  # that a template runs
+MAX_REASON_CHARACTERS = 200
+
+
+class Refused(ValueError):
+    """The template refuses these messages; what it says."""
+
+
+class _BeyondBounds(Exception):
+    """The template has written too much, or run too long."""
+
+
+def render(tokenizer, messages: list[dict], asks: bool, template: str | None = None) -> str:
+    """The messages as the tokenizer's chat template, or ``template``, writes them; ``asks`` for a reply at the end.
+
+    Raises:
+      Refused: the template raises an error, for instance about the order of roles.
+      BadInput: the template writes or runs beyond bounds.
+    """
+    given = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    try:
+        with _deadline():
+            compiled = _compiled(tokenizer.get_chat_template(template))
+            return compiled.render(
+                messages=given, tools=None, documents=None, add_generation_prompt=asks, **tokenizer.special_tokens_map
+            )
+    except _BeyondBounds as error:
+        raise BadInput(f"--target: its chat template {error}") from None
+    except Exception as error:  # a template raises what it likes
+        raise Refused(" ".join(str(error).split())[:MAX_REASON_CHARACTERS]) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str):
+    """The template in transformers' own environment, which offers what chat templates use, with the bounds put in."""
+    from transformers.utils import chat_template_utils  # takes seconds, and prompts of token ids do not need it
+
+    environment = chat_template_utils._compile_jinja_template("").environment
+    environment.concat = _join
+    environment.intercepted_binops = frozenset("*")  # else Jinja would work out "a" * 10**9 while it compiles
+    environment.binop_table["*"] = _multiply
+    return environment.from_string(source)
+
+
+def _join(pieces: Iterable[str]) -> str:
+    """What Jinja puts the pieces of a text together with."""
+    kept, characters = [], 0
+    for piece in pieces:
+        kept.append(piece)
+        characters += len(piece)
+        if characters > MAX_CHARACTERS:
+            raise _BeyondBounds(f"writes more than {MAX_CHARACTERS} characters")
+    return "".join(kept)
+
+
+def _multiply(left, right):
+    for repeated, times in ((left, right), (right, left)):
+        if hasattr(repeated, "__len__") and isinstance(times, int) and len(repeated) * times > MAX_CHARACTERS:
+            raise _BeyondBounds(f"writes more than {MAX_CHARACTERS} characters")
+    return left * right
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    """Interrupts what runs inside after ``MAX_SECONDS``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_):
+        raise _BeyondBounds(f"runs for more than {MAX_SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS, 1.0)  # and again: what interrupts a destructor is lost
+    try:
+        yield
+    finally:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.signal(signal.SIGALRM, before or signal.SIG_DFL)

@@ -1,0 +1,169 @@
+"""What a request may ask for: how to sample, how long a reply may be, prompts and seeds; and how large a round may be.
+
+One table of ranges and one sentence for each mistake, for the commands (which put the option's name before it) and for
+Python alike. Nothing here starts JAX. Not here: which options exclude each other (`infer/checks.py`).
+"""
+
+import dataclasses
+import numbers
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
+
+Rule = Literal["coupled", "independent", "typical"]
+
+MAX_SEED = 2**32 - 1
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # colder, logits over it leave float32; hotter, every text is noise
+MAX_NODES = 4096  # a round holds an N x N mask and N rows of logits
+
+# Smallest and largest value of whole numbers.
+RANGES = {
+    "beam_width": (1, MAX_NODES - 1),
+    "beam_length": (1, 64),
+    "node_budget": (2, MAX_NODES),
+    "draft_top_k": (0, 10**6),
+    "top_k": (0, 10**6),
+    "seed": (0, MAX_SEED),
+    "max_new_tokens": (1, 10**7),
+    "max_length": (2, 10**7),
+    "batch_size": (1, 4096),
+}
+
+
+def require(subject: str, wrong: str | None) -> None:
+    """Raises BadInput, `subject wrong`, where one of the functions below found something wrong."""
+    if wrong is not None:
+        raise BadInput(f"{subject} {wrong}")
+
+
+def wrong_number(name: str, value: object, zero: str = "") -> str | None:
+    """What is wrong with a number, by its name in ``RANGES``: "should be from 1 to 64, not 0".
+
+    ``zero``: what 0 stands for, where it is fine too.
+    """
+    low, high = RANGES[name]
+    if is_whole(value) and (low <= value <= high or (zero and value == 0)):
+        return None
+    return f"should be {f'0 ({zero}) or ' if zero else ''}from {low} to {high}, not {shown(value)}"
+
+
+def wrong_temperature(value: object) -> str | None:
+    """A temperature that is neither 0 nor one at which float32 can sample."""
+    if _is_real(value) and (value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE):
+        return None
+    return f"should be 0 (greedy) or from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}, not {shown(value)}"
+
+
+def wrong_top_p(value: object) -> str | None:
+    """A probability that no tokens or more than all tokens have."""
+    return None if _is_real(value) and 0 < value <= 1 else f"should be above 0 and at most 1, not {shown(value)}"
+
+
+def wrong_rule(value: object) -> str | None:
+    """An acceptance rule that there is not."""
+    *names, last = get_args(Rule)
+    return None if value in (*names, last) else f"should be {', '.join(names)} or {last}, not {shown(value)}"
+
+
+def wrong_for_vocabulary(value: int, vocab_size: int, draft_vocab: int = 0) -> str | None:
+    """A number of tokens that the target's vocabulary, or the head's where it has its own, does not hold."""
+    tokens, whose = (draft_vocab, "head's draft vocabulary") if draft_vocab else (vocab_size, "target's vocabulary")
+    return f"should be at most the {whose} of {tokens}, not {value}" if value > tokens else None
+
+
+def wrong_for_context(value: int, context: int) -> str | None:
+    """A number of tokens that the target's context does not hold."""
+    return f"should be at most the target's context of {context}, not {value}" if value > context else None
+
+
+def is_whole(value: object) -> bool:
+    """A whole number of Python's or NumPy's; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens; the request's ``seed`` alone decides its noise.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 are off.
+
+    Raises:
+      BadInput: a number is out of its range, or there is no such rule.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    rule: Rule = "coupled"
+
+    def __post_init__(self):
+        require("temperature", wrong_temperature(self.temperature))
+        require("top_k", wrong_number("top_k", self.top_k))
+        require("top_p", wrong_top_p(self.top_p))
+        require("rule", wrong_rule(self.rule))
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """new: new tokens of a reply at most; length: tokens of prompt and reply at most (0: the target's context).
+
+    ``length`` may be above the target's context, since rotary positions go on.
+
+    Raises:
+      BadInput: a number is out of its range.
+    """
+
+    new: int = 128
+    length: int = 0
+
+    def __post_init__(self):
+        require("new", wrong_number("max_new_tokens", self.new))
+        require("length", wrong_number("max_length", self.length, zero="the target's context"))
+
+
+def check_prompts(prompts: Sequence, seeds: Sequence[int], vocab_size: int, context: int) -> None:
+    """A batch of prompts, each a list or an array of token ids that leaves room in ``context``, and a seed for each.
+
+    Raises:
+      BadInput: there is no prompt, one is something else, or the seeds are not theirs.
+    """
+    if len(prompts) == 0:
+        raise BadInput("there should be at least one prompt")
+    for prompt in prompts:
+        check_prompt(prompt, vocab_size, context)
+    if len(seeds) != len(prompts):
+        raise BadInput(f"seeds should be {len(prompts)}, one for each prompt, not {len(seeds)}")
+    for seed in seeds:
+        require("a seed", wrong_number("seed", seed))
+
+
+def check_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: int, where: str = "a prompt") -> None:
+    """One prompt; ``where`` names it.
+
+    Raises:
+      BadInput: it is no list of token ids, is empty, leaves no room for a new token in ``context``, or has an id that
+        the target does not know.
+    """
+    ids = np.asarray(prompt).tolist() if hasattr(prompt, "__array__") else prompt
+    if not isinstance(ids, Sequence) or isinstance(ids, str | bytes | bytearray):
+        raise BadInput(f"{where} should be a list of token ids, not {shown(prompt)}")
+    strange = [token for token in ids if not is_whole(token)]
+    if strange:
+        raise BadInput(f"{where} should hold token ids, which are whole numbers, not {shown(strange[0])}")
+    unknown = [token for token in ids if not 0 <= token < vocab_size]
+    if unknown:
+        span = f"0 to {vocab_size - 1}"
+        raise BadInput(f"{where}: token id {shown(unknown[0])} is outside the target's vocabulary ({span})")
+    if not ids:
+        raise BadInput(f"{where} is empty; a prompt should have at least one token")
+    if len(ids) >= context:
+        room = f"at most {context - 1} fit in a context of {context} with a reply"
+        raise BadInput(f"{where} has {len(ids)} tokens; {room}")

@@ -13,10 +13,13 @@ from typing import Literal
 
 import tyro
 
-from infer import checks, output
+from infer import checks
 from infer.command import run_command
+from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
 
+COMMAND = "python -m infer.benchmark"
+SOFTWARE = "redrafter_jax infer.benchmark"  # as a picture names it
 CPU_BEAMS = ("1x2", "1x3", "1x4", "2x2", "2x3", "4x4", "8x5")
 ACCELERATOR_BEAMS = ("1x4", "4x4", "8x5", "16x4", "45x4")
 RANGES = {
@@ -106,7 +109,7 @@ def _write(report: dict, options: Options) -> None:
     if options.plot is not None:
         from infer import tables
 
-        tables.plot(report, options.plot)
+        tables.plot(report, options.plot, SOFTWARE)
 
 
 def _check(options: Options) -> None:
@@ -135,14 +138,17 @@ def _check(options: Options) -> None:
         raise BadInput(f"--tokens-per-step should be from 1 (nothing accepted) to 65, not {options.tokens_per_step}")
     if options.layers is not None and options.layers < 1:
         raise BadInput(f"--layers should be 1 or more, not {options.layers}")
-    for name in ("output", "plot"):
-        path = getattr(options, name)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise BadInput(f"--{name}: there is no folder {path.absolute().parent}")
-        if path is not None:
-            output.check_writable(path, f"--{name}")
+    if options.output is not None:
+        claims.check_replaceable(options.output, "--output", _is_report, "a report of infer.benchmark")
+    if options.plot is not None:
+        claims.check_picture(options.plot, "--plot", SOFTWARE)
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise BadInput("--plot needs matplotlib; install requirements-dev.txt")
+
+
+def _is_report(beginning: bytes) -> bool:
+    """Whether a file that begins so was written by `_write`: the command stands first in a report (`run`)."""
+    return b" ".join(beginning.split()).startswith(f'{{ "command": "{COMMAND}'.encode())
 
 
 def beam(text: str) -> tuple[int, int]:
@@ -167,7 +173,7 @@ def run(options: Options) -> dict:
     what = subject.at_shape(options) if options.shape else subject.on_disk(options)
     theirs = reference.Transformers(what.folder, options.dtype) if options.against_transformers else None
     report = {
-        "command": " ".join(["python -m infer.benchmark", *sys.argv[1:]]),
+        "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `_is_report`
         "device": f"{jax.devices()[0].device_kind}, mesh {options.mesh[0]} x {options.mesh[1]}, jax {jax.__version__}",
         "subject": what.name,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(what.target)),

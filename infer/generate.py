@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer import checks, output, prompts
+from infer import checks, prompts
 from infer.command import run_command
-from redrafter_jax import processes
+from redrafter_jax import claims, lock, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.processes import Group
 
@@ -75,7 +75,8 @@ class Options:
     max_length: int | None = None
     """Tokens of prompt and reply together at most; by default the target's context."""
     cache_dir: pathlib.Path | None = None
-    """Folder for compiled programs, so that the next start compiles nothing; by default ~/.cache/redrafter_jax."""
+    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default
+    ~/.cache/redrafter_jax."""
     no_color: bool = False
     """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
     mesh: tuple[int, int] | None = None
@@ -96,8 +97,14 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _decode(options: Options) -> int:
-    if options.output is not None and processes.is_first():
-        output.check_writable(options.output)
+    if options.output is None or not processes.is_first():
+        return _run(options)
+    claims.check_file(options.output, "--output")
+    with lock.file(options.output, "--output"):
+        return _run(options)
+
+
+def _run(options: Options) -> int:
     given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
     if not given and not options.interactive:
         given = [_default_prompt(options)]

@@ -35,19 +35,6 @@ def run_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_writable(path: pathlib.Path, option: str = "--output") -> None:
-    """Raises BadInput unless the file can be added to; leaves no file behind that was not there."""
-    existed = path.exists()
-    try:
-        if existed and not path.is_file():
-            raise BadInput(f"{option}: {path} is not a file; it should be one, or one that can be made")
-        open(path, "ab").close()
-    except OSError as error:
-        raise BadInput(f"{option}: {path} cannot be written ({error.strerror})") from None
-    if not existed:
-        path.unlink()
-
-
 def shares(count: int, batch: int, processes: int) -> list[list[int]]:
     """The numbers of the prompts that each of the processes decodes: whole batches, dealt out in turn."""
     return [[number for number in range(count) if number // batch % processes == index] for index in range(processes)]
@@ -74,7 +61,7 @@ def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
         if len(lines) != len(numbers):
             raise BadInput(f"--output: {file} holds {len(lines)} of {len(numbers)} replies; all processes should see one folder")
         for number, (prompt, line) in enumerate(zip(numbers, lines, strict=True), 1):
-            if _run(line) != runs[prompt]:
+            if _field(line, "run") != runs[prompt]:
                 raise BadInput(_FOREIGN.format(path=file, number=number))
             found[prompt] = line
     draft = path.with_name(f"{path.name}.merged")
@@ -96,7 +83,7 @@ def remove_parts(path: pathlib.Path) -> None:
 
 class Lines:
     """The file of a run whose lines should carry ``runs``, in order. ``done`` of them are there already. ``mends``: whether a
-    line that was cut off is taken off, which one process should do.
+    line that was cut off is taken off, which one process should do. ``failed`` of them end in an error.
 
     Raises:
       BadInput: the file holds anything else. It is then left as it was.
@@ -107,9 +94,10 @@ class Lines:
         whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
         lines = whole.split(b"\n") if whole else []
         for number, found in enumerate(lines, 1):
-            if number > len(runs) or _run(found) != runs[number - 1]:
+            if number > len(runs) or _field(found, "run") != runs[number - 1]:
                 raise BadInput(_FOREIGN.format(path=path, number=number))
         self.done = len(lines)
+        self.failed = sum(_field(found, "finish_reason") == "error" for found in lines)
         if torn:
             self._drop(torn, runs)
 
@@ -132,14 +120,14 @@ class Lines:
 
 
 _FOREIGN = (
-    "--output: {path}:{number} belongs to another run (another pair, prompt or option that decides the reply; of several"
-    " processes also another number of them, or another --batch-size);"
-    " name another file, or remove this one"
+    "--output: {path}:{number} belongs to another run (other files of the pair, another prompt or option that decides the"
+    " reply; in bfloat16 also another --batch-size or --mesh; of several processes also another number of them, or another"
+    " --batch-size); name another file, or remove this one"
 )
 
 
-def _run(found: bytes) -> str | None:
+def _field(line: bytes, name: str) -> str | None:
     try:
-        return json.loads(found)["run"]
-    except (ValueError, KeyError, TypeError):
+        return json.loads(line)[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

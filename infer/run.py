@@ -4,7 +4,6 @@ they go. Each way of decoding is one short function.
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,20 +11,19 @@ from collections.abc import Sequence
 import jax
 from tqdm import tqdm
 
-from infer import chat, checks, compare, folders, output, pair, prompts, terminal
-from redrafter_jax import config, processes
+from infer import chat, checks, compare, folders, output, pair, programs, prompts, terminal
+from redrafter_jax import claims, config, fingerprint, lock, processes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.errors import BadInput
 
-DEFAULT_CACHE = pathlib.Path("~/.cache/redrafter_jax")
 ALL_ROUNDS = 1 << 30
 DECIDES_TEXT = ["temperature", "top_k", "top_p", "acceptance", "max_new_tokens", "max_length", "ignore_eos", "dtype", "decoding"]
 
 
 def run(options, given: list[prompts.Prompt]) -> int:
     """Everything after the checks that need no model; returns the exit code."""
-    use_cache(options.cache_dir)
+    programs.use_cache(options.cache_dir)
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
     speculative, rows = options.decoding != "autoregressive", options.batch_size
     plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
@@ -37,14 +35,14 @@ def run(options, given: list[prompts.Prompt]) -> int:
     vocabulary = plan.target_config.vocab_size
     ids = [prompts.encode(prompt, tokenizer, vocabulary, context(options, plan)) for prompt in given]
     seeds = checks.seeds(options, len(ids))
-    runs = runs_of(options, plan, shape, ids, seeds)
+    runs = runs_of(options, plan, shape, tokenizer, ids, seeds)
     lines = lines_of(options.output, runs) if options.output is not None else None
     seen = json.dumps([runs, lines.done if lines else 0])
     processes.agree(seen, "--prompts, --output, the pair or an option is not the same in all processes")
     if lines is not None and lines.done:
         processes.say(f"{lines.done} of {len(ids)} replies are in {options.output} already", sys.stderr)
         if lines.done == len(ids):
-            return 0
+            return exit_code(lines.failed, len(ids))
     if not is_exact(options):
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
     loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
@@ -54,11 +52,13 @@ def run(options, given: list[prompts.Prompt]) -> int:
         return compare_both(options, loaded, ids, seeds, runs)
     session = Session(options, loaded, given, ids, seeds, runs, lines)
     if processes.count() > 1 and not loaded.engine.mesh.is_multi_process:
-        share_out(session)
-        return 0
+        return exit_code(share_out(session), len(ids))
     session.generate()
+    code = exit_code(session.failed, len(ids))
     is_demonstration = given[0].where == "the default prompt" and options.decoding == "speculative"
-    return compare_both(options, loaded, ids, seeds, runs) if is_demonstration and session.streams else 0
+    if is_demonstration and session.streams and code == 0:
+        return compare_both(options, loaded, ids, seeds, runs)
+    return code
 
 
 def shape_of(options) -> Shape:
@@ -85,11 +85,27 @@ def limits_of(options) -> Limits:
     return Limits(options.max_new_tokens, options.max_length or 0)
 
 
-def runs_of(options, plan: pair.Plan, shape: Shape | None, ids: list[list[int]], seeds: list[int]) -> list[str]:
+def exit_code(failed: int, count: int) -> int:
+    """1 where some of the replies ended in an error, which is said in one sentence; else 0."""
+    if failed:
+        processes.say(
+            f"error: {failed} of {count} replies ended early, for the target's logits were not finite; check the"
+            " weights of --target, and --dtype",
+            sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def runs_of(options, plan: pair.Plan, shape: Shape | None, tokenizer, ids: Sequence, seeds: list[int]) -> list[str]:
     """What each line of the output carries: all that decides the reply, and the head and shape that its figures are of."""
+    if options.output is None and not options.json:
+        return [""] * len(ids)  # there are no lines, and large files take long to read
     settings = {name: getattr(options, name) for name in DECIDES_TEXT}
-    models = [config.fingerprint(plan.target), config.fingerprint(plan.drafter), str(shape)]
-    common = output.run_of(settings, models)
+    if options.dtype != "float32":  # it rounds differently in another batch, or on another mesh
+        settings |= {"batch_size": options.batch_size, "mesh": list(plan.mesh)}
+    stops = [] if options.ignore_eos else sorted(config.stop_ids(plan.target, tokenizer))
+    models = [fingerprint.fingerprint(plan.target), fingerprint.fingerprint(plan.drafter), str(shape)]
+    common = output.run_of(settings, stops, models)
     return [output.run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
 
 
@@ -101,39 +117,24 @@ def lines_of(path: pathlib.Path, runs: list[str]) -> output.Lines:
     return lines
 
 
-def share_out(session: "Session") -> None:
-    """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process merges."""
+def share_out(session: "Session") -> int:
+    """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process
+    merges. Returns how many replies ended in an error, of all those that this process knows."""
     options, index, count = session.options, processes.index(), processes.count()
     shares = output.shares(len(session.ids), options.batch_size, count)
     session.numbers = [number for number in shares[index] if number >= session.lines.done]
     part = output.part(options.output, index, count)
-    output.check_writable(part)
-    session.lines = output.Lines(part, [session.runs[number] for number in session.numbers])
-    session.writes = True
-    session.generate()
-    processes.wait("the replies")
-    if processes.is_first():
+    claims.check_file(part, "--output")
+    with lock.file(part, "--output"):
+        session.lines = output.Lines(part, [session.runs[number] for number in session.numbers])
+        session.failed = session.lines.failed
+        session.writes = True
+        session.generate()
+        processes.wait("the replies")
+        if not processes.is_first():
+            return session.failed
         output.merge(options.output, session.runs, shares)
-
-
-def use_cache(folder: pathlib.Path | None) -> None:
-    """Turns on JAX's persistent compilation cache, for programs of every size."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    chosen = (folder or DEFAULT_CACHE).expanduser()
-    try:
-        chosen.mkdir(parents=True, exist_ok=True)
-        if not os.access(chosen, os.W_OK):
-            raise PermissionError(0, "not writable")
-    except OSError as error:
-        if folder is None:  # nobody asked for this folder; decoding works without
-            return
-        raise BadInput(f"--cache-dir: {folder} cannot hold compiled programs ({error.strerror})") from None
-    if jax.config.jax_compilation_cache_dir != str(chosen):
-        compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(chosen))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return output.Lines(options.output, session.runs).failed
 
 
 class Session:
@@ -148,6 +149,7 @@ class Session:
         self.totals = terminal.Totals()
         self.numbers: Sequence[int] = range(len(ids))  # of the prompts that this session decodes
         self.writes = processes.is_first()
+        self.failed = lines.failed if lines else 0  # of the replies, those that ended in an error
 
     def generate(self) -> None:
         first, size = self.lines.done if self.lines else 0, self.options.batch_size
@@ -158,6 +160,7 @@ class Session:
                 replies = self._batch(numbers)
                 for index, reply in zip(numbers, replies, strict=True):
                     self._hand_out(index, reply)
+                    self.failed += reply.finish_reason == "error"
                 bar.update(len(numbers))
         self.totals.compile_seconds = self.engine.compile_seconds
         shared = len(self.numbers) < len(self.ids)
@@ -216,7 +219,10 @@ def compare_both(options, loaded: pair.Pair, ids, seeds, runs) -> int:
             line = output.line(runs[index], index, terminal.text_of(loaded.tokenizer, ids[index], fast.token_ids), fast)
             line |= {"identical": fast.token_ids == plain.token_ids, "autoregressive_seconds": round(plain.seconds, 6)}
             print(json.dumps(line))
-    return 1 if result.first_difference is not None and is_exact(options) and options.dtype == "float32" else 0
+    if result.first_difference is not None and is_exact(options) and options.dtype == "float32":
+        return 1
+    failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
+    return exit_code(failed, len(ids))
 
 
 def converse(options, plan: pair.Plan, tokenizer, shape: Shape | None) -> int:
@@ -235,6 +241,7 @@ def converse(options, plan: pair.Plan, tokenizer, shape: Shape | None) -> int:
         totals.add(replies, engine.first_token_seconds)
         totals.compile_seconds = engine.compile_seconds - compiled
         print(totals, file=sys.stderr)
+        exit_code(replies[0].finish_reason == "error", 1)
         return terminal.text_of(tokenizer, ids, replies[0].token_ids) or ""
 
     chat.converse(tokenizer, answer)

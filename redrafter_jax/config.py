@@ -1,9 +1,8 @@
 """config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated.
 
-Also the ids that end a target's text, and what tells two folders apart. Not here: ranges of fields (`fields.py`).
+Also the ids that end a target's text. Not here: ranges of fields (`fields.py`), what tells folders apart (`fingerprint.py`).
 """
 
-import hashlib
 import pathlib
 from typing import Any
 
@@ -24,7 +23,6 @@ from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import TargetConfig
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
-TAIL = 1 << 16  # bytes of each weight file that a fingerprint reads
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
 
@@ -67,17 +65,6 @@ def _ids_in(ids: list, vocabulary: int, where: str) -> list[int]:
             span = f"from 0 to {vocabulary - 1}"
             raise BadInput(f"{where} should be a token id or a list of them, {span}, not {shown(token)}")
     return ids
-
-
-def fingerprint(folder: pathlib.Path | None) -> str:
-    """Tells two models apart without reading all of them: config.json, and each weight file's name, size and last bytes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) + [folder / "config.json"] if folder else []:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            file.seek(max(size - TAIL, 0))
-            digest.update(f"{path.name} {size} ".encode() + file.read())
-    return digest.hexdigest()
 
 
 def target_config(config: dict[str, Any], what: str = "target") -> TargetConfig:

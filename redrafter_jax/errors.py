@@ -3,6 +3,7 @@
 import errno
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAYS_NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")  # in errors of libraries without an errno
 OF_THE_FILE_SYSTEM = (
     errno.EACCES,
     errno.EPERM,
@@ -35,7 +36,7 @@ def _of_one(error: BaseException) -> BadInput | None:
     if isinstance(error, BadInput):
         return error
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in NO_SPACE or "No space left on device" in text or "Disk quota exceeded" in text:
+    if isinstance(error, OSError) and error.errno in NO_SPACE or any(words in text for words in SAYS_NO_SPACE):
         where = f"{error.filename} cannot be written: " if getattr(error, "filename", None) else ""
         return BadInput(f"{where}there is no space left on the disk; make room and start the same command again")
     if isinstance(error, OSError) and error.errno in OF_THE_FILE_SYSTEM and error.filename is not None:

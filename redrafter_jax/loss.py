@@ -48,11 +48,14 @@ class LossConfig:
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """loss: ``[K]``, mean loss of each drafted position; accuracy: ``[K, RANKS]``, share of hard labels among the 1..RANKS
-    largest logits; scored: ``[K]``, labels that counted, those outside the draft vocabulary among them."""
+    largest logits; scored: ``[K]``, labels that counted, those outside the draft vocabulary among them; inside: ``[K]``, those
+    inside it. Over several batches an accuracy is a mean weighted by ``scored``, and so is the loss of soft labels; that of hard
+    labels by ``inside``."""
 
     loss: jax.Array
     accuracy: jax.Array
     scored: jax.Array
+    inside: jax.Array
 
 
 def draft_loss(
@@ -105,7 +108,7 @@ def draft_loss(
     of_target = drafter.drafted(laid(target.lm_head, COLUMNS))
     given = (tuple(exits), labels_BKT, jnp.roll(hidden_BTD, -1, axis=1), of_target, (hard_K, soft_K))
     total, (loss_K, hits_KR) = _score(dataclasses.replace(config, chunk=chunk), own_EV, *given)
-    return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K)
+    return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K, inside_K)
 
 
 def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> int:

@@ -37,20 +37,35 @@ def check(load: Load, mesh: tuple[int, int], what: str, ways: dict[str, Load], o
     """
     found = shortage(load, mesh)
     if found is not None:
-        need, there = (f"{number / 1e9:.3g} GB" for number in found)
-        where = "of memory" if of_device(jax.local_devices()[0]) is None else "on each device"
         instead = [*(option for option, less in ways.items() if shortage(less, mesh) is None), otherwise]
-        raise BadInput(f"{what} needs {need} {where}, and {there} are there; {', '.join(instead)} would do")
+        raise BadInput(f"{what} needs {_in_words(found)}; {', '.join(instead)} would do")
+
+
+def check_bytes(need: float, what: str, devices: int = 1) -> None:
+    """Raises BadInput if each of so many devices needs more bytes than there are; ``what``: the options that decide it."""
+    found = _too_few(need, devices)
+    if found is not None:
+        raise BadInput(f"{what} need at least {_in_words(found)}")
 
 
 def shortage(load: Load, mesh: tuple[int, int]) -> tuple[float, float] | None:
     """The bytes that are needed and those that are there, where they are too few: of each device, or of the host for all of its
     devices in the mesh."""
+    return _too_few(load.held(*mesh), mesh[0] * mesh[1])
+
+
+def _too_few(need: float, count: int) -> tuple[float, float] | None:
     devices = jax.local_devices()
-    need, there = load.held(*mesh), of_device(devices[0])
+    there = of_device(devices[0])
     if there is None:
-        need, there = need * min(mesh[0] * mesh[1], len(devices)), of_host()
+        need, there = need * min(count, len(devices)), of_host()
     return None if there is None or need <= there else (need, there)
+
+
+def _in_words(found: tuple[float, float]) -> str:
+    need, there = (f"{number / 1e9:.3g} GB" for number in found)
+    where = "of memory" if of_device(jax.local_devices()[0]) is None else "on each device"
+    return f"{need} {where}, and {there} are there"
 
 
 def _free() -> int | None:

@@ -12,6 +12,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from redrafter_jax import fingerprint
 from redrafter_jax.mesh import make_mesh
 from tests import support
 
@@ -24,6 +25,11 @@ def mesh():
     jax.set_mesh(make_mesh())
     yield
     jax.set_mesh(make_mesh())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fingerprints_are_remembered_for_the_tests_alone(tmp_path_factory):
+    fingerprint.MEMORY = tmp_path_factory.mktemp("fingerprints") / "fingerprints.json"
 
 
 @pytest.fixture(autouse=True)

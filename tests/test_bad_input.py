@@ -188,7 +188,7 @@ def test_a_hub_name_that_cannot_be_had_is_refused(refuse, ids, monkeypatch):
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(refuse, tmp_path):
-    for path, sentence in ((tmp_path / "no" / "out", "No such file or directory"), (tmp_path, "is not a file")):
+    for path, sentence in ((tmp_path / "no" / "out", "there is no folder"), (tmp_path, "is not a file")):
         err = refuse("--prompts", "nowhere", "--output", path)
         assert "--output" in err and sentence in err
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from infer import fit, plan, roofline
-from infer.run import use_cache
+from infer.programs import use_cache
 from redrafter_jax import compile_only, mesh, processes, slices
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 from redrafter_jax.model import cache, drafter

@@ -14,6 +14,7 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import MODELS, golden, put
 from train import data, figures, step
+from train import evaluate as evaluate_
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -163,3 +164,21 @@ def test_bits_per_byte_are_those_of_the_targets_own_logits(name):
     nats = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(59), stream[1:]]
     found = figures.bits_per_byte(target, stream, bytes_=120, row_length=60, rows=1)
     assert found == pytest.approx(nats.mean() / np.log(2) * 60 / 120, rel=1e-4)
+
+
+def test_two_batches_with_a_draft_vocabulary_weigh_as_one_batch_of_both():
+    """Of the first batch's labels nearly all can be drafted, of the second's nearly none; and padding differs too."""
+    config, rng = TargetConfig(64, 16, 32, 1, 2, 2, 8), np.random.default_rng(0)
+    target, ids = Target(jax.random.key(0), config), np.arange(8, dtype=np.int32)
+    drafter = Drafter(jax.random.key(1), DrafterConfig(64, 16, 16, 1, True, False, 8), ids=ids)
+    tokens = np.concatenate([rng.integers(0, 9, (2, 12)), rng.integers(6, 64, (2, 12))])
+    labels = np.where(np.arange(12) < np.array([[12], [12], [7], [5]]), tokens, loss.IGNORED)
+    hidden = rng.normal(size=(4, 12, 16)).astype(np.float32)
+    how = jax.jit(functools.partial(loss.draft_loss, config=loss.LossConfig(2)))
+    of_rows = [np.where(np.isin(np.arange(4), rows)[:, None], labels, loss.IGNORED) for rows in ([0, 1], [2, 3], [0, 1, 2, 3])]
+    parts = [how(drafter, target, *map(put, (tokens, counts, hidden)))[1] for counts in of_rows]
+    shares = [part.inside / part.scored for part in parts[:2]]
+    assert min(shares[0]) > 0.7 and max(shares[1]) < 0.4
+    two, one = evaluate_.joined(parts[:2]), evaluate_.joined(parts[2:])
+    assert abs(two["loss"] - one["loss"]) < 1e-5
+    np.testing.assert_allclose(two["accuracy"], one["accuracy"], atol=2e-4)

@@ -53,16 +53,19 @@ def test_a_shape_that_is_too_large_is_refused_with_how_many_layers_would_fit(mor
     assert said in error
 
 
+LARGE = {"num_hidden_layers": 1000, "intermediate_size": 25_600}
+
+
 def test_a_target_that_is_too_large_is_refused_before_its_weights_are_read(small_host, tmp_path):
     config = json.loads((support.MODELS / "target_mha" / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1000, "intermediate_size": 25_600}))  # and no weights beside it
+    (tmp_path / "config.json").write_text(json.dumps(config | LARGE))  # and no weights beside it
     with pytest.raises(BadInput, match=r"^--target in float32 needs 19.7 GB of memory, and 12 GB are there; --dtype bfloat16"):
         pair.load(str(tmp_path), None)
 
 
 def test_training_on_a_target_that_is_too_large_is_refused_before_anything_is_read(small_host, tmp_path):
     config = json.loads((support.MODELS / "target_mha" / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1000, "intermediate_size": 25_600}))
+    (tmp_path / "config.json").write_text(json.dumps(config | LARGE))
     recipe = dataclasses.replace(train.PRESETS["demo"](), row_length=64)
     options = train.Options(tmp_path, text=(tmp_path / "none",), output=tmp_path / "run", recipe=recipe)
     with pytest.raises(BadInput, match=r"needs 19.* GB of memory, and 12 GB are there; --dtype bfloat16, a smaller target"):

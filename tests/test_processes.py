@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from infer import generate, output
-from redrafter_jax import processes, weights
+from redrafter_jax import damage, processes, weights
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter, full
@@ -136,8 +136,8 @@ def test_two_processes_go_on_from_one_evaluate_and_are_asked_to_end_together(tar
     with groups.Group(tmp_path / "first", "train.main", *on_all) as group:
         group.until(lambda: is_saved(tmp_path / "run", 10))
         os.kill(group.processes[1].pid, signal.SIGTERM)
-        assert group.wait() == [0, 0], group.err(0) + group.err(1)
-        assert "stopped; the same command goes on" in group.out(0)
+        assert group.wait() == [143, 143], group.err(0) + group.err(1)
+        assert "stopped; the same command goes on from step" in group.out(0)
     with groups.Group(tmp_path / "second", "train.main", *on_all) as group:
         assert group.wait() == [0, 0], group.err(0) + group.err(1)
     lines = [line for line in log.read(tmp_path / "run") if "held_out_loss" in line]
@@ -146,6 +146,25 @@ def test_two_processes_go_on_from_one_evaluate_and_are_asked_to_end_together(tar
     same(tmp_path / "run", tmp_path / "one")
     alone = [line for line in log.read(tmp_path / "one") if "held_out_loss" in line]
     assert lines[0]["held_out_tokens_per_step_4x4"] == pytest.approx(alone[0]["held_out_tokens_per_step_4x4"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_end_on_ctrl_c_and_go_on_together_from_before_a_damaged_checkpoint(target, talk, tmp_path):
+    arguments = training(target, talk, tmp_path / "run", "--steps", 4000, "--save-every", 5, "--mesh", 8, 1)
+    with groups.Group(tmp_path / "first", "train.main", *arguments) as group:
+        group.until(lambda: is_saved(tmp_path / "run", 10))
+        os.kill(group.processes[0].pid, signal.SIGINT)
+        assert group.wait() == [130, 143], group.err(0) + group.err(1)
+    saves = tmp_path / "run" / "checkpoints"
+    *_, before, newest = damage.steps(saves)
+    largest = max((saves / str(newest) / "train").rglob("*"), key=lambda file: file.stat().st_size)
+    os.truncate(largest, 1000)
+    with groups.Group(tmp_path / "second", "train.main", *arguments) as group:
+        group.until(lambda: is_saved(tmp_path / "run", newest + 5))
+        os.kill(group.processes[1].pid, signal.SIGTERM)
+        assert group.wait() == [143, 143], group.err(0) + group.err(1)
+        assert f"checkpoint {newest} in {saves} cannot be read" in group.err(0) and "cannot be read" not in group.err(1)
+        assert f"going on from step {before}\n" in group.err(0)
 
 
 def test_prompts_are_shared_out_and_their_replies_merged_in_order(target, prompts, tmp_path):

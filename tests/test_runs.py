@@ -10,13 +10,14 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from redrafter_jax import checkpoint, weights
+from redrafter_jax import checkpoint, damage, weights
 from redrafter_jax import loss as loss_of
 from redrafter_jax.errors import BadInput
 from tests.support import load_target
+from tests.test_damaged_checkpoints import empty_all
 from tests.test_training import examples, is_asked_to_end, recipe, stops_after
 from tests.texts import with_tokenizer
-from train import configurations, data, evaluate, export, log, main, plot, run, step
+from train import configurations, data, evaluate, export, log, main, plot, run, step, stop
 
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--log-every", "1"]
 
@@ -52,7 +53,7 @@ def saved(folder: pathlib.Path, *steps: int) -> pathlib.Path:
 
 
 def metrics(loss: float, norm: float, fill: float = 0.5) -> step.Metrics:
-    parts = loss_of.Metrics(jnp.full(2, loss / 2), jnp.full((2, 5), loss / 10), jnp.ones(2))
+    parts = loss_of.Metrics(jnp.full(2, loss / 2), jnp.full((2, 5), loss / 10), jnp.ones(2), jnp.ones(2))
     return step.Metrics(parts, jnp.float32(norm), jnp.float32(fill))
 
 
@@ -61,18 +62,21 @@ def idle(state, *_, **__):
     return step.HeadState(state.step + 1, state.drafter, state.optimizer), metrics(2.0, 1.0)
 
 
+def stopped(*_):
+    raise stop.Stopped(1, 143)
+
+
 # Checkpoints and configurations
 
 
-def test_a_reader_leaves_what_a_run_is_writing(tmp_path):
+def test_a_run_removes_what_an_interrupted_save_left(tmp_path):
     unfinished = tmp_path / "4.orbax-checkpoint-tmp" / "head"
     unfinished.mkdir(parents=True)
-    for writes in (False, True):
-        with checkpoint.Run(tmp_path, writes=writes):
-            end = time.monotonic() + (10 if writes else 0.3)  # it is removed by a thread
-            while unfinished.exists() and time.monotonic() < end:
-                time.sleep(0.01)
-        assert unfinished.exists() != writes
+    with checkpoint.Run(tmp_path):
+        end = time.monotonic() + 10  # it is removed by a thread
+        while unfinished.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+    assert not unfinished.exists()
 
 
 def test_export_only_reads(target, trained, tmp_path):
@@ -134,6 +138,18 @@ def test_the_command_compares_before_it_trains_and_keeps_all_options(target, tex
     assert kept == json.loads((trained / "checkpoints" / "config.json").read_text())
 
 
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step, "step", idle)
+    run.train_head(load_target("mha"), examples(), recipe(4), tmp_path)
+    saves = tmp_path / "checkpoints"
+    empty_all(saves / "4")
+    run.train_head(load_target("mha"), examples(), recipe(4), tmp_path)
+    told = capsys.readouterr().err
+    assert f"checkpoint 4 in {saves} cannot be read (" in told and "it is 4.damaged now\ngoing on from step 2\n" in told
+    assert damage.steps(saves) == [2, 4] and (saves / "4.damaged").is_dir()
+    assert [line["step"] for line in log.read(tmp_path)] == [1, 2, 3, 4]
+
+
 # Losses that are no numbers
 
 
@@ -145,8 +161,7 @@ def test_a_gradient_that_is_no_number_is_never_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "step", poisoned)
     with pytest.raises(BadInput, match="norm of the gradient is inf at step 4, which read example.*last good checkpoint is step 2"):
         run.train_head(load_target("mha"), examples(), recipe(6), tmp_path)
-    with checkpoint.Run(tmp_path / "checkpoints", writes=False) as kept:
-        assert kept.steps == [2]
+    assert damage.steps(tmp_path / "checkpoints") == [2]
 
 
 @pytest.mark.parametrize("every", [1, 100])
@@ -182,8 +197,8 @@ def test_nothing_to_train_on_names_the_option(target, tmp_path, capsys, monkeypa
 
 
 def test_a_run_without_held_out_examples_says_so(target, text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "train_head", lambda *_: None)
-    assert main.command(training(target, text, tmp_path / "run", "--steps", 1, "--held-out", 0)) == 0
+    monkeypatch.setattr(run, "train_head", stopped)
+    assert main.command(training(target, text, tmp_path / "run", "--steps", 1, "--held-out", 0)) == 143
     assert capsys.readouterr().err.count("no example is held out") == 1
 
 
@@ -256,7 +271,7 @@ def test_a_run_that_is_asked_to_end_at_its_last_step_is_evaluated(tmp_path, monk
     monkeypatch.setattr(step, "step", idle)
     is_asked_to_end(monkeypatch, batch=1)
     monkeypatch.setattr(evaluate, "SHAPES", ())
-    assert run.train_head(load_target("mha"), examples(), recipe(2), tmp_path, examples(3)) is not None
+    run.train_head(load_target("mha"), examples(), recipe(2), tmp_path, examples(3))
     assert log.read(tmp_path)[-1]["held_out_loss"] > 0
 
 

@@ -23,6 +23,7 @@ from tests.support import MODELS
 from tests.texts import with_tokenizer
 from train import corpus, distill, export, log, main, measure, plot
 
+ANSWER = '{"token_ids": [1, 2], "prompt_tokens": 1, "number": 0}\n'
 HEAD = str(MODELS / "drafter_mha_rnn")
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "2", "--save-every", "2", "--log-every", "1"]
 
@@ -309,7 +310,7 @@ def test_a_target_that_cannot_be_loaded_leaves_no_output_behind(few, tmp_path, c
 def test_replies_to_other_prompts_of_another_target_or_with_torn_settings_are_not_mixed(few, tmp_path, monkeypatch, capsys):
     output, settings = tmp_path / "own.jsonl", tmp_path / "own.jsonl.settings.json"
     monkeypatch.setattr(distill, "Engine", lambda *_: None)
-    monkeypatch.setattr(distill, "answer", lambda options, *_: options.output.write_text('{"token_ids": [1, 2]}\n'))
+    monkeypatch.setattr(distill, "answer", lambda options, *_: options.output.write_text(ANSWER))
     assert distill.command(few) == 0 and distill.command(few) == 0
     assert "all 1 replies are in" in capsys.readouterr().out and not list(tmp_path.glob("*.draft"))
     weights_file = tmp_path / "target" / "model.safetensors"
@@ -321,7 +322,7 @@ def test_replies_to_other_prompts_of_another_target_or_with_torn_settings_are_no
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert told.startswith("error: --output") and named in told
         file.write_bytes(before)
-    assert output.read_text() == '{"token_ids": [1, 2]}\n' and distill.command(few) == 0
+    assert output.read_text() == ANSWER and distill.command(few) == 0
 
 
 def test_the_whole_configuration_is_printed_and_a_preset_is_its_default(target, talk, tmp_path, capsys):

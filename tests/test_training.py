@@ -14,7 +14,7 @@ from redrafter_jax import checkpoint, weights
 from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target, put
-from train import configurations, corpus, data, demo, evaluate, figures, greedy, log, main, pretrain, run, step, unloop
+from train import configurations, corpus, data, demo, evaluate, figures, greedy, log, main, pretrain, run, step, stop, unloop
 from train.recipe import Recipe
 
 
@@ -93,8 +93,10 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_to_the_same_weights(tmp_pa
     whole = run.train_head(target, examples(), recipe(5), tmp_path / "whole_")
 
     is_asked_to_end(monkeypatch, batch=2)
-    assert run.train_head(target, examples(), recipe(5, save_every=100), tmp_path / "cut_") is None
+    with pytest.raises(stop.Stopped) as stopped:
+        run.train_head(target, examples(), recipe(5, save_every=100), tmp_path / "cut_")
     monkeypatch.undo()
+    assert (stopped.value.step, stopped.value.code) == (3, 143)
     assert log.read(tmp_path / "cut_")[-1]["step"] == 3
     same(run.train_head(target, examples(), recipe(5), tmp_path / "cut_"), whole)
 
@@ -114,7 +116,7 @@ def test_a_loss_that_is_no_number_names_the_step_what_it_read_and_the_last_good_
     def loss_metrics():
         from redrafter_jax.loss import Metrics
 
-        return Metrics(jnp.full(2, jnp.nan), jnp.zeros((2, 5)), jnp.zeros(2, jnp.int32))
+        return Metrics(jnp.full(2, jnp.nan), jnp.zeros((2, 5)), *[jnp.zeros(2, jnp.int32)] * 2)
 
     monkeypatch.setattr(step, "evaluate", poisoned)
     with pytest.raises(BadInput, match="nan at step 1, which read example [0-9]+.*last good checkpoint is none"):

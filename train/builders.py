@@ -147,6 +147,7 @@ def _builder(source: Source, folder: pathlib.Path) -> _Builder:
 
 
 def _prepare(builder: _Builder, source: Source, folder: pathlib.Path) -> None:
+    tfds.disable_progress_bar()  # ours is enough, and theirs stay on the screen below an error
     try:
         builder.download_and_prepare()
     except Exception as error:  # tfds wraps what a generator raises

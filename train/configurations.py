@@ -4,16 +4,19 @@ Not here: what the options are (`recipe.py`, `main.py`), the checkpoints themsel
 """
 
 import dataclasses
+import importlib.util
 import json
-import os
 import pathlib
+import typing
 
 from etils import epath
 
+from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
 from train.recipe import OF_NO_CONSEQUENCE, Recipe
 
 CONFIGURATION = "config.json"
+DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
 NOT_COMPARED = "not_compared"  # what a saved configuration holds beside that which a resumed run has to have again
 
 
@@ -55,15 +58,23 @@ def read(checkpoints: epath.PathLike) -> dict | None:
     """The configuration of the run whose checkpoints these are, which lies beside them; None if there is none.
 
     Raises:
-      BadInput: it is not a JSON object.
+      BadInput: it is not a JSON object as train.main writes it.
     """
     file = epath.Path(checkpoints) / CONFIGURATION
     if not file.exists():
         return None
-    found = json_object(file)
-    if found is None:
+    found = claims.json_object(file)
+    if found is None or not _names_files(found.get(NOT_COMPARED, {})):
         raise BadInput(f"{file} should be the JSON object that train.main wrote")
     return found
+
+
+def _names_files(options: object) -> bool:
+    """Whether the options of a saved configuration name their data by lists of texts."""
+    if not isinstance(options, dict):
+        return False
+    names = [options.get(kind, []) for kind in DATA]
+    return all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in names)
 
 
 def _differences(before: dict, now: dict) -> list[str]:
@@ -77,19 +88,42 @@ def _defaults(configuration: dict) -> dict:
     return {name: value for name, value in values.items() if name in configuration}
 
 
-def check_folder(folder: pathlib.Path, option: str) -> None:
-    """Raises BadInput unless files can be written into the folder, which need not be there yet."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise BadInput(f"{option}: {there} is a file; it should be a folder, or one that can be made")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"{option}: {there} cannot be written")
+def check_place(place: str, option: str) -> None:
+    """Raises BadInput unless files can be written into the place, which may be in a bucket, as far as can be told from here."""
+    if "://" not in place:
+        claims.check_folder(pathlib.Path(place), option)
+    elif not place.startswith("gs://"):
+        raise BadInput(f"{option}: {place} should be a folder or gs://BUCKET/FOLDER")
+    elif importlib.util.find_spec("gcsfs") is None:
+        raise BadInput(f"{option}: {place} needs a package that is not installed (pip install gcsfs)")
 
 
-def json_object(file: epath.PathLike) -> dict | None:
-    """What a file that a command wrote holds; None if that is no JSON object."""
+def recipe_of(configuration: dict, file: epath.PathLike) -> Recipe:
+    """The recipe in a run's configuration.
+
+    Raises:
+      BadInput: it holds a value that train.main could not have written.
+    """
+    saved = {field.name: configuration[field.name] for field in dataclasses.fields(Recipe) if field.name in configuration}
+    kinds = typing.get_type_hints(Recipe)
+    for name, value in saved.items():
+        choices = typing.get_args(kinds[name])
+        if value not in choices if choices else not _is_a(value, kinds[name]):
+            raise BadInput(f"{file}: {name} should be {_named(kinds[name])}, not {json.dumps(value)[:100]}")
+    recipe = Recipe(**saved)
     try:
-        found = json.loads(epath.Path(file).read_text())
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else None
+        recipe.check()
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+    return recipe
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def _named(kind: type) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    return words.get(kind) or " or ".join(map(str, typing.get_args(kind)))

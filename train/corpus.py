@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import pathlib
 import platform
 import sys
@@ -18,11 +19,14 @@ from collections.abc import Mapping
 import tyro
 
 from infer.command import run_command
+from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
 
 SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3",
                    "idlelib", "turtledemo", "__pycache__", "__phello__", "_vendor", "include", "lib-dynload"}  # fmt: skip
 HELD_OUT_SHARE = 20
+COMMAND = "python -m train.corpus"
+RECORD = "origins.json"  # where the text came from; by it the command knows its folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Options:
     """Copy the embedded pair's text into two folders: what its target was trained on, and what was held out."""
 
     output: pathlib.Path
-    """Folder for `train/` and `held_out/`."""
+    """Folder for `train/`, `held_out/` and `origins.json`."""
     packages: tuple[str, ...] = ()
     """Installed packages whose Python files are added to `train/`."""
 
@@ -114,7 +118,13 @@ def main(options: Options) -> None:
     Raises:
       BadInput: a package is not installed, or the folder cannot be written.
     """
+    check_output(options.output)
     text = read(options.packages)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / RECORD).write_text(json.dumps({"command": COMMAND, "origins": text.origins}, indent=1) + "\n")
+    except OSError as error:
+        raise BadInput(f"--output: {options.output} cannot be written ({error.strerror})") from None
     for name, sources in (("train", text.train), ("held_out", text.held_out)):
         try:
             for source in sources:
@@ -124,6 +134,17 @@ def main(options: Options) -> None:
         except OSError as error:
             raise BadInput(f"--output: {options.output} cannot be written ({error.strerror})") from None
         print(f"{options.output / name}: {len(sources)} files, {sum(len(source.text) for source in sources) / 1e6:.1f} MB")
+
+
+def check_output(folder: pathlib.Path) -> None:
+    """Raises BadInput where `train/` or `held_out/` cannot be written, or hold files that are not of this command."""
+    claims.check_folder(folder, "--output")
+    if (claims.json_object(folder / RECORD) or {}).get("command") == COMMAND:
+        return
+    for name in ("train", "held_out"):
+        claims.check_empty(folder / name, "--output", "train.corpus")
+    if (folder / RECORD).exists():
+        raise BadInput(f"--output: {folder / RECORD} is not of train.corpus and is kept; name another folder")
 
 
 def command(arguments: list[str] | None = None) -> int:

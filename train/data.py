@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
 
+READ_FIRST = 2  # tokens of an example that a head reads before the first one that it predicts
 READERS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
@@ -53,14 +54,23 @@ class Rows:
     errors.
 
     Raises:
-      BadInput: no example has a label.
+      BadInput: there is no label that could be predicted.
     """
 
     def __init__(self, examples: Sequence[dict], length: int, what: str = "the training data"):
         self.examples, self.length = examples, length
-        self.plan = pack([piece for number in range(len(examples)) for piece in _pieces(examples[number], number, length)], length)
-        if not self.plan:
-            raise BadInput(f"{what}: there is no token to predict, for none of the {len(examples)} examples has a label")
+        pieces, predicted = [], 0
+        for number in range(len(examples)):
+            labelled = np.asarray(examples[number]["labelled"]).astype(bool)
+            for piece in _pieces(labelled, number, length):
+                pieces.append(piece)
+                predicted += np.count_nonzero(labelled[piece.start + READ_FIRST : piece.end])
+        if not predicted:
+            raise BadInput(
+                f"{what}: there is no token to predict, for none of the {len(examples)} examples has a label after its first"
+                f" {READ_FIRST} tokens in a row"
+            )
+        self.plan = pack(pieces, length)
 
     @property
     def fill(self) -> float:
@@ -91,8 +101,7 @@ class Rows:
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _pieces(example: dict, number: int, length: int) -> Iterator[Piece]:
-    labelled = np.asarray(example["labelled"])
+def _pieces(labelled: np.ndarray, number: int, length: int) -> Iterator[Piece]:
     for start in range(0, len(labelled), length):
         end = min(start + length, len(labelled))
         if labelled[start:end].any():

@@ -1,7 +1,7 @@
 """`python -m train.demo`: trains the embedded pair from Python source that is on this machine.
 
 corpus -> tokenizer -> target -> draft heads -> figures, each stage kept in `--work`; a run that was stopped goes on where
-it stopped. Not here: what the stages do (`corpus`, `tokenizer`, `pretrain`, `main`, `figures`).
+it stopped. Not here: the options (`demo_options`), what the stages do (`corpus`, `tokenizer`, `pretrain`, `main`, `figures`).
 """
 
 import dataclasses
@@ -20,83 +20,36 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from infer.command import run_command
-from redrafter_jax import checkpoint, weights
-from redrafter_jax.errors import BadInput
+from redrafter_jax import checkpoint, lock, weights
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.target import Target, TargetConfig
-from train import configurations, corpus, data, distill, figures, pretrain, run, tokenizer, unloop
+from redrafter_jax.model.target import Target
+from train import corpus, data, distill, figures, pretrain, run, stop, tokenizer, unloop
 from train import recipe as recipes
+from train.demo_options import CORPUS, RECORD, Options, check
 
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Train the embedded pair: a small Llama target that writes Python, and its draft heads."""
+def main(options: Options) -> int:
+    """Does what is not done yet; returns the exit code, which is not 0 where the run was asked to end.
 
-    work: pathlib.Path = pathlib.Path("demo-run")
-    """Folder of the run: tokens, checkpoints, logs, and the finished `pair/`."""
-    packages: tuple[str, ...] = ()
-    """Installed packages whose Python files are trained on besides the standard library."""
-    vocab: int = 2048
-    """Tokens in the vocabulary."""
-    width: int = 320
-    """Hidden size of the target."""
-    layers: int = 6
-    """Layers of the target."""
-    heads: int = 5
-    """Query heads of the target; they share one key-value head."""
-    feed_forward: int = 896
-    """Feed-forward width of the target."""
-    row_length: int = 256
-    """Tokens in a training row."""
-    batch: int = 16
-    """Rows in a training step of the target."""
-    steps: int = 4000
-    """Training steps of the target."""
-    decay: float = 0.5
-    """Share of the target's steps over which its learning rate falls to zero."""
-    unloop_rounds: int = 5
-    """Rounds in which the repetitions in the target's own text are made unlikely, so that it does not end in loops."""
-    save_every: int = 100
-    """Steps between checkpoints."""
-    slim_steps: int = 600
-    """Training steps of the slim head."""
-    head_steps: int = 600
-    """Training steps of the paper's head."""
-    replies: int = 2400
-    """Rows of the target's own greedy text, each begun by 64 tokens of the corpus, that the heads learn from beside as many
-    rows of the corpus."""
-
-    def target_config(self) -> TargetConfig:
-        return TargetConfig(
-            self.vocab, self.width, self.feed_forward, self.layers, self.heads, 1, self.width // self.heads,
-            tie_word_embeddings=True, max_position_embeddings=2048,
-        )  # fmt: skip
-
-    def schedule(self) -> pretrain.Schedule:
-        return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
-
-
-def check(options: Options) -> None:
-    """Raises BadInput for options out of range."""
-    lowest = {"vocab": 257, "row_length": 16, "unloop_rounds": 0}  # 256 bytes and the end of a text
-    for field in dataclasses.fields(Options):
-        value, low = getattr(options, field.name), lowest.get(field.name, 1)
-        if field.type is int and value < low:
-            raise BadInput(f"--{field.name.replace('_', '-')} should be {low} or more, not {value}")
-    if not 0 < options.decay <= 1:
-        raise BadInput(f"--decay should be above 0 and at most 1, not {options.decay}")
-    if options.width % (2 * options.heads):
-        raise BadInput(f"--width should be a multiple of twice --heads ({options.heads}), not {options.width}")
-    configurations.check_folder(options.work, "--work")
-
-
-def main(options: Options) -> None:
+    Raises:
+      BadInput: whatever is wrong with the options, the packages or the folder.
+    """
     check(options)
+    try:
+        with lock.folder(options.work, "--work"), stop.says_how_to_go_on(options.work):
+            make(options)
+    except stop.Stopped as stopped:
+        print(f"{stopped}; the same command goes on from what is saved in {options.work}")
+        return stopped.code
+    return 0
+
+
+def make(options: Options) -> None:
+    """The stages, one after the other."""
     jax.set_mesh(make_mesh())
-    options.work.mkdir(parents=True, exist_ok=True)
     prepare_corpus(options)
     pair = options.work / "pair"
     if not (pair / "target" / "config.json").exists():
@@ -110,10 +63,11 @@ def main(options: Options) -> None:
 
 def prepare_corpus(options: Options) -> None:
     """Writes the tokenizer, the token streams and a record of where the text came from."""
-    if (options.work / "corpus.json").exists():
+    if (options.work / CORPUS).exists():
         return
     text = corpus.read(options.packages)
     trained = tokenizer.train(text.train, options.vocab)
+    (options.work / RECORD).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
     trained.save_pretrained(options.work / "tokenizer")
     record = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
     for name, sources in (("train", text.train), ("held_out", text.held_out)):
@@ -121,7 +75,7 @@ def prepare_corpus(options: Options) -> None:
         np.save(options.work / f"{name}.npy", np.concatenate(files).astype(np.uint16))
         record[f"{name}_tokens"] = sum(map(len, files))
         record[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
-    (options.work / "corpus.json").write_text(json.dumps(record, indent=1))
+    (options.work / CORPUS).write_text(json.dumps(record, indent=1))
     print(f"corpus: {record['train_tokens']:,} tokens to train on, {record['held_out_tokens']:,} held out")
 
 
@@ -130,17 +84,23 @@ def stream(options: Options, name: str) -> np.ndarray:
 
 
 def corpus_record(options: Options) -> dict:
-    return json.loads((options.work / "corpus.json").read_text())
+    return json.loads((options.work / CORPUS).read_text())
 
 
 def train_target(options: Options) -> Target:
     """The trained target, from the newest checkpoint or from random weights."""
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
+    _set_aside_damaged(options.work / "target", jax.eval_shape(start))
     with checkpoint.Run(options.work / "target") as kept:
         resumes = kept.latest_step is not None
         state = kept.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
         return _train_target(options, kept, state).target
+
+
+def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> None:
+    for sentence in checkpoint.set_aside_damaged(folder, train=state):
+        print(sentence, file=sys.stderr)
 
 
 def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
@@ -149,15 +109,19 @@ def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.Pretra
     batches = data.stream_rows(stream(options, "train"), options.row_length + 1, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
-    for index, rows in enumerate(progress, start=first + 1):
-        state, loss = step(state, jax.device_put(rows, P("data", None)))
-        average = float(loss) if average is None else 0.98 * average + 0.02 * float(loss)
-        progress.set_postfix(loss=f"{average:.3f}")
-        if index % options.save_every == 0 or index == schedule.steps:
-            kept.save(index, train=state)
-            speed = (index - first) * options.batch * options.row_length / (time.perf_counter() - began)
-            bits = held_out_bits(options, state.target)
-            _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "bits_per_byte": bits})
+    with stop.Stop() as asked:
+        for index, rows in enumerate(progress, start=first + 1):
+            state, loss = step(state, jax.device_put(rows, P("data", None)))
+            average = float(loss) if average is None else 0.98 * average + 0.02 * float(loss)
+            progress.set_postfix(loss=f"{average:.3f}")
+            stops = asked.is_asked(index)
+            if index % options.save_every == 0 or index == schedule.steps or stops:
+                kept.save(index, train=state)
+                speed = (index - first) * options.batch * options.row_length / (time.perf_counter() - began)
+                bits = held_out_bits(options, state.target)
+                _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "bits_per_byte": bits})
+            if stops and index < schedule.steps:
+                raise stop.Stopped(index, asked.code)
     return state
 
 
@@ -165,6 +129,7 @@ def unloop_target(options: Options, target: Target) -> Target:
     """The target after the rounds of `unloop`, a checkpoint after each."""
     rounds = unloop.Rounds(options.unloop_rounds, row_length=options.row_length)
     state = pretrain.begin(target, rounds.schedule())
+    _set_aside_damaged(options.work / "unloop", state)
     with checkpoint.Run(options.work / "unloop") as kept:
         done = kept.latest_step or 0
         if done:
@@ -203,8 +168,6 @@ def train_head(options: Options, target: Target, name: str, kind: str) -> None:
     recipe = dataclasses.replace(recipes.demo(kind, steps), row_length=options.row_length)
     examples = head_examples(options, target)
     head = run.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
-    if head is None:
-        raise BadInput(f"stopped; the same command goes on from the last checkpoint in {options.work}")
     weights.save_drafter(narrow(head), options.work / "pair" / name)
 
 

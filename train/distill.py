@@ -2,13 +2,14 @@
 
 Text that the target wrote is what a head will have to draft. Decoding is this project's own, in batches, speculative
 where a head is given. Prompts come in whole batches, each written at once, so a run that was stopped goes on where it
-stopped and leaves no half-written line.
+stopped and leaves no half-written line. Not here: which prompts (`questions.py`), the file of replies (`replies.py`).
 """
 
 import dataclasses
+import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from infer.command import run_command
-from redrafter_jax import config, hub, memory, mesh, weights
+from redrafter_jax import config, fingerprint, hub, lock, memory, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.request import MAX_NODES, MAX_SEED
@@ -25,12 +26,12 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
-from train import builders, examples, records, replies
+from train import builders, questions, records, replies, stop
 
 BATCH = 64
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
-NOT_COMPARED = ("output",)
-SAME_REPLIES = ("batch_size", "beam", "mesh")  # in float32, whatever their values; bfloat16 rounds differently in another batch
+FILES = ("output", "target", "conversations", "text", "drafter")  # compared by their contents, not by their names
+SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,11 @@ def main(options: Options) -> None:
     """
     check(options)
     records.files(options.conversations or options.text)
+    with lock.file(options.output, "--output"):
+        _main(options)
+
+
+def _main(options: Options) -> None:
     options = dataclasses.replace(options, target=hub.locate(options.target, "--target"))
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
     head_config = None
@@ -99,17 +105,18 @@ def main(options: Options) -> None:
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = builders.tokenizer(str(options.target))
     stops = config.stop_ids(options.target, tokenizer)
-    prompts = list(read_prompts(options, tokenizer, room, target_config.vocab_size))
-    part, parts = options.shard
-    mine = list(enumerate(prompts))[part::parts]
+    pieces = questions.Pieces(options.prompt_tokens, options.stride)
+    vocabulary_size = target_config.vocab_size
+    prompts = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, vocabulary_size))
+    mine = list(enumerate(prompts))[options.shard[0] :: options.shard[1]]
     if not mine:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
     if options.seed + len(prompts) - 1 > MAX_SEED:
         raise BadInput(f"--seed should be at most {MAX_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {options.seed}")
-    wanted = settings_of(options, stops)
-    done = replies.done(options.output, wanted)
-    if done == len(mine):
-        print(f"all {done} replies are in {options.output} already")
+    wanted = settings_of(options, stops, shape)
+    done = replies.done(options.output, wanted, {number for number, _ in mine})
+    if len(done) == len(mine):
+        print(f"all {len(done)} replies are in {options.output} already")
         return
     if why is not None:
         print(why, file=sys.stderr)
@@ -155,64 +162,49 @@ def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) 
     return mesh.Load(target, head, options.batch_size, "--batch-size", size, cache=cache)
 
 
-def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], done: int) -> None:
-    """Writes the replies from number ``done`` on."""
+def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], done: set[int]) -> None:
+    """Writes the replies to the prompts whose numbers are not ``done``, in their order.
+
+    Raises:
+      BadInput: the target's logits are not finite. Nothing of that batch is written.
+    """
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
-    with open(options.output, "a") as file, tqdm(total=len(mine), initial=done, unit="prompt") as bar:
-        while done < len(mine):
-            batch = mine[done : done + options.batch_size]
+    left = [(number, prompt) for number, prompt in mine if number not in done]
+    bar = tqdm(total=len(mine), initial=len(done), unit="prompt")
+    with stop.says_how_to_go_on(options.output), open(options.output, "a") as file, bar:
+        for first in range(0, len(left), options.batch_size):
+            batch = left[first : first + options.batch_size]
             seeds = [options.seed + number for number, _ in batch]
-            answers = engine.generate([prompt for _, prompt in batch], sampling, limits, seeds, options.batch_size)
+            asked = [prompt for _, prompt in batch]
+            answers = list(engine.generate(asked, sampling, limits, seeds, options.batch_size))
+            for (number, _), reply in zip(batch, answers, strict=True):
+                if reply.finish_reason == "error":
+                    raise BadInput(
+                        f"--target: the target's logits are not finite at prompt {number}; nothing of its batch was"
+                        f" written; check the weights of {options.target}, and --dtype"
+                    )
             lines = [
                 {"token_ids": prompt + reply.token_ids, "prompt_tokens": len(prompt), "number": number}
                 for (number, prompt), reply in zip(batch, answers, strict=True)
             ]
             replies.add(file, lines)
-            done += len(batch)
             bar.update(len(batch))
 
 
-def settings_of(options: Options, stops: list[int]) -> dict[str, str]:
-    """All that decides the replies: the options, the ids that end one, what is in the input files, and which target it is."""
-    free = NOT_COMPARED + (SAME_REPLIES if options.dtype == "float32" else ())
-    settings = {name: str(value) for name, value in dataclasses.asdict(options).items() if name not in free}
+def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:
+    """All that decides the replies, as JSON holds it: options, the ids that end one, the mesh, what is in the files."""
     kind = "conversations" if options.conversations else "text"
     data = builders.Source(kind, options.conversations or options.text, str(options.target))
-    prints = {"fingerprint of the prompts": data.fingerprint(), "fingerprint of the target": config.fingerprint(options.target)}
-    return settings | prints | {"eos_token_id": str(stops)}
-
-
-def read_prompts(options: Options, tokenizer, room: int, vocab_size: int) -> Iterator[list[int]]:
-    """The prompts as token ids, none longer than ``room``; says which records were passed over.
-
-    Raises:
-      BadInput: a file cannot be read, or the tokenizer writes ids beyond the target's.
-    """
-    skips, long = examples.Skips(1.0), 0
-    for record in (record for path in records.files(options.conversations) for record in records.read(path)):
-        skips.read += 1
-        try:
-            turns = examples.messages(record.content)
-            first = next(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
-            text = examples.template_writes(turns[:first], tokenizer, asks=True)
-        except examples.Malformed as reason:
-            skips.skip(record.where, str(reason))
-            continue
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        examples.check_known(ids, record.where, vocab_size)
-        if 0 < len(ids) <= room:
-            yield ids
-        else:
-            long += 1
-    longest = min(room, options.prompt_tokens)
-    found = examples.text(records.files(options.text), tokenizer, skips) if options.text else ()
-    for example in examples.known(found, vocab_size):
-        for start in range(0, len(example.tokens) - longest, options.stride):
-            yield example.tokens[start : start + longest].tolist()
-    for reason in skips.reasons:
-        print(f"skipped {reason}", file=sys.stderr)
-    if skips.skipped or long:
-        print(f"of {skips.read} records {skips.skipped} are malformed and {long} too long; they are passed over", file=sys.stderr)
+    settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in FILES}
+    settings |= {
+        "eos_token_id": sorted(stops),
+        "mesh": shape,
+        "prompts": data.fingerprint(),
+        "target": fingerprint.fingerprint(options.target),
+        "drafter": fingerprint.fingerprint(options.drafter),
+    }
+    free = SAME_REPLIES if options.dtype == "float32" else ()
+    return json.loads(json.dumps({name: value for name, value in settings.items() if name not in free}))
 
 
 def check(options: Options) -> None:

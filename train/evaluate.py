@@ -7,7 +7,7 @@ import numpy as np
 
 from redrafter_jax.decode.engine import Engine, Limits, Sampling, mean_tokens_per_step
 from redrafter_jax.decode.loop import Shape
-from redrafter_jax.loss import LossConfig
+from redrafter_jax.loss import LossConfig, Metrics
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
@@ -55,10 +55,17 @@ class Evaluation:
         return figures
 
     def _metrics(self, drafter: Drafter) -> dict:
-        all_ = [self.update(drafter, self.target, batch)[1] for batch in self.batches]
-        scored = sum(np.asarray(m.scored) for m in all_)
-        weighed = lambda name: sum(np.asarray(getattr(m, name)).T * np.asarray(m.scored) for m in all_) / np.maximum(scored, 1)  # noqa: E731
-        return {"loss": float(weighed("loss").sum()), "accuracy": weighed("accuracy").T.round(4).tolist()}
+        return joined([self.update(drafter, self.target, batch)[1] for batch in self.batches])
+
+
+def joined(parts: list[Metrics]) -> dict:
+    """The loss and the accuracies ``[K, RANKS]`` of several batches with hard labels, as of one batch."""
+    loss, accuracy, scored, inside = (
+        np.stack([np.asarray(getattr(part, name)) for part in parts]) for name in ("loss", "accuracy", "scored", "inside")
+    )
+    loss_K = (loss * inside).sum(0) / np.maximum(inside.sum(0), 1)
+    accuracy_KR = (accuracy * scored[..., None]).sum(0) / np.maximum(scored.sum(0), 1)[:, None]
+    return {"loss": float(loss_K.sum()), "accuracy": accuracy_KR.round(4).tolist()}
 
 
 def prompts(examples, count: int, context: int) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """`python -m train.export`: a head from a run's checkpoint, as a folder in Apple's format with a model card."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shlex
@@ -9,9 +10,9 @@ import tyro
 from etils import epath
 
 from infer.command import run_command
+from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
 
-DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
 OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # others that a card's command repeats
 
 
@@ -29,6 +30,8 @@ class Options:
     """Folder of the run's checkpoints, where train.main was given one."""
     step: int | None = None
     """Which checkpoint; the newest if not given."""
+    best: bool = False
+    """The checkpoint with the lowest loss on held-out examples."""
     whole: bool = False
     """Write the head so that Apple's code and TensorRT-LLM's converter can read it: a slim head with the target's LM head, and a
     draft vocabulary as the whole one (the same drafts, from an exit a few features wider)."""
@@ -42,41 +45,35 @@ def main(options: Options) -> None:
     """
     import jax
 
-    from redrafter_jax import checkpoint, hub, weights
+    from redrafter_jax import checkpoint, fingerprint, hub, weights
     from redrafter_jax import config as configs
     from redrafter_jax.mesh import make_mesh
     from redrafter_jax.model.drafter import Drafter
     from train import configurations, run
-    from train.recipe import Recipe
 
-    configurations.check_folder(options.output, "--output")
-    checkpoints = epath.Path(options.checkpoints or options.run / "checkpoints")
+    if options.best and options.step is not None:
+        raise BadInput("--best chooses the checkpoint that --step names; give one of them")
+    claims.check_head(options.output, "--output")
+    checkpoints = checkpoint.located(options.checkpoints or options.run / "checkpoints")
+    if options.checkpoints is not None:
+        configurations.check_place(options.checkpoints, "--checkpoints")
     configuration = configurations.read(checkpoints) if checkpoints.is_dir() else None
     if configuration is None:
         raise BadInput(f"--run: {options.run} is not the folder of a run of train.main")
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
-    if configuration.get("target") not in (None, configs.fingerprint(options.target)):
+    if configuration.get("target") not in (None, fingerprint.fingerprint(options.target)):
         raise BadInput(
-            f"--target: {options.run} was trained for another target than {options.target}, whose config.json or weights"
-            " differ; give the folder that train.main was given"
+            f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights"
+            " or tokenizer differ; give the folder that train.main was given, as it was then"
         )
-    fields = {field.name for field in dataclasses.fields(Recipe)}
-    recipe = Recipe(**{name: value for name, value in configuration.items() if name in fields})
+    recipe = configurations.recipe_of(configuration, checkpoints / configurations.CONFIGURATION)
     jax.set_mesh(make_mesh())
-    with checkpoint.Run(checkpoints, writes=False) as kept:
-        step = kept.latest_step if options.step is None else options.step
-        if step not in kept.steps:
-            raise BadInput(f"--step: {options.run} has checkpoints of steps {kept.steps}, not {step}")
-        like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target_config, recipe)))
-        try:
-            head = kept.restore(step, head=like)["head"]
-        except ValueError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"--target: the head of {options.run} does not fit {options.target} ({reason})") from None
+    like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target_config, recipe)))
+    step = choose(options, checkpoints, like)
     write(
-        head,
+        checkpoint.restore(checkpoints, step, head=like)["head"],
         weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
         card(name, configuration, run.last_evaluation(options.run, step), step),
@@ -84,13 +81,70 @@ def main(options: Options) -> None:
     print(f"the head of step {step} is in {options.output}")
 
 
+def choose(options: Options, checkpoints: epath.Path, like) -> int:
+    """The step to export: the one that was asked for, else the first that can be read, the best or the newest first; says
+    which could not be read.
+
+    Args:
+      like: the head's shapes.
+
+    Raises:
+      BadInput: there is no such step, it cannot be read, there were no evaluations, or the head is of another target.
+    """
+    from redrafter_jax import checkpoint, damage
+
+    steps = damage.steps(checkpoints)
+    if not steps or options.step is not None and options.step not in steps:
+        raise BadInput(f"--step: {options.run} has checkpoints of steps {steps}, not {options.step}")
+    losses = held_out_losses(options, checkpoints, steps) if options.best else {}
+    wanted = sorted(losses, key=losses.get) if options.best else steps[::-1] if options.step is None else [options.step]
+    try:
+        step, damaged = checkpoint.newest_sound(checkpoints, wanted, head=like)
+    except damage.Misfit as error:
+        raise BadInput(f"--target: the head of {options.run} does not fit {options.target} ({error})") from None
+    if step is None and options.step is not None:
+        others = ", ".join(str(other) for other in steps if other != options.step) or "none"
+        reason = damaged[options.step]
+        raise BadInput(f"--step: checkpoint {options.step} in {checkpoints} cannot be read ({reason}); others are {others}")
+    if step is None:
+        raise BadInput(checkpoint.none_can_be_read(checkpoints, damaged))
+    for other, reason in damaged.items():
+        print(f"checkpoint {other} in {checkpoints} cannot be read ({reason}); taking {step}", file=sys.stderr)
+    if options.best:
+        print(f"step {step} has the lowest held-out loss, {losses[step]:.4f}, of steps {', '.join(map(str, sorted(losses)))}")
+    return step
+
+
+def held_out_losses(options: Options, checkpoints: epath.Path, steps: list[int]) -> dict[int, float]:
+    """The held-out loss of every checkpoint that has one.
+
+    Raises:
+      BadInput: none has.
+    """
+    from redrafter_jax import damage
+    from train import run
+
+    found = {}
+    for step in steps:
+        with contextlib.suppress(ValueError):  # damaged: it is not the best of those that can be read
+            found[step] = damage.scores(checkpoints / str(step)).get(run.HELD_OUT)
+    found = {step: loss for step, loss in found.items() if isinstance(loss, float)}
+    if not found:
+        raise BadInput(
+            f"--best: the checkpoints of {options.run} have no held-out loss, for it was trained without evaluations (--held-out,"
+            " --evaluate-every) or by an earlier version; give --step, or neither for the newest"
+        )
+    return found
+
+
 def write(head, target, folder: pathlib.Path, text: str) -> None:
     """Writes the head and its card; as Apple's code can read it where the target is given."""
     from redrafter_jax import processes, weights
 
-    weights.save_drafter(head, folder, target)
-    if processes.is_first():
+    if processes.is_first():  # the card is written first, since a later export knows by it that the folder is its own
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "README.md").write_text(text)
+    weights.save_drafter(head, folder, target)
 
 
 def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
@@ -101,19 +155,19 @@ def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) ->
       figures: of the last evaluation before the checkpoint, with its step.
       step: of the checkpoint.
     """
-    from train.configurations import NOT_COMPARED
+    from train.configurations import DATA, NOT_COMPARED
 
     options = configuration.get(NOT_COMPARED)
     compared = {name: value for name, value in configuration.items() if name != NOT_COMPARED}
     if options is not None:
         compared["data"] = ", ".join(_name(path) for kind in DATA for path in options.get(kind, ()))
-    shown = {name: value for name, value in figures.items() if name.startswith("held_out_") and not isinstance(value, list)}
+    shown = {name: value for name, value in figures.items() if name.startswith("held_out_") and isinstance(value, int | float)}
     measured = "\n".join(f"| {name.removeprefix('held_out_').replace('_', ' ')} | {value:.3f} |" for name, value in shown.items())
     settings = "\n".join(f"| {name} | {value} |" for name, value in compared.items())
     after = f" after {figures['step']} updates" if shown else ""
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
-        "---\nlibrary_name: redrafter_jax\ntags: [speculative-decoding, redrafter]\n---\n"
+        f"{claims.CARD_BEGINS}tags: [speculative-decoding, redrafter]\n---\n"
         f"# A ReDrafter head for {target.name}\n\n"
         "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
         f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"
@@ -126,6 +180,7 @@ def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) ->
 
 def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
     """The command that trained the head, as far as it decides the weights."""
+    from train.configurations import DATA
     from train.main import Options
     from train.recipe import OF_NO_CONSEQUENCE, PRESETS, Recipe
 

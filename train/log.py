@@ -61,7 +61,7 @@ def read(folder: pathlib.Path) -> list[dict]:
 def _parsed(line: str, where: str) -> dict:
     with contextlib.suppress(ValueError):
         found = json.loads(line)
-        if isinstance(found, dict) and "step" in found:
+        if isinstance(found, dict) and type(found.get("step")) is int:
             return found
     raise BadInput(f"{where} should be a JSON object with a step, as train.main wrote it; remove the line")
 
@@ -81,7 +81,12 @@ class Log:
     def __enter__(self) -> "Log":
         self.file = open(path(self.folder), "a")  # noqa: SIM115  (closed in __exit__)
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first + 1)
-        self.bar = tqdm(desc=f"{self.recipe.head} head", initial=self.first, total=self.recipe.steps, unit="step")
+        self.bar = tqdm(
+            desc=f"{self.recipe.head} head, loss over {self.recipe.positions} positions",
+            initial=self.first,
+            total=self.recipe.steps,
+            unit="step",
+        )
         self.began, self.since = time.perf_counter(), self.first
         return self
 
@@ -126,7 +131,8 @@ class Log:
 
     def evaluation(self, index: int, figures: dict) -> None:
         """One line of an evaluation on held-out examples."""
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
+        names = {"loss": f"loss (summed over {self.recipe.positions} positions)"}
+        shown = ", ".join(f"{names.get(name, name)} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
         self.bar.write(f"step {index}, held out: {shown}")
         self._write({"step": index, **{f"held_out_{name}": value for name, value in figures.items()}})
 

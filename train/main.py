@@ -17,6 +17,7 @@ from infer.command import run_command
 from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.processes import Group
+from train import stop
 from train.recipe import PRESETS, Recipe
 
 
@@ -61,8 +62,8 @@ class Options:
     group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
-def main(options: Options) -> None:
-    """Trains, exports and says where the head is.
+def main(options: Options) -> int:
+    """Trains, exports and says where the head is; returns the exit code, which is not 0 where the run was asked to end.
 
     Raises:
       BadInput: whatever is wrong with the options, the target, the data or the folder of the run.
@@ -70,15 +71,24 @@ def main(options: Options) -> None:
     check(options)
     if options.config:
         processes.say(json.dumps(as_json(options), indent=1))
-        return
+        return 0
+    from train import configurations, folders
+
+    for place, option in ((options.checkpoints, "--checkpoints"), (options.profile, "--profile")):
+        if place is not None:
+            configurations.check_place(place, option)
+    with folders.claimed(options.output, options.checkpoints):
+        return _train(options)
+
+
+def _train(options: Options) -> int:
     import jax
 
     from redrafter_jax import config as configs
-    from redrafter_jax import hub, memory, weights
+    from redrafter_jax import fingerprint, hub, memory, weights
     from redrafter_jax import mesh as meshes
-    from train import builders, configurations, export, run
+    from train import builders, configurations, export, footprint, run
 
-    configurations.check_folder(options.output, "--output")
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
@@ -89,6 +99,7 @@ def main(options: Options) -> None:
     mesh, why = meshes.settle(load, options.mesh, together=True)
     what = "--target, with the head, its gradients and its moments,"
     memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
+    footprint.check(load, options.recipe, mesh)
     jax.set_mesh(meshes.make_mesh(*mesh))
     parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
     rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
@@ -102,7 +113,7 @@ def main(options: Options) -> None:
     configuration = {
         **as_json(options)["recipe"],
         "dtype": options.dtype,
-        "target": configs.fingerprint(options.target),
+        "target": fingerprint.fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
     processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
@@ -112,14 +123,15 @@ def main(options: Options) -> None:
     if processes.is_first():
         configurations.keep(options.output, configuration, options.resume, options.checkpoints)
     processes.wait("the configuration")
-    head = run.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
-    if head is None:
-        place = options.checkpoints or options.output
-        processes.say(f"stopped; the same command goes on from the last checkpoint in {place}")
-        return
-    folder, steps = options.output / "head", options.recipe.steps
+    folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
+    try:
+        head = run.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
+    except stop.Stopped as stopped:
+        processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
+        return stopped.code
     export.write(head, None, folder, export.card(name, configuration, run.last_evaluation(options.output, steps), steps))
     processes.say(f"the head is in {folder}")
+    return 0
 
 
 def check(options: Options) -> None:
@@ -177,7 +189,8 @@ def command(arguments: list[str] | None = None) -> int:
     def body() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         check(options)
-        return processes.run(options.group, lambda: main(options), saves=True)
+        with stop.says_how_to_go_on(options.checkpoints or options.output):
+            return processes.run(options.group, lambda: main(options), saves=True)
 
     return run_command(body)
 

@@ -14,6 +14,9 @@ import tyro
 from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
+PROMPT = 64  # tokens of a context (`figures.Prompts`)
+NEW = 48  # a loop shows in the last 48 tokens of a reply
+MOST_CONTEXTS = 100_000
 COLUMNS = {
     "along_text": "along the text",
     "greedy": "generated, T = 0",
@@ -66,6 +69,12 @@ def main(options: Options) -> None:
     options = dataclasses.replace(options, target=hub.locate(options.target, "--target"))
     configs = weights.configs
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    room = target_config.max_position_embeddings - PROMPT
+    if options.new_tokens > room:
+        raise BadInput(
+            f"--new-tokens should be at most {room}, which the target's context leaves after {PROMPT} tokens of a prompt, not"
+            f" {options.new_tokens}"
+        )
     for folder in options.drafter:
         configs.check_pair(target_config, configs.drafter_config(configs.read_json(folder, "--drafter"), "--drafter"), "--drafter")
     tokenizer = builders.tokenizer(str(options.target))
@@ -130,9 +139,11 @@ def shape(name: str) -> tuple[int, int]:
 
 def check(options: Options) -> None:
     """Raises BadInput for options out of range."""
-    for name, least in (("prompts", 1), ("contexts", 1), ("new_tokens", 48)):  # a loop shows in the last 48 tokens
-        if getattr(options, name) < least:
-            raise BadInput(f"--{name.replace('_', '-')} should be {least} or more, not {getattr(options, name)}")
+    for name in ("prompts", "contexts"):
+        if not 1 <= getattr(options, name) <= MOST_CONTEXTS:
+            raise BadInput(f"--{name} should be from 1 to {MOST_CONTEXTS}, not {getattr(options, name)}")
+    if options.new_tokens < NEW:
+        raise BadInput(f"--new-tokens should be {NEW} or more, not {options.new_tokens}")
     for name in options.trees:
         if name not in ("search", "beams"):
             raise BadInput(f"--trees: {name!r} should be search or beams")

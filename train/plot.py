@@ -8,7 +8,10 @@ import sys
 import tyro
 
 from infer.command import run_command
+from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
+
+SOFTWARE = "redrafter_jax train.plot"  # as a picture names it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Options:
     run: tuple[pathlib.Path, ...]
     """Folders of the runs (train.main's --output)."""
     output: pathlib.Path = pathlib.Path("curves.png")
-    """The picture."""
+    """PNG file for the picture."""
 
 
 def main(options: Options) -> None:
@@ -31,6 +34,7 @@ def main(options: Options) -> None:
 
     if not options.run:
         raise BadInput("give at least one --run")
+    claims.check_picture(options.output, "--output", SOFTWARE)
     runs = {name: log.read(folder) for name, folder in names(options.run).items()}
     for name, folder in names(options.run).items():
         if not any("loss" in line for line in runs[name]):
@@ -59,7 +63,7 @@ def main(options: Options) -> None:
         if axes.lines:
             axes.legend(fontsize="small")
     try:
-        figure.savefig(options.output, dpi=90)
+        figure.savefig(options.output, dpi=90, metadata={"Software": SOFTWARE})
     except (OSError, ValueError) as error:
         raise BadInput(f"--output: {options.output} cannot be written ({error})") from None
     print(f"the curves are in {options.output}")

@@ -6,6 +6,22 @@ from typing import Literal
 from redrafter_jax.errors import BadInput
 
 Labels = Literal["text", "greedy"]
+MOST_TOKENS = 1 << 26  # that an update reads at a time: a gibibyte on the host
+MOST = {  # of each whole number of a recipe; beyond it lies a slip of the keyboard
+    "blocks": 256,
+    "positions": 64,
+    "steps": 10**8,
+    "batch": 1 << 16,
+    "accumulate": 1 << 16,
+    "row_length": 1 << 20,
+    "save_every": 10**8,
+    "log_every": 10**8,
+    "evaluation_rows": 1 << 16,
+    "head_vocab": 1 << 24,
+    "warmup": 10**8,
+    "evaluate_every": 10**8,
+}
+MAY_BE_ZERO = ("head_vocab", "warmup", "evaluate_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +74,17 @@ class Recipe:
 
     def check(self) -> None:
         """Raises BadInput for a number out of its range."""
-        for name in ("blocks", "positions", "steps", "batch", "accumulate", "save_every", "log_every", "evaluation_rows"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(self, name)}")
-        for name in ("head_vocab", "warmup", "evaluate_every"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"--{name.replace('_', '-')} should be 0 or more, not {getattr(self, name)}")
+        for name, high in MOST.items():
+            low = 0 if name in MAY_BE_ZERO else 1
+            if not low <= getattr(self, name) <= high:
+                raise BadInput(f"--{name.replace('_', '-')} should be from {low} to {high}, not {getattr(self, name)}")
         if self.batch % self.accumulate:
             raise BadInput(f"--accumulate should divide --batch, but {self.accumulate} does not divide {self.batch}")
+        if self.batch // self.accumulate * self.row_length > MOST_TOKENS:
+            raise BadInput(
+                f"--batch {self.batch} rows of --row-length {self.row_length} in --accumulate {self.accumulate} parts are more than"
+                f" {MOST_TOKENS} tokens at a time; give fewer, shorter, or more parts"
+            )
         if self.row_length < self.positions + 2:
             raise BadInput(f"--row-length should be at least --positions + 2, not {self.row_length}")
         if not 0 <= self.distill_weight <= 1:

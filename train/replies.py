@@ -1,4 +1,4 @@
-"""The file of replies that a target wrote: how far it has come, what it was made with, and whose it is.
+"""The file of replies that a target wrote: which prompts are done, what they were done with, and whose the file is.
 
 Beside it lies a file of settings, all that decides the replies. Not here: how they are made (`distill.py`).
 """
@@ -7,28 +7,50 @@ import json
 import os
 import pathlib
 
+from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
-from train import configurations
+
+FINGERPRINTS = ("prompts", "target", "drafter")  # settings that are hashes of files, whatever these are called
+KNOWN_BY = "prompts"  # every file of settings holds it
 
 
-def done(file: pathlib.Path, wanted: dict[str, str]) -> int:
-    """How many replies the file holds, made with the settings ``wanted``; a line that was cut off is none.
+def done(file: pathlib.Path, wanted: dict, numbers: set[int]) -> set[int]:
+    """The numbers of the prompts whose replies the file holds, in whatever order, made with the settings ``wanted``. A
+    line that was cut off is none.
+
+    Args:
+      numbers: of all prompts that the file should hold in the end.
 
     Raises:
-      BadInput: it is not the output of such a run, or cannot be written.
+      BadInput: it is not the output of such a run, a prompt is answered twice, or the file cannot be written.
     """
+    claims.check_file(file, "--output")
     try:
         content = file.read_bytes() if file.exists() else b""
     except OSError as error:
         raise BadInput(f"--output: {file} cannot be read ({error.strerror})") from None
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise BadInput(f"--output: {file} cannot be written")
-    if content:
-        _check_settings(file, wanted)
-    return content.count(b"\n")
+    _check_settings(file, wanted, is_begun=bool(content))
+    lines: dict[int, int] = {}
+    for line, found in enumerate(content.split(b"\n")[:-1], 1):
+        number = _number(found)
+        if number not in numbers:
+            raise BadInput(f"--output: {file}:{line} is no reply to a prompt of this run; give another file")
+        if number in lines:
+            both = f"{file}:{line} answers prompt {number}, as line {lines[number]} does"
+            raise BadInput(f"--output: {both}; remove one of them, or the file")
+        lines[number] = line
+    return set(lines)
 
 
-def claim(file: pathlib.Path, wanted: dict[str, str]) -> None:
+def _number(line: bytes) -> int | None:
+    try:
+        number = json.loads(line)["number"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return number if type(number) is int else None
+
+
+def claim(file: pathlib.Path, wanted: dict) -> None:
     """Writes down what the replies are made with, whole or not at all, and removes a line of them that was cut off.
 
     Raises:
@@ -58,13 +80,24 @@ def settings_file(file: pathlib.Path) -> pathlib.Path:
     return file.with_name(f"{file.name}.settings.json")
 
 
-def _check_settings(file: pathlib.Path, wanted: dict[str, str]) -> None:
+def _check_settings(file: pathlib.Path, wanted: dict, is_begun: bool) -> None:
+    """``is_begun``: the file holds something, so its settings have to be there and the same."""
     settings = settings_file(file)
     if not settings.exists():
-        raise BadInput(f"--output: {file} exists and is not of this command; give another file")
-    before = configurations.json_object(settings)
-    if before is None:
-        raise BadInput(f"--output: {settings}, the settings that {file} was made with, is broken; give another file")
-    if before != wanted:
-        names = ", ".join(f"{name} was {before.get(name)}" for name in wanted if before.get(name) != wanted[name])
-        raise BadInput(f"--output: {file} belongs to another run ({names}); give another file")
+        if is_begun:
+            raise BadInput(f"--output: {file} exists and is not of this command; give another file")
+        return
+    before = claims.json_object(settings)
+    if before is None or KNOWN_BY not in before:
+        what = "broken" if is_begun else "not of this command"
+        raise BadInput(f"--output: {settings}, where the settings of {file} should be, is {what}; give another file")
+    if is_begun and before != wanted:
+        names = sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
+        differences = "; ".join(_difference(name, before.get(name), wanted.get(name)) for name in names)
+        raise BadInput(f"--output: {file} belongs to another run ({differences}); give another file")
+
+
+def _difference(name: str, was: object, now: object) -> str:
+    if name in FINGERPRINTS:
+        return f"the files of the {name} differ"
+    return f"{name} was {json.dumps(was)} and is {json.dumps(now)}"

@@ -2,14 +2,13 @@
 
 Resuming is exact: a checkpoint holds the head, the optimizer's state and the step, and what a step reads follows from
 the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`),
-what it is kept with (`configurations.py`).
+what it is kept with (`configurations.py`), how it is asked to end (`stop.py`).
 """
 
-import contextlib
 import functools
 import math
 import pathlib
-import signal
+import sys
 
 import jax
 import numpy as np
@@ -21,8 +20,10 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 from train import data, evaluate, log, step
 from train.recipe import Recipe
+from train.stop import Stop, Stopped
 
 DIVERGED = 3.0  # times the loss of the first step
+HELD_OUT = "held_out_loss"  # a checkpoint's score, where there were evaluations
 PROFILED = (5, 8)  # a trace begins and ends after these updates; the first ones compile
 
 
@@ -55,9 +56,9 @@ def train_head(
     held_out=None,
     checkpoints: str | None = None,
     profile: str | None = None,
-) -> Drafter | None:
-    """The trained head, from the newest checkpoint in ``folder`` or from random weights; None if it was asked to stop
-    (SIGTERM) and saved what it had.
+) -> Drafter:
+    """The trained head, from the newest checkpoint in ``folder`` that can be read or from random weights; those that cannot be
+    read are put aside, and named.
 
     Args:
       examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
@@ -65,13 +66,18 @@ def train_head(
       profile: folder for a trace of a few updates; None: no trace.
 
     Raises:
-      BadInput: nothing is labelled, the draft vocabulary is larger than the target's, or the loss diverged.
+      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read, or the
+        loss diverged.
+      Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved what it had.
     """
     config = head_config(target.config, recipe)
     rows = data.Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
     start = functools.partial(_start, recipe, config, mesh.is_spread(target))
-    with checkpoint.Run(checkpoints or folder / "checkpoints", best="loss") as kept:
+    place = checkpoints or folder / "checkpoints"
+    for sentence in checkpoint.set_aside_damaged(place, **_artefacts(jax.eval_shape(start))):
+        processes.say(sentence, sys.stderr)
+    with checkpoint.Run(place, best="loss") as kept:
         if kept.latest_step is not None:
             state = resume(kept, start)
         else:
@@ -88,9 +94,13 @@ def _start(recipe: Recipe, config: DrafterConfig, spread: bool, ids: np.ndarray 
 
 def resume(kept: checkpoint.Run, start) -> step.HeadState:
     """The newest checkpoint's state."""
-    like = jax.eval_shape(start)
-    loaded = kept.restore(head=like.drafter, train=(like.step, like.optimizer))
+    loaded = kept.restore(**_artefacts(jax.eval_shape(start)))
     return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1])
+
+
+def _artefacts(state: step.HeadState) -> dict:
+    """What a checkpoint holds, by name."""
+    return {"head": state.drafter, "train": (state.step, state.optimizer)}
 
 
 class _Run:
@@ -105,12 +115,12 @@ class _Run:
         self.recent: list[tuple[int, np.ndarray, step.Metrics]] = []  # since the last look: step, rows read, what it gave
         self.first_loss: float | None = None
 
-    def go(self, state: step.HeadState, trace: "_Profile") -> Drafter | None:
+    def go(self, state: step.HeadState, trace: "_Profile") -> Drafter:
         recipe, parts = self.recipe, self.recipe.accumulate
         first, of_update = int(state.step) // parts, []
         self.first_loss = self._loss_at_start(first)
         batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
-        with self._log(first, state.drafter) as lines, _Stop() as stop:
+        with self._log(first, state.drafter) as lines, Stop() as stop:
             for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
                 state, metrics = self.update(state, self.target, batch)
                 of_update.append(metrics)
@@ -134,7 +144,7 @@ class _Run:
                 if index % recipe.save_every == 0 or ends:
                     self._save(index, state, of_update, held_out, lines)
                 if stops and index < recipe.steps:
-                    return None
+                    raise Stopped(index, stop.code)
                 of_update = []
         return state.drafter
 
@@ -186,7 +196,8 @@ class _Run:
         if held_out is None:
             held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
         loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
-        self.kept.save(index, {"loss": loss}, head=state.drafter, train=(state.step, state.optimizer))
+        scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT: held_out}
+        self.kept.save(index, scores, **_artefacts(state))
 
 
 def _loss_of(metrics: step.Metrics) -> float:
@@ -216,32 +227,6 @@ class _Profile:
         else:
             jax.profiler.start_trace(self.folder)
         self.is_on = not self.is_on
-
-
-class _Stop:
-    """Whether the run was asked to end (SIGTERM, as pre-emption does); a context manager. Several processes leave it to JAX
-    to catch the signal and to find a step that all of them can end at."""
-
-    def __init__(self):
-        self.asked, self.before = False, None
-
-    def __enter__(self) -> "_Stop":
-        if processes.count() > 1:
-            return self
-        with contextlib.suppress(ValueError):  # not the main thread: nobody asks
-            self.before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def is_asked(self, index: int) -> bool:
-        """Whether update ``index`` should be the last."""
-        return self.asked if processes.count() == 1 else processes.is_asked_to_stop(index)
-
-    def __exit__(self, *error: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-
-    def _ask(self, *_) -> None:
-        self.asked = True
 
 
 def last_evaluation(folder: pathlib.Path, step: int) -> dict:

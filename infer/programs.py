@@ -1,0 +1,47 @@
+"""The folder where compiled programs are kept from one start to the next."""
+
+import os
+import pathlib
+import re
+
+import jax
+
+from redrafter_jax.errors import BadInput
+
+DEFAULT_CACHE = pathlib.Path("~/.cache/redrafter_jax")
+OF_A_CACHE = re.compile(r".*-(cache|atime)|\.lockfile|xla_gpu_.*|fingerprints\.json.*")
+
+
+def use_cache(folder: pathlib.Path | None) -> None:
+    """Turns on JAX's persistent compilation cache, for programs of every size.
+
+    Raises:
+      BadInput: ``folder`` is given and cannot hold programs, or holds something else.
+    """
+    from jax.experimental.compilation_cache import compilation_cache
+
+    chosen = (folder or DEFAULT_CACHE).expanduser()
+    if folder is not None:
+        check_cache(chosen)
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+        if not os.access(chosen, os.W_OK):
+            raise PermissionError(0, "not writable")
+    except OSError as error:
+        if folder is None:  # nobody asked for this folder; decoding works without
+            return
+        raise BadInput(f"--cache-dir: {folder} cannot hold compiled programs ({error.strerror})") from None
+    if jax.config.jax_compilation_cache_dir != str(chosen):
+        compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def check_cache(folder: pathlib.Path) -> None:
+    """Raises BadInput where a folder holds anything but compiled programs, as JAX and XLA name their files, and what
+    `redrafter_jax.fingerprint` remembers."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in names if not OF_A_CACHE.fullmatch(name)]
+    if foreign:
+        raise BadInput(f"--cache-dir: {folder} holds files ({foreign[0]}) that are no programs; name another folder")

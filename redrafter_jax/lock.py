@@ -1,0 +1,93 @@
+"""One writer at a time: locks on files and folders, which the operating system takes back from a process that ends.
+
+The lock of a file lies beside it (`.NAME.lock`), that of a folder in it (`.redrafter_jax.lock`), and says who has it.
+It is removed at the end; one that a killed process left behind locks nothing. Two hosts see each other's locks where
+their shared file system passes `flock` on (NFS from version 4, Lustre mounted with `flock`), not in a bucket.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import socket
+import sys
+from collections.abc import Iterator
+
+import filelock
+
+from redrafter_jax.errors import BadInput
+
+IN_FOLDER = ".redrafter_jax.lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@contextlib.contextmanager
+def file(path: pathlib.Path, what: str) -> Iterator[None]:
+    """While this is open no other process gets the file's lock. ``what`` names it in errors. It need not be there.
+
+    Raises:
+      BadInput: another process has the lock, or its folder cannot be written.
+    """
+    real = pathlib.Path(os.path.realpath(path))  # a link to the file has the file's lock
+    if not real.parent.is_dir():
+        raise BadInput(f"{what}: there is no folder {real.parent}")
+    with _locked(real.with_name(f".{real.name}.lock"), f"{what}: {path}", "file"):
+        yield
+
+
+@contextlib.contextmanager
+def folder(path: pathlib.Path, what: str) -> Iterator[None]:
+    """As `file`, of a folder, which is made where it is not there, and removed at the end where it is then empty.
+
+    Raises:
+      BadInput: another process has the lock, or the folder cannot be made or written.
+    """
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{what}: the folder {path} cannot be made ({error.strerror})") from None
+        with _locked(path / IN_FOLDER, f"{what}: {path}", "folder"):
+            yield
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                each.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
+    lock = filelock.FileLock(place, blocking=False, fallback_to_soft=False, on_acquired=_sign)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        who = f"another process{_holder(place)}"
+        raise BadInput(f"{name} is being written by {who}; wait for it or name another {kind}") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise BadInput(f"{name} cannot be locked: {place} cannot be written ({error.strerror})") from None
+        print(f"note: {name} has no lock, for its file system has none; let no other process write it", file=sys.stderr)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            place.unlink()  # still locked: whoever has opened it sees then that it has no name, and starts over
+        lock.release()
+
+
+def _sign(opened: int) -> None:
+    """Writes into a lock who has it."""
+    os.ftruncate(opened, 0)
+    os.pwrite(opened, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
+
+
+def _holder(place: pathlib.Path) -> str:
+    try:
+        found = json.loads(place.read_text())
+        return f" (pid {found['pid']} on host {found['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # it has just got the lock, or just given it back

@@ -98,7 +98,7 @@ def check_folder(folder: pathlib.Path, option: str) -> None:
 
 
 def check_place(place: str, option: str) -> None:
-    """Raises BadInput unless files can be written into the place, which may be in a bucket, as far as can be told from here."""
+    """Raises BadInput unless files can be written into the place, as far as can be told; it may be in a bucket."""
     if "://" not in place:
         check_folder(pathlib.Path(place), option)
     elif not place.startswith("gs://"):

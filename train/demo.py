@@ -1,7 +1,8 @@
 """`python -m train.demo`: trains the embedded pair from Python source that is on this machine.
 
 corpus -> tokenizer -> target -> draft heads -> figures, each stage kept in `--work`; a run that was stopped goes on where
-it stopped. Not here: the options (`demo_options`), the corpus (`demo_corpus`), what the other stages do (`pretrain`, `run`, `figures`).
+it stopped. Not here: the options (`demo_options`), the corpus (`demo_corpus`), what the other stages do (`pretrain`, `run`,
+`figures`).
 """
 
 import dataclasses
@@ -82,9 +83,8 @@ def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> N
 def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
     schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
-    batches = data.stream_rows(
-        demo_corpus.stream(options, "train"), options.row_length + 1, options.batch, 0, first, schedule.steps
-    )
+    tokens, length = demo_corpus.stream(options, "train"), options.row_length + 1
+    batches = data.stream_rows(tokens, length, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
     with stop.Stop() as asked:

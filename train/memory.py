@@ -1,5 +1,5 @@
-"""Whether there is memory for what is known to be needed, before it is asked for: a refused allocation names no option, and a
-machine without enough memory may kill the process instead."""
+"""Whether there is memory for what is known to be needed, before it is asked for: a refused allocation names no option, and
+a machine without enough memory may kill the process instead."""
 
 import os
 
@@ -21,8 +21,8 @@ def of_device() -> tuple[int, int]:
 
 
 def check(need: float, what: str, devices: int = 1) -> None:
-    """Raises BadInput if each of ``devices`` devices of this process needs more bytes than there are; ``what``: the options that
-    decide it."""
+    """Raises BadInput if each of ``devices`` devices of this process needs more bytes than there are; ``what``: the options
+    that decide it."""
     room, share = of_device()
     shared = min(devices, share)
     if need * shared > room:
@@ -31,8 +31,8 @@ def check(need: float, what: str, devices: int = 1) -> None:
 
 
 def check_training(load: Load, recipe: Recipe, head: DrafterConfig, mesh: tuple[int, int]) -> None:
-    """Raises BadInput unless a device of the mesh has room for what an update certainly holds at one time: the weights, the
-    head's gradients and moments, and its exits ``[K, B, T, E]`` in float32 for the backward pass."""
+    """Raises BadInput unless a device of the mesh has room for what an update certainly holds at one time: the weights,
+    the head's gradients and moments, and its exits ``[K, B, T, E]`` in float32 for the backward pass."""
     exits = 4 * recipe.positions * load.rows * recipe.row_length * head.exit_size / mesh[0]
     what = f"--batch {recipe.batch} and --accumulate {recipe.accumulate} with --row-length {recipe.row_length} and this target"
     check(load.held(*mesh) + exits, what, mesh[0] * mesh[1])

@@ -4,8 +4,8 @@ Every process of a run writes and reads the shards of its own devices, in one fo
 bucket (gs://); how many processes and devices wrote a checkpoint does not matter to those that read it.
 
 A checkpoint holds named artefacts (``head``: the weights that decoding needs; ``train``: what only training needs), each
-a flat dictionary from the path of a leaf to its array, so that a file can be read without the classes that made it; and the
-sums of their bits, by which damage is found (`damage.py`).
+a flat dictionary from the path of a leaf to its array, so that a file can be read without the classes that made it; and
+the sums of their bits, by which damage is found (`damage.py`).
 """
 
 import contextlib
@@ -56,8 +56,9 @@ class Run:
         """Starts writing pytrees of arrays, once what was being written is; they may be donated at once."""
         flat = {name: _flatten(tree) for name, tree in artefacts.items()}
         flat[damage.SUMS] = damage.sums(flat)
-        with self._names_the_folder():  # of the save before this one, too
-            self._checkpointer.save_checkpointables_async(step, flat, force=True, metrics=scores)  # else skipped while busy
+        with self._names_the_folder():  # in errors of the save before this one, too
+            # without force a save is skipped while another is under way
+            self._checkpointer.save_checkpointables_async(step, flat, force=True, metrics=scores)
 
     def restore(self, step: int | None = None, **like: Any) -> dict[str, Any]:
         """See `restore`; by default of the newest checkpoint."""
@@ -95,8 +96,8 @@ def _is_not_an_error_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def restore(folder: pathlib.Path | str, step: int, **like: Any) -> dict[str, Any]:
-    """The artefacts of these names of a checkpoint, each with the structure, dtypes and shardings of the tree given (arrays or the
-    result of ``jax.eval_shape``); all processes call together.
+    """The artefacts of these names of a checkpoint, each with the structure, dtypes and shardings of the tree given (arrays or
+    the result of ``jax.eval_shape``); all processes call together.
 
     Raises:
       BadInput: it cannot be read.
@@ -117,20 +118,22 @@ def located(folder: pathlib.Path | str) -> epath.Path:
 
 
 def set_aside_damaged(folder: pathlib.Path | str, **like: Any) -> list[str]:
-    """Renames checkpoints that cannot be read to ``STEP.damaged``, from the newest down to the first that can, so that a `Run`
-    opened next goes on from that one and may save those steps again. The first process looks and renames; all call together.
+    """Renames checkpoints that cannot be read to ``STEP.damaged``, from the newest down to the first that can, so that a
+    `Run` opened next goes on from that one and may save those steps again. The first process looks and renames; all call
+    together.
 
     Args:
       like: as for `Run.restore`.
 
     Returns:
-      A sentence about each.
+      A sentence about each, and one about the step to go on from.
 
     Raises:
       BadInput: there are checkpoints and none can be read; then nothing is renamed. Or their arrays have other shapes.
     """
     folder = located(folder)
     verdict = _verdict(folder, like) if processes.is_first() else {}
+    processes.wait(f"a checkpoint in {folder} that can be read")  # which may take the first process minutes
     verdict = json.loads(processes.of_first(json.dumps(verdict)))
     if "error" in verdict:
         raise BadInput(verdict["error"])
@@ -155,8 +158,8 @@ def _verdict(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def newest_sound(folder: pathlib.Path | str, among: list[int] | None = None, **like: Any) -> tuple[int | None, dict[int, str]]:
-    """The newest step whose checkpoint can be read, None if there is none; and the steps that were looked at before it, with
-    what is wrong with them. One process may call it alone.
+    """The newest step whose checkpoint can be read, None if there is none; and the steps that were looked at before it,
+    with what is wrong with them. One process may call it alone.
 
     Args:
       among: steps to look at, in this order; by default all, the newest first.

@@ -1,9 +1,9 @@
 """Which checkpoints on disk can be read, before anything depends on them.
 
-Files are read array by array, by one process alone, so that all processes can follow its verdict: Orbax restores with all
-processes together, and one that fails there leaves the others waiting. TensorStore notices a file that is missing or cut.
-It does not notice a flipped bit, because Orbax writes its chunks without a checksum; so a checkpoint also holds the sum of the
-bits of every array (`sums`), and it is compared here.
+Files are read array by array, by one process alone, so that all processes can follow its verdict: Orbax restores with
+all processes together, and one that fails there leaves the others waiting. TensorStore notices a file that is missing or
+cut. It does not notice a flipped bit, because Orbax writes chunks without a checksum; so a checkpoint also holds the sum of
+the bits of every array (`sums`), and it is compared here.
 """
 
 import json
@@ -26,12 +26,12 @@ class Misfit(BadInput):
 
 @jax.jit
 def sums(artefacts: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """Of every artefact ``[leaves]`` uint32: the sum of each leaf's bits, modulo 2**32. Any one changed word changes it, and the
-    shards of a leaf may be added in any order."""
-    return {name: jnp.stack([_sum_of_bits(leaves[key]) for key in sorted(leaves)]) for name, leaves in artefacts.items()}
+    """Of every artefact ``[leaves]`` uint32, in the order of the names: the sum of each leaf's words, modulo 2**32. Any one
+    changed word changes it, and the shards of a leaf may be added in any order."""
+    return {name: jnp.stack([_sum(leaves[key]) for key in sorted(leaves)]) for name, leaves in artefacts.items()}
 
 
-def _sum_of_bits(leaf: jax.Array) -> jax.Array:
+def _sum(leaf: jax.Array) -> jax.Array:
     words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
     return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
 

@@ -48,9 +48,9 @@ class LossConfig:
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """loss: ``[K]``, mean loss of each drafted position; accuracy: ``[K, RANKS]``, share of hard labels among the 1..RANKS
-    largest logits; scored: ``[K]``, labels that counted, those outside the draft vocabulary among them; inside: ``[K]``, those
-    inside it. Over several batches an accuracy is a mean weighted by ``scored``, and so is the loss of soft labels; that of hard
-    labels by ``inside``."""
+    largest logits; scored: ``[K]``, labels that counted, those outside the draft vocabulary among them; inside: ``[K]``,
+    those inside it. Over several batches the loss of hard labels is a mean weighted by ``inside``; accuracies and the loss of
+    soft labels are means weighted by ``scored``."""
 
     loss: jax.Array
     accuracy: jax.Array

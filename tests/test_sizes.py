@@ -9,7 +9,7 @@ from redrafter_jax import memory
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import Load
 from tests.support import MODELS, load_target
-from train import data, demo, demo_options, distill, footprint, main, measure, run
+from train import data, demo, demo_corpus, demo_options, distill, footprint, main, measure, run
 from train.recipe import Recipe
 
 TARGET = str(MODELS / "target_mha")
@@ -74,6 +74,25 @@ def test_the_demo_refuses_before_it_works(change, sentence, tmp_path, capsys, mo
     told = capsys.readouterr().err
     assert told.startswith(f"error: {sentence}") and told.count("\n") == 1
     assert not list(work.glob("*"))
+
+
+def test_what_the_demo_kept_and_cannot_use_is_named(tmp_path):
+    options = demo.Options(work=tmp_path, vocab=300, row_length=16)
+    np.save(tmp_path / "train.npy", np.array([1, 299, 300], np.uint16))
+    with pytest.raises(BadInput, match="--vocab 300: .* a corpus of a larger vocabulary; give another --work"):
+        demo_corpus.stream(options, "train")
+    np.save(tmp_path / "own_text.npy", np.zeros((2, 17), np.uint16))
+    with pytest.raises(BadInput, match="--row-length 16: .*own_text.npy has rows of 17 tokens; give another --work"):
+        demo.own_text(options, None)
+    for name, read in (
+        ("train.npy", lambda: demo_corpus.stream(options, "train")),
+        ("corpus.json", lambda: demo_corpus.record(options)),
+    ):
+        (tmp_path / name).write_bytes(b"{")
+        with pytest.raises(BadInput, match=f"--work: .*{name} is not as train.demo wrote it; remove .*corpus.json"):
+            read()
+    with pytest.raises(BadInput, match="--batch 4: the corpus has 60 tokens, which do not fill that many rows of 17"):
+        next(data.stream_rows(np.arange(60), 17, 4, 0, 0, 1))
 
 
 def test_a_target_that_the_machine_cannot_train_is_refused_by_the_options_that_make_it_large(monkeypatch):

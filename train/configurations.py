@@ -89,7 +89,7 @@ def _defaults(configuration: dict) -> dict:
 
 
 def check_place(place: str, option: str) -> None:
-    """Raises BadInput unless files can be written into the place, which may be in a bucket, as far as can be told from here."""
+    """Raises BadInput unless files can be written into the place, as far as can be told; it may be in a bucket."""
     if "://" not in place:
         claims.check_folder(pathlib.Path(place), option)
     elif not place.startswith("gs://"):

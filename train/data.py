@@ -187,7 +187,10 @@ def stream_rows(stream: np.ndarray, length: int, batch: int, seed: int, first: i
     """
     count = len(stream) // length
     if count < batch:
-        raise BadInput(f"{len(stream)} tokens do not fill a batch of {batch} rows of {length}")
+        raise BadInput(
+            f"--batch {batch}: the corpus has {len(stream)} tokens, which do not fill that many rows of {length} (--row-length and"
+            " one more)"
+        )
     cut = [stream[i * length : (i + 1) * length] for i in range(count)]
     steps = grain.MapDataset.source(cut).shuffle(seed).repeat().batch(batch)
     for step in range(first, last):

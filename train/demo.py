@@ -1,7 +1,8 @@
 """`python -m train.demo`: trains the embedded pair from Python source that is on this machine.
 
 corpus -> tokenizer -> target -> draft heads -> figures, each stage kept in `--work`; a run that was stopped goes on where
-it stopped. Not here: the options (`demo_options`), what the stages do (`corpus`, `tokenizer`, `pretrain`, `main`, `figures`).
+it stopped. Not here: the options (`demo_options`), the corpus (`demo_corpus`), what the other stages do (`pretrain`, `run`,
+`figures`).
 """
 
 import dataclasses
@@ -21,12 +22,13 @@ from tqdm import tqdm
 
 from infer.command import run_command
 from redrafter_jax import checkpoint, lock, weights
+from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target
-from train import corpus, data, distill, figures, pretrain, run, stop, tokenizer, unloop
+from train import data, demo_corpus, distill, figures, pretrain, run, stop, unloop
 from train import recipe as recipes
-from train.demo_options import CORPUS, RECORD, Options, check
+from train.demo_options import Options, check
 
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
@@ -50,7 +52,7 @@ def main(options: Options) -> int:
 def make(options: Options) -> None:
     """The stages, one after the other."""
     jax.set_mesh(make_mesh())
-    prepare_corpus(options)
+    demo_corpus.prepare(options)
     pair = options.work / "pair"
     if not (pair / "target" / "config.json").exists():
         export_target(options, unloop_target(options, train_target(options)))
@@ -59,32 +61,6 @@ def make(options: Options) -> None:
         if not (pair / name / "config.json").exists():
             train_head(options, target, name, kind)
     report(options, target)
-
-
-def prepare_corpus(options: Options) -> None:
-    """Writes the tokenizer, the token streams and a record of where the text came from."""
-    if (options.work / CORPUS).exists():
-        return
-    text = corpus.read(options.packages)
-    trained = tokenizer.train(text.train, options.vocab)
-    (options.work / RECORD).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
-    trained.save_pretrained(options.work / "tokenizer")
-    record = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
-    for name, sources in (("train", text.train), ("held_out", text.held_out)):
-        files = tokenizer.encode(trained, sources)
-        np.save(options.work / f"{name}.npy", np.concatenate(files).astype(np.uint16))
-        record[f"{name}_tokens"] = sum(map(len, files))
-        record[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
-    (options.work / CORPUS).write_text(json.dumps(record, indent=1))
-    print(f"corpus: {record['train_tokens']:,} tokens to train on, {record['held_out_tokens']:,} held out")
-
-
-def stream(options: Options, name: str) -> np.ndarray:
-    return np.load(options.work / f"{name}.npy").astype(np.int32)
-
-
-def corpus_record(options: Options) -> dict:
-    return json.loads((options.work / CORPUS).read_text())
 
 
 def train_target(options: Options) -> Target:
@@ -106,7 +82,8 @@ def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> N
 def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
     schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
-    batches = data.stream_rows(stream(options, "train"), options.row_length + 1, options.batch, 0, first, schedule.steps)
+    tokens, length = demo_corpus.stream(options, "train"), options.row_length + 1
+    batches = data.stream_rows(tokens, length, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
     with stop.Stop() as asked:
@@ -135,16 +112,16 @@ def unloop_target(options: Options, target: Target) -> Target:
         if done:
             state = kept.restore(train=state)["train"]
         for number in range(done, rounds.count):
-            state, line = unloop.run(state, stream(options, "train"), rounds, number)
+            state, line = unloop.run(state, demo_corpus.stream(options, "train"), rounds, number)
             kept.save(number + 1, train=state)
             _log(options, line | {"bits_per_byte": held_out_bits(options, state.target)})
     return state.target
 
 
 def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:
-    record = corpus_record(options)
+    record = demo_corpus.record(options)
     return figures.bits_per_byte(
-        pretrain.finished(target), stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
+        pretrain.finished(target), demo_corpus.stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
     )
 
 
@@ -174,14 +151,14 @@ def train_head(options: Options, target: Target, name: str, kind: str) -> None:
 def head_examples(options: Options, target: Target) -> list[dict]:
     """Rows of the target's own text, and as many of the corpus."""
     own = own_text(options, target)
-    text = stream(options, "train")
+    text = demo_corpus.stream(options, "train")
     starts = np.random.default_rng(0).integers(0, len(text) - options.row_length, len(own))
     rows = [*own, *(text[start : start + options.row_length] for start in starts)]
     return [{"tokens": row, "labelled": np.ones(len(row), bool)} for row in rows]
 
 
 def held_out_examples(options: Options) -> list[dict]:
-    rows = figures.Prompts(stream(options, "held_out"), count=64, length=options.row_length).cut()
+    rows = figures.Prompts(demo_corpus.stream(options, "held_out"), count=64, length=options.row_length).cut()
     return [{"tokens": np.asarray(row, np.int32), "labelled": np.ones(len(row), bool)} for row in rows]
 
 
@@ -190,12 +167,15 @@ def own_text(options: Options, target: Target) -> np.ndarray:
     file = options.work / "own_text.npy"
     if not file.exists():
         length = options.row_length // 4
-        prompts = figures.Prompts(stream(options, "train"), options.replies, length).cut()
+        prompts = figures.Prompts(demo_corpus.stream(options, "train"), options.replies, length).cut()
         rows = distill.greedy_rows(target, prompts, options.row_length)
         with open(file.with_suffix(".tmp"), "wb") as draft:
             np.save(draft, rows.astype(np.uint16))
         file.with_suffix(".tmp").replace(file)
-    return np.load(file).astype(np.int32)
+    rows = demo_corpus.tokens(file)
+    if rows.shape[1:] != (options.row_length,):
+        raise BadInput(f"--row-length {options.row_length}: {file} has rows of {rows.shape[-1]} tokens; give another --work")
+    return rows
 
 
 def narrow(module):
@@ -204,7 +184,7 @@ def narrow(module):
 
 def report(options: Options, target: Target) -> None:
     """Measures the pair on held-out files and writes `pair/figures.json`."""
-    record, held_out = corpus_record(options), stream(options, "held_out")
+    record, held_out = demo_corpus.record(options), demo_corpus.stream(options, "held_out")
     prompts, contexts = figures.Prompts(held_out), figures.Prompts(held_out, count=512)
     result = {
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}",

@@ -82,8 +82,8 @@ def main(options: Options) -> None:
 
 
 def choose(options: Options, checkpoints: epath.Path, like) -> int:
-    """The step to export: the one that was asked for, else the first that can be read, the best or the newest first; says
-    which could not be read.
+    """The step to export: the one that was asked for, else the first that can be read, the best or the newest first;
+    says which could not be read.
 
     Args:
       like: the head's shapes.

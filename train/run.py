@@ -57,8 +57,8 @@ def train_head(
     checkpoints: str | None = None,
     profile: str | None = None,
 ) -> Drafter:
-    """The trained head, from the newest checkpoint in ``folder`` that can be read or from random weights; those that cannot be
-    read are put aside, and named.
+    """The trained head, from the newest checkpoint in ``folder`` that can be read or from random weights; those that
+    cannot be read are put aside, and named.
 
     Args:
       examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
@@ -66,8 +66,8 @@ def train_head(
       profile: folder for a trace of a few updates; None: no trace.
 
     Raises:
-      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read, or the
-        loss diverged.
+      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read, or
+        the loss diverged.
       Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved what it had.
     """
     config = head_config(target.config, recipe)

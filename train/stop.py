@@ -1,5 +1,5 @@
-"""How a run is asked to end early: Ctrl-C, or SIGTERM as pre-emption sends it. It saves after the update under way and ends with
-the signal's exit code, so that it does not look finished."""
+"""How a run is asked to end early: Ctrl-C, or SIGTERM as pre-emption sends it. It saves after the update under way and
+ends with the signal's exit code, so that it does not look finished."""
 
 import contextlib
 import pathlib
@@ -11,7 +11,7 @@ from redrafter_jax import processes
 
 
 class Stopped(Exception):
-    """A run was asked to end, and has saved what it had after update ``step``; ``code``: what its process should end with."""
+    """A run was asked to end, and has saved what it had after update ``step``; ``code``: its process's exit code."""
 
     def __init__(self, step: int, code: int):
         super().__init__(f"stopped after step {step}")

@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from infer import pair
 from infer.command import run_command
 from redrafter_jax import config, fingerprint, hub, lock, memory, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
@@ -65,8 +66,8 @@ class Options:
     """Prompts decoded together."""
     shard: tuple[int, int] = (0, 1)
     """Which part of how many of the prompts to answer (0 1: all), for several machines; each writes a file of its own."""
-    dtype: str = "float32"
-    """Number format of weights and cache: float32 or bfloat16."""
+    dtype: str | None = None
+    """Number format of weights and cache, float32 or bfloat16; by default float32 on a CPU and bfloat16 elsewhere."""
     mesh: tuple[int, int] | None = None
     """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
     target's size suggest."""
@@ -93,7 +94,8 @@ def main(options: Options) -> None:
 
 
 def _main(options: Options) -> None:
-    options = dataclasses.replace(options, target=hub.locate(options.target, "--target"))
+    dtype = options.dtype or pair.default_dtype(jax.default_backend())
+    options = dataclasses.replace(options, target=hub.locate(options.target, "--target"), dtype=dtype)
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
     head_config = None
     if options.drafter is not None:
@@ -225,8 +227,8 @@ def check(options: Options) -> None:
     part, parts = options.shard
     if not 0 <= part < parts:
         raise BadInput(f"--shard should be a part, counted from 0, of a number of parts, not {part} {parts}")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise BadInput(f"--dtype should be float32 or bfloat16, not {options.dtype}")
+    if options.dtype not in (None, *pair.DTYPES):
+        raise BadInput(f"--dtype should be {' or '.join(pair.DTYPES)}, not {options.dtype}")
     if options.output.is_dir():
         raise BadInput(f"--output: {options.output} is a folder; it should be a file")
     if not options.output.absolute().parent.is_dir():

@@ -44,8 +44,8 @@ class Options:
     """Share of the examples that is never trained on, for the evaluations."""
     max_malformed: float = 0.01
     """Share of the records that may be malformed and are then skipped; beyond it the command fails."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The target's number format; the head trains in float32."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """The target's number format, by default float32 on a CPU and bfloat16 elsewhere; the head trains in float32."""
     mesh: tuple[int, int] | None = None
     """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
     target's size suggest."""
@@ -84,13 +84,15 @@ def main(options: Options) -> int:
 def _train(options: Options) -> int:
     import jax
 
+    from infer import pair
     from redrafter_jax import config as configs
     from redrafter_jax import fingerprint, hub, memory, weights
     from redrafter_jax import mesh as meshes
     from train import builders, configurations, export, footprint, run
 
     name = options.target
-    options = dataclasses.replace(options, target=hub.locate(name, "--target"))
+    dtype = options.dtype or pair.default_dtype(jax.default_backend())
+    options = dataclasses.replace(options, target=hub.locate(name, "--target"), dtype=dtype)
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
     longest = target_config.max_position_embeddings
     if options.recipe.row_length > longest:

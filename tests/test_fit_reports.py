@@ -58,6 +58,7 @@ FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
         (["--mesh", "-1", "-8"], "--mesh should be two numbers whose product is the 8 chips"),
         (["--mesh", "8", "1", "--batch", "1"], "--batch: mesh 8x1 does not take batch 1"),
         (["--head-vocab", "32001"], "--head-vocab should be from 0 (all) to the vocabulary of 32000"),
+        (["--beams", "4x4", "1024x64"], "--beams 1024x64 makes 65537 nodes, over 4096"),
         (["--nodes", "2", "2"], "--nodes should name each once, not 2 2"),
         (["--beams", "4x4", "04x4"], "--beams should name each once, not 4x4 04x4"),
         (["--batch", "8", "1", "8"], "--batch should name each once, not 8 1 8"),

@@ -6,6 +6,7 @@ the rule ``coupled`` the drafter ranks its candidates with that very noise.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -17,6 +18,7 @@ from redrafter_jax.model.layers import pick
 Rule = Literal["coupled", "independent", "typical"]
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
 BLOCK = 128
+WORTH_SELECTING, SHARE = 16384, 128  # from so many tokens on, top-k and top-p look among one in SHARE first, the largest
 
 
 @jax.tree_util.register_dataclass
@@ -63,19 +65,75 @@ def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
 def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
     """The smallest logit ``[B, N]`` that top-k and then top-p keep.
 
+    On a GPU the whole vocabulary is searched, since XLA sorts it for a top-k of more than a few.
+    """
+    in_whole = functools.partial(_smallest_kept_of_all, policy)
+    if scaled_BNV.shape[-1] < WORTH_SELECTING:
+        return in_whole(scaled_BNV)
+    from_largest = functools.partial(_smallest_kept_of_largest, policy)
+    return jax.lax.platform_dependent(scaled_BNV, cpu=from_largest, tpu=from_largest, default=in_whole)
+
+
+def _smallest_kept_of_all(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
+    return _cut(policy, scaled_BNV, scaled_BNV.shape[-1])[0]
+
+
+def _smallest_kept_of_largest(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
+    """Looked for among the largest logits of each shard of the vocabulary. Only if these do not settle every row is the whole
+    vocabulary searched, and then for those rows alone: what a row keeps does not depend on the rows beside it."""
+    top_BN = jnp.max(scaled_BNV, axis=-1)
+    total_BN = jnp.sum(jnp.exp(scaled_BNV - top_BN[..., None]), axis=-1)
+    among_BNX, known_BNM = _largest(scaled_BNV)
+    found_BN, enough_BN = _cut(policy, among_BNX, scaled_BNV.shape[-1], total_BN)
+    complete_BNX = among_BNX >= jnp.max(known_BNM, axis=-1, keepdims=True)  # down to here no logit is missing
+    mass_BN = jnp.sum(jnp.where(complete_BNX, jnp.exp(among_BNX - top_BN[..., None]), 0.0), axis=-1)
+    has_k_BN = jnp.sum(complete_BNX, axis=-1) >= policy.top_k[:, None]
+    has_p_BN = (mass_BN >= enough_BN) | (policy.top_p >= 1)[:, None]
+    settled_BN = has_k_BN & has_p_BN & jnp.isfinite(top_BN)
+    search_all = lambda: jnp.where(settled_BN, found_BN, _smallest_kept_of_all(policy, scaled_BNV))  # noqa: E731
+    return jax.lax.cond(jnp.all(settled_BN), lambda: found_BN, search_all)
+
+
+def _largest(x_BNV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each shard's largest logits ``[B, N, X]`` and the smallest of these ``[B, N, shards]``, both split as the vocabulary is:
+    none of them travels."""
+    spec = jax.typeof(x_BNV).sharding.spec
+
+    def of_shard(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # the barrier keeps the indices, which nothing reads: XLA:CPU sorts the whole axis for a top-k without them
+        best, _ = jax.lax.optimization_barrier(jax.lax.top_k(x, x.shape[-1] // SHARE))
+        return best, best[..., -1:]
+
+    return jax.shard_map(of_shard, in_specs=spec, out_specs=spec)(x_BNV)
+
+
+def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The smallest of these logits that top-k and then top-p keep, and how much lies at or above it at least: exp(logit -
+    largest logit), summed; inf without a top-p. ``total``: that of the vocabulary, if these are a part of it.
+
     Both keep a value by what lies above it: fewer than k values, less than top_p of the probability of the k. Found by
     bisection, so that a vocabulary that is split over ``model`` need neither be sorted nor gathered.
     """
-    V = scaled_BNV.shape[-1]
-    k_B1 = jnp.where(policy.top_k > 0, policy.top_k, V)[:, None]
-    count_above = lambda x_BN: jnp.sum(scaled_BNV > x_BN[..., None], axis=-1)  # noqa: E731
-    last_BN = _bisect(lambda x_BN: count_above(x_BN) < k_B1, scaled_BNV)
-    mass_BNV = jnp.exp(scaled_BNV - jnp.max(scaled_BNV, axis=-1, keepdims=True))
-    mass_above = lambda x_BN: jnp.sum(jnp.where(scaled_BNV > x_BN[..., None], mass_BNV, 0.0), axis=-1)  # noqa: E731
-    of_last_BN = jnp.exp(last_BN - jnp.max(scaled_BNV, axis=-1))
-    total_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of equal values at the end, so many as make k
-    enough_BN = jnp.where(policy.top_p[:, None] < 1, policy.top_p[:, None] * total_BN, jnp.inf)
-    return jnp.maximum(last_BN, _bisect(lambda x_BN: mass_above(x_BN) < enough_BN, scaled_BNV))
+    k_B1 = jnp.where(policy.top_k > 0, policy.top_k, vocab)[:, None]
+    count_above = lambda x_BN: jnp.sum(among_BNX > x_BN[..., None], axis=-1)  # noqa: E731
+    last_BN = jax.lax.cond(
+        jnp.any(policy.top_k > 0),
+        lambda: _bisect(lambda x_BN: count_above(x_BN) < k_B1, among_BNX),
+        lambda: jnp.maximum(jnp.min(among_BNX, axis=-1), jnp.finfo(jnp.float32).min),
+    )
+    mass_BNX = jnp.exp(among_BNX - jnp.max(among_BNX, axis=-1, keepdims=True))
+    mass_above = lambda x_BN: jnp.sum(jnp.where(among_BNX > x_BN[..., None], mass_BNX, 0.0), axis=-1)  # noqa: E731
+    of_last_BN = jnp.exp(last_BN - jnp.max(among_BNX, axis=-1))
+    of_k_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of equal values at the end, so many as make k
+    if total_BN is not None:
+        of_k_BN = jnp.where((policy.top_k > 0)[:, None], of_k_BN, total_BN)
+    enough_BN = jnp.where(policy.top_p[:, None] < 1, policy.top_p[:, None] * of_k_BN, jnp.inf)
+    smallest_BN = jax.lax.cond(
+        jnp.any(policy.top_p < 1),
+        lambda: jnp.maximum(last_BN, _bisect(lambda x_BN: mass_above(x_BN) < enough_BN, among_BNX)),
+        lambda: last_BN,
+    )
+    return smallest_BN, enough_BN
 
 
 def _bisect(keeps, x_BNV: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ def test_the_whole_vocabulary_is_searched_in_a_branch_alone():
 
 
 def test_the_vocabulary_is_not_sorted_for_its_largest_logits():
-    """Which XLA:CPU does for a top-k whose indices are not used, at ten times the cost."""
+    """Which XLA:CPU does for a top-k that is sliced, at ten times the cost."""
     logits = jax.device_put(np.zeros((1, 2, 32000), np.float32), P("data", None, "model"))
     program = jax.jit(sample._largest).lower(logits).compile().as_text()
     assert "TopK" in program and not re.search(r"32000\S* sort\(", program)

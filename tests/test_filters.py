@@ -54,8 +54,9 @@ FILTERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (1, 8), (2, 4)], ids=str)
-def test_filters_keep_what_a_sort_keeps_wherever_the_cut_lies(mesh, monkeypatch):
+@pytest.mark.parametrize("mesh, find", [((1, 1), "_largest"), ((2, 4), "_largest"), ((1, 8), "_largest_blocks")], ids=str)
+def test_filters_keep_what_a_sort_keeps_wherever_the_cut_lies(mesh, find, monkeypatch):
+    monkeypatch.setattr(sample, "_largest", getattr(sample, find))  # what other platforms than this one take
     monkeypatch.setattr(sample, "WORTH_SELECTING", V)
     monkeypatch.setattr(sample, "SHARE", 80)  # 8 of these tokens
     jax.clear_caches()
@@ -64,6 +65,10 @@ def test_filters_keep_what_a_sort_keeps_wherever_the_cut_lies(mesh, monkeypatch)
         found, kept = warped(logits, top_k, top_p, mesh), of_sort(logits, top_k, top_p)
         np.testing.assert_array_equal(found > -np.inf, kept, err_msg=f"top_k {top_k}, top_p {top_p}")
         np.testing.assert_array_equal(found[kept], logits[kept])
+
+
+def logits_of(vocab: int) -> jax.Array:
+    return jax.device_put(np.zeros((1, 2, vocab), np.float32), P("data", None, "model"))
 
 
 def loops(jaxpr, size: int, branches: int = 0) -> list[int]:
@@ -78,14 +83,13 @@ def loops(jaxpr, size: int, branches: int = 0) -> list[int]:
 
 
 def test_the_whole_vocabulary_is_searched_in_a_branch_alone():
-    logits = jax.device_put(np.zeros((1, 2, 32000), np.float32), P("data", None, "model"))
-    jaxpr = jax.make_jaxpr(sample._smallest_kept_of_largest)(support.policy(1, 1.0, 50, 0.9), logits)
+    search = functools.partial(sample._smallest_kept_of_largest, find=sample._largest)
+    jaxpr = jax.make_jaxpr(search)(support.policy(1, 1.0, 50, 0.9), logits_of(32000))
     assert loops(jaxpr.jaxpr, 32000) == [2, 2]  # if a row needs it, and if there is a top-k, or a top-p
     assert len(loops(jaxpr.jaxpr, 32000 // sample.SHARE)) == 2
 
 
 def test_the_vocabulary_is_not_sorted_for_its_largest_logits():
     """Which XLA:CPU does for a top-k that is sliced, at ten times the cost."""
-    logits = jax.device_put(np.zeros((1, 2, 32000), np.float32), P("data", None, "model"))
-    program = jax.jit(sample._largest).lower(logits).compile().as_text()
+    program = jax.jit(sample.warp).lower(support.policy(1, 1.0, 50, 0.9), logits_of(32000)).compile().as_text()
     assert "TopK" in program and not re.search(r"32000\S* sort\(", program)

@@ -7,6 +7,7 @@ the rule ``coupled`` the drafter ranks its candidates with that very noise.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -17,7 +18,7 @@ from redrafter_jax.model.layers import pick
 
 Rule = Literal["coupled", "independent", "typical"]
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
-BLOCK = 128
+BLOCK, SHORT_BLOCK = 128, 16
 WORTH_SELECTING, SHARE = 16384, 128  # from so many tokens on, top-k and top-p look among one in SHARE first, the largest
 
 
@@ -63,48 +64,47 @@ def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
 
 
 def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
-    """The smallest logit ``[B, N]`` that top-k and then top-p keep.
-
-    On a GPU the whole vocabulary is searched, since XLA sorts it for a top-k of more than a few.
-    """
-    in_whole = functools.partial(_smallest_kept_of_all, policy)
+    """The smallest logit ``[B, N]`` that top-k and then top-p keep."""
     if scaled_BNV.shape[-1] < WORTH_SELECTING:
-        return in_whole(scaled_BNV)
-    from_largest = functools.partial(_smallest_kept_of_largest, policy)
-    return jax.lax.platform_dependent(scaled_BNV, cpu=from_largest, tpu=from_largest, default=in_whole)
+        return _cut(policy, scaled_BNV, scaled_BNV.shape[-1])[0]
+    by_value, by_block = (functools.partial(_smallest_kept_of_largest, policy, find=find) for find in (_largest, _largest_blocks))
+    return jax.lax.platform_dependent(scaled_BNV, cpu=by_value, default=by_block)
 
 
-def _smallest_kept_of_all(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
-    return _cut(policy, scaled_BNV, scaled_BNV.shape[-1])[0]
+Find = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""Of a shard's logits ``[B, N, V]`` some, ``[B, N, X]``, among them all above a bound ``[B, N, 1]`` that V / SHARE reach."""
 
 
-def _smallest_kept_of_largest(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
-    """Looked for among the largest logits of each shard of the vocabulary. Only if these do not settle every row is the whole
-    vocabulary searched, and then for those rows alone: what a row keeps does not depend on the rows beside it."""
+def _smallest_kept_of_largest(policy: Policy, scaled_BNV: jax.Array, find: Find) -> jax.Array:
+    """Looked for among the largest logits of each shard of the vocabulary, none of which travels. Only if these do not settle
+    every row is the whole vocabulary searched, and then for those rows alone: what a row keeps does not depend on the rows
+    beside it."""
+    V, spec = scaled_BNV.shape[-1], jax.typeof(scaled_BNV).sharding.spec
     top_BN = jnp.max(scaled_BNV, axis=-1)
     total_BN = jnp.sum(jnp.exp(scaled_BNV - top_BN[..., None]), axis=-1)
-    among_BNX, known_BNM = _largest(scaled_BNV)
-    found_BN, enough_BN = _cut(policy, among_BNX, scaled_BNV.shape[-1], total_BN)
-    complete_BNX = among_BNX >= jnp.max(known_BNM, axis=-1, keepdims=True)  # down to here no logit is missing
+    among_BNX, bounds_BNM = jax.shard_map(find, in_specs=spec, out_specs=spec)(scaled_BNV)
+    found_BN, enough_BN = _cut(policy, among_BNX, V, total_BN)
+    complete_BNX = among_BNX >= jnp.max(bounds_BNM, axis=-1, keepdims=True)  # down to here no larger logit is missing
     mass_BN = jnp.sum(jnp.where(complete_BNX, jnp.exp(among_BNX - top_BN[..., None]), 0.0), axis=-1)
     has_k_BN = jnp.sum(complete_BNX, axis=-1) >= policy.top_k[:, None]
     has_p_BN = (mass_BN >= enough_BN) | (policy.top_p >= 1)[:, None]
     settled_BN = has_k_BN & has_p_BN & jnp.isfinite(top_BN)
-    search_all = lambda: jnp.where(settled_BN, found_BN, _smallest_kept_of_all(policy, scaled_BNV))  # noqa: E731
+    search_all = lambda: jnp.where(settled_BN, found_BN, _cut(policy, scaled_BNV, V)[0])  # noqa: E731
     return jax.lax.cond(jnp.all(settled_BN), lambda: found_BN, search_all)
 
 
-def _largest(x_BNV: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each shard's largest logits ``[B, N, X]`` and the smallest of these ``[B, N, shards]``, both split as the vocabulary is:
-    none of them travels."""
-    spec = jax.typeof(x_BNV).sharding.spec
+def _largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest alone (`Find`)."""
+    best = jax.lax.top_k(x, x.shape[-1] // SHARE)[0]
+    # by its value, not by its place: of a top-k that is sliced XLA:CPU makes a sort, which takes ten times as long
+    return best, jnp.min(best, axis=-1, keepdims=True)
 
-    def of_shard(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        best = jax.lax.top_k(x, x.shape[-1] // SHARE)[0]
-        # by its value, not by its place: of a top-k that is sliced XLA:CPU makes a sort, which takes ten times as long
-        return best, jnp.min(best, axis=-1, keepdims=True)
 
-    return jax.shard_map(of_shard, in_specs=spec, out_specs=spec)(x_BNV)
+def _largest_blocks(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The blocks with the largest maxima (`Find`): a sixteenth to sort, where a top-k is a sort, as on TPU and GPU."""
+    blocks = _in_blocks(x, SHORT_BLOCK)
+    best, at = jax.lax.top_k(jnp.max(blocks, axis=-1), x.shape[-1] // SHARE)
+    return pick(blocks, at, x.ndim - 1).reshape(*x.shape[:-1], -1), best[..., -1:]
 
 
 def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -195,9 +195,15 @@ def _blockwise_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     *rest, V = x.shape
     if 4 * k * BLOCK > V:
         return jax.lax.top_k(x, k)
-    blocks = jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % BLOCK)], constant_values=-jnp.inf).reshape(*rest, -1, BLOCK)
+    blocks = _in_blocks(x, BLOCK)
     _, best_blocks = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
     best_blocks = jnp.sort(best_blocks, axis=-1)  # in order of index, so that ties fall as they would without blocks
     inside = pick(blocks, best_blocks, len(rest)).reshape(*rest, -1)
     values, at = jax.lax.top_k(inside, k)
     return values, pick(best_blocks, at // BLOCK, len(rest)) * BLOCK + at % BLOCK
+
+
+def _in_blocks(x: jax.Array, size: int) -> jax.Array:
+    """``[..., V]`` as ``[..., V / size, size]``, the last block filled with -inf."""
+    *rest, V = x.shape
+    return jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % size)], constant_values=-jnp.inf).reshape(*rest, -1, size)

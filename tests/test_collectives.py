@@ -62,7 +62,7 @@ def whole(tree):
 def of_round(batch: int, shape: loop.Shape, head: DrafterConfig, sampling: Sampling) -> Counter:
     jax.set_mesh(mesh.make_mesh(DATA, MODEL))
     target = whole(jax.eval_shape(lambda: Target(jax.random.key(0), CONFIG, jnp.float32)))
-    drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), head)))
+    drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), head).split()))
     engine = Engine(target, drafter, shape)
     inputs, bucket = engine.prepare([[1, 2, 3]] * batch, sampling, Limits(24), list(range(batch)), batch)
     state = whole(jax.eval_shape(functools.partial(loop.start, bucket=bucket), target, *inputs))

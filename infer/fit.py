@@ -95,8 +95,8 @@ def _check(options: Options) -> None:
         raise BadInput(f"--most should be 1 or more, not {options.most}")
     beams = [beam(text) for text in options.beams]
     for text, (width, length) in zip(options.beams, beams, strict=True):
-        if 1 + width * length > checks.MOST_NODES:
-            raise BadInput(f"--beams {text} makes {1 + width * length} nodes, over {checks.MOST_NODES}; narrow or shorten it")
+        if 1 + width * length > checks.MAX_NODES:
+            raise BadInput(f"--beams {text} makes {1 + width * length} nodes, over {checks.MAX_NODES}; narrow or shorten it")
     for name, values in (("batch", options.batch), ("nodes", options.nodes), ("beams", beams)):
         if len(set(values)) < len(values):
             raise BadInput(f"--{name} should name each once, not {' '.join(map(str, getattr(options, name)))}")

@@ -90,7 +90,7 @@ def at_shape(options) -> Subject:
     jax.set_mesh(meshes.make_mesh(*options.mesh))
     config = meshes.fit(config, options.mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
-    drafter = vocabulary.untied(synthetic.random_head(jax.random.key(1), head, dtype), target)
+    drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()

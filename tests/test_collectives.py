@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from redrafter_jax import mesh
-from redrafter_jax.decode import loop
+from redrafter_jax.decode import loop, sample
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full
@@ -62,7 +62,7 @@ def whole(tree):
 def of_round(batch: int, shape: loop.Shape, head: DrafterConfig, sampling: Sampling) -> Counter:
     jax.set_mesh(mesh.make_mesh(DATA, MODEL))
     target = whole(jax.eval_shape(lambda: Target(jax.random.key(0), CONFIG, jnp.float32)))
-    drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), head)))
+    drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), head).split()))
     engine = Engine(target, drafter, shape)
     inputs, bucket = engine.prepare([[1, 2, 3]] * batch, sampling, Limits(24), list(range(batch)), batch)
     state = whole(jax.eval_shape(functools.partial(loop.start, bucket=bucket), target, *inputs))
@@ -71,7 +71,8 @@ def of_round(batch: int, shape: loop.Shape, head: DrafterConfig, sampling: Sampl
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 20, 0.9)], ids=["greedy", "sampled, filtered"])
-def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_vocabulary(sampling):
+def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_vocabulary(sampling, monkeypatch):
+    monkeypatch.setattr(sample, "WORTH_SELECTING", V)  # as with a real vocabulary
     B, W, L = 8, 4, 3
     found = of_round(B, loop.Shape(W, L), full(V, D), sampling)
     rows, N = B // DATA, loop.Shape(W, L).nodes
@@ -85,7 +86,7 @@ def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_voca
         {("all-reduce", rows * N * D): 2 * LAYERS, ("all-gather", rows * N * D): 1, ("all-gather", rows * N * MODEL): 2}
     )
     if sampling.temperature:  # the filters: what lies above each row's threshold is counted and summed, a few numbers per row
-        assert {kind for kind, _ in rest} == {"all-reduce"} and max(size for _, size in rest) <= 4 * rows * N
+        assert {kind for kind, _ in rest} == {"all-reduce"} and max(size for _, size in rest) <= 6 * rows * N
     else:
         assert not rest
     assert draft == Counter(

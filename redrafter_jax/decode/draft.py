@@ -76,10 +76,9 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
     B, W, V = logits_BWV.shape
     per_beam = min(max(W, draft_top_k), V)
     best_BWX, token_BWX = sample.top_k(logits_BWV, per_beam)
-    if draft_top_k:
-        cut = best_BWX[..., min(draft_top_k, V) - 1 :][..., :1]
-        total_BW = jax.nn.logsumexp(jnp.where(logits_BWV >= cut, logits_BWV, -jnp.inf), axis=-1)
-        best_BWX = jnp.where(best_BWX >= cut, best_BWX, -jnp.inf)
+    if draft_top_k:  # what is summed is at hand, and the vocabulary is read once less
+        best_BWX = jnp.where(jnp.arange(per_beam) < draft_top_k, best_BWX, -jnp.inf)
+        total_BW = jax.nn.logsumexp(best_BWX, axis=-1)
     else:
         total_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
     kept = min(W, V)

@@ -93,7 +93,7 @@ def compile_programs(
 class Engine:
     """A target, perhaps a head, and the shape of a round; decodes batches of prompts on the mesh that the target lies on.
 
-    ``drafter`` is the head as it decodes: a slim one with a draft vocabulary has its columns of the target's LM head by itself.
+    ``drafter`` is the head as it decodes (`vocabulary.as_decoded`).
     ``compile_seconds`` adds up what was spent on compiling, ``first_token_seconds`` is the newest batch's prefill time.
     """
 
@@ -105,7 +105,7 @@ class Engine:
         if drafter is not None:
             shape.check_vocabulary(target.config.vocab_size, drafter.config.draft_vocab)
         with jax.set_mesh(self.mesh):
-            self.drafter = vocabulary.untied(drafter, target) if drafter is not None else None
+            self.drafter = vocabulary.as_decoded(drafter, target) if drafter is not None else None
         self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
         self.stop_ids = np.asarray(sorted(stop_ids) or [-1], np.int32)
         self.compile_seconds = 0.0

@@ -6,6 +6,8 @@ the rule ``coupled`` the drafter ranks its candidates with that very noise.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from redrafter_jax.decode.request import Rule
 from redrafter_jax.model.layers import pick
 
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
-BLOCK = 128
+BLOCK, SHORT_BLOCK = 128, 16
+WORTH_SELECTING, SHARE = 16384, 128  # from so many tokens on, top-k and top-p look among one in SHARE first, the largest
 
 
 @jax.tree_util.register_dataclass
@@ -61,21 +64,76 @@ def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
 
 
 def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
-    """The smallest logit ``[B, N]`` that top-k and then top-p keep.
+    """The smallest logit ``[B, N]`` that top-k and then top-p keep."""
+    if scaled_BNV.shape[-1] < WORTH_SELECTING:
+        return _cut(policy, scaled_BNV, scaled_BNV.shape[-1])[0]
+    by_value, by_block = (functools.partial(_smallest_kept_of_largest, policy, find=find) for find in (_largest, _largest_blocks))
+    return jax.lax.platform_dependent(scaled_BNV, cpu=by_value, default=by_block)
+
+
+Find = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""Of a shard's logits ``[B, N, V]`` some, ``[B, N, X]``, among them all above a bound ``[B, N, 1]`` that V / SHARE reach."""
+
+
+def _smallest_kept_of_largest(policy: Policy, scaled_BNV: jax.Array, find: Find) -> jax.Array:
+    """Looked for among the largest logits of each shard of the vocabulary, none of which travels. Only if these do not settle
+    every row is the whole vocabulary searched, and then for those rows alone: what a row keeps does not depend on the rows
+    beside it."""
+    V, spec = scaled_BNV.shape[-1], jax.typeof(scaled_BNV).sharding.spec
+    top_BN = jnp.max(scaled_BNV, axis=-1)
+    total_BN = jnp.sum(jnp.exp(scaled_BNV - top_BN[..., None]), axis=-1)
+    among_BNX, bounds_BNM = jax.shard_map(find, in_specs=spec, out_specs=spec)(scaled_BNV)
+    found_BN, enough_BN = _cut(policy, among_BNX, V, total_BN)
+    complete_BNX = among_BNX >= jnp.max(bounds_BNM, axis=-1, keepdims=True)  # down to here no larger logit is missing
+    mass_BN = jnp.sum(jnp.where(complete_BNX, jnp.exp(among_BNX - top_BN[..., None]), 0.0), axis=-1)
+    has_k_BN = jnp.sum(complete_BNX, axis=-1) >= policy.top_k[:, None]
+    has_p_BN = (mass_BN >= enough_BN) | (policy.top_p >= 1)[:, None]
+    settled_BN = has_k_BN & has_p_BN & jnp.isfinite(top_BN)
+    search_all = lambda: jnp.where(settled_BN, found_BN, _cut(policy, scaled_BNV, V)[0])  # noqa: E731
+    return jax.lax.cond(jnp.all(settled_BN), lambda: found_BN, search_all)
+
+
+def _largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest alone (`Find`)."""
+    best = jax.lax.top_k(x, x.shape[-1] // SHARE)[0]
+    # by its value, not by its place: of a top-k that is sliced XLA:CPU makes a sort, which takes ten times as long
+    return best, jnp.min(best, axis=-1, keepdims=True)
+
+
+def _largest_blocks(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The blocks with the largest maxima (`Find`): a sixteenth to sort, where a top-k is a sort, as on TPU and GPU."""
+    blocks = _in_blocks(x, SHORT_BLOCK)
+    best, at = jax.lax.top_k(jnp.max(blocks, axis=-1), x.shape[-1] // SHARE)
+    return pick(blocks, at, x.ndim - 1).reshape(*x.shape[:-1], -1), best[..., -1:]
+
+
+def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The smallest of these logits that top-k and then top-p keep, and how much lies at or above it at least: exp(logit -
+    largest logit), summed; inf without a top-p. ``total``: that of the vocabulary, if these are a part of it.
 
     Both keep a value by what lies above it: fewer than k values, less than top_p of the probability of the k. Found by
     bisection, so that a vocabulary that is split over ``model`` need neither be sorted nor gathered.
     """
-    V = scaled_BNV.shape[-1]
-    k_B1 = jnp.where(policy.top_k > 0, policy.top_k, V)[:, None]
-    count_above = lambda x_BN: jnp.sum(scaled_BNV > x_BN[..., None], axis=-1)  # noqa: E731
-    last_BN = _bisect(lambda x_BN: count_above(x_BN) < k_B1, scaled_BNV)
-    mass_BNV = jnp.exp(scaled_BNV - jnp.max(scaled_BNV, axis=-1, keepdims=True))
-    mass_above = lambda x_BN: jnp.sum(jnp.where(scaled_BNV > x_BN[..., None], mass_BNV, 0.0), axis=-1)  # noqa: E731
-    of_last_BN = jnp.exp(last_BN - jnp.max(scaled_BNV, axis=-1))
-    total_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of equal values at the end, so many as make k
-    enough_BN = jnp.where(policy.top_p[:, None] < 1, policy.top_p[:, None] * total_BN, jnp.inf)
-    return jnp.maximum(last_BN, _bisect(lambda x_BN: mass_above(x_BN) < enough_BN, scaled_BNV))
+    k_B1 = jnp.where(policy.top_k > 0, policy.top_k, vocab)[:, None]
+    count_above = lambda x_BN: jnp.sum(among_BNX > x_BN[..., None], axis=-1)  # noqa: E731
+    last_BN = jax.lax.cond(
+        jnp.any(policy.top_k > 0),
+        lambda: _bisect(lambda x_BN: count_above(x_BN) < k_B1, among_BNX),
+        lambda: jnp.maximum(jnp.min(among_BNX, axis=-1), jnp.finfo(jnp.float32).min),
+    )
+    mass_BNX = jnp.exp(among_BNX - jnp.max(among_BNX, axis=-1, keepdims=True))
+    mass_above = lambda x_BN: jnp.sum(jnp.where(among_BNX > x_BN[..., None], mass_BNX, 0.0), axis=-1)  # noqa: E731
+    of_last_BN = jnp.exp(last_BN - jnp.max(among_BNX, axis=-1))
+    of_k_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of equal values at the end, so many as make k
+    if total_BN is not None:
+        of_k_BN = jnp.where((policy.top_k > 0)[:, None], of_k_BN, total_BN)
+    enough_BN = jnp.where(policy.top_p[:, None] < 1, policy.top_p[:, None] * of_k_BN, jnp.inf)
+    smallest_BN = jax.lax.cond(
+        jnp.any(policy.top_p < 1),
+        lambda: jnp.maximum(last_BN, _bisect(lambda x_BN: mass_above(x_BN) < enough_BN, among_BNX)),
+        lambda: last_BN,
+    )
+    return smallest_BN, enough_BN
 
 
 def _bisect(keeps, x_BNV: jax.Array) -> jax.Array:
@@ -138,9 +196,15 @@ def _blockwise_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     *rest, V = x.shape
     if 4 * k * BLOCK > V:
         return jax.lax.top_k(x, k)
-    blocks = jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % BLOCK)], constant_values=-jnp.inf).reshape(*rest, -1, BLOCK)
+    blocks = _in_blocks(x, BLOCK)
     _, best_blocks = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
     best_blocks = jnp.sort(best_blocks, axis=-1)  # in order of index, so that ties fall as they would without blocks
     inside = pick(blocks, best_blocks, len(rest)).reshape(*rest, -1)
     values, at = jax.lax.top_k(inside, k)
     return values, pick(best_blocks, at // BLOCK, len(rest)) * BLOCK + at % BLOCK
+
+
+def _in_blocks(x: jax.Array, size: int) -> jax.Array:
+    """``[..., V]`` as ``[..., V / size, size]``, the last block filled with -inf."""
+    *rest, V = x.shape
+    return jnp.pad(x, [(0, 0)] * len(rest) + [(0, -V % size)], constant_values=-jnp.inf).reshape(*rest, -1, size)

@@ -68,13 +68,37 @@ class Dense(nnx.Module):
         self.bias = layers.zeros((fan_out,), P("model"), dtype) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.times(x, slice(None))
+        y = _times(x, layers.laid(self.weight, COLUMNS))
         return y if self.bias is None else y + self.bias[...]
 
-    def times(self, x: jax.Array, rows: slice) -> jax.Array:
-        """x W, of these rows of W alone."""
-        out = P("data", *[None] * (x.ndim - 2), "model")
-        return layers.product(x, layers.laid(self.weight, COLUMNS)[rows], out)
+    def of_context(self, h: jax.Array) -> jax.Array:
+        """What of the layer's output for ``[h ; s]`` depends on h ``[..., D]`` alone, and the bias."""
+        return _times(h, layers.laid(self.weight, COLUMNS)[: h.shape[-1]]) + self.bias[...]
+
+    def of_state(self, s: jax.Array) -> jax.Array:
+        """The rest, of s ``[..., D]``."""
+        return _times(s, layers.laid(self.weight, COLUMNS)[-s.shape[-1] :])
+
+
+class SplitDense(nnx.Module):
+    """A `Dense` that reads ``[h ; s]``, with its rows for h and those for s as two weights: as a slice, XLA:CPU copies either
+    in every round."""
+
+    def __init__(self, dense: Dense):
+        D = dense.weight.shape[0] // 2
+        self.weight_h, self.weight_s = nnx.Param(dense.weight[:D]), nnx.Param(dense.weight[D:])
+        self.bias = dense.bias
+
+    def of_context(self, h: jax.Array) -> jax.Array:
+        return _times(h, layers.laid(self.weight_h, COLUMNS)) + self.bias[...]
+
+    def of_state(self, s: jax.Array) -> jax.Array:
+        return _times(s, layers.laid(self.weight_s, COLUMNS))
+
+
+def _times(x: jax.Array, weight: jax.Array) -> jax.Array:
+    out = P("data", *[None] * (x.ndim - 2), "model")
+    return layers.product(x, weight, out)
 
 
 class Drafter(nnx.Module):
@@ -107,13 +131,13 @@ class Drafter(nnx.Module):
         """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
         layer that reads ``[h ; s]``."""
         first = self._first()
-        return h, None if first is None else first.times(h, slice(0, h.shape[-1])) + first.bias[...]
+        return h, None if first is None else first.of_context(h)
 
     def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array) -> jax.Array:
         """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""
         h, share = context
         first, rest = self._first(), self.blocks
-        whole = None if first is None else share + first.times(state, slice(h.shape[-1], None))
+        whole = None if first is None else share + first.of_state(state)
         if self.input_proj is not None:
             z = layers.gathered(whole)
         else:
@@ -124,11 +148,23 @@ class Drafter(nnx.Module):
             z = z + layers.gathered(jax.nn.silu(block(z)))
         return z
 
-    def _first(self) -> Dense | None:
+    def _first(self) -> Dense | SplitDense | None:
         """The first layer that reads ``[h ; s]``; None for a head that has none."""
         if self.input_proj is not None:
             return self.input_proj
         return self.blocks[0] if self.blocks else None
+
+    def split(self) -> "Drafter":
+        """The head with that layer as a `SplitDense`, as it decodes; the same numbers."""
+        first = self._first()
+        if not isinstance(first, Dense):
+            return self
+        copy = nnx.clone(self)
+        if self.input_proj is not None:
+            copy.input_proj = SplitDense(first)
+        else:
+            copy.blocks = nnx.List([SplitDense(first), *copy.blocks[1:]])
+        return copy
 
     def logits(self, exit_: jax.Array, target: Target) -> jax.Array:
         """float32 ``[..., U]`` (V without a draft vocabulary), split over ``model`` in U; ``exit_`` is ``[..., E]``.

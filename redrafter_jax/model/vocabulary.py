@@ -48,6 +48,11 @@ def untied(drafter: Drafter, target: Target) -> Drafter:
     return _rebuilt(drafter, config, {".lm_head.value": drafter.drafted(target.lm_head[...])})
 
 
+def as_decoded(drafter: Drafter, target: Target) -> Drafter:
+    """The head as decoding wants it, made once from the head as it is stored and trained: `untied`, and `Drafter.split`."""
+    return untied(drafter, target).split()
+
+
 def whole(drafter: Drafter, target: Target) -> Drafter:
     """The head with an LM head of its own over the whole vocabulary, as Apple's architecture has it.
 

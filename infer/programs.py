@@ -9,11 +9,12 @@ import jax
 from redrafter_jax.errors import BadInput
 
 DEFAULT_CACHE = pathlib.Path("~/.cache/redrafter_jax")
+MAX_CACHE_BYTES = 4 << 30  # of programs; those that were not used for the longest time go first
 OF_A_CACHE = re.compile(r".*-(cache|atime)|\.lockfile|xla_gpu_.*|fingerprints\.json.*")
 
 
 def use_cache(folder: pathlib.Path | None) -> None:
-    """Turns on JAX's persistent compilation cache, for programs of every size.
+    """Turns on JAX's persistent compilation cache, for programs of every size, up to MAX_CACHE_BYTES in all.
 
     Raises:
       BadInput: ``folder`` is given and cannot hold programs, or holds something else.
@@ -34,6 +35,7 @@ def use_cache(folder: pathlib.Path | None) -> None:
     if jax.config.jax_compilation_cache_dir != str(chosen):
         compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

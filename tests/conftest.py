@@ -42,6 +42,7 @@ def compilation_cache_is_put_back():
 
 def _put_back_cache():
     jax.config.update("jax_compilation_cache_dir", CACHE)
+    jax.config.update("jax_compilation_cache_max_size", -1)
     compilation_cache.reset_cache()
 
 

@@ -4,6 +4,8 @@ import json
 import pathlib
 import shutil
 
+import jax
+import jax.numpy as jnp
 import pytest
 from matplotlib.figure import Figure
 
@@ -236,3 +238,13 @@ def test_every_head_that_is_written_can_be_told_from_a_model(tmp_path):
     weights.save_drafter(load_pair("mha_rnn")[1], tmp_path)
     assert claims.model_in(tmp_path) == "a draft head (config.json)"
     assert claims.model_in(TARGET) == "a model (config.json)" and claims.model_in(tmp_path / "none") is None
+
+
+def test_the_cache_of_programs_does_not_grow_without_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "MAX_CACHE_BYTES", 20_000)
+    programs.use_cache(tmp_path)
+    for number in range(1, 9):
+        jax.block_until_ready(jax.jit(lambda x, number=number: x * number + 1)(jnp.ones(number)))
+    kept = [path.stat().st_size for path in tmp_path.glob("*-cache")]
+    assert kept and sum(kept) <= 20_000
+    programs.check_cache(tmp_path)

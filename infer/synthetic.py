@@ -46,7 +46,8 @@ def head_config(config: TargetConfig, kind: str, draft_vocab: int = 0) -> Drafte
 
 
 def random_head(key: jax.Array, config: DrafterConfig, dtype) -> Drafter:
-    """A random head, made as `random_target` is. What it can draft, where that is not everything, is spread evenly over the vocabulary."""
+    """A random head, made as `random_target` is. What it can draft, where that is not everything, is spread evenly over the
+    vocabulary."""
     ids = jnp.arange(config.draft_vocab) * (config.vocab_size // max(config.draft_vocab, 1))
     return Drafter(key, config, dtype, ids)
 

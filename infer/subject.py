@@ -19,6 +19,7 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
+MAKING = 4  # float32 copies of a matrix while it is made at random, at most (3.4 were measured at llama-7b's width)
 HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 
@@ -104,9 +105,10 @@ def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
 
 
 def _load(config: TargetConfig, head: DrafterConfig, options) -> meshes.Load:
-    """What the devices have to hold: the pair, and the cache of plain decoding."""
+    """What the devices have to hold: the pair and the cache of plain decoding, and what making the largest matrix takes."""
     itemsize = jnp.dtype(options.dtype).itemsize
-    size = meshes.bytes_of_target(config, itemsize) + meshes.bytes_of_head(vocabulary.untied_config(head), itemsize)
+    size = MAKING * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
+    size += meshes.bytes_of_target(config, itemsize) + meshes.bytes_of_head(vocabulary.untied_config(head), itemsize)
     slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
     cache = meshes.bytes_of_cache(config, options.batch_size, slots, itemsize)
     return meshes.Load(config, head, options.batch_size, size=size, cache=cache)

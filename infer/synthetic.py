@@ -5,7 +5,6 @@ best beam, at each depth with a given probability. What follows (tree, pass, acc
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,12 @@ STRIDE = 7919  # a random target follows token v by v + STRIDE
 QUIET = 0.1  # what a block adds, beside the stream
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     """Random weights with a clear continuation: blocks that add little, and an output matrix that undoes the embedding.
-    In purely random weights the two best logits are so close that rounding, not drafting, would decide what is accepted."""
+    In purely random weights the two best logits are so close that rounding, not drafting, would decide what is accepted.
+
+    Not one program: that would make all matrices at once in float32, beside the ones that stay.
+    """
     target = Target(key, config, dtype)
     root = config.hidden_size**0.5
     target.embedding[...] = target.embedding[...] * root
@@ -44,9 +45,9 @@ def head_config(config: TargetConfig, kind: str, draft_vocab: int = 0) -> Drafte
     return dataclasses.replace(shape, draft_vocab=draft_vocab)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def random_head(key: jax.Array, config: DrafterConfig, dtype) -> Drafter:
-    """A random head. What it can draft, where that is not everything, is spread evenly over the vocabulary."""
+    """A random head, made as `random_target` is. What it can draft, where that is not everything, is spread evenly over the
+    vocabulary."""
     ids = jnp.arange(config.draft_vocab) * (config.vocab_size // max(config.draft_vocab, 1))
     return Drafter(key, config, dtype, ids)
 

@@ -3,8 +3,6 @@
 Raises BadInput, one sentence that names the option. Not here: prompts, folders, the output file.
 """
 
-import math
-
 from redrafter_jax.errors import BadInput
 
 LARGEST_SEED = 2**32 - 1
@@ -30,8 +28,7 @@ def alone(options) -> None:
     for name, (low, high) in RANGES.items():
         within(options, name, low, high)
     temperature(options.temperature)
-    if not 0 < options.top_p <= 1 or math.isnan(options.top_p):
-        raise BadInput(f"--top-p should be above 0 and at most 1, not {options.top_p}")
+    top_p(options.top_p)
     options.group.check()
     _together(options)
 
@@ -47,6 +44,12 @@ def temperature(value: float) -> None:
     """A temperature that is neither 0 nor one at which float32 can sample."""
     if not (value == 0 or COLDEST <= value <= HOTTEST):
         raise BadInput(f"--temperature should be 0 (greedy) or from {COLDEST} to {HOTTEST:.0f}, not {value}")
+
+
+def top_p(value: float) -> None:
+    """A share of the probability that is none."""
+    if not 0 < value <= 1:  # nor is one that is not a number
+        raise BadInput(f"--top-p should be above 0 and at most 1, not {value}")
 
 
 def _together(options) -> None:

@@ -45,7 +45,8 @@ class Options:
     decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
     """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
     beam_width: int | None = None
-    """Beams W; by default what suits the device (infer/pair.py, default_shape)."""
+    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
+    default_shape)."""
     beam_length: int | None = None
     """Drafted tokens per beam L, as beam_width."""
     node_budget: int | None = None

@@ -4,6 +4,7 @@ Not here: where folders are and what is in them (`folders.py`), decoding itself 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -22,13 +23,33 @@ from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
-CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=8, length=5)
+CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=2, length=3), Shape(width=8, length=5)
+CACHE = 32 << 20  # bytes; of a CPU that does not say
 PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
 
-def default_shape(platform: str) -> Shape:
-    """A CPU pays for every node, so a narrow tree wins there; an accelerator scores dozens for little more than one."""
-    return CPU_SHAPE if platform == "cpu" else ACCELERATOR_SHAPE
+def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
+    """A CPU pays for every node, so a narrow tree wins there, and a narrower one for a target that its cache has room for; an
+    accelerator scores dozens for little more than one."""
+    if platform != "cpu":
+        return ACCELERATOR_SHAPE
+    itemsize = jnp.dtype(dtype).itemsize
+    read = meshes.bytes_of_target(target, itemsize) - target.vocab_size * target.hidden_size * itemsize  # of the embedding, rows
+    return CACHED_SHAPE if read <= cache_size() else CPU_SHAPE
+
+
+@functools.cache
+def cache_size(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
+    """Bytes of the CPU's largest cache, as Linux says; CACHE where it does not."""
+    sizes = []
+    for file in pathlib.Path(folder).glob("index*/size"):
+        try:
+            kib = file.read_text().strip().removesuffix("K")
+        except OSError:
+            continue
+        if kib.isdigit():
+            sizes.append(int(kib) << 10)
+    return max(sizes, default=CACHE)
 
 
 def default_head(platform: str) -> str:
@@ -100,7 +121,8 @@ def load(
     """
     made = plan(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
     tokenizer = folders.tokenizer(made.target)
-    return fill(made, tokenizer, shape or default_shape(jax.default_backend()), ignore_eos)
+    shape = shape or default_shape(jax.default_backend(), made.target_config, dtype)
+    return fill(made, tokenizer, shape, ignore_eos)
 
 
 def plan(

@@ -23,7 +23,8 @@ HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """``batches``: of prompts, the last one perhaps smaller; ``folder``: of the target, None for random weights."""
+    """``batches``: of prompts, the last one perhaps smaller; ``prompts``: in words, which they are; ``folder``: of the target,
+    None for random weights; ``mesh_because``: why this mesh, if it was not asked for."""
 
     name: str
     target: Target
@@ -32,6 +33,8 @@ class Subject:
     sampling: Sampling
     limits: Limits
     folder: pathlib.Path | None
+    prompts: str
+    mesh_because: str | None
 
     @property
     def config(self):
@@ -61,10 +64,12 @@ def on_disk(options) -> Subject:
     if room < 1:
         raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {room + options.max_new_tokens}")
     given = prompts.read((), options.prompts or str(folders.EMBEDDED / "prompts.jsonl"))
+    which = options.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, room + 1) for prompt in given]
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine
     name = f"{plan.target.parent.name}/{plan.target.name} and {plan.drafter.parent.name}/{plan.drafter.name}"
-    return Subject(name, loaded.target, loaded.drafter, _batches(ids, options), *_how(options), plan.target)
+    which = f"{len(ids)} of {which}"
+    return Subject(name, loaded.target, loaded.drafter, _batches(ids, options), *_how(options), plan.target, which, plan.why)
 
 
 def at_shape(options) -> Subject:
@@ -80,15 +85,21 @@ def at_shape(options) -> Subject:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {options.head_vocab}")
     kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
     head = synthetic.head_config(config, kind, options.head_vocab)
-    meshes.settle(meshes.Load(config, head, options.batch_size), options.mesh, together=False)
-    jax.set_mesh(meshes.make_mesh(*options.mesh))
-    config = meshes.fit(config, options.mesh[1])
+    size = meshes.bytes_of_target(config, dtype.itemsize)
+    size += meshes.bytes_of_head(vocabulary.untied_config(head), dtype.itemsize)
+    slots = options.prompt_length + options.max_new_tokens
+    cache = meshes.bytes_of_cache(config, options.batch_size, slots, dtype.itemsize)
+    load = meshes.Load(config, head, options.batch_size, size=size, cache=cache)
+    mesh, because = meshes.settle(load, options.mesh, together=False)
+    jax.set_mesh(meshes.make_mesh(*mesh))
+    config = meshes.fit(config, mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
-    return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None)
+    which = f"{count} of {options.prompt_length} random ids"
+    return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None, which, because)
 
 
 def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:
@@ -96,4 +107,4 @@ def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:
 
 
 def _how(options) -> tuple[Sampling, Limits]:
-    return Sampling(options.temperature, rule=options.acceptance), Limits(new=options.max_new_tokens)
+    return Sampling(options.temperature, options.top_k, options.top_p, options.acceptance), Limits(new=options.max_new_tokens)

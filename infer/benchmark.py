@@ -59,8 +59,8 @@ class Options:
     """Nodes that the target scores per pass at most, the root included; 0: all."""
     tree: Literal["search", "beams"] = "search"
     """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
-    draft_top_k: int = 0
-    """Cut each draft distribution to its k likeliest tokens; 0 is off."""
+    draft_top_k: int = checks.DRAFT_TOP_K
+    """Cut each draft distribution to its k likeliest tokens, or W if that is more; 0 is off."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0

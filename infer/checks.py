@@ -7,6 +7,7 @@ from redrafter_jax.errors import BadInput
 
 LARGEST_SEED = 2**32 - 1
 COLDEST, HOTTEST = 0.01, 100.0  # below, logits over temperature leave float32; above, every text is noise
+DRAFT_TOP_K = 10  # as of `redrafter_jax.decode.loop.Shape`, which would import JAX
 MOST_NODES = 4096  # a round holds an N x N mask and N rows of logits
 
 # Smallest and largest value; None is the default and always fine.

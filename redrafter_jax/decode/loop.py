@@ -20,14 +20,14 @@ from redrafter_jax.model.target import Target
 class Shape:
     """The static shape of a round: W beams of L drafted tokens, at most N nodes (0: all), and which tree they make.
 
-    L = 0 is autoregressive decoding. ``draft_top_k``: see `draft.draft`.
+    L = 0 is autoregressive decoding. ``draft_top_k``: see `draft.draft`; a single beam has no use for it.
     """
 
     width: int = 1
     length: int = 4
     budget: int = 0
     tree: pack.TreeKind = "search"
-    draft_top_k: int = 0
+    draft_top_k: int = 10  # measured: docs/benchmarks.md
 
     @property
     def nodes(self) -> int:
@@ -42,7 +42,8 @@ def search(target: Target, drafter: Drafter, state: DecodeState, noise_BMV: jax.
     policy = state.policy
     temperature_B = policy.temperature if policy.sampled else None
     shown = noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
-    return draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, shape.draft_top_k)
+    cut = shape.draft_top_k if shape.width > 1 else 0
+    return draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, cut)
 
 
 def propose(target: Target, drafter: Drafter | None, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> pack.Tree:

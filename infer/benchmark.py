@@ -16,6 +16,7 @@ import tyro
 from infer import checks
 from infer.command import run_command
 from redrafter_jax import claims
+from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.errors import BadInput
 
 COMMAND = "python -m infer.benchmark"
@@ -28,8 +29,12 @@ RANGES = {
     "max_new_tokens": (3, 10**6),
     "prompt_length": (1, 10**6),
     "prompt_count": (1, 1000),
-    "draft_top_k": (0, 10**6),
+    "draft_top_k": checks.RANGES["draft_top_k"],
+    "top_k": checks.RANGES["top_k"],
 }
+Shapes = Literal[
+    "demo", "llama-7b", "llama-13b", "llama-33b", "llama-3.1-8b", "llama-3.1-70b", "smollm-135m", "smollm-360m", "qwen3-0.6b"
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Options:
     """Folder or hub name of the target; the embedded one if not given."""
     drafter: str | None = None
     """Folder or hub name of its draft head."""
-    shape: Literal["demo", "llama-7b", "llama-13b", "llama-33b", "llama-3.1-8b", "llama-3.1-70b"] | None = None
+    shape: Shapes | None = None
     """Instead of a pair on disk: random weights of this shape, and SYNTHETIC ACCEPTANCE (drafts right as often as asked for)."""
     layers: int | None = None
     """With --shape: fewer layers than it has, to fit a small device; the report says so."""
@@ -58,10 +63,14 @@ class Options:
     """Nodes that the target scores per pass at most, the root included; 0: all."""
     tree: Literal["search", "beams"] = "search"
     """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
-    draft_top_k: int = 0
-    """Cut each draft distribution to its k likeliest tokens; 0 is off."""
+    draft_top_k: int = DRAFT_TOP_K
+    """Cut each draft distribution to its k likeliest tokens, or W if that is more; 0 is off."""
     temperature: float = 0.0
     """0 is greedy."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 is off."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability; 1 is off."""
     acceptance: Literal["coupled", "independent", "typical"] = "coupled"
     """As in infer.generate."""
     prompts: str | None = None
@@ -81,11 +90,11 @@ class Options:
     against_transformers: bool = False
     """Time transformers.generate (torch) on the same weights too: greedy, one prompt at a time."""
     bandwidth: float = 0.0
-    """Memory bandwidth of the device in GB/s, to compare the plain loop with; 0: as measured by reading all weights once."""
+    """Memory bandwidth of the device in GB/s, to compare the plain loop with; 0: with what a sum over all weights reaches."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
-    mesh: tuple[int, int] = (1, 1)
-    """Devices over which a batch (D) and the target (M) are split."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose."""
     output: pathlib.Path | None = None
     """JSON file for the whole report."""
     plot: pathlib.Path | None = None
@@ -122,6 +131,7 @@ def _check(options: Options) -> None:
     if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
         raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
     checks.temperature(options.temperature)
+    checks.top_p(options.top_p)
     if options.bandwidth < 0 or options.bandwidth != options.bandwidth:
         raise BadInput(f"--bandwidth should be in GB/s, or 0, not {options.bandwidth}")
     for text in options.beams:
@@ -171,11 +181,14 @@ def run(options: Options) -> dict:
 
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
     what = subject.at_shape(options) if options.shape else subject.on_disk(options)
+    mesh = what.target.norm[...].sharding.mesh.shape
     theirs = reference.Transformers(what.folder, options.dtype) if options.against_transformers else None
     report = {
         "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `_is_report`
-        "device": f"{jax.devices()[0].device_kind}, mesh {options.mesh[0]} x {options.mesh[1]}, jax {jax.__version__}",
+        "device": f"{jax.devices()[0].device_kind}, mesh {mesh['data']} x {mesh['model']}, jax {jax.__version__}",
+        "mesh_because": what.mesh_because,
         "subject": what.name,
+        "prompts": what.prompts,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(what.target)),
         "head_parameters": sum(leaf.size for leaf in jax.tree.leaves(what.drafter)),
         "acceptance": "synthetic" if options.shape else "real",

@@ -5,6 +5,7 @@ Raises BadInput, one sentence that names the option. Not here: the ranges themse
 """
 
 from redrafter_jax.decode.request import (
+    DRAFT_TOP_K,
     MAX_NODES,
     MAX_SEED,
     RANGES,
@@ -24,7 +25,7 @@ def alone(options) -> None:
         if getattr(options, name) is not None:  # None is the default and always fine
             _require(name, wrong_number(name, getattr(options, name)))
     temperature(options.temperature)
-    require("--top-p", wrong_top_p(options.top_p))
+    top_p(options.top_p)
     options.group.check()
     _together(options)
 
@@ -47,6 +48,11 @@ def nodes(width: int, length: int, budget: int) -> None:
     if count > MAX_NODES:
         raise BadInput(f"--beam-width {width} and --beam-length {length} make {count} nodes, over {MAX_NODES};"
                        " narrow them or give a --node-budget")  # fmt: skip
+
+
+def top_p(value: float) -> None:
+    """A share of the probability that is none."""
+    require("--top-p", wrong_top_p(value))
 
 
 def _together(options) -> None:
@@ -93,7 +99,8 @@ def against(options, target, shape, head=None) -> None:
     if shape is None:
         return
     to_draft("--beam-width", shape.width, target, head)
-    to_draft("--draft-top-k", shape.draft_top_k, target, head)
+    if shape.draft_top_k > DRAFT_TOP_K:
+        to_draft("--draft-top-k", shape.draft_top_k, target, head)
     if shape.length >= context:
         raise BadInput(f"--beam-length should be below the target's context of {context}, not {shape.length}")
 

@@ -34,7 +34,7 @@ class Options:
     """Compile decoding for a TPU slice that is not here, and say what fits and what it would cost."""
 
     model: str
-    """A known shape (llama-7b, vicuna-7b, llama-13b, llama-33b, llama-3.1-8b, llama-3.1-70b) or a folder with config.json."""
+    """A shape of redrafter_jax/model/shapes.py (llama-7b or vicuna-7b, llama-3.1-8b, ...) or a folder with config.json."""
     topology: str = "v5e:2x4"
     """The slice: a chip and a grid, such as v5e:2x2, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1, v5p:2x2x2."""
     mesh: tuple[int, int] | None = None

@@ -15,6 +15,7 @@ import tyro
 from infer import checks, prompts
 from infer.command import run_command
 from redrafter_jax import claims, lock, processes
+from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.errors import BadInput
 from redrafter_jax.processes import Group
 
@@ -45,15 +46,16 @@ class Options:
     decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
     """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
     beam_width: int | None = None
-    """Beams W; by default what suits the device (infer/pair.py, default_shape)."""
+    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
+    default_shape)."""
     beam_length: int | None = None
     """Drafted tokens per beam L, as beam_width."""
     node_budget: int | None = None
     """Nodes that the target scores per pass, the root included; by default all that there can be, 1 + W * L."""
     tree: Literal["search", "beams"] = "search"
     """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
-    draft_top_k: int = 0
-    """Cut each draft distribution to its k likeliest tokens (Apple's code: 50); 0 is off."""
+    draft_top_k: int = DRAFT_TOP_K
+    """Cut each draft distribution to its k likeliest tokens (Apple's code: 50), or W if that is more; 0 is off."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0

@@ -177,8 +177,9 @@ def round_bytes(target: Target, state: DecodeState) -> int:
     return int(weights + slot * float(jnp.sum(state.cache.length)))
 
 
-def read_bandwidth(target: Target, repeats: int) -> float:
-    """Bytes per second at which this device reads the target's weights once, the best of ``repeats``: a sum over all of them."""
+def sum_rate(target: Target, repeats: int) -> float:
+    """Bytes per second at which XLA adds up all of the target's weights here, the best of ``repeats``. A yardstick, and not the
+    memory's speed: on a CPU a plain C loop reads the same weights several times as fast, where they lie in its cache."""
     leaves = jax.tree.leaves(target)
     read = jax.jit(lambda leaves: [jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves])
     clock(lambda: read(leaves))

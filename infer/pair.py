@@ -4,6 +4,7 @@ Not here: where folders are and what is in them (`folders.py`), decoding itself 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -32,14 +33,34 @@ from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
-CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=8, length=5)
+CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=2, length=3), Shape(width=8, length=5)
+CACHE = 32 << 20  # bytes; of a CPU that does not say
 DTYPES = ("float32", "bfloat16")
 PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
 
-def default_shape(platform: str) -> Shape:
-    """A CPU pays for every node, so a narrow tree wins there; an accelerator scores dozens for little more than one."""
-    return CPU_SHAPE if platform == "cpu" else ACCELERATOR_SHAPE
+def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
+    """A CPU pays for every node, so a narrow tree wins there, and a narrower one for a target that its cache has room for; an
+    accelerator scores dozens for little more than one."""
+    if platform != "cpu":
+        return ACCELERATOR_SHAPE
+    itemsize = jnp.dtype(dtype).itemsize
+    read = meshes.bytes_of_target(target, itemsize) - target.vocab_size * target.hidden_size * itemsize  # of the embedding, rows
+    return CACHED_SHAPE if read <= cache_size() else CPU_SHAPE
+
+
+@functools.cache
+def cache_size(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
+    """Bytes of the CPU's largest cache, as Linux says; CACHE where it does not."""
+    sizes = []
+    for file in pathlib.Path(folder).glob("index*/size"):
+        try:
+            kib = file.read_text().strip().removesuffix("K")
+        except OSError:
+            continue
+        if kib.isdigit():
+            sizes.append(int(kib) << 10)
+    return max(sizes, default=CACHE)
 
 
 def default_head(platform: str) -> str:
@@ -127,18 +148,18 @@ def load(
     Raises:
       BadInput: something is missing, broken, or does not fit together.
     """
-    shape = default_shape(jax.default_backend()) if shape is None else shape
     dtype = default_dtype(jax.default_backend()) if dtype is None else dtype
     _check_loading(shape, dtype, mesh)
     made = plan(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
+    shape = default_shape(jax.default_backend(), made.target_config, dtype) if shape is None else shape
     if made.drafter_config is not None:
         shape.check_vocabulary(made.target_config.vocab_size, made.drafter_config.draft_vocab)
     tokenizer = folders.tokenizer(made.target)
     return fill(made, tokenizer, shape, ignore_eos)
 
 
-def _check_loading(shape: Shape, dtype: str, mesh: tuple[int, int]) -> None:
-    if not isinstance(shape, Shape):
+def _check_loading(shape: Shape | None, dtype: str, mesh: tuple[int, int]) -> None:
+    if shape is not None and not isinstance(shape, Shape):
         raise BadInput(f"shape should be a Shape, such as Shape(2, 2), not {shown(shape)}")
     if dtype not in DTYPES:
         raise BadInput(f"dtype should be {' or '.join(DTYPES)}, not {shown(dtype)}")

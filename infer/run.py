@@ -27,7 +27,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
     speculative, rows = options.decoding != "autoregressive", options.batch_size
     plan = pair.plan(options.target, options.drafter, speculative, options.dtype, options.mesh, rows, options.max_new_tokens)
-    shape = shape_of(options) if plan.drafter else None
+    shape = shape_of(options, plan) if plan.drafter else None
     checks.against(options, plan.target_config, shape, plan.drafter_config)
     tokenizer = folders.tokenizer(plan.target)
     if options.interactive:
@@ -61,8 +61,8 @@ def run(options, given: list[prompts.Prompt]) -> int:
     return code
 
 
-def shape_of(options) -> Shape:
-    default = pair.default_shape(jax.default_backend())
+def shape_of(options, plan: pair.Plan) -> Shape:
+    default = pair.default_shape(jax.default_backend(), plan.target_config, plan.dtype)
     width, length = options.beam_width or default.width, options.beam_length or default.length
     checks.nodes(width, length, options.node_budget or 0)
     return Shape(width, length, options.node_budget or 0, options.tree, options.draft_top_k)

@@ -13,6 +13,7 @@ from redrafter_jax import mesh as meshes
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
@@ -25,7 +26,8 @@ HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """``batches``: of prompts, the last one perhaps smaller; ``folder``: of the target, None for random weights."""
+    """``batches``: of prompts, the last one perhaps smaller; ``prompts``: in words, which they are; ``folder``: of the target,
+    None for random weights; ``mesh_because``: why this mesh, if it was not asked for."""
 
     name: str
     target: Target
@@ -34,6 +36,8 @@ class Subject:
     sampling: Sampling
     limits: Limits
     folder: pathlib.Path | None
+    prompts: str
+    mesh_because: str | None
 
     @property
     def config(self):
@@ -64,10 +68,13 @@ def on_disk(options) -> Subject:
     if room < 1:
         raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {room + options.max_new_tokens}")
     given = prompts.read((), options.prompts or str(folders.EMBEDDED / "prompts.jsonl"))
+    which = options.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, room + 1) for prompt in given]
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine
+    jax.set_mesh(loaded.mesh)
     name = f"{plan.target.parent.name}/{plan.target.name} and {plan.drafter.parent.name}/{plan.drafter.name}"
-    return Subject(name, loaded.target, loaded.drafter, _batches(ids, options), *_how(options), plan.target)
+    which = f"{len(ids)} of {which}"
+    return Subject(name, loaded.target, loaded.drafter, _batches(ids, options), *_how(options), plan.target, which, plan.why)
 
 
 def at_shape(options) -> Subject:
@@ -85,21 +92,23 @@ def at_shape(options) -> Subject:
     head = synthetic.head_config(config, kind, options.head_vocab)
     _check_drafts(options, config, head)
     load = _load(config, head, options)
-    meshes.settle(load, options.mesh, together=False)
+    mesh, because = meshes.settle(load, options.mesh, together=False)
     what = f"--shape {options.shape}, with its weights, its head and its cache,"
-    memory.check(load, options.mesh, what, _smaller(config, head, options), "a smaller --shape or more devices")
-    jax.set_mesh(meshes.make_mesh(*options.mesh))
-    config = meshes.fit(config, options.mesh[1])
+    memory.check(load, mesh, what, _smaller(config, head, options, mesh), "a smaller --shape or more devices")
+    jax.set_mesh(meshes.make_mesh(*mesh))
+    config = meshes.fit(config, mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
-    return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None)
+    which = f"{count} of {options.prompt_length} random ids"
+    return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None, which, because)
 
 
 def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
-    checks.to_draft("--draft-top-k", options.draft_top_k, target, head)
+    if options.draft_top_k > DRAFT_TOP_K:
+        checks.to_draft("--draft-top-k", options.draft_top_k, target, head)
     for text in options.beams:
         checks.to_draft(f"--beams {text}: its width", int(text.partition("x")[0]), target, head)
 
@@ -114,14 +123,14 @@ def _load(config: TargetConfig, head: DrafterConfig, options) -> meshes.Load:
     return meshes.Load(config, head, options.batch_size, size=size, cache=cache)
 
 
-def _smaller(config: TargetConfig, head: DrafterConfig, options) -> dict[str, meshes.Load]:
+def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, meshes.Load]:
     """Options with which this shape needs less: the most layers that fit, and the other number format."""
 
     def of_layers(layers: int) -> meshes.Load:
         return _load(dataclasses.replace(config, num_hidden_layers=layers), head, options)
 
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}
-    most = next((layers for layers, load in fewer.items() if memory.shortage(load, options.mesh) is None), 1)
+    most = next((layers for layers, load in fewer.items() if memory.shortage(load, mesh) is None), 1)
     halved = _load(config, head, dataclasses.replace(options, dtype="bfloat16"))
     return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved}
 
@@ -131,4 +140,4 @@ def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:
 
 
 def _how(options) -> tuple[Sampling, Limits]:
-    return Sampling(options.temperature, rule=options.acceptance), Limits(new=options.max_new_tokens)
+    return Sampling(options.temperature, options.top_k, options.top_p, options.acceptance), Limits(new=options.max_new_tokens)

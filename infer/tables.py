@@ -10,7 +10,10 @@ def heading(report: dict) -> str:
     lines = [
         f"{report['subject']}: {report['parameters'] / 1e6:.1f} M parameters, head {report['head_parameters'] / 1e6:.1f} M",
         report["device"],
+        f"prompts: {report['prompts']}; {report['options']['max_new_tokens']} new tokens each",
     ]
+    if report["mesh_because"]:
+        lines.insert(2, report["mesh_because"])
     if report["acceptance"] == "synthetic":
         lines.append("SYNTHETIC ACCEPTANCE: drafts are right as often as asked for, so tokens per step is an input, not a result")
     return "\n".join(lines)
@@ -18,10 +21,14 @@ def heading(report: dict) -> str:
 
 def plain(row: dict) -> str:
     """Plain decoding."""
-    limit = f"{row['bandwidth_limit'] / 1e9:.0f} GB/s ({row['bandwidth_limit_is']})"
+    share, yardstick = f"{row['read_rate'] / row['yardstick_rate']:.0%} of", f"{row['yardstick_rate'] / 1e9:.0f} GB/s"
+    if row["yardstick"] == "given":
+        compared = f"{share} the {yardstick} of --bandwidth"
+    else:
+        compared = f"{share} what {row['yardstick']} reaches here, {yardstick} (a memory copy can reach more)"
     return (
         f"autoregressive  {row['tokens_per_second']:.1f} tokens/s, {row['round_seconds'] * 1e3:.3f} ms per step, which reads"
-        f" {row['round_bytes'] / 1e6:.0f} MB:\n                {row['bandwidth_share']:.0%} of {limit};"
+        f" {row['round_bytes'] / 1e6:.0f} MB:\n                {row['read_rate'] / 1e9:.1f} GB/s, {compared};"
         f" first token after {row['first_token_seconds'] * 1e3:.1f} ms;"
         f" compiled in {row['compile_seconds']:.1f} s"
     )

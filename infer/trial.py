@@ -96,19 +96,18 @@ def seconds_per_token(trials: Trials) -> list[float]:
 
 
 def plain_row(subject: Subject, plain: Case, trials: Trials, bandwidth: float, repeats: int) -> dict:
-    """What plain decoding costs, and how near that is to reading the weights once per token."""
+    """What plain decoding costs, and at what rate it reads the weights, beside a rate that was given or a sum over them."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
     state = jax.block_until_ready(plain.program.start(subject.target, *plain.inputs[0]))
     bytes_ = measure.round_bytes(subject.target, state)
-    limit = bandwidth * 1e9 or measure.read_bandwidth(subject.target, max(repeats, 5))
     return {
         "tokens_per_second": 1 / median(seconds_per_token(trials)),
         "round_seconds": per_round,
         "first_token_seconds": median(outcome.prefill for batch in trials for outcome in batch),
         "round_bytes": bytes_,
-        "bandwidth_limit": limit,
-        "bandwidth_limit_is": "given" if bandwidth else "measured: a sum over all weights",
-        "bandwidth_share": bytes_ / per_round / limit,
+        "read_rate": bytes_ / per_round,
+        "yardstick_rate": bandwidth * 1e9 or measure.sum_rate(subject.target, max(repeats, 5)),
+        "yardstick": "given" if bandwidth else "a sum over all weights",
         **_costs(plain),
     }
 

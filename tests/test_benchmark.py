@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from infer import benchmark, measure, synthetic
+from infer import benchmark, measure, subject, synthetic
 from redrafter_jax.decode.draft import Beams
+from redrafter_jax.decode.engine import Sampling
 from redrafter_jax.model.shapes import SHAPES
 from tests.support import MODELS, load_pair, policy, put, started
 
@@ -42,6 +43,7 @@ def test_a_real_pair_is_measured_against_plain_decoding_and_transformers(report,
         assert row["memory_bytes"]["temporaries"] > 0 and row["compile_seconds"] > 0
         assert f"{row['speedup']:.2f}x" in printed
     assert result["transformers"]["identical"] == 2
+    assert f"2 of {prompts}" in printed and "of what a sum over all weights reaches here" in printed
     assert set(result["node_seconds"]) == {"1", "3"}
     assert "SYNTHETIC" not in printed
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -50,11 +52,33 @@ def test_a_real_pair_is_measured_against_plain_decoding_and_transformers(report,
 def test_synthetic_acceptance_gives_what_was_asked_for_and_says_that_it_is_synthetic(report):
     arguments = ["--shape", "demo", "--layers", 1, "--max-new-tokens", 128, "--prompt-count", 4, "--batch-size", 2]
     result, printed = report(*arguments, "--rates", 0.9, 0.5, beams=["2x3"])
-    assert "SYNTHETIC ACCEPTANCE" in printed and "1 layers only" in result["subject"]
+    assert (
+        "SYNTHETIC ACCEPTANCE" in printed
+        and "8 of 64 random ids" in printed
+        and "1 x 1" in result["device"]
+        and "1 layers only" in result["subject"]
+    )
     (row,), expected = result["rows"], 1 + 0.9 + 0.45 + 0.225
     assert row["expected_tokens_per_step"] == pytest.approx(expected)
     assert row["tokens_per_step"] == pytest.approx(expected, abs=0.25)
     assert row["identical"] == row["rows"] == 8
+
+
+def test_filters_are_measured_where_they_are_asked_for():
+    sampling, _ = subject._how(benchmark.Options(temperature=0.8, top_k=20, top_p=0.9))
+    assert sampling == Sampling(0.8, 20, 0.9)
+
+
+@pytest.mark.parametrize("memory, mesh", [(16 << 30, (1, 8)), (None, (1, 1))])
+def test_the_mesh_is_the_one_that_decoding_would_choose(memory, mesh, monkeypatch):
+    """Eight simulated devices with, or without, a memory of their own."""
+    monkeypatch.setattr(subject.synthetic, "random_target", lambda *_: None)
+    monkeypatch.setattr(subject.vocabulary, "as_decoded", lambda *_: None)
+    monkeypatch.setattr(subject.synthetic, "random_head", lambda *_: None)
+    monkeypatch.setattr(jax.Device, "memory_stats", lambda _: memory and {"bytes_limit": memory}, raising=False)
+    what = subject.at_shape(benchmark.Options(shape="llama-7b", dtype="bfloat16"))
+    assert tuple(jax.sharding.get_mesh().shape.values()) == mesh
+    assert what.mesh_because.startswith(f"mesh {mesh[0]} {mesh[1]}: ")
 
 
 def test_the_probability_for_a_number_of_tokens_per_step_is_solved_for():
@@ -106,6 +130,9 @@ def test_the_named_shapes_have_the_published_numbers_of_parameters():
         "llama-3.1-8b": 8.03,
         "llama-3.1-70b": 70.55,
         "demo": 0.0073,
+        "smollm-135m": 0.1345,
+        "smollm-360m": 0.3618,
+        "qwen3-0.6b": 0.5960,
     }
     for name, config in SHAPES.items():
         D, F, V, C = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
@@ -124,6 +151,7 @@ def test_the_named_shapes_have_the_published_numbers_of_parameters():
         ("--target /nowhere --drafter /nowhere", "--target"), ("--shape demo --max-new-tokens 4096", "--max-new-tokens"),
         ("--bandwidth -1", "--bandwidth"), ("--node-budget 1", "--node-budget"), ("--mesh 64 1 --shape demo", "--mesh"),
         ("--shape demo --tokens-per-step nan", "--tokens-per-step"), ("--shape demo --tokens-per-step 0", "--tokens-per-step"),
+        ("--top-k -1", "--top-k"), ("--top-p 0", "--top-p"), ("--top-p nan", "--top-p"),
         ("--output /", "--output"), ("--plot /nowhere/x.png", "--plot"),
     ],
 )  # fmt: skip

@@ -7,10 +7,11 @@ import pytest
 
 import infer
 import redrafter_jax
-from infer import chat, generate, pair
+from infer import benchmark, chat, generate, pair
 from redrafter_jax import config
-from redrafter_jax.decode import sample
+from redrafter_jax.decode import loop, sample
 from redrafter_jax.errors import BadInput
+from redrafter_jax.model.shapes import SHAPES
 from tests.support import MODELS
 from tests.test_generate import PAIR, SHORT
 from tests.texts import with_tokenizer
@@ -38,13 +39,36 @@ def test_text_without_a_tokenizer_is_refused_from_python_too():
 
 
 def test_defaults_depend_on_the_device():
-    assert pair.default_shape("cpu") == pair.CPU_SHAPE != pair.default_shape("tpu") == pair.ACCELERATOR_SHAPE
+    shape = {name: pair.default_shape(name, SHAPES["llama-7b"], "float32") for name in ("cpu", "gpu", "tpu")}
+    assert shape["cpu"] == pair.CPU_SHAPE != shape["gpu"] == shape["tpu"] == pair.ACCELERATOR_SHAPE
     assert (pair.default_head("cpu"), pair.default_head("gpu")) == ("drafter_slim", "drafter")
+
+
+def test_on_a_cpu_the_default_depends_on_whether_its_cache_has_room_for_the_target(monkeypatch):
+    monkeypatch.setattr(pair, "cache_size", lambda: 32 << 20)
+    for target, dtype, expected in [
+        ("demo", "float32", pair.CACHED_SHAPE),  # 29.2 MB that a step reads
+        ("smollm-135m", "bfloat16", pair.CPU_SHAPE),
+    ]:
+        assert pair.default_shape("cpu", SHAPES[target], dtype) == expected
+    monkeypatch.setattr(pair, "cache_size", lambda: 16 << 20)
+    assert pair.default_shape("cpu", SHAPES["demo"], "float32") == pair.CPU_SHAPE
+    assert pair.default_shape("cpu", SHAPES["demo"], "bfloat16") == pair.CACHED_SHAPE
+
+
+def test_the_size_of_the_cache_is_what_linux_says_or_a_usual_one(tmp_path):
+    for index, size in enumerate(["48K", "1024K", "32768K", "no size"]):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
+    assert pair.cache_size(str(tmp_path)) == 32 << 20
+    assert pair.cache_size(str(tmp_path / "nowhere")) == pair.CACHE
 
 
 def test_the_options_offer_what_the_library_knows():
     fields = {name: hint for name, hint in generate.Options.__annotations__.items()}
     assert fields["acceptance"].__args__ == sample.Rule.__args__
+    assert generate.Options().draft_top_k == benchmark.Options().draft_top_k == loop.Shape().draft_top_k
+    assert set(benchmark.Shapes.__args__) == set(SHAPES)
 
 
 @pytest.mark.parametrize(

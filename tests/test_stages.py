@@ -69,6 +69,22 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
     np.testing.assert_allclose(scores[0, :, -1], [item[1] for item in alive], atol=1e-4)
 
 
+@pytest.mark.parametrize("cut", [1, 3, 6])
+def test_a_cut_distribution_is_renormalised_over_its_best_tokens_and_leaves_as_many_as_beams(cut):
+    logits, before, W = RNG.normal(size=(2, 3, 40)).astype(np.float32), RNG.normal(size=(2, 3)).astype(np.float32), 3
+    tokens, parents, scores = draft.expand(put(logits), put(before), cut)
+    for row in range(2):
+        found = []
+        for beam, token in itertools.product(range(W), range(40)):
+            best = np.sort(logits[row, beam])[::-1][: max(cut, W)]
+            if logits[row, beam, token] >= best[-1]:
+                score = before[row, beam] + logits[row, beam, token] - np.log(np.exp(best).sum())
+                found.append((score, beam, token))
+        expected = sorted(found, reverse=True)[:W]
+        assert list(zip(parents[row].tolist(), tokens[row].tolist(), strict=True)) == [item[1:] for item in expected]
+        np.testing.assert_allclose(scores[row], [item[0] for item in expected], atol=1e-5)
+
+
 def random_beams(W: int, L: int, vocab: int = 4) -> draft.Beams:
     """A trellis as a search could leave it: (parent, token) pairs distinct within a step, scores falling, with ties."""
     tokens, parents, scores = np.zeros((L, W), int), np.zeros((L, W), int), np.full((L, W), -np.inf)

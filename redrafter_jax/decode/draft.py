@@ -44,7 +44,8 @@ def draft(
       temperature_B: divides the draft's logits; None for 1.
       noise_BLV: the noise that the target will add at these L positions; candidates are then ranked by which token is
         likely to win this very draw.
-      draft_top_k: cut and renormalise each distribution to its best k (Apple's code: 50); 0 for the whole of it.
+      draft_top_k: cut each distribution, with the noise if there is any, to its best k, or W if that is more, and renormalise
+        it (Apple's code: 50); 0 for the whole of it.
     """
     B, D = h_BD.shape
     context = drafter.context(h_BD[:, None])
@@ -74,13 +75,10 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
     In two stages, which is exact: none of a beam's tokens past its own W best can be among the W best of all.
     """
     B, W, V = logits_BWV.shape
-    per_beam = min(max(W, draft_top_k), V)
+    per_beam = min(max(W, draft_top_k), V)  # fewer than W would leave the first step's tree short of nodes
     best_BWX, token_BWX = sample.top_k(logits_BWV, per_beam)
-    if draft_top_k:  # what is summed is at hand, and the vocabulary is read once less
-        best_BWX = jnp.where(jnp.arange(per_beam) < draft_top_k, best_BWX, -jnp.inf)
-        total_BW = jax.nn.logsumexp(best_BWX, axis=-1)
-    else:
-        total_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
+    summed = best_BWX if draft_top_k else logits_BWV
+    total_BW = jax.nn.logsumexp(summed, axis=-1)
     kept = min(W, V)
     best_BWX, token_BWX = best_BWX[..., :kept], token_BWX[..., :kept]
     # Rounding can leave a log-probability a hair above 0; a child must never be likelier than its parent.

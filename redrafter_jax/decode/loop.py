@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from redrafter_jax.decode import draft, pack, prefill, sample, verify
 from redrafter_jax.decode.commit import DecodeState, commit
-from redrafter_jax.decode.request import MAX_NODES, require, wrong_for_vocabulary, wrong_number
+from redrafter_jax.decode.request import DRAFT_TOP_K, MAX_NODES, require, wrong_for_vocabulary, wrong_number
 from redrafter_jax.errors import BadInput
 from redrafter_jax.fields import shown
 from redrafter_jax.model.drafter import Drafter
@@ -24,7 +24,7 @@ from redrafter_jax.model.target import Target
 class Shape:
     """The static shape of a round: W beams of L drafted tokens, at most N nodes (0: all), and which tree they make.
 
-    L = 0 is autoregressive decoding. ``draft_top_k``: see `draft.draft`.
+    L = 0 is autoregressive decoding. ``draft_top_k``: see `draft.draft`; a single beam has no use for it.
 
     Raises:
       BadInput: a number is out of its range, or there is no such tree.
@@ -34,7 +34,7 @@ class Shape:
     length: int = 4
     budget: int = 0
     tree: pack.TreeKind = "search"
-    draft_top_k: int = 0
+    draft_top_k: int = DRAFT_TOP_K
 
     def __post_init__(self):
         require("width", wrong_number("beam_width", self.width))
@@ -50,7 +50,8 @@ class Shape:
     def check_vocabulary(self, vocab_size: int, draft_vocab: int = 0) -> None:
         """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft."""
         require("width", wrong_for_vocabulary(self.width, vocab_size, draft_vocab))
-        require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab))
+        if self.draft_top_k > DRAFT_TOP_K:  # which nobody may have asked for, and fewer tokens are cut to themselves
+            require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab))
 
     @property
     def nodes(self) -> int:
@@ -65,7 +66,8 @@ def search(target: Target, drafter: Drafter, state: DecodeState, noise_BMV: jax.
     policy = state.policy
     temperature_B = policy.temperature if policy.sampled else None
     shown = noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
-    return draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, shape.draft_top_k)
+    cut = shape.draft_top_k if shape.width > 1 else 0
+    return draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, cut)
 
 
 def propose(target: Target, drafter: Drafter | None, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> pack.Tree:

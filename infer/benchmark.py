@@ -204,6 +204,7 @@ def run(options: Options) -> dict:
     for case, outcomes in zip(cases, trials, strict=True):
         report["rows"].append(trial.row(what, case, outcomes, plain_trials, options.repeats))
         print(tables.row(report["rows"][-1], first=len(report["rows"]) == 1), flush=True)
+    print(tables.out_of_reach(report["rows"], options), end="")
     report["node_seconds"] = trial.node_curve(what, options.nodes, options.repeats)
     print(tables.nodes(report["node_seconds"]))
     if theirs is not None:

@@ -50,6 +50,16 @@ def row(row: dict, first: bool) -> str:
     return "\n".join(" ".join(f"{cell:>{_width(name)}}" for name, cell in zip(names, line, strict=True)) for line in lines)
 
 
+def out_of_reach(rows: list[dict], options) -> str:
+    """A line for the shapes that cannot have the tokens per step that were asked for, if there are any."""
+    if options.shape is None or options.rates:
+        return ""
+    short = [row["shape"] for row in rows if len(row["rates"]) + 1 < options.tokens_per_step]
+    return f"note: {', '.join(short)} cannot reach {options.tokens_per_step} tokens per step; every draft is right there\n" * bool(
+        short
+    )
+
+
 def _width(name: str) -> int:
     return max(len(name), 11 if name == "(min max)" else 7)
 

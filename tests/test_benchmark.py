@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from infer import benchmark, measure, subject, synthetic
+from infer import benchmark, measure, subject, synthetic, tables
 from redrafter_jax.decode.draft import Beams
 from redrafter_jax.decode.engine import Sampling
 from redrafter_jax.model.shapes import SHAPES
@@ -62,6 +62,13 @@ def test_synthetic_acceptance_gives_what_was_asked_for_and_says_that_it_is_synth
     assert row["expected_tokens_per_step"] == pytest.approx(expected)
     assert row["tokens_per_step"] == pytest.approx(expected, abs=0.25)
     assert row["identical"] == row["rows"] == 8
+
+
+def test_shapes_that_cannot_reach_the_tokens_per_step_asked_for_are_named():
+    rows = [{"shape": f"{width}x{length}", "rates": [1.0] * length} for width, length in ((1, 1), (4, 1), (1, 2))]
+    assert tables.out_of_reach(rows, benchmark.Options(shape="demo", tokens_per_step=2.2)).startswith("note: 1x1, 4x1 cannot")
+    assert not tables.out_of_reach(rows, benchmark.Options(shape="demo", tokens_per_step=1.8))
+    assert not tables.out_of_reach(rows, benchmark.Options(shape="demo", rates=(0.5,)))
 
 
 def test_filters_are_measured_where_they_are_asked_for():

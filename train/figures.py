@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling, mean_tokens_per_step
 from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.model import attention
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 SHAPES = ((1, 3), (4, 4), (8, 5))
 TREES = ("search", "beams")
+TOP_K = {"search": DRAFT_TOP_K, "beams": 50}  # what drafts are cut to: our default, and for the paper's tree as Apple's code does
 BATCH = 32
 ROWS = 4  # whose logits over the whole vocabulary exist at a time
 
@@ -100,10 +102,11 @@ def tau_table(
     trees: Sequence[str],
     new: int = 128,
 ) -> list[dict]:
-    """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text."""
+    """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text; drafts are cut to
+    ``TOP_K`` of the tree."""
     rows = []
     for (width, length), tree in tqdm(list(itertools.product(shapes, trees)), "tokens per step"):
-        engine = Engine(target, drafter, Shape(width, length, tree=tree))
+        engine = Engine(target, drafter, Shape(width, length, tree=tree, draft_top_k=TOP_K[tree]))
         rows.append(
             {
                 "shape": f"{width}x{length}",

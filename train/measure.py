@@ -38,7 +38,7 @@ class Options:
     beams: tuple[str, ...] = ("1x3", "4x4", "8x5")
     """Beam shapes, W x L."""
     trees: tuple[str, ...] = ("search", "beams")
-    """Trees: search, beams."""
+    """Trees: search, and beams (the paper's), whose drafts are cut to the 50 likeliest tokens as in Apple's code."""
     prompts: int = 64
     """Contexts that are continued by --new-tokens tokens."""
     contexts: int = 512

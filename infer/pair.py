@@ -33,15 +33,15 @@ from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
-CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=2, length=3), Shape(width=8, length=5)
+CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=1, length=3), Shape(width=8, length=5)
 CACHE = 32 << 20  # bytes; of a CPU that does not say
 DTYPES = ("float32", "bfloat16")
 PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
 
 def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
-    """A CPU pays for every node, so a narrow tree wins there, and a narrower one for a target that its cache has room for; an
-    accelerator scores dozens for little more than one."""
+    """A CPU pays for every node, so a small tree wins there, and a single beam for a target that is read from memory because the
+    CPU's cache has no room for it; an accelerator scores dozens of nodes for little more than one (docs/benchmarks.md)."""
     if platform != "cpu":
         return ACCELERATOR_SHAPE
     itemsize = jnp.dtype(dtype).itemsize

@@ -64,3 +64,26 @@ ENTRY %main (a: f32[2,8]) -> f32[2,8] {
 def test_copies_and_transposes_in_loops_are_seen_and_moves_between_a_chips_memories_are_not_among_them():
     found = hlo.parse(COPIES).copies_in_loops(16)
     assert sorted(line.removeprefix("ROOT ").split(" = ")[0] for line in found) == ["%over", "%t", "%x"]
+
+
+BRANCHES = """HloModule m
+
+%slow (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %x = f32[8]{0} fusion(%p), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"900"}
+}
+
+%fast (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %x = f32[8]{0} fusion(%p), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"20"}
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  ROOT %z = f32[8]{0} conditional(%a, %a, %a), branch_computations={%slow, %fast}, metadata={op_name="jit(f)/verify/cond"}
+}
+"""
+
+
+def test_of_a_condition_the_branch_of_fewer_cycles_is_counted():
+    assert hlo.parse(BRANCHES).cycles() == {"verify": 20}

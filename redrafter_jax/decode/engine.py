@@ -101,7 +101,7 @@ class Engine:
         self, target: Target, drafter: Drafter | None = None, shape: loop.Shape = loop.Shape(), stop_ids: Sequence[int] = ()
     ):
         self.target = target
-        self.mesh: jax.sharding.Mesh = target.norm[...].sharding.mesh
+        self.mesh: jax.sharding.Mesh = jax.tree.leaves(target)[0].sharding.mesh
         if drafter is not None:
             shape.check_vocabulary(target.config.vocab_size, drafter.config.draft_vocab)
         with jax.set_mesh(self.mesh):

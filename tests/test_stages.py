@@ -178,3 +178,14 @@ def test_a_row_ends_at_the_first_stop_id_within_what_was_accepted_or_at_its_limi
     total, stopped = commit.ends(emitted, new, count, limit, jnp.array([2, -1]))
     assert total.tolist() == [12, 13, 12, 1]
     assert stopped.tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 4)], ids=str)
+def test_the_targets_choice_is_the_first_of_the_largest_and_not_finite_where_a_logit_is_not(mesh_shape):
+    x = np.round(RNG.normal(size=(2, 6, 64))).astype(np.float32)
+    x[0, 1, 40] = x[0, 1, 50] = np.nan
+    x[0, 2, 9], x[1, 3], x[1, 4, 5] = np.inf, -np.inf, -np.inf
+    with jax.set_mesh(make_mesh(*mesh_shape)):
+        tokens, finite = jax.jit(sample.choose)(jax.device_put(x, jax.P("data", None, "model")), None)
+    np.testing.assert_array_equal(tokens, np.argmax(x, axis=-1))  # of NaNs the first, as NumPy has it
+    assert np.argwhere(~np.asarray(finite)).tolist() == [[0, 1], [0, 2], [1, 3]]

@@ -164,7 +164,23 @@ def choose(warped_BNV: jax.Array, noise_BNV: jax.Array | None) -> tuple[jax.Arra
     """The target's own next token at each node, ``[B, N]`` int32; and whether it is one, ``[B, N]`` bool: where a logit is NaN
     or Inf, or none is left, the largest score is not finite and the token means nothing."""
     scores = warped_BNV if noise_BNV is None else warped_BNV + noise_BNV
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32), jnp.isfinite(jnp.max(scores, axis=-1))
+    largest_BN, index_BN = _largest_of(scores)
+    return index_BN, jnp.isfinite(largest_BN)
+
+
+def _largest_of(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest of the last axis and its index, int32: `jnp.argmax` (the first NaN, else the first of the largest) with the
+    value that it compares, which would otherwise take another pass, and another operation between shards."""
+
+    def larger(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        (x, i), (y, j) = one, other
+        both_nan, only_x_nan = (x != x) & (y != y), (x != x) & (y == y)
+        is_one = only_x_nan | (x > y) | (((x == y) | both_nan) & (i < j))
+        return jnp.where(is_one, x, y), jnp.where(is_one, i, j)
+
+    index = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1, out_sharding=jax.typeof(x).sharding)
+    start = (jnp.array(-jnp.inf, x.dtype), jnp.int32(0))
+    return jax.lax.reduce((x, index), start, larger, (x.ndim - 1,))
 
 
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -1,10 +1,12 @@
 """Float32 is multiplied as float32: in the programs for TPUs and GPUs every product of float32 numbers says so."""
 
+import functools
 import itertools
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from redrafter_jax import loss
@@ -12,6 +14,8 @@ from redrafter_jax.decode import loop
 from redrafter_jax.model import vocabulary
 from tests import support
 from tests.support import put
+from train import step
+from train.data import Batch
 
 SHAPE = loop.Shape(2, 2)
 PRODUCT = re.compile(r"stablehlo\.dot_general.*")
@@ -51,3 +55,16 @@ def test_bfloat16_is_multiplied_as_it_is(mha):
     decoding = itertools.islice(programs(narrow, "tpu"), 2)
     found = [product for lowered in decoding for product in products(lowered)]
     assert found and not any("HIGHEST" in product for product in found)
+
+
+def test_training_multiplies_the_target_exactly_and_the_heads_weights_as_the_device_does(mha):
+    target, drafter = mha
+    tokens = put(np.arange(16)[None])
+    batch = Batch(tokens, tokens, put(np.ones((1, 16), int)), tokens)
+    config, schedule = loss.LossConfig(3, 0.5), step.Schedule(10)
+    state = jax.eval_shape(lambda: step.start(jax.random.key(0), drafter.config, schedule))
+    update = jax.jit(functools.partial(step.step, schedule=schedule, config=config))
+    found = products(update.trace(state, target, batch).lower(lowering_platforms=("tpu",)))
+    exact = [product for product in found if "HIGHEST" in product]
+    of_target = 9 * target.config.num_hidden_layers  # seven matrices of a layer, scores and mixed values
+    assert len(exact) == of_target and len(found) > of_target + 10

@@ -93,10 +93,12 @@ def step(
 def evaluate(
     drafter: Drafter, target: Target, batch: Batch, config: loss.LossConfig, labels: Labels = "text"
 ) -> tuple[jax.Array, loss.Metrics]:
-    """The loss of a head on a batch, and its parts."""
+    """The loss of a head on a batch, and its parts. The head's weights are float32 so that small updates add up; they are
+    multiplied as the device does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""
     hidden_BTD, rows = read(target, batch)
     paths_BTK = greedy.paths(target, batch, hidden_BTD, rows, config.positions + 1) if labels == "greedy" else None
-    return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
+    with jax.default_matmul_precision("default"):
+        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
 
 
 def read(target: Target, batch: Batch) -> tuple[jax.Array, cache.KVRows]:

@@ -39,10 +39,10 @@ def gathered(x: jax.Array) -> jax.Array:
 
 
 def einsum(subscripts: str, x: jax.Array, y: jax.Array, **options) -> jax.Array:
-    """`jnp.einsum` of two arrays, by which everything is multiplied. Float32 operands are multiplied as float32 on every device:
-    TPUs and GPUs would by default round them to bfloat16 or TF32 first."""
-    is_float32 = jnp.result_type(x, y) == jnp.float32
-    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST if is_float32 else None, **options)
+    """`jnp.einsum` of two arrays, by which everything is multiplied. Float32 operands are multiplied as float32 on every device,
+    unless `jax.default_matmul_precision` says otherwise: TPUs and GPUs would round them to bfloat16 or TF32 first."""
+    is_exact = jnp.result_type(x, y) == jnp.float32 and jax.config.jax_default_matmul_precision is None
+    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST if is_exact else None, **options)
 
 
 def product(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:

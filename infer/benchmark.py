@@ -168,7 +168,7 @@ def beam(text: str) -> tuple[int, int]:
       BadInput: it is not of the form WxL, or out of range.
     """
     width, cross, length = text.partition("x")
-    if not (cross and width.isdigit() and length.isdigit() and 1 <= int(width) <= 1024 and 1 <= int(length) <= 64):
+    if not (cross and width.isdecimal() and length.isdecimal() and 1 <= int(width) <= 1024 and 1 <= int(length) <= 64):
         raise BadInput(f"--beams should be widths and lengths such as 4x4, not {text}")
     return int(width), int(length)
 

@@ -20,6 +20,7 @@ class Comparison:
     first_difference: tuple[int, int] | None = None
 
     def report(self, dtype: str) -> str:
+        """Both speeds, of replies none of which ended in an error."""
         fast, plain = self.speculative, self.autoregressive
         count = sum(len(reply.token_ids) for reply, _ in self.replies)
         same = f"all {count} tokens of {len(self.replies)} prompts are identical ({dtype})"
@@ -48,7 +49,7 @@ def compare(engine: Engine, prompts: Sequence, sampling, limits, seeds: Sequence
             pair = []
             for one, totals in ((engine, result.speculative), (plain, result.autoregressive)):
                 replies = list(one.generate(prompts[part], sampling, limits, seeds[part], batch))
-                totals.add(replies, one.first_token_seconds)
+                totals.add(replies)
                 pair.append(replies)
             if repeat == 0:
                 result.replies += zip(*pair, strict=True)

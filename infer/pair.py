@@ -191,18 +191,21 @@ def plan(
         head = hub.locate(drafter, "--drafter") if drafter is not None else folders.embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
-    itemsize = jnp.dtype(dtype).itemsize
     slots = min(target_config.max_position_embeddings, PROMPT + new_tokens)
-    size = meshes.bytes_of_target(target_config, itemsize)
-    size += meshes.bytes_of_head(vocabulary.untied_config(head_config), itemsize) if head_config else 0
-    cache = meshes.bytes_of_cache(target_config, rows, slots, itemsize)
-    load = meshes.Load(target_config, head_config, rows, size=size, cache=cache)
-    mesh, why = meshes.settle(load, mesh, together=False)
-    # Of the weights alone, which are certain; how long the prompts are is not known yet.
-    held = dataclasses.replace(load, cache=0.0)
-    halved = {"--dtype bfloat16": dataclasses.replace(held, size=size * 2 // itemsize)}
+    mesh, why = meshes.settle(load_of(target_config, head_config, dtype, rows, slots), mesh, together=False)
+    # Of the weights alone, which are certain; how long the prompts are is not known yet (`room.check`).
+    halved = {"--dtype bfloat16": load_of(target_config, head_config, "bfloat16")}
+    held = load_of(target_config, head_config, dtype)
     memory.check(held, mesh, f"--target in {dtype}", halved, "a smaller target or more devices")
     return Plan(folder, target_config, head, head_config, mesh, dtype, why)
+
+
+def load_of(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0) -> meshes.Load:
+    """What a mesh has to carry: the weights of a pair, and a cache of so many rows and slots."""
+    itemsize = jnp.dtype(dtype).itemsize
+    size = meshes.bytes_of_target(target, itemsize)
+    size += meshes.bytes_of_head(vocabulary.untied_config(head), itemsize) if head else 0
+    return meshes.Load(target, head, rows, size=size, cache=meshes.bytes_of_cache(target, rows, slots, itemsize))
 
 
 def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:

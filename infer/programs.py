@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import time
 
 import jax
 
@@ -28,6 +29,7 @@ def use_cache(folder: pathlib.Path | None) -> None:
         chosen.mkdir(parents=True, exist_ok=True)
         if not os.access(chosen, os.W_OK):
             raise PermissionError(0, "not writable")
+        _complete(chosen)
     except OSError as error:
         if folder is None:  # nobody asked for this folder; decoding works without
             return
@@ -38,6 +40,17 @@ def use_cache(folder: pathlib.Path | None) -> None:
     jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _complete(folder: pathlib.Path) -> None:
+    """Writes when each program was last used where that is missing: in a folder that was filled without a limit, or by a process
+    that was killed between JAX's two writes. JAX reads all of these times before it writes a program, and writes none where one
+    is missing."""
+    now = time.time_ns().to_bytes(8, "little")
+    for program in folder.glob("*-cache"):
+        used = program.with_name(program.name.removesuffix("-cache") + "-atime")
+        if not used.exists():
+            used.write_bytes(now)
 
 
 def check_cache(folder: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from tqdm import tqdm
 
-from infer import chat, checks, compare, folders, output, pair, programs, prompts, terminal
+from infer import chat, checks, compare, failures, folders, output, pair, programs, prompts, room, terminal
 from redrafter_jax import claims, config, fingerprint, lock, processes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
@@ -45,6 +45,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
             return exit_code(lines.failed, len(ids))
     if not is_exact(options):
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
+    room.check(plan, max(map(len, ids)), min(options.max_new_tokens, context(options, plan)), rows, shape.length if shape else 0)
     loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
     if plan.why is not None:
         processes.say(plan.why, sys.stderr)
@@ -88,11 +89,7 @@ def limits_of(options) -> Limits:
 def exit_code(failed: int, count: int) -> int:
     """1 where some of the replies ended in an error, which is said in one sentence; else 0."""
     if failed:
-        processes.say(
-            f"error: {failed} of {count} replies ended early, for the target's logits were not finite; check the"
-            " weights of --target, and --dtype",
-            sys.stderr,
-        )
+        processes.say(f"error: {failures.sentence(failed, count)}", sys.stderr)
     return 1 if failed else 0
 
 
@@ -170,7 +167,7 @@ class Session:
         stream = self._open(numbers[0]) if self.streams else None
         ids, seeds = [self.ids[i] for i in numbers], [self.seeds[i] for i in numbers]
         replies = decode(self.engine, self.options, ids, seeds, stream)
-        self.totals.add(replies, self.engine.first_token_seconds)
+        self.totals.add(replies)
         return replies
 
     def _hand_out(self, index: int, reply: Reply) -> None:
@@ -211,18 +208,20 @@ def decode(engine: Engine, options, ids, seeds, stream: terminal.Stream | None) 
 
 
 def compare_both(options, loaded: pair.Pair, ids, seeds, runs) -> int:
-    """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32."""
+    """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32, or a reply ended in an error, with
+    which there is nothing to compare."""
     result = compare.compare(loaded.engine, ids, sampling_of(options), limits_of(options), seeds, options.batch_size)
-    print(result.report(options.dtype), file=sys.stderr if options.json else sys.stdout)
+    failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
+    if not failed:
+        print(result.report(options.dtype), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         for index, (fast, plain) in enumerate(result.replies):
             line = output.line(runs[index], index, terminal.text_of(loaded.tokenizer, ids[index], fast.token_ids), fast)
             line |= {"identical": fast.token_ids == plain.token_ids, "autoregressive_seconds": round(plain.seconds, 6)}
             print(json.dumps(line))
-    if result.first_difference is not None and is_exact(options) and options.dtype == "float32":
-        return 1
-    failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
-    return exit_code(failed, len(ids))
+    if failed:
+        return exit_code(failed, len(ids))
+    return int(result.first_difference is not None and is_exact(options) and options.dtype == "float32")
 
 
 def converse(options, plan: pair.Plan, tokenizer, shape: Shape | None) -> int:
@@ -238,7 +237,7 @@ def converse(options, plan: pair.Plan, tokenizer, shape: Shape | None) -> int:
         compiled = engine.compile_seconds
         replies = decode(engine, options, [ids], [(options.seed + turn) % 2**32], stream)
         totals = terminal.Totals()
-        totals.add(replies, engine.first_token_seconds)
+        totals.add(replies)
         totals.compile_seconds = engine.compile_seconds - compiled
         print(totals, file=sys.stderr)
         exit_code(replies[0].finish_reason == "error", 1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer import checks, folders, pair, prompts, synthetic
+from infer import checks, folders, pair, prompts, room, synthetic
 from redrafter_jax import memory
 from redrafter_jax import mesh as meshes
 from redrafter_jax.decode import prefill
@@ -64,12 +64,13 @@ def on_disk(options) -> Subject:
     plan = pair.plan(options.target, head, True, options.dtype, options.mesh, options.batch_size)
     _check_drafts(options, plan.target_config, plan.drafter_config)
     tokenizer = folders.tokenizer(plan.target)
-    room = plan.target_config.max_position_embeddings - options.max_new_tokens
-    if room < 1:
-        raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {room + options.max_new_tokens}")
+    longest = plan.target_config.max_position_embeddings - options.max_new_tokens
+    if longest < 1:
+        raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {longest + options.max_new_tokens}")
     given = prompts.read((), options.prompts or str(folders.EMBEDDED / "prompts.jsonl"))
     which = options.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
-    ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, room + 1) for prompt in given]
+    ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, longest + 1) for prompt in given]
+    room.check(plan, max(map(len, ids)), options.max_new_tokens, options.batch_size, length=0)  # of plain decoding
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine
     jax.set_mesh(loaded.mesh)
     name = f"{plan.target.parent.name}/{plan.target.name} and {plan.drafter.parent.name}/{plan.drafter.name}"

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 
-from redrafter_jax.decode.engine import tokens_per_step
+from redrafter_jax.decode.reply import tokens_per_step
 
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 # A model's text should not steer the terminal: control characters are shown as their pictures, or, where there is none (C1), as
@@ -92,17 +92,19 @@ class Totals:
     tokens: int = 0
     rounds: int = 0
     prefills: int = 0
+    failed_prefills: int = 0
     seconds: float = 0.0
     first_token_seconds: float = 0.0
     compile_seconds: float = 0.0
 
-    def add(self, replies, first_token_seconds: float) -> None:
-        """A batch of replies and how long its first tokens took."""
+    def add(self, replies) -> None:
+        """A batch of replies."""
         self.tokens += sum(len(reply.token_ids) for reply in replies)
         self.rounds += sum(reply.rounds for reply in replies)
         self.prefills += len(replies)
+        self.failed_prefills += sum(not reply.token_ids for reply in replies)
         self.seconds += max(reply.seconds for reply in replies)
-        self.first_token_seconds = self.first_token_seconds or first_token_seconds
+        self.first_token_seconds = self.first_token_seconds or replies[0].first_token_seconds
 
     @property
     def speed(self) -> float:
@@ -110,7 +112,7 @@ class Totals:
 
     @property
     def tokens_per_step(self) -> float | None:
-        return tokens_per_step(self.tokens, self.prefills, self.rounds)
+        return tokens_per_step(self.tokens, self.prefills - self.failed_prefills, self.rounds)
 
     @property
     def yield_(self) -> str:

@@ -9,11 +9,11 @@ from statistics import median
 import jax
 import numpy as np
 
-from infer import measure, synthetic
+from infer import failures, measure, synthetic
 from infer.subject import Subject
 from redrafter_jax.decode import loop
-from redrafter_jax.decode.engine import tokens_per_step
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.decode.reply import tokens_per_step
 from redrafter_jax.errors import BadInput
 
 
@@ -28,20 +28,25 @@ class Case:
     rates: tuple[float, ...] = ()
 
     def decode(self, batch: int) -> "Outcome":
+        """Decodes a batch; raises BadInput where a reply ends in an error, since its time says nothing."""
         program = dataclasses.replace(self.program, drafter=self.drafters[batch])
-        state, prefill, rounds = program.decode(self.inputs[batch])
-        host = jax.device_get((state.text, state.count, state.histogram))
-        return Outcome(prefill, rounds, *host)
+        state, prefill_seconds, round_seconds = program.decode(self.inputs[batch])
+        host = jax.device_get({name: getattr(state, name) for name in ("text", "count", "rounds", "histogram", "failed", "limit")})
+        failed, limit = host.pop("failed"), host.pop("limit")
+        if failed.any():
+            raise BadInput(failures.sentence(int(failed.sum()), int((limit > 0).sum())))
+        return Outcome(prefill_seconds, round_seconds, **host)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A batch decoded once: seconds of the prefill and of the rounds, and the arrays of `DecodeState` of these names."""
+    """A batch decoded once: how long the prefill and all rounds took, and the arrays of `DecodeState` of these names."""
 
-    prefill: float
-    rounds: float
+    prefill_seconds: float
+    round_seconds: float
     text: np.ndarray
     count: np.ndarray
+    rounds: np.ndarray
     histogram: np.ndarray
 
     @property
@@ -51,7 +56,7 @@ class Outcome:
 
     @property
     def seconds_per_token(self) -> float:
-        return self.rounds / self.decoded
+        return self.round_seconds / self.decoded
 
 
 Trials = list[list[Outcome]]
@@ -103,7 +108,7 @@ def plain_row(subject: Subject, plain: Case, trials: Trials, bandwidth: float, r
     return {
         "tokens_per_second": 1 / median(seconds_per_token(trials)),
         "round_seconds": per_round,
-        "first_token_seconds": median(outcome.prefill for batch in trials for outcome in batch),
+        "first_token_seconds": median(outcome.prefill_seconds for batch in trials for outcome in batch),
         "round_bytes": bytes_,
         "read_rate": bytes_ / per_round,
         "yardstick_rate": bandwidth * 1e9 or measure.sum_rate(subject.target, max(repeats, 5)),
@@ -116,7 +121,7 @@ def row(subject: Subject, each: Case, trials: Trials, plain: Trials, repeats: in
     """What one shape gives, beside plain decoding of the same prompts."""
     ratios = [slow / fast for slow, fast in zip(seconds_per_token(plain), seconds_per_token(trials), strict=True)]
     histogram = sum(batch[0].histogram.sum(axis=0) for batch in trials)
-    rounds = [median(o.rounds for o in batch) / batch[0].histogram.sum(axis=1).max() for batch in trials]
+    rounds = [median(o.round_seconds for o in batch) / batch[0].rounds.max() for batch in trials]
     plain_round = median(seconds_per_token(plain)) * len(subject.batches[0])
     result = {
         "shape": f"{each.shape.width}x{each.shape.length}",
@@ -141,7 +146,7 @@ def row(subject: Subject, each: Case, trials: Trials, plain: Trials, repeats: in
 
 def _tokens_per_step(outcomes: list[Outcome]) -> float | None:
     counts = np.concatenate([outcome.count for outcome in outcomes])
-    rounds = sum(int(outcome.histogram.sum()) for outcome in outcomes)
+    rounds = sum(int(outcome.rounds.sum()) for outcome in outcomes)
     return tokens_per_step(int(counts.sum()), int((counts > 0).sum()), rounds)
 
 
@@ -178,7 +183,7 @@ def against(subject: Subject, plain: Case, theirs, repeats: int) -> dict:
     for number, (prompt,) in enumerate(subject.batches):
         runs = {"ours": functools.partial(plain.decode, number), "theirs": functools.partial(theirs.generate, prompt, new)}
         outcomes = measure.in_turn(runs, repeats)
-        our_seconds = median(o.prefill + o.rounds for o in outcomes["ours"])
+        our_seconds = median(o.prefill_seconds + o.round_seconds for o in outcomes["ours"])
         their_seconds = median(seconds for _, seconds in outcomes["theirs"])
         ours_all.append(our_seconds / new)
         theirs_all.append(their_seconds / new)

@@ -17,7 +17,7 @@ import importlib
 _PUBLIC = {
     "Engine": "decode.engine",
     "Limits": "decode.request",
-    "Reply": "decode.engine",
+    "Reply": "decode.reply",
     "Sampling": "decode.request",
     "Shape": "decode.loop",
     "BadInput": "errors",

@@ -1,7 +1,6 @@
 """How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`mesh.py`)."""
 
 import pathlib
-import resource
 
 import jax
 
@@ -9,7 +8,13 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import Load
 
 MEMINFO, STATM = pathlib.Path("/proc/meminfo"), pathlib.Path("/proc/self/statm")
-CGROUP = pathlib.Path("/sys/fs/cgroup")
+CGROUP, OWN_GROUPS = pathlib.Path("/sys/fs/cgroup"), pathlib.Path("/proc/self/cgroup")
+# Of control groups, version 2 and then 1: the folder below CGROUP; the files of the limit, of what is used, and of more; in which
+# the line of what can be dropped.
+VERSIONS = (
+    ("", "memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
+)
 
 
 def of_device(device: jax.Device) -> int | None:
@@ -73,19 +78,35 @@ def _free() -> int | None:
 
 
 def _of_group() -> int | None:
-    """What a control group (version 2, or 1) leaves; pages of files that it can drop count as left."""
-    for limit, used, droppable in (
-        ("memory.max", "memory.current", ("memory.stat", "inactive_file")),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", ("memory/memory.stat", "total_inactive_file")),
-    ):
-        numbers = [_number(CGROUP / name) for name in (limit, used)]
-        if None not in numbers:
-            dropped = next((bytes_ for name, bytes_ in _numbers(CGROUP / droppable[0]) if name == droppable[1]), 0)
-            return max(0, numbers[0] - max(0, numbers[1] - dropped))
-    return None
+    """The least that this process's control group and those it lies in leave; pages of files that they can drop count as left."""
+    left = []
+    for controller, limit, used, more, droppable in VERSIONS:
+        root = CGROUP / controller
+        own = root / _own_group(controller)
+        for group in (own, *(parent for parent in own.parents if parent.is_relative_to(root))):
+            numbers = [_number(group / name) for name in (limit, used)]
+            if None not in numbers:
+                dropped = next((bytes_ for name, bytes_ in _numbers(group / more) if name == droppable), 0)
+                left.append(max(0, numbers[0] - max(0, numbers[1] - dropped)))
+    return min(left, default=None)
+
+
+def _own_group(controller: str) -> str:
+    """Where this process's group lies below the folder of a controller (version 2 has one for all, without a name): the lines are
+    `number:controllers:/path`. A path that leads out of what a container sees is none."""
+    try:
+        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+    except OSError:
+        return ""
+    paths = [line[2].strip("/") for line in lines if len(line) == 3 and controller in line[1].split(",")]
+    return next((path for path in paths if ".." not in path.split("/")), "")
 
 
 def _of_address_space() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY or not STATM.exists():
         return None

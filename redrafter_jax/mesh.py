@@ -42,8 +42,9 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
 
 @contextlib.contextmanager
 def current_or_single() -> Iterator[None]:
-    """Inside, a mesh is set: the one that is set in this thread already or, where none is, a mesh of one device."""
-    if jax.sharding.get_mesh().axis_names:
+    """Inside, a mesh of AXES is set: the one that is set in this thread already or, where there is none or one of other axes, a
+    mesh of one device."""
+    if jax.sharding.get_mesh().axis_names == AXES:
         yield
         return
     with jax.set_mesh(make_mesh()):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from infer import benchmark, measure, subject, synthetic, tables
+from redrafter_jax import memory
 from redrafter_jax.decode.draft import Beams
 from redrafter_jax.decode.engine import Sampling
 from redrafter_jax.model.shapes import SHAPES
@@ -76,13 +77,14 @@ def test_filters_are_measured_where_they_are_asked_for():
     assert sampling == Sampling(0.8, 20, 0.9)
 
 
-@pytest.mark.parametrize("memory, mesh", [(16 << 30, (1, 8)), (None, (1, 1))])
-def test_the_mesh_is_the_one_that_decoding_would_choose(memory, mesh, monkeypatch):
+@pytest.mark.parametrize("device_memory, mesh", [(16 << 30, (1, 8)), (None, (1, 1))])
+def test_the_mesh_is_the_one_that_decoding_would_choose(device_memory, mesh, monkeypatch):
     """Eight simulated devices with, or without, a memory of their own."""
     monkeypatch.setattr(subject.synthetic, "random_target", lambda *_: None)
     monkeypatch.setattr(subject.vocabulary, "as_decoded", lambda *_: None)
     monkeypatch.setattr(subject.synthetic, "random_head", lambda *_: None)
-    monkeypatch.setattr(jax.Device, "memory_stats", lambda _: memory and {"bytes_limit": memory}, raising=False)
+    monkeypatch.setattr(jax.Device, "memory_stats", lambda _: device_memory and {"bytes_limit": device_memory}, raising=False)
+    monkeypatch.setattr(memory, "of_host", lambda: None)  # whatever the machine of the tests has left
     what = subject.at_shape(benchmark.Options(shape="llama-7b", dtype="bfloat16"))
     assert tuple(jax.sharding.get_mesh().shape.values()) == mesh
     assert what.mesh_because.startswith(f"mesh {mesh[0]} {mesh[1]}: ")
@@ -151,7 +153,8 @@ def test_the_named_shapes_have_the_published_numbers_of_parameters():
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        ("--beams 4by4", "--beams"), ("--beams 0x4", "--beams"), ("--repeats 0", "--repeats"), ("--nodes 0", "--nodes"),
+        ("--beams 4by4", "--beams"), ("--beams ²x4", "--beams"),
+        ("--beams 0x4", "--beams"), ("--repeats 0", "--repeats"), ("--nodes 0", "--nodes"),
         ("--rates 0.5", "--rates"), ("--shape demo --rates 1.5", "--rates"), ("--shape demo --layers 0", "--layers"),
         ("--shape demo --target x", "--target"), ("--target x", "--drafter"), ("--temperature nan", "--temperature"),
         ("--shape demo --against-transformers", "--against-transformers"), ("--output /nowhere/x.json", "--output"),

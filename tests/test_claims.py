@@ -248,3 +248,12 @@ def test_the_cache_of_programs_does_not_grow_without_bound(tmp_path, monkeypatch
     kept = [path.stat().st_size for path in tmp_path.glob("*-cache")]
     assert kept and sum(kept) <= 20_000
     programs.check_cache(tmp_path)
+
+
+def test_a_folder_of_programs_that_was_filled_without_a_limit_takes_more(tmp_path):
+    (tmp_path / "jit_old-1a-cache").write_bytes(b"a program")  # and no jit_old-1a-atime beside it
+    programs.use_cache(tmp_path)
+    jax.block_until_ready(jax.jit(lambda x: x * 11 + 1)(jnp.ones(11)))  # a warning here is an error
+    assert len(list(tmp_path.glob("*-cache"))) > 1
+    assert int.from_bytes((tmp_path / "jit_old-1a-atime").read_bytes(), "little") > 10**18  # nanoseconds
+    programs.check_cache(tmp_path)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from redrafter_jax.decode import loop
-from redrafter_jax.decode.engine import Engine, Limits, Sampling, mean_tokens_per_step, tokens_per_step
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.reply import mean_tokens_per_step, tokens_per_step
 from tests import support
 
 SHAPE = loop.Shape(4, 4)
@@ -24,6 +25,7 @@ def test_tokens_per_step_are_those_that_were_delivered(mha, new):
         assert len(reply.token_ids) == new and histogram.sum() == reply.rounds
         assert histogram @ np.arange(1, len(histogram) + 1) == new - 1
         assert reply.tokens_per_step == (pytest.approx((new - 1) / reply.rounds) if new > 1 else None)
+        assert 0 < reply.first_token_seconds <= reply.seconds
     rounds = sum(reply.rounds for reply in replies)
     assert mean_tokens_per_step(replies) == (pytest.approx(2 * (new - 1) / rounds) if new > 1 else None)
 

@@ -10,7 +10,7 @@ import jax
 import pytest
 from safetensors.numpy import load_file
 
-from redrafter_jax import checkpoint, fingerprint
+from redrafter_jax import checkpoint, fingerprint, memory
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter
 from tests.support import MODELS, load_target
@@ -73,6 +73,14 @@ def test_without_evaluations_there_is_no_best(exports, folder, tmp_path):
     code, _, err = exports("--best")
     assert code == 2 and err.startswith("error: --best: ") and "no held-out loss" in err and "\n" not in err
     assert not (tmp_path / "head").exists()
+
+
+def test_a_target_that_does_not_fit_in_memory_is_not_read_for_a_whole_head(exports, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "of_host", lambda: 100_000)
+    code, _, err = exports("--whole")
+    assert code == 2 and err.startswith("error: --target, whose LM head --whole takes over, needs 0.0")
+    assert err.endswith("an export without --whole would do") and not (tmp_path / "head").exists()
+    assert exports()[0] == 0
 
 
 def test_best_and_step_are_one_too_many(exports):

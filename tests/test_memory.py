@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import resource
+import sys
 
 import jax
 import pytest
 
-from infer import benchmark, pair
+from infer import benchmark, generate, pair
 from redrafter_jax import memory
 from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import Load
@@ -60,6 +62,27 @@ def test_a_target_that_is_too_large_is_refused_before_its_weights_are_read(small
         pair.load(str(tmp_path), None)
 
 
+@pytest.mark.parametrize(
+    ("rows", "less"),
+    [(16, "--batch-size 13, --max-new-tokens 200, --dtype bfloat16"), (64, "--batch-size 13, --max-new-tokens 50")],
+)
+@pytest.mark.parametrize("command", [generate, benchmark], ids=["generate", "benchmark"])
+def test_a_cache_that_does_not_fit_beside_the_weights_is_refused_with_what_would(
+    command, rows, less, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(memory, "of_host", lambda: 4 * GB)
+    config = json.loads((support.MODELS / "target_mha" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1000}))  # and no weights beside it
+    (tmp_path / "prompts.jsonl").write_text('{"token_ids": [1, 2]}\n')
+    given = ["--target", tmp_path, "--drafter", support.MODELS / "drafter_mha_rnn", "--prompts", tmp_path / "prompts.jsonl"]
+    given += ["--batch-size", rows, "--max-new-tokens", 400]
+    given += ["--cache-dir", tmp_path / "cache"] if command is generate else ["--beams", "1x2"]
+    assert command.main([*map(str, given)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --target in float32, with the cache of --batch-size {rows}, prompts of up to 2 tokens and")
+    assert error.endswith(f"GB are there; {less}, shorter prompts or more devices would do\n")
+
+
 def test_training_on_a_target_that_is_too_large_is_refused_before_anything_is_read(small_host, tmp_path):
     config = json.loads((support.MODELS / "target_mha" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | LARGE))
@@ -102,7 +125,37 @@ def test_a_host_has_what_is_free_and_what_its_control_group_leaves(files, left, 
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "none")
     assert memory.of_host() == left
+
+
+@pytest.mark.parametrize(
+    ("version", "lines", "left"),
+    [
+        (2, "0::/jobs/mine\n", 600),
+        (2, "0::/jobs/other\n", 1000),  # of which nothing is there; its parent leaves as much
+        (2, "0::/\n", None),
+        (2, "0::/../mine\n", None),  # of another container
+        (1, "9:cpu,cpuacct:/mine\n4:memory:/jobs/mine\n", 600),
+        (1, "9:cpu,memory:/jobs\n0::/jobs/mine\n", 1000),
+    ],
+)
+def test_the_groups_of_the_process_itself_count(version, lines, left, tmp_path, monkeypatch):
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
+    jobs = (tmp_path if version == 2 else tmp_path / "memory") / "jobs"
+    (jobs / "mine").mkdir(parents=True)
+    for folder, numbers in ((jobs, ("1500", "500")), (jobs / "mine", ("1000", "400"))):
+        for name, number in zip(names, numbers, strict=True):
+            (folder / name).write_text(number + "\n")
+    (tmp_path / "cgroup").write_text(lines)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "cgroup")
+    assert memory._of_group() == left
+
+
+def test_a_system_without_limits_of_the_address_space_has_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert memory._of_address_space() is None
 
 
 def test_where_nothing_says_how_much_there_is_nothing_is_refused(tmp_path, monkeypatch):
@@ -114,5 +167,5 @@ def test_where_nothing_says_how_much_there_is_nothing_is_refused(tmp_path, monke
 def test_a_limit_of_the_address_space_counts(tmp_path, monkeypatch):
     (tmp_path / "statm").write_text("2 1 1 1 0 1 0\n")
     monkeypatch.setattr(memory, "STATM", tmp_path / "statm")
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (10**6, -1))
-    assert memory.of_host() == 10**6 - 2 * memory.resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**6, -1))
+    assert memory.of_host() == 10**6 - 2 * resource.getpagesize()

@@ -146,3 +146,11 @@ def test_the_bytes_are_those_of_the_matrices():
         dataclasses.replace(head, exit_size=128, draft_vocab=32),
     ):
         assert mesh.bytes_of_head(each, 4) == size(jax.eval_shape(lambda each=each: Drafter(jax.random.key(0), each)))
+
+
+def test_a_mesh_of_other_axes_is_none_of_ours():
+    other = jax.sharding.Mesh(jax.devices()[:2], ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(other), mesh.current_or_single():
+        assert jax.sharding.get_mesh().axis_names == mesh.AXES
+    with jax.set_mesh(mesh.make_mesh(1, 2)), mesh.current_or_single():
+        assert jax.sharding.get_mesh().shape == {"data": 1, "model": 2}

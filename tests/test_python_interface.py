@@ -39,6 +39,7 @@ def refusal(call, *given, **named) -> str:
         *(({"top_p": value}, "top_p should be above 0 and at most 1, not") for value in (0, 5)),
         ({"top_k": -3}, "top_k should be from 0 to 1000000, not -3"),
         ({"top_k": 10**6}, "top_k should be at most the target's vocabulary of 503, not 1000000"),
+        ({"acceptance": np.array([1, 2])}, "acceptance should be coupled, independent or typical, not array([1, 2])"),
         ({"acceptance": "exact"}, "acceptance should be coupled, independent or typical, not 'exact'"),
         *(({"max_new_tokens": value}, "max_new_tokens should be from 1 to 10000000, not") for value in (0, 1.5, None)),
         ({"max_new_tokens": 513}, "max_new_tokens should be at most the target's context of 512, not 513"),

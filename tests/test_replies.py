@@ -21,7 +21,7 @@ class Fake(engine.Engine):
     """An engine that answers at once; a prompt that begins with 13 ends in an error."""
 
     def __init__(self, *_):
-        self.compile_seconds = self.first_token_seconds = 0.0
+        self.compile_seconds = 0.0
 
     def autoregressive(self):
         return self

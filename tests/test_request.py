@@ -140,3 +140,39 @@ def test_the_benchmark_drafts_no_more_than_its_vocabulary_has(capsys, options, s
     pair = ["--target", str(MODELS / "target_mha"), "--drafter", str(MODELS / "drafter_mha_rnn")]
     assert benchmark.main([*pair, "--max-new-tokens", "8", *options]) == 2
     assert capsys.readouterr().err == f"error: {subject} should be at most the target's vocabulary of 503, not 504\n"
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        *(({"batch": value}, f"batch should be from 1 to 4096, not {value}") for value in (-1, 0, 1.5, 4097)),
+        ({"limits": 5}, "limits should be Limits, such as Limits(new=128), not 5"),
+        ({"sampling": 0.7}, "sampling should be a Sampling, such as Sampling(temperature=0.7), not 0.7"),
+        ({"seeds": [1, 2]}, "seeds should be 1, one for each prompt, not 2"),
+        *(({"seeds": value}, f"seeds should be a list, not {value!r}") for value in (5, "1", np.array(1))),
+        *(({"prompts": value}, f"prompts should be a list, not {value!r}") for value in (5, "def a", None)),
+    ],
+    ids=str,
+)
+def test_an_engine_refuses_what_it_cannot_decode_with_when_it_is_called(mha, named, words):
+    assert refusal(Engine(*mha).generate, **({"prompts": [[1, 2]]} | named)) == words
+    if "batch" not in named:
+        assert refusal(lambda: next(Engine(*mha).stream(**({"prompts": [[1, 2]]} | named)))) == words
+
+
+def test_prompts_and_seeds_may_be_gone_through_once_alone(mha, monkeypatch):
+    given = []
+    monkeypatch.setattr(Engine, "_in_batches", lambda self, *parts: given.append(parts))
+    Engine(*mha).generate(iter([[1, 2], [3]]), seeds=iter([5, 6]))
+    Engine(*mha).generate(np.asarray([4]) for _ in range(3))
+    assert [(len(prompts), seeds) for prompts, _, _, seeds, _ in given] == [(2, [5, 6]), (3, [0, 1, 2])]
+    said = refusal(lambda: next(Engine(*mha).stream([[1, 2]], rows=-1)))
+    assert said == "rows should be 0 (as many as prompts) or from 1 to 4096, not -1"
+
+
+@pytest.mark.parametrize("stop_ids", [[-5, 2], [503], [10**12], [1.5], [True]], ids=str)
+def test_ids_that_the_target_does_not_know_end_no_reply(mha, stop_ids):
+    said = refusal(lambda: Engine(*mha, stop_ids=stop_ids))
+    assert said == f"stop_ids should be token ids of the target's vocabulary, from 0 to 502, not {stop_ids[0]}"
+    assert refusal(lambda: Engine(*mha, stop_ids=2)) == "stop_ids should be a list, not 2"
+    assert Engine(*mha, stop_ids={np.int32(502), 0}).stop_ids.tolist() == [0, 502]

@@ -41,6 +41,7 @@ def test_a_recipe_out_of_all_proportion_is_refused(change, sentence):
     ("change", "sentence"),
     [
         (["--prompts", 10**9], "--prompts should be from 1 to 100000, not 1000000000"),
+        (["--beams", "1025x4"], "--beams should be widths and lengths such as 4x4, not 1025x4"),
         (["--contexts", 0], "--contexts should be from 1 to 100000, not 0"),
         (["--new-tokens", 47], "--new-tokens should be 48 or more, not 47"),
         (["--new-tokens", 10**9], "--new-tokens should be at most 448, which the target's context leaves"),
@@ -166,6 +167,6 @@ def test_places_that_cannot_be_written_are_found_before_any_work(option, place, 
 
 def test_answers_longer_than_the_context_are_refused(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("x = 1\n")
-    given = ["--target", TARGET, "--text", tmp_path / "text.txt", "--output", tmp_path / "own.jsonl", "--max-new-tokens", 10**9]
+    given = ["--target", TARGET, "--text", tmp_path / "text.txt", "--output", tmp_path / "own.jsonl", "--max-new-tokens", 10**7]
     assert distill.command(list(map(str, given))) == 2
     assert "--max-new-tokens should be below the target's context of 512" in capsys.readouterr().err

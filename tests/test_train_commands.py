@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from infer import pair
-from redrafter_jax import weights
+from redrafter_jax import memory, weights
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter, slim
 from tests.support import MODELS
@@ -220,6 +220,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(change, named, targ
         (["--seed", str(2**32)], "--seed"), (["--seed", str(2**32 - 2)], "--seed should be at most"),
         (["--mesh", "64", "1"], "--mesh"),
         (["--mesh", "8", "1", "--batch-size", "12"], "--batch-size"), (["--batch-size", "5000"], "--batch-size"),
+        (["--stride", str(10**30)], "--stride should be from 1 to 10000000"), (["--beam", "4", "65"], "--beam: its length should"),
+        (["--max-new-tokens", str(10**30)], "--max-new-tokens should be from 1 to 10000000"),
     ],
 )  # fmt: skip
 def test_distilling_names_bad_input(change, named, target, talk, tmp_path, capsys):
@@ -249,6 +251,17 @@ def test_text_is_not_measured_on_with_ids_that_the_target_does_not_know(few, tmp
     text = str(tmp_path / "head.txt")
     assert measure.command(["--target", str(tmp_path / "target"), "--drafter", str(head), "--text", text]) == 2
     assert "vocab_size in config.json is 20" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_target_that_is_too_large_to_measure_is_refused_before_it_is_read(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "of_host", lambda: 9_000_000)
+    monkeypatch.setattr(weights, "load_target", lambda *_, **__: pytest.fail("the target was read"))
+    (tmp_path / "good.txt").write_text("x = 1\n" * 2000)
+    arguments = ["--target", str(tmp_path / "target"), "--drafter", HEAD, "--text", str(tmp_path / "good.txt")]
+    assert measure.command(arguments) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: --target in float32, with the cache of 32 contexts, needs 0.0")
+    assert told.endswith("are there; --new-tokens 48, a smaller target would do")
 
 
 def test_a_file_that_is_no_text_is_not_left_out_of_what_is_measured(few, tmp_path, capsys):

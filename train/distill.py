@@ -17,12 +17,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from infer import pair
+from infer import checks, failures, pair
 from infer.command import run_command
 from redrafter_jax import config, fingerprint, hub, lock, memory, mesh, weights
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
-from redrafter_jax.decode.request import MAX_NODES, MAX_SEED
+from redrafter_jax.decode.request import MAX_NODES, MAX_SEED, require, wrong_number
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
@@ -30,6 +30,7 @@ from redrafter_jax.model.target import Target, TargetConfig
 from train import builders, questions, records, replies, stop
 
 BATCH = 64
+MOST_TOKENS = 10**7  # of a prompt, and from one to the next
 PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
 FILES = ("output", "target", "conversations", "text", "drafter")  # compared by their contents, not by their names
 SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
@@ -76,9 +77,10 @@ class Options:
 def greedy_rows(target: Target, prompts: Sequence[list[int]], length: int, batch: int = BATCH) -> np.ndarray:
     """``[n, length]``: prompts, all of the same length, with the target's greedy continuation."""
     new = length - len(prompts[0])
-    written = Engine(target).generate(prompts, limits=Limits(new=new), batch=min(batch, len(prompts)))
-    rows = [prompt + reply.token_ids for prompt, reply in zip(prompts, tqdm(written, "own text", len(prompts)), strict=True)]
-    return np.asarray(rows, np.int32)
+    decoded = Engine(target).generate(prompts, limits=Limits(new=new), batch=min(batch, len(prompts)))
+    written = list(tqdm(decoded, "own text", len(prompts)))
+    failures.check(written)
+    return np.asarray([prompt + reply.token_ids for prompt, reply in zip(prompts, written, strict=True)], np.int32)
 
 
 def main(options: Options) -> None:
@@ -213,17 +215,14 @@ def check(options: Options) -> None:
     """Raises BadInput for options out of range or that leave something out."""
     if bool(options.conversations) == bool(options.text):
         raise BadInput("there is nothing to answer: give --conversations or --text, and one of them")
-    for name in ("prompt_tokens", "stride", "max_new_tokens", "batch_size"):
-        if getattr(options, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} should be 1 or more, not {getattr(options, name)}")
-    if options.batch_size > 4096:
-        raise BadInput(f"--batch-size should be at most 4096, not {options.batch_size}")
-    if not 0 <= options.seed <= MAX_SEED:
-        raise BadInput(f"--seed should be from 0 to {MAX_SEED}, not {options.seed}")
-    if not (1 <= options.beam[0] <= 1024 and 1 <= options.beam[1] <= 64):
-        raise BadInput("--beam should be a width from 1 to 1024 and a length from 1 to 64, not {} {}".format(*options.beam))
-    if not (options.temperature == 0 or 0.01 <= options.temperature <= 100):
-        raise BadInput(f"--temperature should be 0 (greedy) or from 0.01 to 100, not {options.temperature}")
+    for name in ("max_new_tokens", "batch_size", "seed"):
+        require(f"--{name.replace('_', '-')}", wrong_number(name, getattr(options, name)))
+    for name in ("prompt_tokens", "stride"):
+        checks.within(options, name, 1, MOST_TOKENS)
+    checks.temperature(options.temperature)
+    width, length = options.beam
+    require("--beam: its width", wrong_number("beam_width", width))
+    require("--beam: its length", wrong_number("beam_length", length))
     part, parts = options.shard
     if not 0 <= part < parts:
         raise BadInput(f"--shard should be a part, counted from 0, of a number of parts, not {part} {parts}")

@@ -5,8 +5,10 @@ import functools
 import jax
 import numpy as np
 
-from redrafter_jax.decode.engine import Engine, Limits, Sampling, mean_tokens_per_step
+from infer import failures
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.reply import mean_tokens_per_step
 from redrafter_jax.loss import LossConfig, Metrics
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
@@ -47,11 +49,14 @@ class Evaluation:
         return self._metrics(drafter)["loss"] if self.batches else None
 
     def whole(self, drafter: Drafter) -> dict:
-        """The loss, top-1..5 accuracies per position, and tokens per step of greedy decoding by beam shape."""
+        """The loss, top-1..5 accuracies per position, and tokens per step of greedy decoding by beam shape, where there
+        are any."""
         figures = self._metrics(drafter)
         narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
         for shape in SHAPES if self.prompts else ():
-            figures[f"tokens_per_step_{shape.width}x{shape.length}"] = tokens_per_step(self.target, narrow, shape, self.prompts)
+            found = tokens_per_step(self.target, narrow, shape, self.prompts)
+            if found is not None:
+                figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found
         return figures
 
     def _metrics(self, drafter: Drafter) -> dict:
@@ -80,9 +85,10 @@ def prompts(examples, count: int, context: int) -> list[list[int]]:
     return found
 
 
-def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float:
-    """Tokens that a target pass yields, the +1 counted, over all greedy continuations of the prompts."""
+def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
+    """Tokens that a target pass yields, the +1 counted, over all greedy continuations of the prompts. None where one of them ended
+    in an error, for the target's logits were not finite."""
     shards = jax.sharding.get_abstract_mesh().shape["data"]
     rows = -(-BATCH // shards) * shards
     replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=rows))
-    return mean_tokens_per_step(replies)
+    return None if failures.count(replies) else mean_tokens_per_step(replies)

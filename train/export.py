@@ -45,7 +45,8 @@ def main(options: Options) -> None:
     """
     import jax
 
-    from redrafter_jax import checkpoint, fingerprint, hub, weights
+    from infer import pair
+    from redrafter_jax import checkpoint, fingerprint, hub, memory, weights
     from redrafter_jax import config as configs
     from redrafter_jax.mesh import make_mesh
     from redrafter_jax.model.drafter import Drafter
@@ -68,6 +69,9 @@ def main(options: Options) -> None:
             f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights"
             " or tokenizer differ; give the folder that train.main was given, as it was then"
         )
+    if options.whole:
+        load = pair.load_of(target_config, None, "float32")
+        memory.check(load, (1, 1), "--target, whose LM head --whole takes over,", {}, "an export without --whole")
     recipe = configurations.recipe_of(configuration, checkpoints / configurations.CONFIGURATION)
     jax.set_mesh(make_mesh())
     like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target_config, recipe)))

@@ -12,8 +12,10 @@ import optax
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling, mean_tokens_per_step
+from infer import failures
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.reply import Reply, mean_tokens_per_step
 from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.model import attention
 from redrafter_jax.model.drafter import Drafter
@@ -60,7 +62,10 @@ def _nats(target: Target, tokens_BT: jax.Array) -> jax.Array:
 
 
 def greedy_replies(target: Target, prompts: Prompts, new: int = 128) -> list[Reply]:
-    return list(Engine(target).generate(prompts.cut(), limits=Limits(new=new), batch=BATCH))
+    """The target's own text behind each prompt. Raises BadInput as `failures.check`."""
+    replies = list(Engine(target).generate(prompts.cut(), limits=Limits(new=new), batch=BATCH))
+    failures.check(replies)
+    return replies
 
 
 def loop_share(replies: Sequence[Reply], last: int = 48, longest_period: int = 24) -> float:
@@ -76,16 +81,21 @@ def is_loop(tokens: Sequence[int], longest_period: int) -> bool:
 
 
 def tokens_per_step(engine: Engine, prompts: Prompts, sampling: Sampling, new: int = 128) -> float:
-    """τ of generated text: tokens that a target pass yields, the +1 counted, over all rounds of all replies."""
-    return mean_tokens_per_step(list(engine.generate(prompts.cut(), sampling, Limits(new=new), batch=BATCH)))
+    """τ of generated text: tokens that a target pass yields, the +1 counted, over all rounds of all replies. Raises BadInput as
+    `failures.check`."""
+    replies = list(engine.generate(prompts.cut(), sampling, Limits(new=new), batch=BATCH))
+    failures.check(replies)
+    return mean_tokens_per_step(replies)
 
 
 def tokens_per_step_along_text(engine: Engine, prompts: Prompts, sampling: Sampling = Sampling()) -> float:
-    """τ along real text: one round from each true context, so that no loop of the target's own can flatter it."""
+    """τ along real text: one round from each true context, so that no loop of the target's own can flatter it. Raises BadInput as
+    `failures.check`."""
     replies = []
     for part in _batched(prompts.cut(), BATCH):
         rounds = engine.stream(list(part), sampling, Limits(new=64), list(range(len(part))), rows=BATCH, rounds=1)
         replies += list(itertools.islice(rounds, 2))[-1].replies
+    failures.check(replies)
     return mean_tokens_per_step(replies)
 
 

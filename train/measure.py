@@ -11,6 +11,7 @@ import sys
 
 import tyro
 
+from infer.benchmark import beam
 from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
@@ -55,7 +56,7 @@ def main(options: Options) -> None:
     Raises:
       BadInput: whatever is wrong with the options, the target, the heads or the text.
     """
-    shapes = [shape(name) for name in options.beams]
+    shapes = [beam(name) for name in options.beams]
     check(options)
     import jax
     import numpy as np
@@ -87,6 +88,7 @@ def main(options: Options) -> None:
         raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give 1,000 or more")
     size = sum(len(file.read_bytes()) for file in files)
     prompts, contexts = figures.Prompts(stream, options.prompts), figures.Prompts(stream, options.contexts)
+    check_memory(options, target_config, max(length for _, length in shapes))
     target = weights.load_target(options.target, what="--target")
     result = {
         "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
@@ -106,6 +108,20 @@ def main(options: Options) -> None:
         print(json.dumps(result, indent=1))
 
 
+def check_memory(options: Options, target, length: int) -> None:
+    """Raises BadInput for a target (a `TargetConfig`) that does not fit in memory with the cache of a batch of contexts."""
+    from infer import pair
+    from redrafter_jax import memory
+    from redrafter_jax.decode import prefill
+    from train import figures
+
+    slots = prefill.bucket(PROMPT, options.new_tokens, length).slots
+    load = pair.load_of(target, None, "float32", figures.BATCH, slots)
+    shorter = pair.load_of(target, None, "float32", figures.BATCH, prefill.bucket(PROMPT, NEW, length).slots)
+    what = f"--target in float32, with the cache of {figures.BATCH} contexts,"
+    memory.check(load, (1, 1), what, {f"--new-tokens {NEW}": shorter}, "a smaller target")
+
+
 def heading(result: dict) -> str:
     """What stands above the rows of the heads, as Markdown."""
     return "\n".join(
@@ -123,18 +139,6 @@ def heading(result: dict) -> str:
 def line(head: pathlib.Path, row: dict) -> str:
     """A row of a head."""
     return f"| {head} | {row['shape'].replace('x', ' x ')} | {row['tree']} | {' | '.join(f'{row[key]:.3f}' for key in COLUMNS)} |"
-
-
-def shape(name: str) -> tuple[int, int]:
-    """(4, 4) of `4x4`.
-
-    Raises:
-      BadInput: it is not of that form.
-    """
-    width, _, length = name.partition("x")
-    if not (width.isdecimal() and length.isdecimal() and 0 < int(width) <= 256 and 0 < int(length) <= 64):
-        raise BadInput(f"--beams: {name!r} should be a beam width and a beam length such as 4x4")
-    return int(width), int(length)
 
 
 def check(options: Options) -> None:

@@ -20,54 +20,23 @@ import numpy as np
 from redrafter_jax import processes
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.commit import DecodeState
-from redrafter_jax.decode.request import Limits, Sampling, check_prompts
+from redrafter_jax.decode.reply import Progress, Reply
+from redrafter_jax.decode.request import (
+    Limits,
+    Sampling,
+    as_list,
+    check_how,
+    check_prompts,
+    check_seeds,
+    check_stop_ids,
+    require,
+    wrong_number,
+)
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 LOOK_SECONDS = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What was generated for one prompt.
-
-    drafted: which tokens were accepted drafts; finish_reason: ``stop``, ``length``, or ``error`` where the target's logits
-    were not finite behind the tokens that are there; rounds: target passes after the prefill; accepted_histogram: how many of
-    them delivered 0..L drafts and one token more; seconds: from the start of its batch, prefill included, to its last token.
-    """
-
-    token_ids: list[int]
-    drafted: list[bool]
-    finish_reason: str
-    rounds: int
-    accepted_histogram: list[int]
-    seconds: float
-    seed: int
-
-    @property
-    def tokens_per_step(self) -> float | None:
-        """Of this reply alone."""
-        return tokens_per_step(len(self.token_ids), 1, self.rounds)
-
-
-def tokens_per_step(tokens: int, replies: int, rounds: int) -> float | None:
-    """Tokens that a target pass delivers: those of so many replies, less the first of each, which is the prefill's, over all
-    rounds. Drafts that a limit or a stop id cut off are no tokens of a reply. None where there was no round."""
-    return (tokens - replies) / rounds if rounds else None
-
-
-def mean_tokens_per_step(replies: Sequence[Reply]) -> float | None:
-    """Over all rounds of all replies."""
-    return tokens_per_step(sum(len(reply.token_ids) for reply in replies), len(replies), sum(reply.rounds for reply in replies))
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """A batch while it is decoded: its replies so far, and which of them are whole."""
-
-    replies: list[Reply]
-    done: list[bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +63,10 @@ class Engine:
     """A target, perhaps a head, and the shape of a round; decodes batches of prompts on the mesh that the target lies on.
 
     ``drafter`` is the head as it decodes (`vocabulary.as_decoded`).
-    ``compile_seconds`` adds up what was spent on compiling, ``first_token_seconds`` is the newest batch's prefill time.
+    ``compile_seconds`` adds up what was spent on compiling.
+
+    Raises:
+      BadInput: a stop id is none of the target's, or the head has fewer tokens to draft than ``shape`` has beams.
     """
 
     def __init__(
@@ -107,9 +79,8 @@ class Engine:
         with jax.set_mesh(self.mesh):
             self.drafter = vocabulary.as_decoded(drafter, target) if drafter is not None else None
         self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
-        self.stop_ids = np.asarray(sorted(stop_ids) or [-1], np.int32)
+        self.stop_ids = np.asarray(sorted(check_stop_ids(stop_ids, target.config.vocab_size)) or [-1], np.int32)
         self.compile_seconds = 0.0
-        self.first_token_seconds = 0.0
         self._programs: dict[tuple, Programs] = {}
 
     def autoregressive(self) -> "Engine":
@@ -125,8 +96,19 @@ class Engine:
         seeds: Sequence[int] | None = None,
         batch: int = 1,
     ) -> Iterator[Reply]:
-        """Replies in the order of the prompts, ``batch`` of them decoded at a time."""
-        seeds = list(range(len(prompts))) if seeds is None else seeds
+        """Replies in the order of the prompts, ``batch`` of them decoded at a time.
+
+        Raises:
+          BadInput: a prompt, the seeds, ``batch``, or how to decode cannot be used.
+        """
+        require("batch", wrong_number("batch_size", batch))
+        check_how(sampling, limits)
+        prompts = as_list("prompts", prompts)
+        seeds = list(range(len(prompts))) if seeds is None else as_list("seeds", seeds)
+        check_seeds(seeds, len(prompts))
+        return self._in_batches(prompts, sampling, limits, seeds, batch)
+
+    def _in_batches(self, prompts: list, sampling: Sampling, limits: Limits, seeds: list[int], batch: int) -> Iterator[Reply]:
         for first in range(0, len(prompts), batch):
             part = slice(first, first + batch)
             *_, last = self.stream(prompts[part], sampling, limits, seeds[part], rows=batch, rounds=1 << 30)
@@ -146,19 +128,24 @@ class Engine:
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
         same program.
+
+        Raises:
+          BadInput: as for `generate`.
         """
+        require("rows", wrong_number("batch_size", rows, zero="as many as prompts"))
+        check_how(sampling, limits)
+        prompts, seeds = as_list("prompts", prompts), as_list("seeds", seeds)
         inputs, bucket = self.prepare(prompts, sampling, limits, seeds, rows)
         programs = self._programs_of(inputs, bucket)
-        began = time.perf_counter()
+        times = _Times(time.perf_counter())
         state = self._on_mesh(programs.start, self.target, *inputs)
-        self.first_token_seconds = time.perf_counter() - began
-        finished_at: dict[int, float] = {}
-        progress, count = self._report(state, len(prompts), seeds, began, finished_at), rounds or 1
+        times.first_token = time.perf_counter() - times.began
+        progress, count = self._report(state, seeds, times), rounds or 1
         yield progress
         while not all(progress.done):
             looked = time.perf_counter()
             state = self._on_mesh(programs.run, self.target, self.drafter, state, np.int32(count))
-            progress = self._report(state, len(prompts), seeds, began, finished_at)
+            progress = self._report(state, seeds, times)
             if rounds is None:
                 count = max(1, int(count * min(2.0, LOOK_SECONDS / (time.perf_counter() - looked))))
             yield progress
@@ -201,16 +188,16 @@ class Engine:
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 
-    def _report(self, state: DecodeState, count: int, seeds, began: float, finished_at: dict[int, float]) -> Progress:
+    def _report(self, state: DecodeState, seeds: list[int], times: "_Times") -> Progress:
         names = ("text", "drafted", "count", "rounds", "histogram", "done", "failed")
         fetched = self._on_mesh(processes.fetch, {name: getattr(state, name) for name in names})
-        host = {name: value[:count] for name, value in fetched.items()}
-        now = time.perf_counter() - began
+        host = {name: value[: len(seeds)] for name, value in fetched.items()}
+        now = time.perf_counter() - times.began
         stops = set(self.stop_ids.tolist())
         replies = []
-        for row in range(count):
+        for row, seed in enumerate(seeds):
             if host["done"][row]:
-                finished_at.setdefault(row, now)
+                times.finished.setdefault(row, now)
             ids = host["text"][row, : host["count"][row]].tolist()
             replies.append(
                 Reply(
@@ -219,11 +206,21 @@ class Engine:
                     finish_reason="error" if host["failed"][row] else "stop" if ids and ids[-1] in stops else "length",
                     rounds=int(host["rounds"][row]),
                     accepted_histogram=host["histogram"][row].tolist(),
-                    seconds=finished_at.get(row, now),
-                    seed=int(seeds[row]),
+                    seconds=times.finished.get(row, now),
+                    seed=int(seed),
+                    first_token_seconds=times.first_token,
                 )
             )
         return Progress(replies, host["done"].tolist())
+
+
+@dataclasses.dataclass
+class _Times:
+    """Of one batch: when it began, and the seconds from then to its first tokens and to the end of each row."""
+
+    began: float
+    first_token: float = 0.0
+    finished: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 def _policy(sampling: Sampling, by_row: Callable[..., jax.Array], seeds: Sequence[int]) -> sample.Policy:

@@ -6,7 +6,7 @@ Python alike. Nothing here starts JAX. Not here: which options exclude each othe
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -67,7 +67,9 @@ def wrong_top_p(value: object) -> str | None:
 def wrong_rule(value: object) -> str | None:
     """An acceptance rule that there is not."""
     *names, last = get_args(Rule)
-    return None if value in (*names, last) else f"should be {', '.join(names)} or {last}, not {shown(value)}"
+    if isinstance(value, str) and value in (*names, last):
+        return None
+    return f"should be {', '.join(names)} or {last}, not {shown(value)}"
 
 
 def wrong_for_vocabulary(value: int, vocab_size: int, draft_vocab: int = 0) -> str | None:
@@ -140,10 +142,44 @@ def check_prompts(prompts: Sequence, seeds: Sequence[int], vocab_size: int, cont
         raise BadInput("there should be at least one prompt")
     for prompt in prompts:
         check_prompt(prompt, vocab_size, context)
-    if len(seeds) != len(prompts):
-        raise BadInput(f"seeds should be {len(prompts)}, one for each prompt, not {len(seeds)}")
+    check_seeds(seeds, len(prompts))
+
+
+def check_seeds(seeds: Sequence[int], prompts: int) -> None:
+    """Raises BadInput where there is not one seed for each of so many prompts, or one is out of its range."""
+    if len(seeds) != prompts:
+        raise BadInput(f"seeds should be {prompts}, one for each prompt, not {len(seeds)}")
     for seed in seeds:
         require("a seed", wrong_number("seed", seed))
+
+
+def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> list[int]:
+    """The ids that end a reply, as a list. Raises BadInput for one that the target does not know."""
+    ids = as_list("stop_ids", stop_ids)
+    for token in ids:
+        if not is_whole(token) or not 0 <= token < vocab_size:
+            span = f"from 0 to {vocab_size - 1}"
+            raise BadInput(f"stop_ids should be token ids of the target's vocabulary, {span}, not {shown(token)}")
+    return ids
+
+
+def check_how(sampling: object, limits: object) -> None:
+    """Raises BadInput for anything but a Sampling and Limits."""
+    if not isinstance(sampling, Sampling):
+        raise BadInput(f"sampling should be a Sampling, such as Sampling(temperature=0.7), not {shown(sampling)}")
+    if not isinstance(limits, Limits):
+        raise BadInput(f"limits should be Limits, such as Limits(new=128), not {shown(limits)}")
+
+
+def as_list(subject: str, values: object) -> list:
+    """The items of an iterator, an array or the like. Raises BadInput for anything else, and for text."""
+    try:
+        items = None if isinstance(values, str | bytes | bytearray | dict) else iter(values)
+    except TypeError:
+        items = None
+    if items is None:
+        raise BadInput(f"{subject} should be a list, not {shown(values)}")
+    return list(items)
 
 
 def check_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: int, where: str = "a prompt") -> None:

@@ -1,0 +1,26 @@
+"""Replies that ended early, for the target's logits were not finite: the one sentence of all commands, and what refuses to make
+figures of such replies."""
+
+from collections.abc import Sequence
+
+from redrafter_jax.decode.reply import Reply
+from redrafter_jax.errors import BadInput
+
+
+def count(replies: Sequence[Reply]) -> int:
+    """How many of them ended in an error."""
+    return sum(reply.finish_reason == "error" for reply in replies)
+
+
+def sentence(failed: int, of: int) -> str:
+    """What is said of so many failed replies."""
+    return (
+        f"{failed} of {of} replies ended early, for the target's logits were not finite; check the weights of --target, and --dtype"
+    )
+
+
+def check(replies: Sequence[Reply]) -> None:
+    """Raises BadInput where some ended in an error: their speed, their tokens per step and their text say nothing."""
+    failed = count(replies)
+    if failed:
+        raise BadInput(sentence(failed, len(replies)))

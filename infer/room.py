@@ -1,0 +1,50 @@
+"""Whether there is memory for a pair and the cache of its batches, once the prompts are known and before any weight is read."""
+
+from infer import pair
+from redrafter_jax import memory
+from redrafter_jax.decode import prefill
+from redrafter_jax.mesh import Load
+
+
+def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> None:
+    """Refuses a batch whose cache does not fit beside the weights; names smaller options that would do.
+
+    Args:
+      longest: tokens of the longest prompt.
+      new: new tokens at most.
+      rows: prompts that are decoded together.
+      length: drafted tokens per beam, L.
+
+    Raises:
+      BadInput: a device of the plan's mesh, or the host, has too little memory.
+    """
+
+    def load(rows: int = rows, new: int = new, dtype: str = plan.dtype) -> Load:
+        return pair.load_of(plan.target_config, plan.drafter_config, dtype, rows, prefill.bucket(longest, new, length).slots)
+
+    if memory.shortage(load(), plan.mesh) is None:
+        return
+    ways, shards = {}, plan.mesh[0]
+    fewer = _first_that_fits({count: load(rows=count) for count in range(rows - shards, 0, -shards)}, plan.mesh)
+    shorter = _first_that_fits({count: load(new=count) for count in _smaller_buckets(new)}, plan.mesh)
+    if fewer is not None:
+        ways[f"--batch-size {fewer}"] = load(rows=fewer)
+    if shorter is not None:
+        ways[f"--max-new-tokens {shorter}"] = load(new=shorter)
+    ways["--dtype bfloat16"] = load(dtype="bfloat16")
+    cache = f"the cache of --batch-size {rows}, prompts of up to {longest} tokens and --max-new-tokens {new}"
+    what = f"--target in {plan.dtype}, with {cache},"
+    memory.check(load(), plan.mesh, what, ways, "shorter prompts or more devices")
+
+
+def _first_that_fits(loads: dict[int, Load], mesh: tuple[int, int]) -> int | None:
+    return next((count for count, load in loads.items() if memory.shortage(load, mesh) is None), None)
+
+
+def _smaller_buckets(new: int) -> list[int]:
+    """Numbers of new tokens that make do with less room than ``new``, the largest first: half of it, a quarter, and so on."""
+    halves = []
+    while new > 1 and prefill.bucket(1, new // 2, 0).new < prefill.bucket(1, new, 0).new:
+        new //= 2
+        halves.append(new)
+    return halves

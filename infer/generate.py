@@ -5,6 +5,7 @@ file (`output.py`), what a person sees (`terminal.py`, `chat.py`), decoding (`re
 the options are known to be good.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -14,7 +15,7 @@ import tyro
 
 from infer import checks, prompts
 from infer.command import run_command
-from redrafter_jax import claims, lock, processes
+from redrafter_jax import claims, lock, processes, together
 from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.errors import BadInput
 from redrafter_jax.processes import Group
@@ -99,11 +100,15 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _decode(options: Options) -> int:
-    if options.output is None or not processes.is_first():
+    with contextlib.ExitStack() as stack:
+        if options.output is not None:
+            together.in_first(lambda: _lock(stack, options.output))
         return _run(options)
-    claims.check_file(options.output, "--output")
-    with lock.file(options.output, "--output"):
-        return _run(options)
+
+
+def _lock(stack: contextlib.ExitStack, output: pathlib.Path) -> None:
+    claims.check_file(output, "--output")
+    stack.enter_context(lock.file(output, "--output"))
 
 
 def _run(options: Options) -> int:

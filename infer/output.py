@@ -11,7 +11,12 @@ import os
 import pathlib
 import re
 
+from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.whole_files import replacing
+
+BEGINNING = re.compile(rb'\{"run": "([^"]*)"')  # of every line, whole or cut off, see `line`
+LONGEST_BEGINNING = 4096  # bytes of a part that are read to tell whose it is
 
 
 def line(run: str, index: int, text: str | None, reply) -> dict:
@@ -35,14 +40,15 @@ def run_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def shares(count: int, batch: int, processes: int) -> list[list[int]]:
+def shares(count: int, batch: int, parts: int) -> list[list[int]]:
     """The numbers of the prompts that each of the processes decodes: whole batches, dealt out in turn."""
-    return [[number for number in range(count) if number // batch % processes == index] for index in range(processes)]
+    return [[number for number in range(count) if number // batch % parts == index] for index in range(parts)]
 
 
-def part(path: pathlib.Path, index: int, processes: int) -> pathlib.Path:
-    """The file of one process's replies, until all are there to be merged."""
-    return path.with_name(f"{path.name}.{index}-of-{processes}")
+def part(path: pathlib.Path, index: int, parts: int) -> pathlib.Path:
+    """The file of one process's replies, until all are there to be merged: beside the output, where that really lies."""
+    real = _real(path)
+    return real.with_name(f"{real.name}.{index}-of-{parts}")
 
 
 def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
@@ -64,21 +70,46 @@ def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
             if _field(line, "run") != runs[prompt]:
                 raise BadInput(_FOREIGN.format(path=file, number=number))
             found[prompt] = line
-    draft = path.with_name(f"{path.name}.merged")
-    with open(draft, "wb") as file:
+    with replacing(_real(path)) as new, open(new, "wb") as file:
         file.write(path.read_bytes() if path.exists() else b"")
         file.writelines(found[number] for number in sorted(found))
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
-    remove_parts(path)
+    remove_parts(path, runs)
 
 
-def remove_parts(path: pathlib.Path) -> None:
-    """Also those of an earlier start with another number of processes."""
-    for found in path.parent.glob(f"{glob.escape(path.name)}.*-of-*"):
-        if re.fullmatch(r"\d+-of-\d+", found.name.removeprefix(f"{path.name}.")):
+def begun(path: pathlib.Path, runs: list[str]) -> "Lines":
+    """The output as it stands, which every process reads for itself and one mends."""
+    lines = Lines(path, runs, mends=processes.is_first())
+    if processes.is_first() and lines.done == len(runs):
+        remove_parts(path, runs)
+    return lines
+
+
+def remove_parts(path: pathlib.Path, runs: list[str]) -> None:
+    """Removes the parts of this run, also those of an earlier start with another number of processes. Any other file of
+    such a name, which is known by its first line, is kept."""
+    real = _real(path)
+    for found in real.parent.glob(f"{glob.escape(real.name)}.*-of-*"):
+        if re.fullmatch(r"\d+-of-\d+", found.name.removeprefix(f"{real.name}.")) and _first_run(found) in runs:
             found.unlink(missing_ok=True)
+
+
+def _first_run(file: pathlib.Path) -> str | None:
+    """The run of a file's first line; None where there is none or the file cannot be read."""
+    if not file.is_file():
+        return None
+    try:
+        with open(file, "rb") as opened:
+            begins = BEGINNING.match(opened.read(LONGEST_BEGINNING))
+    except OSError:
+        return None
+    return begins.group(1).decode(errors="replace") if begins else None
+
+
+def _real(path: pathlib.Path) -> pathlib.Path:
+    """Where a file lies that may be named by a link; its lock lies there too."""
+    return pathlib.Path(os.path.realpath(path))
 
 
 class Lines:

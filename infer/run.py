@@ -4,7 +4,6 @@ they go. Each way of decoding is one short function.
 
 import dataclasses
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +35,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
     ids = [prompts.encode(prompt, tokenizer, vocabulary, context(options, plan)) for prompt in given]
     seeds = checks.seeds(options, len(ids))
     runs = runs_of(options, plan, shape, tokenizer, ids, seeds)
-    lines = lines_of(options.output, runs) if options.output is not None else None
+    lines = output.begun(options.output, runs) if options.output is not None else None
     seen = json.dumps([runs, lines.done if lines else 0])
     processes.agree(seen, "--prompts, --output, the pair or an option is not the same in all processes")
     if lines is not None and lines.done:
@@ -106,24 +105,19 @@ def runs_of(options, plan: pair.Plan, shape: Shape | None, tokenizer, ids: Seque
     return [output.run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
 
 
-def lines_of(path: pathlib.Path, runs: list[str]) -> output.Lines:
-    """The output as it stands, which every process reads for itself and one mends."""
-    lines = output.Lines(path, runs, mends=processes.is_first())
-    if processes.is_first() and lines.done == len(runs):
-        output.remove_parts(path)
-    return lines
-
-
 def share_out(session: "Session") -> int:
     """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process
     merges. Returns how many replies ended in an error, of all those that this process knows."""
     options, index, count = session.options, processes.index(), processes.count()
     shares = output.shares(len(session.ids), options.batch_size, count)
-    session.numbers = [number for number in shares[index] if number >= session.lines.done]
+    kept, size = session.lines.done, options.batch_size
+    session.numbers = [number for number in shares[index] if number >= kept - kept % size]  # whole batches
+    own = [number for number in session.numbers if number >= kept]
     part = output.part(options.output, index, count)
     claims.check_file(part, "--output")
     with lock.file(part, "--output"):
-        session.lines = output.Lines(part, [session.runs[number] for number in session.numbers])
+        session.lines = output.Lines(part, [session.runs[number] for number in own])
+        session.done = len(session.numbers) - len(own) + session.lines.done
         session.failed = session.lines.failed
         session.writes = True
         session.generate()
@@ -146,21 +140,24 @@ class Session:
         self.totals = terminal.Totals()
         self.numbers: Sequence[int] = range(len(ids))  # of the prompts that this session decodes
         self.writes = processes.is_first()
+        self.done = lines.done if lines else 0  # of these, from the first on, those that are written already
         self.failed = lines.failed if lines else 0  # of the replies, those that ended in an error
 
     def generate(self) -> None:
-        first, size = self.lines.done if self.lines else 0, self.options.batch_size
-        hidden = self.shows_text or len(self.numbers) == 1 or not sys.stderr.isatty() or not processes.is_first()
-        with tqdm(total=len(self.numbers), initial=first, unit="prompt", disable=hidden, file=sys.stderr) as bar:
-            for start in range(first, len(self.numbers), size):
+        count, size, done = len(self.numbers), self.options.batch_size, self.done
+        first = done - done % size if done < count else count  # a batch that was cut off is decoded as it was, whole
+        hidden = self.shows_text or count == 1 or not sys.stderr.isatty() or not processes.is_first()
+        with tqdm(total=count, initial=first, unit="prompt", disable=hidden, file=sys.stderr) as bar:
+            for start in range(first, count, size):
                 numbers = self.numbers[start : start + size]
                 replies = self._batch(numbers)
-                for index, reply in zip(numbers, replies, strict=True):
+                left = max(0, done - start)
+                for index, reply in zip(numbers[left:], replies[left:], strict=True):
                     self._hand_out(index, reply)
                     self.failed += reply.finish_reason == "error"
                 bar.update(len(numbers))
         self.totals.compile_seconds = self.engine.compile_seconds
-        shared = len(self.numbers) < len(self.ids)
+        shared = count < len(self.ids)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
     def _batch(self, numbers: Sequence[int]) -> list[Reply]:

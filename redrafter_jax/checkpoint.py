@@ -20,6 +20,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from redrafter_jax import damage, processes
+from redrafter_jax.claims import located
 from redrafter_jax.errors import BadInput, as_bad_input
 
 
@@ -110,11 +111,6 @@ def restore(folder: pathlib.Path | str, step: int, **like: Any) -> dict[str, Any
         reason = " ".join(str(error).split())[: damage.LONGEST_REASON]
         raise as_bad_input(error) or BadInput(_unread(folder, step, reason)) from error
     return {name: _unflatten(tree, loaded[name]) for name, tree in like.items()}
-
-
-def located(folder: pathlib.Path | str) -> epath.Path:
-    """The folder by its full name. A bucket's is full already; `resolve` would make a local folder of it."""
-    return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
 
 
 def set_aside_damaged(folder: pathlib.Path | str, **like: Any) -> list[str]:

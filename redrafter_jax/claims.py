@@ -127,6 +127,11 @@ def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:
         raise BadInput(f"{what}: {folder} holds files ({min(names)}) that are not of {whose}; name an empty folder")
 
 
+def located(folder: pathlib.Path | str) -> epath.Path:
+    """The folder by its full name. A bucket's is full already; `resolve` would make a local folder of it."""
+    return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
+
+
 @contextlib.contextmanager
 def _named(path: pathlib.Path, what: str) -> Iterator[None]:
     """Says which option's path the file system has no use for (a name that is too long)."""

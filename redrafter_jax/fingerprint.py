@@ -16,6 +16,7 @@ import time
 
 from redrafter_jax import processes
 
+VERSION = "2:"  # how a fingerprint begins; it changes with what is hashed, so that an earlier version's can be told
 MEMORY = pathlib.Path("~/.cache/redrafter_jax/fingerprints.json")
 SETTLED = 2.0  # seconds; a file that changed later may change again within the same tick of its file system's clock
 THREADS = 4  # hashing lets go of Python's lock; more threads than this read no faster from one disk
@@ -37,7 +38,7 @@ SMALL = (
 
 
 def fingerprint(folder: pathlib.Path | None) -> str:
-    """The SHA-256 of a model's files, names and contents: configuration, generation configuration, tokenizer, chat
+    """`VERSION` and the SHA-256 of a model's files, names and contents: configuration, generation configuration, tokenizer, chat
     templates, index, and the weights that the model consists of; no other files of the folder. ``None``: no model.
 
     It changes with every byte of them, with one exception. A weight file that was hashed before and then changed in
@@ -51,7 +52,13 @@ def fingerprint(folder: pathlib.Path | None) -> str:
     digest = hashlib.sha256()
     for path, found in [(path, _hash(path)) for path in small] + list(zip(large, _remembered(large), strict=True)):
         digest.update(f"{os.path.relpath(path, folder)} {found}\n".encode())
-    return digest.hexdigest()
+    return VERSION + digest.hexdigest()
+
+
+def is_current(found: object) -> bool:
+    """Whether a fingerprint that was kept can be compared with those of this version. Those of earlier versions cannot:
+    they did not see every byte."""
+    return isinstance(found, str) and found.startswith(VERSION)
 
 
 def _matching(folder: pathlib.Path, patterns: tuple[str, ...]) -> list[pathlib.Path]:

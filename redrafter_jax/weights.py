@@ -24,6 +24,7 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import Target, TargetConfig
 from redrafter_jax.weight_files import Stored, files_of_tensors
+from redrafter_jax.whole_files import replacing
 
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
 KEY_VALUE = re.compile(r"\.self_attn\.[kv]_proj\.")
@@ -160,12 +161,10 @@ def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
-    drafts = [folder / f"{name}.incomplete" for name in ("model.safetensors", "config.json")]  # neither file is ever half written
-    safetensors.numpy.save_file(host, drafts[0], metadata={"format": "pt"})
-    drafts[1].write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    drafts[0].chmod(stat.S_IMODE(drafts[1].stat().st_mode))  # safetensors makes a file that only its owner may read
-    for draft in drafts:
-        draft.replace(draft.with_suffix(""))
+    with replacing(folder / "config.json") as config, replacing(folder / "model.safetensors") as tensors:
+        safetensors.numpy.save_file(host, tensors, metadata={"format": "pt"})
+        config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        tensors.chmod(stat.S_IMODE(config.stat().st_mode))  # safetensors makes a file that only its owner may read
 
 
 def _drafter_name(path: str, config: DrafterConfig) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ from redrafter_jax import claims, weights
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
-from train import configurations, corpus, demo, distill, export, folders, log, main, plot
+from train import card, configurations, corpus, demo, distill, export, folders, log, main, plot
 
 TARGET, HEAD = MODELS / "target_mha", MODELS / "drafter_mha_rnn"
 RUN = {"steps": 2, "batch": 2, "rate": 0.1}
@@ -98,7 +98,7 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path):
     with folders.claimed(tmp_path / "run"):
         configurations.keep(tmp_path / "run", RUN, "auto")
     log.path(tmp_path / "run").write_text("{}\n")
-    export.write(load_pair("mha_rnn")[1], None, tmp_path / "run" / "head", f"{claims.CARD_BEGINS}---\n")
+    card.write(load_pair("mha_rnn")[1], None, tmp_path / "run" / "head", f"{claims.CARD_BEGINS}---\n")
     folders.check_run(tmp_path / "run", str(tmp_path / "run" / "checkpoints"))
 
 
@@ -125,7 +125,7 @@ def test_an_export_does_not_replace_a_model(refused, model, tmp_path):
 
 def test_an_export_replaces_an_earlier_one_and_no_other_head(refused, model, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    export.write(load_pair("mha_rnn")[1], None, ours, f"{claims.CARD_BEGINS}---\n")
+    card.write(load_pair("mha_rnn")[1], None, ours, f"{claims.CARD_BEGINS}---\n")
     claims.check_head(ours, "--output")
     (ours / "config.json").unlink()  # the export was cut off
     claims.check_head(ours, "--output")

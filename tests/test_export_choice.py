@@ -138,3 +138,38 @@ def test_a_log_with_wrong_values_is_no_traceback(exports, folder, tmp_path):
 def test_a_file_that_is_missing_in_the_scores_is_no_obstacle_to_the_newest(exports, folder, tmp_path):
     os.truncate(folder / "checkpoints" / "2" / "metrics" / "metrics", 0)
     assert exports()[0] == 0 and step_of(tmp_path / "head") == 6
+
+
+def change(folder: pathlib.Path, **settings) -> None:
+    file = folder / "checkpoints" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_an_export_replaces_another_of_the_same_run_and_no_other_runs(exports, folder, tmp_path):
+    head = tmp_path / "head"
+    assert exports()[0] == 0 and step_of(head) == 6
+    change(folder, save_every=7)  # which has no consequence
+    assert exports("--step", 2)[0] == 0 and step_of(head) == 2
+    change(folder, rate=0.5)
+    before = {path: path.read_bytes() for path in head.iterdir()}
+    code, _, err = exports()
+    assert code == 2 and err == f"error: --output: {head} holds a head of another run (another rate); name another folder"
+    assert {path: path.read_bytes() for path in head.iterdir()} == before
+
+
+@pytest.mark.parametrize("kept", ["ab" * 32, None])
+def test_the_head_of_an_earlier_versions_run_is_exported_with_a_note(kept, exports, folder, tmp_path):
+    change(folder, target=kept)
+    code, _, err = exports()
+    assert code == 0 and err.startswith(f"note: {folder} was made by an earlier version, which did not record all of the target's")
+    assert step_of(tmp_path / "head") == 6
+    code, _, err = exports(target=MODELS / "target_gqa")
+    assert code == 2 and err.startswith("error: --target: ") and "does not fit" in err and "\n" not in err
+
+
+@pytest.mark.parametrize("more", [(), ("--step", 2), ("--best",)])
+def test_a_run_that_ended_before_its_first_save_is_one_sentence(more, exports, folder):
+    for step in LOSSES:
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    code, _, err = exports(*more)
+    assert code == 2 and err.startswith(f"error: --run: {folder} has no checkpoint, for it ended before its first save; start")

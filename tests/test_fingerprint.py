@@ -67,6 +67,11 @@ def test_what_decides_nothing_does_not_change_it(model, tmp_path):
     assert fingerprint.fingerprint(None) != before
 
 
+def test_what_an_earlier_version_kept_is_told_apart():
+    assert fingerprint.is_current(fingerprint.fingerprint(None))
+    assert not any(map(fingerprint.is_current, ("ab" * 32, None, 5)))
+
+
 def test_the_files_that_an_index_names_are_the_weights(tmp_path):
     folder = tmp_path / "shards"
     folder.mkdir()

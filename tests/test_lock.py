@@ -11,7 +11,7 @@ import filelock
 import pytest
 
 from infer import generate
-from redrafter_jax import lock
+from redrafter_jax import lock, processes
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
 from train import demo, distill, main
@@ -94,6 +94,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(BadInput, match="--output: the folder .* cannot be made"), lock.folder(path, "--output"):
             pass
+
+
+@pytest.mark.parametrize("command", ["generate", "main"])
+def test_a_lock_that_the_first_process_does_not_get_is_said_to_the_others(command, tmp_path, monkeypatch, capsys):
+    """They would wait for it until it counts as lost."""
+    (tmp_path / "text.txt").write_text("Some words.")
+    run, said = tmp_path / "run", []
+    start, taken, arguments = {
+        "generate": (generate.main, lock.file(run, ""), ["--prompt", "x", "--output", run]),
+        "main": (main.command, lock.folder(run, ""), ["--target", "x", "--text", tmp_path / "text.txt", "--output", run]),
+    }[command]
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "of_first", lambda text: said.append(text) or said[0])
+    with taken:
+        for is_first in (True, False):
+            monkeypatch.setattr(processes, "is_first", lambda is_first=is_first: is_first)
+            assert start(list(map(str, arguments))) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "is being written by another process" in told[0] and told[0] == told[1] == f"error: {json.loads(said[0])}"
+    assert said[1:] == ['""'] and not run.exists()
 
 
 @pytest.mark.parametrize("command", ["generate", "distill", "main", "main --checkpoints", "demo"])

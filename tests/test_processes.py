@@ -233,10 +233,23 @@ def test_parts_are_merged_in_order_or_not_at_all(tmp_path):
     lines.write({"run": runs[3], "index": 3})
     with pytest.raises(BadInput, match="0-of-2:2 belongs to another run"):
         output.merge(path, [*runs[:2], "another", *runs[3:]], shares)
-    output.part(path, 0, 3).touch()  # of an earlier start with three processes
+    output.Lines(output.part(path, 0, 3), runs[:1]).write({"run": runs[0]})  # of an earlier start with three processes
     output.merge(path, runs, shares)
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1, 2, 3, 4]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replies_are_merged_into_the_file_that_a_link_names_and_beside_files_of_others(tmp_path):
+    (tmp_path / "real").mkdir()
+    real, link, merged = tmp_path / "real" / "out.jsonl", tmp_path / "link", tmp_path / "real" / "out.jsonl.merged"
+    real.touch()
+    link.symlink_to(real)
+    merged.write_text("mine")
+    lines = output.Lines(output.part(link, 0, 1), ["run"])
+    lines.write({"run": "run"})
+    output.merge(link, ["run"], [[0]])
+    assert link.is_symlink() and real.read_text() == '{"run": "run"}\n'
+    assert merged.read_text() == "mine" and set((tmp_path / "real").iterdir()) == {real, merged}
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from infer import generate, run
+from infer import generate, output, run
 from redrafter_jax.decode import engine
 from redrafter_jax.errors import BadInput
 from tests.test_fingerprint import flip
 from tests.texts import with_tokenizer
-from train import distill, replies
+from train import distill, main, records, replies
 
 SHORT = ["--max-new-tokens", "3", "--decoding", "autoregressive"]
 REPLY = engine.Reply([5, 6], [False, False], "length", 1, [1], 0.1, 0)
@@ -101,6 +101,58 @@ def test_a_reply_that_ends_in_an_error_is_written_and_said(command, tmp_path):
     assert code == 1 and "3 of 3 replies are in" in told and "2 of 3 replies ended early" in told
 
 
+def test_a_finished_run_removes_its_own_parts_and_no_other_file(command, tmp_path):
+    assert command()[0] == 0
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    ours = {"0-of-2": lines[0], "1-of-2": lines[1][:40]}  # the second was cut off
+    theirs = {"0-of-3": b"notes\n", "1-of-3": b'{"run": "another"}\n', "2-of-3": b"", "3-of-3": b"\xff" * 9}
+    for name, content in {**ours, **theirs}.items():
+        (tmp_path / f"out.jsonl.{name}").write_bytes(content)
+    assert command()[0] == 0
+    assert {path.name.removeprefix("out.jsonl."): path.read_bytes() for path in tmp_path.glob("out.jsonl.*")} == theirs
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[list[int]]:
+    """The batches that were decoded, by the first ids of their prompts."""
+    batches, stream = [], Fake.stream
+
+    def record(self, prompts, *_, **__):
+        batches.append([prompt[0] for prompt in prompts])
+        return stream(self, prompts)
+
+    monkeypatch.setattr(Fake, "stream", record)
+    return batches
+
+
+def test_a_batch_that_was_cut_off_is_decoded_as_it_was(command, tmp_path, asked):
+    ids, path = [(number, 1) for number in range(1, 6)], tmp_path / "out.jsonl"
+    assert command("--batch-size", 2, ids=ids)[0] == 0
+    whole = path.read_text().splitlines(keepends=True)
+    for kept, left in ((1, [[1, 2], [3, 4], [5]]), (2, [[3, 4], [5]]), (5, [])):
+        asked.clear()
+        path.write_text("".join(whole[:kept]))
+        assert command("--batch-size", 2, ids=ids)[0] == 0
+        assert asked == left and path.read_text().splitlines(keepends=True) == whole
+
+
+def test_so_is_a_batch_of_one_of_several_processes(tmp_path, monkeypatch, asked):
+    ids, runs = [[number, 1] for number in range(7)], [f"run {number}" for number in range(7)]
+    for name, value in {"index": 0, "count": 2, "is_first": True, "wait": None}.items():
+        monkeypatch.setattr(run.processes, name, lambda *_, value=value: value)
+    monkeypatch.setattr(output, "merge", lambda *_: None)
+    options = generate.Options(output=tmp_path / "out.jsonl", batch_size=2, prompts="x")
+    part, written = output.part(options.output, 0, 2), []
+    output.Lines(options.output, runs).write({"run": runs[0]})  # the reply to prompt 0 is in the output, others in the part
+    for kept, left in ((0, [[0, 1], [4, 5]]), (2, [[4, 5]]), (3, [])):
+        asked.clear()
+        part.write_text("".join(written[:kept]))
+        lines = output.Lines(options.output, runs)
+        run.share_out(run.Session(options, run.pair.Pair(Fake(), None), None, ids, [0] * 7, runs, lines))
+        written = part.read_text().splitlines(keepends=True)
+        assert asked == left and [json.loads(line)["index"] for line in written] == [1, 4, 5]
+
+
 # What train.distill writes
 
 
@@ -173,6 +225,45 @@ def test_a_reply_that_ends_in_an_error_is_not_written(distilling, tmp_path, monk
     assert code == 2 and told.startswith("error: --target: the target's logits are not finite at prompt 3; nothing of")
     lines = (tmp_path / "own.jsonl").read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1]
+
+
+def test_a_batch_of_which_some_are_done_is_asked_whole(distilling, tmp_path, asked):
+    output = tmp_path / "own.jsonl"
+    assert distilling()[0] == 0
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(lines[:3]))
+    asked.clear()
+    assert distilling()[0] == 0
+    assert [len(batch) for batch in asked] == [2, 2] and output.read_text().splitlines(keepends=True) == lines
+
+
+def test_replies_of_an_earlier_version_are_not_said_to_be_anothers(distilling, tmp_path):
+    assert distilling()[0] == 0
+    settings = tmp_path / "own.jsonl.settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"target": "ab" * 32}))
+    code, told = distilling()
+    assert code == 2 and "(it was begun by an earlier version, which did not record all bytes of the target)" in told
+
+
+def test_an_output_among_the_texts_that_are_read_is_refused(model, tmp_path, capsys):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("Some words.")
+    for command, name in ((distill.command, "own.jsonl"), (main.command, "run")):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(texts)
+        arguments = ["--target", model, "--text", texts, "--output", tmp_path / "link" / name]
+        assert command(list(map(str, arguments))) == 2
+        assert f"{name} lies in {texts}, whose files are read; name a place outside" in capsys.readouterr().err
+        assert [path.name for path in texts.iterdir()] == ["a.txt"]
+
+
+def test_hidden_files_of_a_folder_are_not_read(tmp_path):
+    for name in ("b.txt", ".own.jsonl.lock", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("Some words.")
+    assert records.files([tmp_path]) == [tmp_path / "b.txt"]
+    assert records.files([tmp_path / ".own.jsonl.lock"]) == [tmp_path / ".own.jsonl.lock"]
 
 
 def test_numbers_that_are_no_numbers_are_refused(tmp_path):

@@ -21,7 +21,7 @@ from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter, slim
 from tests.support import MODELS
 from tests.texts import with_tokenizer
-from train import corpus, distill, export, log, main, measure, plot
+from train import card, corpus, distill, export, log, main, measure, plot
 
 ANSWER = '{"token_ids": [1, 2], "prompt_tokens": 1, "number": 0}\n'
 HEAD = str(MODELS / "drafter_mha_rnn")
@@ -88,7 +88,7 @@ def test_a_whole_head_has_what_tensorrt_llms_converter_reads(tmp_path):
     jax.set_mesh(make_mesh())
     target = weights.load_target(MODELS / "target_mha")
     V, D = target.config.vocab_size, target.config.hidden_size
-    export.write(Drafter(jax.random.key(0), slim(V, D)), target, tmp_path, "a card")
+    card.write(Drafter(jax.random.key(0), slim(V, D)), target, tmp_path, "a card")
     config, tensors = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
     names = {"rnn_u.weight", "rnn_u.bias", "rnn_w.weight"} | {f"lm_head.{config['num_draft_layers']}.weight"}
     names |= {f"lm_head.{i}.linear.{part}" for i in range(config["num_draft_layers"]) for part in ("weight", "bias")}
@@ -325,7 +325,7 @@ def test_replies_to_other_prompts_of_another_target_or_with_torn_settings_are_no
     monkeypatch.setattr(distill, "Engine", lambda *_: None)
     monkeypatch.setattr(distill, "answer", lambda options, *_: options.output.write_text(ANSWER))
     assert distill.command(few) == 0 and distill.command(few) == 0
-    assert "all 1 replies are in" in capsys.readouterr().out and not list(tmp_path.glob("*.draft"))
+    assert "all 1 replies are in" in capsys.readouterr().out and not list(tmp_path.glob("*.part"))
     weights_file = tmp_path / "target" / "model.safetensors"
     for file, named in ((tmp_path / "talk.jsonl", "prompts"), (weights_file, "target"), (settings, "broken")):
         before = file.read_bytes()

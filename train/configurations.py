@@ -11,27 +11,30 @@ import typing
 
 from etils import epath
 
-from redrafter_jax import claims
+from redrafter_jax import claims, fingerprint
 from redrafter_jax.errors import BadInput
+from redrafter_jax.whole_files import replacing
 from train.recipe import OF_NO_CONSEQUENCE, Recipe
 
 CONFIGURATION = "config.json"
+CHECKPOINTS, HEAD, LOG = "checkpoints", "head", "log.jsonl"  # what else a run's folder holds
 DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
 NOT_COMPARED = "not_compared"  # what a saved configuration holds beside that which a resumed run has to have again
 
 
 def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
-    """Writes the run's configuration into its folder and beside its checkpoints. Where there are checkpoints already, compares
-    it with theirs before that.
+    """Writes the run's configuration into its folder and beside its checkpoints. Where a run has left checkpoints, or a log or
+    a head in the folder, compares it with that run's before that.
 
     Raises:
-      BadInput: the checkpoints are of another configuration of what decides the weights, or of none that is known, or should
-        not be gone on from.
+      BadInput: they are of another configuration of what decides the weights, or of none that is known, or should not be
+        gone on from; or the run in the folder has its checkpoints elsewhere.
     """
-    saved = epath.Path(checkpoints or folder / "checkpoints")
+    saved = epath.Path(checkpoints or folder / CHECKPOINTS)
+    _check_folder(folder, configuration, saved)
     what, other = ("--checkpoints", "--checkpoints and --output folders") if checkpoints else ("--output", "folder")
     place = checkpoints or folder
-    if _has_checkpoints(saved):
+    if has_checkpoints(saved):
         if resumes == "never":
             raise BadInput(f"{what}: {place} holds a run already; give another {other}, or --resume auto to go on with it")
         before = read(saved)
@@ -40,17 +43,52 @@ def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
                 f"{what}: {place} holds checkpoints without the {CONFIGURATION} of their run;"
                 f" copy it from that run's --output to {saved}, or give another {other}"
             )
-        differences = _differences(_defaults(configuration) | before, configuration)
-        if differences:
-            raise BadInput(f"{what}: {place} holds a run of another configuration: {'; '.join(differences)}; give another {other}")
+        _compare(before, configuration, f"{what}: {place}", f"give another {other}")
     for parent in (saved, epath.Path(folder)):
         parent.mkdir(parents=True, exist_ok=True)
-        draft = parent / "config.tmp"
-        draft.write_text(json.dumps(configuration, indent=1) + "\n")
-        draft.replace(parent / CONFIGURATION)
+        with replacing(parent / CONFIGURATION) as new:
+            new.write_text(json.dumps(configuration, indent=1) + "\n")
 
 
-def _has_checkpoints(saved: epath.Path) -> bool:
+def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) -> None:
+    """Raises BadInput where a run left a log, a head or word of checkpoints elsewhere in its folder, and is another run, or
+    has its checkpoints in another place than ``saved``, which holds none."""
+    before = claims.json_object(folder / CONFIGURATION)
+    if before is None:
+        return
+    place = claims.located(option_of(before, "checkpoints") or folder / CHECKPOINTS)
+    is_elsewhere = place != claims.located(saved)
+    has_left = (folder / LOG).exists() or (folder / HEAD).exists()
+    if not has_left and not (is_elsewhere and ("://" in str(place) or has_checkpoints(place))):
+        return
+    _compare(before, configuration, f"--output: {folder}", "give another folder")
+    if is_elsewhere and not has_checkpoints(saved):
+        raise BadInput(
+            f"--output: {folder} holds a run whose checkpoints are in {place};"
+            " name that folder with --checkpoints to go on with it, or give another --output"
+        )
+
+
+def option_of(configuration: dict, name: str) -> str | None:
+    """An option of a saved configuration that is not compared; None where it was not given, or not kept."""
+    options = configuration.get(NOT_COMPARED)
+    value = options.get(name) if isinstance(options, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _compare(before: dict, now: dict, place: str, instead: str) -> None:
+    """Raises BadInput where a run was begun with another configuration of what decides the weights."""
+    if "target" in now and not fingerprint.is_current(before.get("target")):
+        raise BadInput(
+            f"{place} holds a run that was made by an earlier version, which did not record all of the target's bytes, so it"
+            f" cannot be gone on with; export its head with train.export, or {instead}"
+        )
+    differences = _differences(_defaults(now) | before, now)
+    if differences:
+        raise BadInput(f"{place} holds a run of another configuration: {'; '.join(differences)}; {instead}")
+
+
+def has_checkpoints(saved: epath.Path) -> bool:
     return saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())
 
 

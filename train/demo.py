@@ -26,6 +26,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.mesh import make_mesh
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target
+from redrafter_jax.whole_files import replacing
 from train import data, demo_corpus, distill, figures, pretrain, run, stop, unloop
 from train import recipe as recipes
 from train.demo_options import Options, check
@@ -169,9 +170,8 @@ def own_text(options: Options, target: Target) -> np.ndarray:
         length = options.row_length // 4
         prompts = figures.Prompts(demo_corpus.stream(options, "train"), options.replies, length).cut()
         rows = distill.greedy_rows(target, prompts, options.row_length)
-        with open(file.with_suffix(".tmp"), "wb") as draft:
-            np.save(draft, rows.astype(np.uint16))
-        file.with_suffix(".tmp").replace(file)
+        with replacing(file) as new, open(new, "wb") as opened:
+            np.save(opened, rows.astype(np.uint16))
     rows = demo_corpus.tokens(file)
     if rows.shape[1:] != (options.row_length,):
         raise BadInput(f"--row-length {options.row_length}: {file} has rows of {rows.shape[-1]} tokens; give another --work")

@@ -90,6 +90,7 @@ def main(options: Options) -> None:
       BadInput: whatever is wrong with the options, the target, the head, the prompts or the output file.
     """
     check(options)
+    records.check_outside(options.output, options.conversations or options.text)
     records.files(options.conversations or options.text)
     with lock.file(options.output, "--output"):
         _main(options)
@@ -167,17 +168,19 @@ def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) 
 
 
 def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], done: set[int]) -> None:
-    """Writes the replies to the prompts whose numbers are not ``done``, in their order.
+    """Writes the replies to the prompts whose numbers are not ``done``, in order. A batch of which some are done is decoded
+    whole, for in bfloat16 another batch may give another text.
 
     Raises:
       BadInput: the target's logits are not finite. Nothing of that batch is written.
     """
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
-    left = [(number, prompt) for number, prompt in mine if number not in done]
     bar = tqdm(total=len(mine), initial=len(done), unit="prompt")
     with stop.says_how_to_go_on(options.output), open(options.output, "a") as file, bar:
-        for first in range(0, len(left), options.batch_size):
-            batch = left[first : first + options.batch_size]
+        for batch in (mine[first : first + options.batch_size] for first in range(0, len(mine), options.batch_size)):
+            left = {number for number, _ in batch} - done
+            if not left:
+                continue
             seeds = [options.seed + number for number, _ in batch]
             asked = [prompt for _, prompt in batch]
             answers = list(engine.generate(asked, sampling, limits, seeds, options.batch_size))
@@ -190,9 +193,10 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
             lines = [
                 {"token_ids": prompt + reply.token_ids, "prompt_tokens": len(prompt), "number": number}
                 for (number, prompt), reply in zip(batch, answers, strict=True)
+                if number in left
             ]
             replies.add(file, lines)
-            bar.update(len(batch))
+            bar.update(len(left))
 
 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:

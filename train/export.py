@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import sys
 
 import tyro
@@ -12,8 +11,6 @@ from etils import epath
 from infer.command import run_command
 from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
-
-OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # others that a card's command repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ def main(options: Options) -> None:
     from redrafter_jax import config as configs
     from redrafter_jax.mesh import make_mesh
     from redrafter_jax.model.drafter import Drafter
-    from train import configurations, run
+    from train import card, configurations, run
 
     if options.best and options.step is not None:
         raise BadInput("--best chooses the checkpoint that --step names; give one of them")
@@ -61,10 +58,12 @@ def main(options: Options) -> None:
     configuration = configurations.read(checkpoints) if checkpoints.is_dir() else None
     if configuration is None:
         raise BadInput(f"--run: {options.run} is not the folder of a run of train.main")
+    card.check_own(options.output, configuration, "--output")
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
-    if configuration.get("target") not in (None, fingerprint.fingerprint(options.target)):
+    is_comparable = fingerprint.is_current(configuration.get("target"))
+    if is_comparable and configuration["target"] != fingerprint.fingerprint(options.target):
         raise BadInput(
             f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights"
             " or tokenizer differ; give the folder that train.main was given, as it was then"
@@ -76,11 +75,17 @@ def main(options: Options) -> None:
     jax.set_mesh(make_mesh())
     like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target_config, recipe)))
     step = choose(options, checkpoints, like)
-    write(
+    if not is_comparable:
+        print(
+            f"note: {options.run} was made by an earlier version, which did not record all of the target's bytes; the head fits"
+            f" {options.target}, but whether that is the target it was trained for cannot be told",
+            file=sys.stderr,
+        )
+    card.write(
         checkpoint.restore(checkpoints, step, head=like)["head"],
         weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
-        card(name, configuration, run.last_evaluation(options.run, step), step),
+        card.text(name, configuration, run.last_evaluation(options.run, step), step),
     )
     print(f"the head of step {step} is in {options.output}")
 
@@ -98,7 +103,12 @@ def choose(options: Options, checkpoints: epath.Path, like) -> int:
     from redrafter_jax import checkpoint, damage
 
     steps = damage.steps(checkpoints)
-    if not steps or options.step is not None and options.step not in steps:
+    if not steps:
+        raise BadInput(
+            f"--run: {options.run} has no checkpoint, for it ended before its first save; start the same train.main command"
+            " again, which begins anew"
+        )
+    if options.step is not None and options.step not in steps:
         raise BadInput(f"--step: {options.run} has checkpoints of steps {steps}, not {options.step}")
     losses = held_out_losses(options, checkpoints, steps) if options.best else {}
     wanted = sorted(losses, key=losses.get) if options.best else steps[::-1] if options.step is None else [options.step]
@@ -139,75 +149,6 @@ def held_out_losses(options: Options, checkpoints: epath.Path, steps: list[int])
             " --evaluate-every) or by an earlier version; give --step, or neither for the newest"
         )
     return found
-
-
-def write(head, target, folder: pathlib.Path, text: str) -> None:
-    """Writes the head and its card; as Apple's code can read it where the target is given."""
-    from redrafter_jax import processes, weights
-
-    if processes.is_first():  # the card is written first, since a later export knows by it that the folder is its own
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "README.md").write_text(text)
-    weights.save_drafter(head, folder, target)
-
-
-def card(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
-    """The model card: base model, data, steps, figures, command. Files are named without their folders.
-
-    Args:
-      configuration: as it is saved with the run.
-      figures: of the last evaluation before the checkpoint, with its step.
-      step: of the checkpoint.
-    """
-    from train.configurations import DATA, NOT_COMPARED
-
-    options = configuration.get(NOT_COMPARED)
-    compared = {name: value for name, value in configuration.items() if name != NOT_COMPARED}
-    if options is not None:
-        compared["data"] = ", ".join(_name(path) for kind in DATA for path in options.get(kind, ()))
-    shown = {name: value for name, value in figures.items() if name.startswith("held_out_") and isinstance(value, int | float)}
-    measured = "\n".join(f"| {name.removeprefix('held_out_').replace('_', ' ')} | {value:.3f} |" for name, value in shown.items())
-    settings = "\n".join(f"| {name} | {value} |" for name, value in compared.items())
-    after = f" after {figures['step']} updates" if shown else ""
-    begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
-    return (
-        f"{claims.CARD_BEGINS}tags: [speculative-decoding, redrafter]\n---\n"
-        f"# A ReDrafter head for {target.name}\n\n"
-        "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
-        f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"
-        f"    python -m infer.generate --target {target.name} --drafter THIS_FOLDER --prompt ...\n\n"
-        f"## Figures on held-out examples{after}\n\n| figure | value |\n|---|---|\n"
-        f"{measured or '| none | there was no evaluation |'}\n\n## Training\n\n{step} updates of `train.main`:"
-        f"{begun}| setting | value |\n|---|---|\n{settings}\n"
-    )
-
-
-def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
-    """The command that trained the head, as far as it decides the weights."""
-    from train.configurations import DATA
-    from train.main import Options
-    from train.recipe import OF_NO_CONSEQUENCE, PRESETS, Recipe
-
-    preset = options.get("preset")
-    usual = dataclasses.asdict(PRESETS[preset]() if preset in PRESETS else Recipe())
-    usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *OPTIONS)}
-    given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA}
-    given |= {name: options[name] for name in ("preset", *OPTIONS) if name in options}
-    given |= {name: compared[name] for name in usual if name in compared and name not in OF_NO_CONSEQUENCE}
-    words = ["python", "-m", "train.main", "--target", target.name]
-    for name, value in given.items():
-        option = name.replace("_", "-")
-        if not value and name in DATA or value == usual.get(name):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
-
-
-def _name(path: str) -> str:
-    return pathlib.PurePath(path).name or str(path)
 
 
 def command(arguments: list[str] | None = None) -> int:

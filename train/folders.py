@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from redrafter_jax import claims, lock, processes
+from redrafter_jax import claims, lock, processes, together
 from redrafter_jax.errors import BadInput
-from train.configurations import CONFIGURATION
+from train import card, configurations
+from train.configurations import CHECKPOINTS, CONFIGURATION, HEAD, LOG
 
-DATASETS, HEAD, LOG = "datasets", "head", "log.jsonl"  # what a run's folder holds beside its configuration
+DATASETS = "datasets"
 OF_EVERY_RUN = {"steps", "batch", "rate"}  # options that the configuration of a run of any version holds
 
 
@@ -28,11 +29,7 @@ def claimed(folder: pathlib.Path, checkpoints: str | None = None) -> Iterator[No
     """
     check_run(folder, checkpoints)
     with contextlib.ExitStack() as stack:
-        if processes.is_first():
-            stack.enter_context(lock.folder(folder, "--output"))
-            if checkpoints is None or "://" not in checkpoints:
-                what = "--checkpoints" if checkpoints else "--output"
-                stack.enter_context(lock.folder(pathlib.Path(checkpoints or folder / "checkpoints"), what))
+        together.in_first(lambda: _lock(stack, folder, checkpoints))
         try:
             yield
         except BaseException:
@@ -41,9 +38,17 @@ def claimed(folder: pathlib.Path, checkpoints: str | None = None) -> Iterator[No
             raise
 
 
+def _lock(stack: contextlib.ExitStack, folder: pathlib.Path, checkpoints: str | None) -> None:
+    stack.enter_context(lock.folder(folder, "--output"))
+    if checkpoints is None or "://" not in checkpoints:
+        what = "--checkpoints" if checkpoints else "--output"
+        stack.enter_context(lock.folder(pathlib.Path(checkpoints or folder / CHECKPOINTS), what))
+
+
 def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
     """Raises BadInput where the folders of a run cannot be written or hold what the run would write over: a model, a
-    head that is not in its place, a configuration or a log that is not of `train.main`."""
+    head that is not in its place, a configuration, a log or a head that is not of `train.main`, another run's checkpoints; or
+    where ``checkpoints`` is the folder of a run."""
     claims.check_folder(folder, "--output")
     places: list[tuple[str, epath.PathLike]] = [("--output", folder)]
     if checkpoints:
@@ -55,9 +60,29 @@ def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
         file = epath.Path(place) / CONFIGURATION
         if file.exists() and not _is_of_a_run(claims.json_object(file)):
             raise BadInput(f"{what}: {file} is not of a run of train.main and is kept; name another folder")
-    if (folder / LOG).exists() and not (folder / CONFIGURATION).exists():
-        raise BadInput(f"--output: {folder / LOG} is not of a run of train.main and is kept; name another folder")
+    if checkpoints:
+        _check_no_run(folder, checkpoints)
+    if (folder / CONFIGURATION).exists() and configurations.has_checkpoints(epath.Path(folder)):
+        raise BadInput(f"--output: {folder} is where a run has its checkpoints; name another folder")
     claims.check_head(folder / HEAD, "--output")
+    for file in (folder / LOG, folder / HEAD / card.CARD):
+        if file.exists() and not (folder / CONFIGURATION).exists():
+            raise BadInput(f"--output: {file} is not of a run of train.main and is kept; name another folder")
+
+
+def _check_no_run(folder: pathlib.Path, checkpoints: str) -> None:
+    """Raises BadInput where a folder for checkpoints is a run's own: its configuration would be written over."""
+    place = claims.located(checkpoints)
+    if place == claims.located(folder):
+        raise BadInput(f"--checkpoints: {checkpoints} is --output itself; leave it out, or name a folder for checkpoints alone")
+    holds = [name for name in (LOG, HEAD, CHECKPOINTS) if (place / name).exists()]
+    output = configurations.option_of(claims.json_object(place / CONFIGURATION) or {}, "output")
+    if output is not None and claims.located(output) == place:
+        holds.append(CONFIGURATION)
+    if holds:
+        raise BadInput(
+            f"--checkpoints: {checkpoints} is the --output of a run ({holds[0]}); name a folder for the checkpoints of this run"
+        )
 
 
 def _is_of_a_run(found: dict | None) -> bool:

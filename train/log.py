@@ -15,6 +15,7 @@ from redrafter_jax.chips import CHIPS
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
+from redrafter_jax.whole_files import replacing
 from train.recipe import Recipe
 
 # By the start of the device's name, dense bfloat16 FLOP/s that the makers publish; of TPUs that `infer.fit` knows, `chips`.
@@ -72,9 +73,8 @@ class Log:
 
     def __init__(self, folder: pathlib.Path, recipe: Recipe, first: int, flops_per_step: float):
         kept = [line for line in read(folder) if line["step"] <= first]
-        draft = path(folder).with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        draft.replace(path(folder))
+        with replacing(path(folder)) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.folder, self.recipe, self.first, self.flops = folder, recipe, first, flops_per_step
         self.peak = peak()
 

@@ -1,65 +1,22 @@
 """`python -m train.main`: trains a draft head for a frozen Llama-family target.
 
-Not here: reading files (`records.py`, `examples.py`, `builders.py`), rows (`data.py`), the update (`step.py`), the loop and what it
-reports (`run.py`), the loss (`redrafter_jax/loss.py`).
+Not here: the options (`options.py`), reading files (`records.py`, `examples.py`, `builders.py`), rows (`data.py`), the update
+(`step.py`), the loop and what it reports (`run.py`), the loss (`redrafter_jax/loss.py`).
 """
 
 import argparse
 import dataclasses
 import json
-import pathlib
 import sys
-from typing import Literal
 
 import tyro
 
 from infer.command import run_command
 from redrafter_jax import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.processes import Group
 from train import stop
+from train.options import Options
 from train.recipe import PRESETS, Recipe
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Train a ReDrafter head for a frozen Llama-family target."""
-
-    target: pathlib.Path
-    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
-    conversations: tuple[pathlib.Path, ...] = ()
-    """Files of conversations to train on: ShareGPT, `messages` or Alpaca records, as JSON or JSON Lines."""
-    text: tuple[pathlib.Path, ...] = ()
-    """Text files, or folders of them, to train on."""
-    token_ids: tuple[pathlib.Path, ...] = ()
-    """JSON Lines of token ids, as `train.distill` writes them, to train on."""
-    output: pathlib.Path = pathlib.Path("head-run")
-    """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
-    checkpoints: str | None = None
-    """Folder of the checkpoints of this run alone, one for all processes; it may be gs://BUCKET/FOLDER. By default
-    OUTPUT/checkpoints."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest checkpoint, if there is one; never: refuse where there is one."""
-    held_out: float = 0.02
-    """Share of the examples that is never trained on, for the evaluations."""
-    max_malformed: float = 0.01
-    """Share of the records that may be malformed and are then skipped; beyond it the command fails."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """The target's number format, by default float32 on a CPU and bfloat16 elsewhere; the head trains in float32."""
-    mesh: tuple[int, int] | None = None
-    """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
-    target's size suggest."""
-    shard_target: Literal["model", "data,model"] = "model"
-    """data,model: split the target, the head and the optimizer's state over all devices; weights are gathered as they are
-    used, which takes time and leaves room for a larger target."""
-    profile: str | None = None
-    """Folder, or gs:// path, for a trace by JAX's profiler of a few updates after the first ones, of every process."""
-    config: bool = False
-    """Print the whole configuration and stop."""
-    preset: Literal["demo", "vicuna-7b"] | None = None
-    """A recipe that the options below change."""
-    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe()
-    group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
 def main(options: Options) -> int:
@@ -72,8 +29,9 @@ def main(options: Options) -> int:
     if options.config:
         processes.say(json.dumps(as_json(options), indent=1))
         return 0
-    from train import configurations, folders
+    from train import configurations, folders, records
 
+    records.check_outside(options.output, (*options.conversations, *options.text, *options.token_ids))
     for place, option in ((options.checkpoints, "--checkpoints"), (options.profile, "--profile")):
         if place is not None:
             configurations.check_place(place, option)
@@ -86,9 +44,9 @@ def _train(options: Options) -> int:
 
     from infer import pair
     from redrafter_jax import config as configs
-    from redrafter_jax import fingerprint, hub, memory, weights
+    from redrafter_jax import fingerprint, hub, memory, together, weights
     from redrafter_jax import mesh as meshes
-    from train import builders, configurations, export, footprint, run
+    from train import builders, card, configurations, footprint, run
 
     name = options.target
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
@@ -122,16 +80,14 @@ def _train(options: Options) -> int:
     configuration[configurations.NOT_COMPARED] = {
         name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
     }
-    if processes.is_first():
-        configurations.keep(options.output, configuration, options.resume, options.checkpoints)
-    processes.wait("the configuration")
+    together.in_first(lambda: configurations.keep(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
         head = run.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
     except stop.Stopped as stopped:
         processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
         return stopped.code
-    export.write(head, None, folder, export.card(name, configuration, run.last_evaluation(options.output, steps), steps))
+    card.write(head, None, folder, card.text(name, configuration, run.last_evaluation(options.output, steps), steps))
     processes.say(f"the head is in {folder}")
     return 0
 

@@ -55,7 +55,8 @@ def text_of(path: pathlib.Path) -> str:
 
 
 def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """The files that paths name, and the files in the folders among them, in order of name, less those that are empty.
+    """The files that paths name, and the files in the folders among them, in order of name, less those that are empty and
+    those that are hidden or in a hidden folder.
 
     Raises:
       BadInput: a path is missing, or a folder has no file that is not empty.
@@ -64,11 +65,23 @@ def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     for path in paths:
         if not (path.is_dir() or path.is_file()):
             raise BadInput(f"there is no file or folder {path}")
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and not _is_blank(file)) if path.is_dir() else [path]
+        inside = sorted(file for file in path.rglob("*") if _is_read(file, path)) if path.is_dir() else [path]
         if not inside:
-            raise BadInput(f"there is no file in {path} that is not empty")
+            raise BadInput(f"there is no file in {path} that is neither empty nor hidden")
         found += inside
     return found
+
+
+def check_outside(output: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
+    """Raises BadInput where an output lies in a folder whose files are read: the next start would read it as well."""
+    for path in paths:
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise BadInput(f"--output: {output} lies in {path}, whose files are read; name a place outside")
+
+
+def _is_read(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    is_hidden = any(name.startswith(".") for name in file.relative_to(folder).parts)
+    return not is_hidden and file.is_file() and not _is_blank(file)
 
 
 def _is_blank(file: pathlib.Path) -> bool:

@@ -7,8 +7,9 @@ import json
 import os
 import pathlib
 
-from redrafter_jax import claims
+from redrafter_jax import claims, fingerprint
 from redrafter_jax.errors import BadInput
+from redrafter_jax.whole_files import replacing
 
 FINGERPRINTS = ("prompts", "target", "drafter")  # settings that are hashes of files, whatever these are called
 KNOWN_BY = "prompts"  # every file of settings holds it
@@ -57,10 +58,9 @@ def claim(file: pathlib.Path, wanted: dict) -> None:
       BadInput: it cannot be written.
     """
     settings = settings_file(file)
-    draft = settings.with_name(settings.name + ".draft")
     try:
-        draft.write_text(json.dumps(wanted, indent=1) + "\n")
-        draft.replace(settings)
+        with replacing(settings) as new:
+            new.write_text(json.dumps(wanted, indent=1) + "\n")
         with open(file, "ab+") as opened:
             opened.seek(0)
             opened.truncate(opened.read().rfind(b"\n") + 1)
@@ -98,6 +98,8 @@ def _check_settings(file: pathlib.Path, wanted: dict, is_begun: bool) -> None:
 
 
 def _difference(name: str, was: object, now: object) -> str:
+    if name in ("target", "drafter") and was is not None and not fingerprint.is_current(was):
+        return f"it was begun by an earlier version, which did not record all bytes of the {name}"
     if name in FINGERPRINTS:
         return f"the files of the {name} differ"
     return f"{name} was {json.dumps(was)} and is {json.dumps(now)}"

@@ -12,15 +12,13 @@ def count(replies: Sequence[Reply]) -> int:
     return sum(reply.finish_reason == "error" for reply in replies)
 
 
-def sentence(failed: int, of: int) -> str:
-    """What is said of so many failed replies."""
-    return (
-        f"{failed} of {of} replies ended early, for the target's logits were not finite; check the weights of --target, and --dtype"
-    )
+def sentence(failed: int, of: int, to_check: str = "the weights of --target, and --dtype") -> str:
+    """What is said of so many failed replies; ``to_check``: what may be to blame."""
+    return f"{failed} of {of} replies ended early, for the target's logits were not finite; check {to_check}"
 
 
 def check(replies: Sequence[Reply]) -> None:
     """Raises BadInput where some ended in an error: their speed, their tokens per step and their text say nothing."""
     failed = count(replies)
     if failed:
-        raise BadInput(sentence(failed, len(replies)))
+        raise BadInput(sentence(failed, len(replies), "the target's weights"))

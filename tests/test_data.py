@@ -111,7 +111,7 @@ def test_empty_files_in_a_folder_are_passed_over_and_those_named_are_malformed(t
     with pytest.raises(BadInput, match="__init__.py: is empty"):
         list(examples.text(records.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
     (tmp_path / "one.py").unlink()
-    with pytest.raises(BadInput, match="not empty"):
+    with pytest.raises(BadInput, match="neither empty nor hidden"):
         records.files([tmp_path])
 
 

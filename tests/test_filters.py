@@ -4,6 +4,7 @@ import functools
 import re
 
 import jax
+import jax.extend.core
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -73,7 +74,7 @@ def loops(jaxpr, size: int, branches: int = 0) -> list[int]:
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("while", "scan") and any(size in var.aval.shape for var in equation.invars):
             found.append(branches)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             found += loops(inner, size, branches + (equation.primitive.name == "cond"))
     return found
 

@@ -31,8 +31,8 @@ def programs(models, platform: str):
     state = jax.eval_shape(lambda: support.started(target, [[1, 2, 3]], 8, SHAPE.length))
     given = (put([[1] * 300]), put([300]), put([8]), jnp.array([-1]), support.policy(1))
     bucket = loop.prefill.Bucket(512, 8, SHAPE.length)
-    hidden = jnp.zeros((1, 8, target.config.hidden_size), target.norm[...].dtype)
-    tokens = put([[1, 2, 3, 4, 5, 6, 7, 8]])
+    hidden = jnp.zeros((2, 8, target.config.hidden_size), target.norm[...].dtype)
+    tokens = put([[1, 2, 3, 4, 5, 6, 7, 8]] * 2)
 
     def train(drafter):
         return loss.draft_loss(drafter, target, tokens, tokens, put(hidden), loss.LossConfig(3, 0.5))[0]
@@ -59,8 +59,8 @@ def test_bfloat16_is_multiplied_as_it_is(mha):
 
 def test_training_multiplies_the_target_exactly_and_the_heads_weights_as_the_device_does(mha):
     target, drafter = mha
-    tokens = put(np.arange(16)[None])
-    batch = Batch(tokens, tokens, put(np.ones((1, 16), int)), tokens)
+    tokens = put(np.arange(32).reshape(2, 16))
+    batch = Batch(tokens, tokens, put(np.ones((2, 16), int)), tokens)
     config, schedule = loss.LossConfig(3, 0.5), step.Schedule(10)
     state = jax.eval_shape(lambda: step.start(jax.random.key(0), drafter.config, schedule))
     update = jax.jit(functools.partial(step.step, schedule=schedule, config=config))

@@ -90,25 +90,32 @@ def draft_loss(
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
     for i in range(config.positions):
-        read_BT = jnp.roll(tokens_BT, -1 - i, axis=1) if paths_BTK is None else paths_BTK[:, :, i]
+        read_BT = _shifted(tokens_BT, -1 - i) if paths_BTK is None else paths_BTK[:, :, i]
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(read_BT)))
-        exits.append(jnp.roll(drafter.exit(context, state_BTD), i, axis=1))
+        exits.append(_shifted(drafter.exit(context, state_BTD), i))
         inside_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]) < T - 2 - i, tokens_BT.shape)
         if segments_BT is not None:
-            inside_BT &= segments_BT == jnp.roll(segments_BT, -2 - i, axis=1)
-        label_BT = jnp.where(inside_BT, jnp.roll(labels_BT, -2 - i, axis=1), IGNORED)
+            inside_BT &= segments_BT == _shifted(segments_BT, -2 - i)
+        label_BT = jnp.where(inside_BT, _shifted(labels_BT, -2 - i), IGNORED)
         if paths_BTK is not None:
             label_BT = jnp.where(label_BT == IGNORED, IGNORED, paths_BTK[:, :, i + 1])
-        labels.append(jnp.roll(_in_draft_vocabulary(drafter, label_BT), i, axis=1))
+        labels.append(_shifted(_in_draft_vocabulary(drafter, label_BT), i))
     labels_BKT = jnp.stack(labels, axis=1)
     scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED, labels_BKT >= 0))
     hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
     soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
     own_EV = None if drafter.lm_head is None else laid(drafter.lm_head, COLUMNS)
     of_target = drafter.drafted(laid(target.lm_head, COLUMNS))
-    given = (tuple(exits), labels_BKT, jnp.roll(hidden_BTD, -1, axis=1), of_target, (hard_K, soft_K))
+    given = (tuple(exits), labels_BKT, _shifted(hidden_BTD, -1), of_target, (hard_K, soft_K))
     total, (loss_K, hits_KR) = _score(dataclasses.replace(config, chunk=chunk), own_EV, *given)
     return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K, inside_K)
+
+
+def _shifted(x_BT: jax.Array, by: int) -> jax.Array:
+    """`jnp.roll` along the text, ``[B, T, ...]``. Of a single row, a part of a single place would lose its split axis."""
+    cut = -by % x_BT.shape[1]
+    parts = (jax.sharding.reshard(part, jax.typeof(x_BT).sharding.spec) for part in (x_BT[:, cut:], x_BT[:, :cut]))
+    return jnp.concatenate(list(parts), axis=1)
 
 
 def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> int:

@@ -30,7 +30,7 @@ class Comparison:
         runs = f"{plain.prefills // max(len(self.replies), 1)} runs of each, in turn; compiling is not counted"
         return "\n".join([
             f"tokens          {same}",
-            f"speculative     {fast.speed:.1f} tokens/s, {fast.yield_}",
+            f"speculative     {fast.speed:.1f} tokens/s, {fast.tokens_per_step_in_words}",
             f"autoregressive  {plain.speed:.1f} tokens/s",
             f"ratio           {fast.speed / plain.speed:.2f} ({runs})",
         ])  # fmt: skip

@@ -115,13 +115,13 @@ class Totals:
         return tokens_per_step(self.tokens, self.prefills - self.failed_prefills, self.rounds)
 
     @property
-    def yield_(self) -> str:
+    def tokens_per_step_in_words(self) -> str:
         """Tokens per step, in words."""
         return f"{self.tokens_per_step:.2f} tokens per step (the +1 is counted)" if self.rounds else "no step was needed"
 
     def __str__(self) -> str:
         return (
             f"{self.tokens} tokens in {self.rounds} target passes (+ {self.prefills} to read the prompt):"
-            f" {self.yield_}, {self.speed:.1f} tokens/s,"
+            f" {self.tokens_per_step_in_words}, {self.speed:.1f} tokens/s,"
             f" first token after {self.first_token_seconds:.3f} s; compiling took {self.compile_seconds:.1f} s more"
         )

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from infer import folders, prompts, terminal
-from redrafter_jax import config, hub, memory, weights
-from redrafter_jax import mesh as meshes
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.request import (
@@ -26,8 +24,11 @@ from redrafter_jax.decode.request import (
     wrong_number,
     wrong_rule,
 )
+from redrafter_jax.devices import memory
+from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.fields import shown
+from redrafter_jax.files import config, hub, weights
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig

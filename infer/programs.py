@@ -55,7 +55,7 @@ def _complete(folder: pathlib.Path) -> None:
 
 def check_cache(folder: pathlib.Path) -> None:
     """Raises BadInput where a folder holds anything but compiled programs, as JAX and XLA name their files, and what
-    `redrafter_jax.fingerprint` remembers."""
+    `redrafter_jax.files.fingerprint` remembers."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in names if not OF_A_CACHE.fullmatch(name)]
     if foreign:

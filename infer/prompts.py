@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 
 from infer import templates
-from redrafter_jax import json_files
 from redrafter_jax.decode.request import check_prompt
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import json_files
 
 KINDS = ("prompt", "messages", "token_ids")
 BYTE_ORDER_MARK = "\ufeff"  # some editors begin a file with it; it is no part of the text

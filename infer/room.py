@@ -1,9 +1,9 @@
 """Whether there is memory for a pair and the cache of its batches, once the prompts are known and before any weight is read."""
 
 from infer import pair
-from redrafter_jax import memory
 from redrafter_jax.decode import prefill
-from redrafter_jax.mesh import Load
+from redrafter_jax.devices import memory
+from redrafter_jax.devices.mesh import Load
 
 
 def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> None:

@@ -21,10 +21,10 @@ _PUBLIC = {
     "Sampling": "decode.request",
     "Shape": "decode.loop",
     "BadInput": "errors",
-    "make_mesh": "mesh",
-    "load_drafter": "weights",
-    "load_target": "weights",
-    "save_drafter": "weights",
+    "make_mesh": "devices.mesh",
+    "load_drafter": "files.weights",
+    "load_target": "files.weights",
+    "save_drafter": "files.weights",
 }
 __all__ = list(_PUBLIC)
 

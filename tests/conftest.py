@@ -12,8 +12,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from redrafter_jax import fingerprint
-from redrafter_jax.mesh import make_mesh
+from redrafter_jax.devices.mesh import make_mesh
+from redrafter_jax.files import fingerprint
 from tests import support
 
 jax.set_mesh(make_mesh())

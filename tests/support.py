@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
-from redrafter_jax import weights
 from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.files import weights
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODELS = GOLDEN / "models"

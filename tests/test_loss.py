@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redrafter_jax import loss, weights
-from redrafter_jax.mesh import make_mesh
+from redrafter_jax import loss
+from redrafter_jax.devices.mesh import make_mesh
+from redrafter_jax.files import weights
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import MODELS, golden, put
-from train import data, figures, step
-from train import evaluate as evaluate_
+from train import figures
+from train.data import rows as data
+from train.run import evaluation as evaluate_
+from train.run import step
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -22,13 +22,15 @@ import tyro
 from jax.sharding import PartitionSpec as P
 
 from infer.command import run_command
-from redrafter_jax import loss, processes, weights
+from redrafter_jax import loss
+from redrafter_jax.devices import processes
+from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
-from redrafter_jax.mesh import make_mesh
+from redrafter_jax.files import weights
 from redrafter_jax.model import drafter as heads
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target, TargetConfig
-from train import data
+from train.data import rows as data
 
 FORMS = ("ours", "straightforward", "torch")
 TOLERANCE = 2e-3  # of the loss and of each gradient's norm, relative

@@ -17,17 +17,20 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from infer import checks, failures, pair
+from infer import failures, pair
 from infer.command import run_command
-from redrafter_jax import config, fingerprint, hub, lock, memory, mesh, weights
+from infer.generate import checks
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.request import MAX_NODES, MAX_SEED, require, wrong_number
+from redrafter_jax.devices import memory, mesh
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import config, fingerprint, hub, lock, weights
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
-from train import builders, questions, records, replies, stop
+from train.data import datasets, questions, records, replies
+from train.run import stop
 
 BATCH = 64
 MOST_TOKENS = 10**7  # of a prompt, and from one to the next
@@ -108,7 +111,7 @@ def _main(options: Options) -> None:
     shape, why = mesh.settle(load, options.mesh, together=True)
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
-    tokenizer = builders.tokenizer(str(options.target))
+    tokenizer = datasets.tokenizer(str(options.target))
     stops = config.stop_ids(options.target, tokenizer)
     pieces = questions.Pieces(options.prompt_tokens, options.stride)
     vocabulary_size = target_config.vocab_size
@@ -202,7 +205,7 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:
     """All that decides the replies, as JSON holds it: options, the ids that end one, the mesh, what is in the files."""
     kind = "conversations" if options.conversations else "text"
-    data = builders.Source(kind, options.conversations or options.text, str(options.target))
+    data = datasets.Source(kind, options.conversations or options.text, str(options.target))
     settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in FILES}
     settings |= {
         "eos_token_id": sorted(stops),

@@ -9,8 +9,8 @@ import tyro
 from etils import epath
 
 from infer.command import run_command
-from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import claims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,14 @@ def main(options: Options) -> None:
     import jax
 
     from infer import pair
-    from redrafter_jax import checkpoint, fingerprint, hub, memory, weights
-    from redrafter_jax import config as configs
-    from redrafter_jax.mesh import make_mesh
+    from redrafter_jax.devices import memory
+    from redrafter_jax.devices.mesh import make_mesh
+    from redrafter_jax.files import checkpoint, fingerprint, hub, weights
+    from redrafter_jax.files import config as configs
     from redrafter_jax.model.drafter import Drafter
-    from train import card, configurations, run
+    from train.run import card
+    from train.run import configuration as configurations
+    from train.run import loop as run
 
     if options.best and options.step is not None:
         raise BadInput("--best chooses the checkpoint that --step names; give one of them")
@@ -100,7 +103,7 @@ def choose(options: Options, checkpoints: epath.Path, like) -> int:
     Raises:
       BadInput: there is no such step, it cannot be read, there were no evaluations, or the head is of another target.
     """
-    from redrafter_jax import checkpoint, damage
+    from redrafter_jax.files import checkpoint, damage
 
     steps = damage.steps(checkpoints)
     if not steps:
@@ -135,8 +138,8 @@ def held_out_losses(options: Options, checkpoints: epath.Path, steps: list[int])
     Raises:
       BadInput: none has.
     """
-    from redrafter_jax import damage
-    from train import run
+    from redrafter_jax.files import damage
+    from train.run import loop as run
 
     found = {}
     for step in steps:

@@ -1,7 +1,7 @@
 """`python -m train.fit`: does a training step of a head fit on a TPU slice, and what would it cost, before the slice is rented.
 
 The TPU compiler compiles the step for the slice on this machine; no weight is allocated and nothing runs. All times are
-estimates. Not here: the step (`step.py`), the compiler (`redrafter_jax/compile_only.py`).
+estimates. Not here: the step (`step.py`), the compiler (`redrafter_jax/slices/compiler.py`).
 """
 
 import dataclasses
@@ -79,15 +79,15 @@ def _main(arguments: list[str] | None) -> None:
 
 def run(options: Options) -> dict:
     """Compiles, and prints unless JSON is wanted; returns the whole report."""
-    from redrafter_jax import slices
-    from train import run
+    from redrafter_jax.slices import topology as slices
+    from train.run import loop
 
     recipe = _recipe(options)
     target = slices.target_config(options.model)
     if recipe.row_length > target.max_position_embeddings:
         longest = target.max_position_embeddings
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
-    meshes, left_out = slices.meshes(options.mesh, options.topology, target, run.head_config(target, recipe))
+    meshes, left_out = slices.meshes(options.mesh, options.topology, target, loop.head_config(target, recipe))
     slice_ = slices.slice_of(options.topology)
     left_out += slices.untaken(options.batch, meshes).values()
     chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
@@ -136,7 +136,7 @@ def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dic
 
 def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool) -> dict:
     """One mesh and batch as a row of the table; bytes and operations of one chip, times in seconds."""
-    from redrafter_jax import compile_only
+    from redrafter_jax.slices import compiler
 
     facts = {"mesh": list(mesh), "batch": batch}
 
@@ -144,16 +144,16 @@ def row(slice_, target, options: Options, recipe, mesh, batch: int, whole: bool)
         return compile_step(slice_, dataclasses.replace(target, num_hidden_layers=layers), options, recipe, mesh, batch)
 
     try:
-        program = compile_only.at_depth(of_depth, target.num_hidden_layers, whole)
-    except compile_only.DoesNotFit as refused:
+        program = compiler.at_depth(of_depth, target.num_hidden_layers, whole)
+    except compiler.DoesNotFit as refused:
         return facts | {"held": refused.bytes, "fits": False, "whole": refused.bytes is not None}
-    except compile_only.CompilerFailed as failed:
+    except compiler.CompilerFailed as failed:
         return facts | {"held": None, "fits": False, "whole": whole, "failed": str(failed)}
     flops = _flops(slice_, target, options, recipe, mesh, batch)
     seconds = max(program.seconds(slice_.chip), flops / slice_.chip.peak)
     return facts | {
         "held": program.held,
-        "fits": compile_only.fits(program.held, slice_.chip),
+        "fits": compiler.fits(program.held, slice_.chip),
         "whole": program.whole,
         "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
         "flops_by_hand": flops,
@@ -178,15 +178,15 @@ def compile_step(slice_, target, options: Options, recipe, mesh, batch: int):
     """
     import jax
 
-    from redrafter_jax import compile_only
     from redrafter_jax.loss import LossConfig
-    from train import run, step
+    from redrafter_jax.slices import compiler
+    from train.run import loop, step
 
     with jax.set_mesh(slice_.mesh(*mesh)):
         frozen, state, rows = _arrays(target, options, recipe, batch)
         config = LossConfig(recipe.positions, recipe.distill_weight)
-        update = functools.partial(step.step, schedule=run.schedule(recipe), config=config, labels=recipe.labels)
-        return compile_only.compile_program(jax.jit(update, donate_argnums=0), state, frozen, rows)
+        update = functools.partial(step.step, schedule=loop.schedule(recipe), config=config, labels=recipe.labels)
+        return compiler.compile_program(jax.jit(update, donate_argnums=0), state, frozen, rows)
 
 
 def _arrays(target, options: Options, recipe, batch: int) -> tuple:
@@ -194,15 +194,15 @@ def _arrays(target, options: Options, recipe, batch: int) -> tuple:
     import jax
     import jax.numpy as jnp
 
-    from redrafter_jax import compile_only
-    from train import run, step
-    from train.data import Batch
+    from redrafter_jax.slices import compiler
+    from train.data.rows import Batch
+    from train.run import loop, step
 
     spread = options.shard_target == "data,model"
-    frozen = compile_only.target(target, options.dtype, spread)
-    start = functools.partial(step.start, config=run.head_config(target, recipe), schedule=run.schedule(recipe), spread=spread)
+    frozen = compiler.target(target, options.dtype, spread)
+    start = functools.partial(step.start, config=loop.head_config(target, recipe), schedule=loop.schedule(recipe), spread=spread)
     state = jax.eval_shape(lambda: start(jax.random.key(0)))
-    tokens = compile_only.abstract((batch, options.row_length), jnp.int32, jax.P("data", None))
+    tokens = compiler.abstract((batch, options.row_length), jnp.int32, jax.P("data", None))
     return frozen, state, Batch(tokens, tokens, tokens, tokens)
 
 
@@ -210,7 +210,7 @@ def _flops(slice_, target, options: Options, recipe, mesh, batch: int) -> float:
     """Operations that the mathematics of a step needs, on one chip (`log.flops`; attention is not counted)."""
     import jax
 
-    from train import log
+    from train.run import log
 
     with jax.set_mesh(slice_.mesh(*mesh)):
         frozen, state, _ = _arrays(target, options, recipe, batch)
@@ -220,7 +220,7 @@ def _flops(slice_, target, options: Options, recipe, mesh, batch: int) -> float:
 
 
 def _recipe(options: Options):
-    from train.recipe import Recipe
+    from train.run.recipe import Recipe
 
     if not options.batch or any(not 1 <= rows <= 65536 for rows in options.batch):
         raise BadInput(f"--batch should be from 1 to 65536, not {' '.join(map(str, options.batch)) or 'nothing'}")

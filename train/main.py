@@ -12,11 +12,11 @@ import sys
 import tyro
 
 from infer.command import run_command
-from redrafter_jax import processes
+from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from train import stop
-from train.options import Options
-from train.recipe import PRESETS, Recipe
+from train.run import stop
+from train.run.options import Options
+from train.run.recipe import PRESETS, Recipe
 
 
 def main(options: Options) -> int:
@@ -29,7 +29,9 @@ def main(options: Options) -> int:
     if options.config:
         processes.say(json.dumps(as_json(options), indent=1))
         return 0
-    from train import configurations, folders, records
+    from train.data import records
+    from train.run import configuration as configurations
+    from train.run import folders
 
     records.check_outside(options.output, (*options.conversations, *options.text, *options.token_ids))
     for place, option in ((options.checkpoints, "--checkpoints"), (options.profile, "--profile")):
@@ -43,10 +45,13 @@ def _train(options: Options) -> int:
     import jax
 
     from infer import pair
-    from redrafter_jax import config as configs
-    from redrafter_jax import fingerprint, hub, memory, together, weights
-    from redrafter_jax import mesh as meshes
-    from train import builders, card, configurations, footprint, run
+    from redrafter_jax.devices import memory, together
+    from redrafter_jax.devices import mesh as meshes
+    from redrafter_jax.files import config as configs
+    from redrafter_jax.files import fingerprint, hub, weights
+    from train.data import datasets
+    from train.run import card, footprint, loop
+    from train.run import configuration as configurations
 
     name = options.target
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
@@ -61,8 +66,8 @@ def _train(options: Options) -> int:
     memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
     footprint.check(load, options.recipe, mesh)
     jax.set_mesh(meshes.make_mesh(*mesh))
-    parts = [builders.build(source, options.output / "datasets") for source in sources(options)]
-    rows, held_out = builders.join(parts, "train"), builders.join(parts, "validation")
+    parts = [datasets.build(source, options.output / "datasets") for source in sources(options)]
+    rows, held_out = datasets.join(parts, "train"), datasets.join(parts, "validation")
     if rows is None:
         raise BadInput(f"--held-out {options.held_out} leaves no example to train on; give a smaller share, or more data")
     if held_out is None and options.recipe.evaluate_every > 0:
@@ -83,11 +88,11 @@ def _train(options: Options) -> int:
     together.in_first(lambda: configurations.keep(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
-        head = run.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
+        head = loop.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
     except stop.Stopped as stopped:
         processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
         return stopped.code
-    card.write(head, None, folder, card.text(name, configuration, run.last_evaluation(options.output, steps), steps))
+    card.write(head, None, folder, card.text(name, configuration, loop.last_evaluation(options.output, steps), steps))
     processes.say(f"the head is in {folder}")
     return 0
 
@@ -104,17 +109,17 @@ def check(options: Options) -> None:
 
 
 def load_of(options: Options, target):
-    """What a mesh has to carry (`redrafter_jax.mesh.Load`) in a run with this target (a `TargetConfig`): its weights; the
+    """What a mesh has to carry (`redrafter_jax.devices.mesh.Load`) in a run with this target (a `TargetConfig`): its weights; the
     head's, their gradients and both moments in float32; the rows that are read at a time.
 
     Raises:
       BadInput: see `run.head_config`.
     """
-    from redrafter_jax import mesh as meshes
-    from train import run
+    from redrafter_jax.devices import mesh as meshes
+    from train.run import loop
 
     recipe = options.recipe
-    head = run.head_config(target, recipe)
+    head = loop.head_config(target, recipe)
     size = meshes.bytes_of_target(target, 2 if options.dtype == "bfloat16" else 4) + meshes.bytes_of_head(head, 4 * 4)
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
@@ -129,7 +134,7 @@ def smaller(options: Options, target) -> dict:
 
 def sources(options: Options) -> list:
     """What the datasets are made of."""
-    from train.builders import Source
+    from train.data.datasets import Source
 
     kinds = ("conversations", "text", "token_ids")
     common = (str(options.target), options.held_out, options.max_malformed)

@@ -11,7 +11,7 @@ import sys
 
 import tyro
 
-from infer.benchmark import beam
+from infer.benchmark.__main__ import beam
 from infer.command import run_command
 from redrafter_jax.errors import BadInput
 
@@ -61,9 +61,10 @@ def main(options: Options) -> None:
     import jax
     import numpy as np
 
-    from redrafter_jax import hub, weights
-    from redrafter_jax.mesh import make_mesh
-    from train import builders, examples, figures, records
+    from redrafter_jax.devices.mesh import make_mesh
+    from redrafter_jax.files import hub, weights
+    from train import figures
+    from train.data import datasets, examples, records
 
     jax.set_mesh(make_mesh())
     files = records.files(options.text)
@@ -78,7 +79,7 @@ def main(options: Options) -> None:
         )
     for folder in options.drafter:
         configs.check_pair(target_config, configs.drafter_config(configs.read_json(folder, "--drafter"), "--drafter"), "--drafter")
-    tokenizer = builders.tokenizer(str(options.target))
+    tokenizer = datasets.tokenizer(str(options.target))
     skips = examples.Skips(1.0)
     read = list(examples.known(examples.text(files, tokenizer, skips), target_config.vocab_size))
     if skips.skipped:
@@ -111,8 +112,8 @@ def main(options: Options) -> None:
 def check_memory(options: Options, target, length: int) -> None:
     """Raises BadInput for a target (a `TargetConfig`) that does not fit in memory with the cache of a batch of contexts."""
     from infer import pair
-    from redrafter_jax import memory
     from redrafter_jax.decode import prefill
+    from redrafter_jax.devices import memory
     from train import figures
 
     slots = prefill.bucket(PROMPT, options.new_tokens, length).slots

@@ -8,8 +8,8 @@ import sys
 import tyro
 
 from infer.command import run_command
-from redrafter_jax import claims
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import claims
 
 SOFTWARE = "redrafter_jax train.plot"  # as a picture names it
 
@@ -30,7 +30,7 @@ def main(options: Options) -> None:
     Raises:
       BadInput: a folder holds no run, or the picture cannot be drawn or written.
     """
-    from train import log
+    from train.run import log
 
     if not options.run:
         raise BadInput("give at least one --run")

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from redrafter_jax import processes
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.reply import Progress, Reply
@@ -32,6 +31,7 @@ from redrafter_jax.decode.request import (
     require,
     wrong_number,
 )
+from redrafter_jax.devices import processes
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target

@@ -1,7 +1,7 @@
 """What a request may ask for: how to sample, how long a reply may be, prompts and seeds; and how large a round may be.
 
 One table of ranges and one sentence for each mistake, for the commands (which put the option's name before it) and for
-Python alike. Nothing here starts JAX. Not here: which options exclude each other (`infer/checks.py`).
+Python alike. Nothing here starts JAX. Not here: which options exclude each other (`infer/generate/checks.py`).
 """
 
 import dataclasses

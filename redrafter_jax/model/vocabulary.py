@@ -1,7 +1,7 @@
 """Draft vocabularies: what is made of a head that has one. Training leaves its table alone; decoding wants its columns at
 hand; other programs want the whole vocabulary.
 
-Not here: which tokens to take (`train/data.py`), the lookups of a round (`drafter.py`).
+Not here: which tokens to take (`train/data/rows.py`), the lookups of a round (`drafter.py`).
 """
 
 import dataclasses

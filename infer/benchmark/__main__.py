@@ -1,0 +1,228 @@
+"""`python -m infer.benchmark`: how much faster speculative decoding is than plain decoding, per beam shape, and why.
+
+Everything is timed in turn in one process, and medians are reported. Not here: timing (`measure.py`), random pairs
+(`synthetic.py`), the table and the plot (`tables.py`).
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+from typing import Literal
+
+import tyro
+
+from infer.command import run_command
+from infer.generate import checks
+from redrafter_jax.decode.request import DRAFT_TOP_K
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import claims
+
+COMMAND = "python -m infer.benchmark"
+SOFTWARE = "redrafter_jax infer.benchmark"  # as a picture names it
+CPU_BEAMS = ("1x2", "1x3", "1x4", "2x2", "2x3", "4x4", "8x5")
+ACCELERATOR_BEAMS = ("1x4", "4x4", "8x5", "16x4", "45x4")
+RANGES = {
+    "repeats": (1, 1000),
+    "batch_size": (1, 4096),
+    "max_new_tokens": (3, 10**6),
+    "prompt_length": (1, 10**6),
+    "prompt_count": (1, 1000),
+    "draft_top_k": checks.RANGES["draft_top_k"],
+    "top_k": checks.RANGES["top_k"],
+}
+Shapes = Literal[
+    "demo", "llama-7b", "llama-13b", "llama-33b", "llama-3.1-8b", "llama-3.1-70b", "smollm-135m", "smollm-360m", "qwen3-0.6b"
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure speculative against plain decoding. Without options: the embedded pair and its twenty prompts."""
+
+    target: str | None = None
+    """Folder or hub name of the target; the embedded one if not given."""
+    drafter: str | None = None
+    """Folder or hub name of its draft head."""
+    shape: Shapes | None = None
+    """Instead of a pair on disk: random weights of this shape, and SYNTHETIC ACCEPTANCE (drafts right as often as asked for)."""
+    layers: int | None = None
+    """With --shape: fewer layers than it has, to fit a small device; the report says so."""
+    head: Literal["slim", "full"] | None = None
+    """Which of the embedded heads, or which random one; by default what suits the device."""
+    head_vocab: int = 0
+    """With --shape: tokens that the random head can draft; 0: all of the target's."""
+    rates: tuple[float, ...] = ()
+    """With --shape: the probability that the draft is right at depth 1, 2, ...; the last one goes for all deeper ones."""
+    tokens_per_step: float = 4.2
+    """With --shape and without --rates: the same probability at every depth, such that this comes out."""
+    beams: tuple[str, ...] = ()
+    """Beam shapes WxL to measure, such as 1x3 4x4; by default some that suit the device."""
+    node_budget: int = 0
+    """Nodes that the target scores per pass at most, the root included; 0: all."""
+    tree: Literal["search", "beams"] = "search"
+    """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
+    draft_top_k: int = DRAFT_TOP_K
+    """Cut each draft distribution to its k likeliest tokens, or W if that is more; 0 is off."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 is off."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability; 1 is off."""
+    acceptance: Literal["coupled", "independent", "typical"] = "coupled"
+    """As in infer.generate."""
+    prompts: str | None = None
+    """JSONL file of prompts, as in infer.generate; by default the embedded pair's own, or random ids with --shape."""
+    prompt_length: int = 64
+    """With --shape: tokens of each random prompt."""
+    prompt_count: int = 1
+    """With --shape: random prompts per row of a batch."""
+    max_new_tokens: int = 128
+    """New tokens per prompt."""
+    batch_size: int = 1
+    """Prompts decoded together."""
+    repeats: int = 3
+    """Times that everything is timed; medians are reported."""
+    nodes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Numbers of nodes N for which a pass of the target is timed without any drafting."""
+    against_transformers: bool = False
+    """Time transformers.generate (torch) on the same weights too: greedy, one prompt at a time."""
+    bandwidth: float = 0.0
+    """Memory bandwidth of the device in GB/s, to compare the plain loop with; 0: with what a sum over all weights reaches."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose."""
+    output: pathlib.Path | None = None
+    """JSON file for the whole report."""
+    plot: pathlib.Path | None = None
+    """PNG file for a plot of speed-up and tokens per step over W and L."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> None:
+    options = tyro.cli(Options, args=arguments, prog="python -m infer.benchmark", config=(tyro.conf.FlagCreatePairsOff,))
+    _check(options)
+    _write(run(options), options)
+
+
+def _write(report: dict, options: Options) -> None:
+    if options.output is not None:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot is not None:
+        from infer.benchmark import report as tables
+
+        tables.plot(report, options.plot, SOFTWARE)
+
+
+def _check(options: Options) -> None:
+    for name, (low, high) in RANGES.items():
+        checks.within(options, name, low, high)
+    if options.node_budget and options.node_budget < 2:
+        raise BadInput(f"--node-budget should be 0 (all) or from 2 up, not {options.node_budget}")
+    if any(not 0 <= rate <= 1 for rate in options.rates):
+        raise BadInput(f"--rates should be from 0 to 1, not {' '.join(map(str, options.rates))}")
+    if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
+        raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
+    checks.temperature(options.temperature)
+    checks.top_p(options.top_p)
+    if options.bandwidth < 0 or options.bandwidth != options.bandwidth:
+        raise BadInput(f"--bandwidth should be in GB/s, or 0, not {options.bandwidth}")
+    for text in options.beams:
+        beam(text)
+    if options.shape is None and (options.rates or options.layers is not None or options.head_vocab):
+        raise BadInput("--rates, --layers and --head-vocab go with --shape: real weights have their own layers, head and drafts")
+    if options.shape is not None and (options.target or options.drafter or options.prompts):
+        raise BadInput("--shape has random weights and prompts; leave out --target, --drafter and --prompts")
+    if options.shape is not None and options.against_transformers:
+        raise BadInput("--against-transformers needs weights on disk; leave out --shape")
+    if options.target is not None and options.drafter is None:
+        raise BadInput("--drafter is missing: name the head for --target")
+    if not 1 <= options.tokens_per_step <= 65:
+        raise BadInput(f"--tokens-per-step should be from 1 (nothing accepted) to 65, not {options.tokens_per_step}")
+    if options.layers is not None and options.layers < 1:
+        raise BadInput(f"--layers should be 1 or more, not {options.layers}")
+    if options.output is not None:
+        claims.check_replaceable(options.output, "--output", _is_report, "a report of infer.benchmark")
+    if options.plot is not None:
+        claims.check_picture(options.plot, "--plot", SOFTWARE)
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise BadInput("--plot needs matplotlib; install requirements-dev.txt")
+
+
+def _is_report(beginning: bytes) -> bool:
+    """Whether a file that begins so was written by `_write`: the command stands first in a report (`run`)."""
+    return b" ".join(beginning.split()).startswith(f'{{ "command": "{COMMAND}'.encode())
+
+
+def beam(text: str) -> tuple[int, int]:
+    """W and L of a `--beams` value.
+
+    Raises:
+      BadInput: it is not of the form WxL, or out of range.
+    """
+    width, cross, length = text.partition("x")
+    if not (cross and width.isdecimal() and length.isdecimal() and 1 <= int(width) <= 1024 and 1 <= int(length) <= 64):
+        raise BadInput(f"--beams should be widths and lengths such as 4x4, not {text}")
+    return int(width), int(length)
+
+
+def run(options: Options) -> dict:
+    """Measures and prints; returns the whole report."""
+    import jax  # only once the options are known to be good
+
+    from infer import pair
+    from infer.benchmark import cases as subject
+    from infer.benchmark import report as tables
+    from infer.benchmark import transformers
+    from infer.benchmark import trials as trial
+
+    options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
+    what = subject.at_shape(options) if options.shape else subject.on_disk(options)
+    mesh = what.target.norm[...].sharding.mesh.shape
+    theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None
+    report = {
+        "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `_is_report`
+        "device": f"{jax.devices()[0].device_kind}, mesh {mesh['data']} x {mesh['model']}, jax {jax.__version__}",
+        "mesh_because": what.mesh_because,
+        "subject": what.name,
+        "prompts": what.prompts,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(what.target)),
+        "head_parameters": sum(leaf.size for leaf in jax.tree.leaves(what.drafter)),
+        "acceptance": "synthetic" if options.shape else "real",
+        "options": {name: str(value) for name, value in dataclasses.asdict(options).items()},
+    }
+    print(tables.heading(report), flush=True)
+    plain, shapes = trial.plain_case(what), _shapes(options, jax.default_backend())
+    cases = [trial.case(what, shape, plain, trial.rates_of(options, shape.length)) for shape in shapes]
+    plain_trials, *trials = trial.run_all([plain, *cases], options.repeats)
+    report["autoregressive"] = trial.plain_row(what, plain, plain_trials, options.bandwidth, options.repeats)
+    print(tables.plain(report["autoregressive"]), flush=True)
+    report["rows"] = []
+    for case, outcomes in zip(cases, trials, strict=True):
+        report["rows"].append(trial.row(what, case, outcomes, plain_trials, options.repeats))
+        print(tables.row(report["rows"][-1], first=len(report["rows"]) == 1), flush=True)
+    print(tables.out_of_reach(report["rows"], options), end="")
+    report["node_seconds"] = trial.node_curve(what, options.nodes, options.repeats)
+    print(tables.nodes(report["node_seconds"]))
+    if theirs is not None:
+        report["transformers"] = trial.against(what, plain, theirs, options.repeats)
+        print(tables.transformers(report["transformers"]))
+    return report
+
+
+def _shapes(options: Options, platform: str) -> list:
+    from redrafter_jax.decode.loop import Shape
+
+    names = options.beams or (CPU_BEAMS if platform == "cpu" else ACCELERATOR_BEAMS)
+    return [Shape(*beam(name), options.node_budget, options.tree, options.draft_top_k) for name in names]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""`python -m infer.fit`: will it fit on a slice, and which mesh and beam shape to take, before the slice is rented.
+
+The TPU compiler compiles the rounds for the slice on this machine; no weight is allocated and nothing runs. All times are
+estimates. Not here: the points (`points.py`), counting by hand (`roofline.py`), how it is said (`fit_report.py`), the compiler
+(`redrafter_jax/slices/compiler.py`).
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from typing import Literal
+
+import tyro
+
+from infer.benchmark.__main__ import beam
+from infer.command import run_command
+from infer.fit import report as fit_report
+from infer.generate import checks
+from redrafter_jax.errors import BadInput
+
+LIMITS = (
+    "All of this is the compiler's estimate and arithmetic, not a measurement. A stage takes the cycles that the compiler expects"
+    " of its operations, one after the other, and no less than its floor: operations at the chip's published peak, or weights and"
+    " cache read once at its published bandwidth. `send` is what a chip needs at least for its part of the operations between"
+    " chips, at the published bandwidth of its links, one way; how long they wait for each other is not in it: with `links` of them"
+    " per step, each microsecond of waiting adds that many microseconds. Tokens per step are not known here: a round pays where it"
+    " accepts more tokens per step than its /AR."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compile decoding for a TPU slice that is not here, and say what fits and what it would cost."""
+
+    model: str
+    """A shape of redrafter_jax/model/shapes.py (llama-7b or vicuna-7b, llama-3.1-8b, ...) or a folder with config.json."""
+    topology: str = "v5e:2x4"
+    """The slice: a chip and a grid, such as v5e:2x2, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1, v5p:2x2x2."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the target (M) are split; by default every mesh of all chips is tried."""
+    batch: tuple[int, ...] = (1, 8, 64)
+    """Rows decoded together."""
+    context: int = 4096
+    """Tokens of prompt and reply together, half of them prompt; the cache has each half rounded up to a power of two, as
+    decoding does."""
+    beams: tuple[str, ...] = ("16x4", "45x4")
+    """Beam shapes WxL."""
+    nodes: tuple[int, ...] = ()
+    """Also: passes of the target over N nodes without drafting."""
+    head: Literal["full", "slim"] = "full"
+    """full: the paper's head; slim: exits into the target's own LM head."""
+    head_vocab: int = 0
+    """Tokens that the head can draft; 0: all of the target's."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of weights and cache."""
+    sampling: Literal["greedy", "sampled", "filtered"] = "greedy"
+    """sampled: at a temperature; filtered: with top-k or top-p as well."""
+    most: float = 1.5
+    """Recommend the largest beam shape whose round costs at most so many plain steps."""
+    whole: bool = False
+    """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
+    only what is recommended is compiled whole."""
+    unchecked: bool = False
+    """Do not compile what is recommended with all layers, which takes minutes for a large model."""
+    floors: bool = False
+    """Compile nothing: least memory and least times, counted by hand, for --mesh (by default as many chips in `model` as can
+    split it). It takes no --sampling, --most, --whole or --unchecked."""
+    json: bool = False
+    """Print the report as JSON instead."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> None:
+    options = tyro.cli(Options, args=arguments, prog="python -m infer.fit", config=(tyro.conf.FlagCreatePairsOff,))
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
+    _check(options)
+    report = run_floors(options) if options.floors else run(options)
+    if options.json:
+        print(json.dumps(report, indent=1))
+
+
+def _check(options: Options) -> None:
+    if not options.batch or any(not 1 <= rows <= 4096 for rows in options.batch):
+        raise BadInput(f"--batch should be from 1 to 4096, not {' '.join(map(str, options.batch)) or 'nothing'}")
+    if not 64 <= options.context <= 10**6:
+        raise BadInput(f"--context should be from 64 to 1000000, not {options.context}")
+    if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
+        raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
+    if not options.most >= 1:
+        raise BadInput(f"--most should be 1 or more, not {options.most}")
+    beams = [beam(text) for text in options.beams]
+    for text, (width, length) in zip(options.beams, beams, strict=True):
+        if 1 + width * length > checks.MAX_NODES:
+            raise BadInput(f"--beams {text} makes {1 + width * length} nodes, over {checks.MAX_NODES}; narrow or shorten it")
+    for name, values in (("batch", options.batch), ("nodes", options.nodes), ("beams", beams)):
+        if len(set(values)) < len(values):
+            raise BadInput(f"--{name} should name each once, not {' '.join(map(str, getattr(options, name)))}")
+    if options.floors:
+        _check_floors(options)
+
+
+def _check_floors(options: Options) -> None:
+    default = {field.name: field.default for field in dataclasses.fields(Options)}
+    for name in ("sampling", "most", "whole", "unchecked"):
+        if getattr(options, name) != default[name]:
+            raise BadInput(f"--{name} does not go with --floors, which compiles nothing; leave one of them out")
+
+
+def run(options: Options) -> dict:
+    """Compiles, and prints unless JSON is wanted; returns the whole report."""
+    from redrafter_jax.slices import compiler
+    from redrafter_jax.slices import topology as slices
+
+    subject = _subject(options)
+    meshes, left_out = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
+    subject = dataclasses.replace(subject, slice=slices.slice_of(options.topology))
+    untaken = slices.untaken(options.batch, meshes)
+    left_out += untaken.values()
+    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
+    say(fit_report.heading(options, subject))
+    for reason in left_out:
+        say(f"left out: {reason}")
+    with compiler.side_by_side() as pool:
+        rows, node_rows = _points(options, subject, meshes, pool, say)
+        advice = _advise(options, subject, rows, [batch for batch in options.batch if batch not in untaken], pool, say)
+    say(LIMITS)
+    return {
+        "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
+        "options": {name: str(value) for name, value in dataclasses.asdict(options).items()},
+        "chips": len(subject.slice.devices),
+        "chip": dataclasses.asdict(subject.slice.chip),
+        "left_out": left_out,
+        "rows": rows,
+        "node_rows": node_rows,
+        "advice": advice,
+        "limits": LIMITS,
+    }
+
+
+def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say) -> tuple[list[dict], list[dict]]:
+    """The rows of the beam shapes and those of the passes over N nodes; each is said when all before it are there."""
+    from infer.fit import points
+    from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+
+    shapes = [AUTOREGRESSIVE, *(Shape(*beam(text)) for text in options.beams)]
+    started = []
+    for batch, mesh in ((batch, mesh) for batch in options.batch for mesh in meshes if batch % mesh[0] == 0):
+        rounds = [pool.submit(points.row, subject, mesh, batch, shape) for shape in shapes]
+        started.append((rounds, [pool.submit(points.node_row, subject, mesh, batch, count) for count in options.nodes]))
+    rows, node_rows = [], []
+    say(fit_report.line([name for name, _ in fit_report.COLUMNS]))
+    for rounds, passes in started:
+        plain = rounds[0].result()
+        for point in rounds:
+            rows.append(point.result())
+            say(fit_report.line(fit_report.cells_of(rows[-1], plain)))
+        for count, point in zip(options.nodes, passes, strict=True):
+            node_rows.append(point.result())
+            say(fit_report.line(fit_report.cells_of(node_rows[-1] | {"shape": f"N={count}"}, plain)))
+    return rows, node_rows
+
+
+def _advise(options: Options, subject, rows: list[dict], batches: list[int], pool, say) -> list[dict]:
+    """What to take for each batch, compiled with all layers unless that is not wanted."""
+    from infer.fit import points
+
+    found = []
+    for batch in batches:
+        check = (lambda _: []) if options.unchecked else functools.partial(_checked, subject, pool)
+        advice, checked, refused = points.settle(rows, batch, options.most, check)
+        before = [dataclasses.asdict(one) | {"checked": checks} for one, checks in refused]
+        found.append(dataclasses.asdict(advice) | {"checked": checked, "refused": before})
+        say(fit_report.advised(advice, options, checked, refused, subject.slice.chip.usable_bytes))
+    return found
+
+
+def run_floors(options: Options) -> dict:
+    """Counts, and prints unless JSON is wanted; returns the whole report."""
+    from infer.fit import points
+    from redrafter_jax.decode.loop import Shape
+    from redrafter_jax.slices import topology as slices
+
+    chip, _ = slices.chips_of(options.topology)
+    subject = _subject(options)
+    splits, _ = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
+    split = max(splits, key=lambda split: split[1])
+    untaken = slices.untaken(options.batch, [split])
+    shapes = [Shape(*beam(text)) for text in options.beams]
+    nodes = options.nodes or fit_report.NODES
+    rows = [points.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch if batch not in untaken]
+    report = {
+        "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
+        "chip": dataclasses.asdict(chip),
+        "left_out": list(untaken.values()),
+        "rows": rows,
+    }
+    if not options.json:
+        print(fit_report.floors(report, options, chip, split))
+    return report
+
+
+def _subject(options: Options):
+    """What is to be placed, on no slice yet."""
+    from infer.benchmark import synthetic
+    from infer.fit import points
+    from redrafter_jax.model import vocabulary
+    from redrafter_jax.slices import topology as slices
+
+    target = slices.target_config(options.model)
+    # a longer context than the target was made for has the same cost
+    target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
+    if not 0 <= options.head_vocab <= target.vocab_size:
+        raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {target.vocab_size}, not {options.head_vocab}")
+    head = vocabulary.untied_config(synthetic.head_config(target, options.head, options.head_vocab))  # as decoding unties it
+    return points.Subject(None, target, head, options.dtype, options.context, options.sampling, options.whole)
+
+
+def _checked(subject, pool, advice) -> list[dict]:
+    """The loops of plain and of speculative decoding and the prefill, with all layers, where the table has one round."""
+    from infer.fit import points
+
+    programs = [what for what in ("step", "round", "prefill") if what != "round" or advice.shape]
+    return list(pool.map(functools.partial(points.check, subject, advice), programs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

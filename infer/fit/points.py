@@ -1,0 +1,299 @@
+"""The points of `infer.fit`: a mesh, a batch and a beam shape, compiled for a slice; and what of them to take.
+
+Not here: compiling (`redrafter_jax/slices/compiler.py`), counting by hand (`roofline.py`), options and tables (`fit.py`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from infer.benchmark import stages
+from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.devices import mesh
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.slices import compiler, roofline
+from redrafter_jax.slices.chips import Chip
+from redrafter_jax.slices.compiler import CompilerFailed, DoesNotFit, Program
+from redrafter_jax.slices.topology import Slice
+
+_round = jax.jit(loop.one_round, static_argnames=("shape", "propose"), donate_argnames="state")
+_REST = ("noise", "pack", "commit", "other")
+AGAIN = 3  # times that another recommendation is made, when one has been found not to fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is to be placed on a slice.
+
+    slice: None where nothing is compiled; context: tokens of prompt and reply together; sampling: greedy, sampled (any
+    temperature) or filtered (top-k or top-p as well); whole: compile all layers at every point.
+    """
+
+    slice: Slice | None
+    config: TargetConfig
+    head: DrafterConfig
+    dtype: str
+    context: int
+    sampling: str = "greedy"
+    whole: bool = False
+
+    def setting(self, data: int, model: int, batch: int, shape: Shape) -> roofline.Setting:
+        slots = _bucket(self.context, shape).slots
+        width = jnp.dtype(self.dtype).itemsize
+        return roofline.Setting(mesh.fit(self.config, model), self.head, data, model, batch, slots, width)
+
+
+def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> dict:
+    """One point as a row of the table; bytes and operations of one chip, times in seconds."""
+    setting, chip = subject.setting(*split, batch, shape), subject.slice.chip
+    facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
+    resident = _resident(subject, split, batch, shape)
+    if resident > chip.usable_bytes:
+        return facts | {"held": resident, "fits": False}
+    try:
+        program = compile_point(subject, split, batch, shape, propose)
+    except DoesNotFit as refused:
+        return facts | {"held": refused.bytes or resident, "fits": False, "whole": refused.bytes is not None}
+    except CompilerFailed as failed:
+        return facts | {"held": resident, "fits": False, "failed": str(failed)}
+    return (
+        facts
+        | {"held": program.held, "fits": compiler.fits(program.held, chip)}
+        | _costs(program, setting, shape.nodes, shape if propose is loop.propose else AUTOREGRESSIVE, chip)
+    )
+
+
+def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Shape, chip: Chip) -> dict:
+    """Operations and times. A stage takes the cycles that the compiler expects, but no less than its floor by hand."""
+    verify, draft = roofline.verify(setting, nodes), roofline.draft(setting, drafted.width, drafted.length)
+    floors = {"draft": draft.seconds(chip), "verify": verify.seconds(chip)}
+    seconds = {stage: max(program.seconds(chip, stage), floor) for stage, floor in floors.items()}
+    seconds["rest"] = program.seconds(chip, *_REST)
+    seconds["links"] = chip.transfer(program.link_sent, (setting.data, setting.model))
+    return {
+        "whole": program.whole,
+        "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
+        "flops": program.flops,
+        "flops_by_hand": {"draft": draft.flops, "verify": verify.flops},
+        "bytes_by_hand": {"draft": draft.bytes, "verify": verify.bytes},
+        "verify_is_bound_by": "compute" if verify.is_compute_bound(chip) else "memory",
+        "floor_seconds": floors,
+        "compiler_seconds": {stage: program.seconds(chip, stage) for stage in floors} | {"rest": seconds["rest"]},
+        "seconds": seconds,
+        "round_seconds": sum(seconds.values()),
+        "links": program.links,
+        "link_bytes": program.link_bytes,
+        "link_sent": program.link_sent,
+        "compile_seconds": program.compile_seconds,
+    }
+
+
+def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
+    """A round (an autoregressive step where ``shape`` drafts nothing).
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+
+    def of_depth(layers: int) -> Program:
+        with jax.set_mesh(subject.slice.mesh(*split)):
+            target, drafter, state = arrays(subject, layers, batch, shape)
+            return compiler.compile_program(_round, target, drafter, state, shape=shape, propose=propose)
+
+    return compiler.at_depth(of_depth, subject.config.num_hidden_layers, subject.whole)
+
+
+def compile_loop(subject: Subject, split, batch: int, shape: Shape) -> Program:
+    """Decoding as it runs: the rounds in their loop, all layers. Only its memory is of use, since how many rounds it makes is not
+    known.
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+    with jax.set_mesh(subject.slice.mesh(*split)):
+        rounds = compiler.abstract((), jnp.int32, P())
+        layers = subject.config.num_hidden_layers
+        return compiler.compile_program(loop.run, *arrays(subject, layers, batch, shape), rounds, shape=shape)
+
+
+def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Program:
+    """Reading the prompts, all layers. The head, which waits on the chip meanwhile, is not in its figures.
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+    with jax.set_mesh(subject.slice.mesh(*split)):
+        target = compiler.target(subject.config, subject.dtype)
+        return compiler.compile_program(loop.start, target, *_prompts(subject, batch), bucket=_bucket(subject.context, shape))
+
+
+def arrays(subject: Subject, layers: int, batch: int, shape: Shape) -> tuple:
+    """The target cut to so many layers, the head, and the state of decoding, on the current mesh; none of them exists."""
+    config = dataclasses.replace(subject.config, num_hidden_layers=layers)
+    target = compiler.target(config, subject.dtype)
+    start = functools.partial(loop.start, bucket=_bucket(subject.context, shape))
+    state = jax.eval_shape(start, target, *_prompts(subject, batch))
+    return target, compiler.drafter(subject.head, subject.dtype) if shape.length else None, state
+
+
+def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
+    """Bytes of the weights and the state on a chip, by their shapes; the head's too, where only the target works."""
+
+    def of_depth(layers: int) -> int:
+        with compiler.on_paper(*split):
+            target, _, state = arrays(subject, layers, batch, shape)
+            return compiler.bytes_of((target, compiler.drafter(subject.head, subject.dtype), state))
+
+    one, two = of_depth(1), of_depth(2)
+    return one + (two - one) * (subject.config.num_hidden_layers - 1)
+
+
+def _bucket(context: int, shape: Shape) -> prefill.Bucket:
+    """Half of the context is prompt; both halves in buckets, as decoding has them."""
+    return prefill.bucket(context // 2, context - context // 2, shape.length)
+
+
+def _prompts(subject: Subject, batch: int) -> tuple:
+    """What `loop.start` takes between the target and the bucket."""
+    by_row = functools.partial(compiler.abstract, (batch,), spec=P("data"))
+    keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
+    sampled, filtered = subject.sampling != "greedy", subject.sampling == "filtered"
+    policy = sample.Policy(by_row(jnp.float32), by_row(jnp.int32), by_row(jnp.float32), keys, sampled, filtered)
+    prompts = compiler.abstract((batch, _bucket(subject.context, AUTOREGRESSIVE).prompt), jnp.int32, P("data", None))
+    stop_ids = compiler.abstract((1,), jnp.int32, P(None))
+    return prompts, by_row(jnp.int32), by_row(jnp.int32), stop_ids, policy
+
+
+def node_row(subject: Subject, split, batch: int, nodes: int) -> dict:
+    """A pass over N nodes without any drafting; N = 1 is an autoregressive step."""
+    if nodes == 1:
+        return row(subject, split, batch, AUTOREGRESSIVE)
+    return row(subject, split, batch, Shape(nodes - 1, 1), stages.star)
+
+
+def floors(subject: Subject, chip: Chip, split, batch: int, nodes: tuple[int, ...], shapes: list[Shape]) -> dict:
+    """By hand alone: the bytes of weights and state on a chip, what a plain step takes at least, and how many of these steps
+    passes over N nodes and drafts take."""
+    setting = subject.setting(*split, batch, AUTOREGRESSIVE)
+    plain = roofline.verify(setting, 1).seconds(chip)
+    drafts = {name(shape): roofline.draft(setting, shape.width, shape.length).seconds(chip) / plain for shape in shapes}
+    return {
+        "batch": batch,
+        "resident": _resident(subject, split, batch, max(shapes, key=lambda shape: shape.length, default=AUTOREGRESSIVE)),
+        "plain_seconds": plain,
+        "knee_nodes": roofline.knee(setting, chip),
+        "verify_over_plain": {count: roofline.verify(setting, count).seconds(chip) / plain for count in nodes},
+        "draft_over_plain": drafts,
+        "round_over_plain": {
+            name(shape): roofline.verify(setting, shape.nodes).seconds(chip) / plain + drafts[name(shape)] for shape in shapes
+        },
+    }
+
+
+def name(shape: Shape) -> str:
+    return f"{shape.width}x{shape.length}" if shape.length else "AR"
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """For one batch: the mesh whose autoregressive step is the shortest of those that fit, and the beam shape of most nodes
+    whose round costs at most ``most`` of these steps; None where there is none. cost: see `over_plain`."""
+
+    batch: int
+    mesh: tuple[int, int] | None
+    shape: str | None
+    cost: float | None
+
+
+def advise(rows: list[dict], batch: int, most: float) -> Advice:
+    """What to take, by the table's rows."""
+    fitting = [row for row in rows if row["batch"] == batch and row["fits"]]
+    plain = {tuple(row["mesh"]): row for row in fitting if row["shape"] == "AR"}
+    if not plain:
+        return Advice(batch, None, None, None)
+    split = min(plain, key=lambda split: plain[split]["round_seconds"])
+    there = [row for row in fitting if tuple(row["mesh"]) == split and row["shape"] != "AR"]
+    affordable = [row for row in there if over_plain(row, plain[split]) <= most]
+    if not affordable:
+        return Advice(batch, split, None, None)
+    best = max(affordable, key=lambda row: row["nodes"])
+    return Advice(batch, split, best["shape"], over_plain(best, plain[split]))
+
+
+def over_plain(row: dict, plain: dict) -> float:
+    """How many plain steps a round costs, by the compiler's cycles or by the floors, whichever says more: what the compiler
+    expects of a plain step beyond its floor would else make a round seem cheaper than it can be."""
+    floors = sum(row["floor_seconds"].values()) / sum(plain["floor_seconds"].values())
+    return max(row["round_seconds"] / plain["round_seconds"], floors)
+
+
+def settle(
+    rows: list[dict], batch: int, most: float, checked: Callable[[Advice], list[dict]]
+) -> tuple[Advice, list[dict], list[tuple[Advice, list[dict]]]]:
+    """What to take that fits with all layers.
+
+    Args:
+      checked: gives the checks (`check`) of a recommendation; it is called for at most 1 + `AGAIN` of them.
+
+    Returns:
+      The recommendation, without a mesh if nothing fits; its checks; and those made before that do not fit, with theirs.
+    """
+    refused = []
+    for _ in range(1 + AGAIN):
+        advice = advise(rows, batch, most)
+        checks = checked(advice) if advice.mesh else []
+        if all(one["fits"] for one in checks):
+            return advice, checks, refused
+        refused.append((advice, checks))
+        rows = without(rows, advice, checks)
+    for advice, checks in refused:  # the tries are used up; plain decoding was looked at with each of them
+        plain = [one for one in checks if one["what"] != "round"]
+        if all(one["fits"] for one in plain):
+            return dataclasses.replace(advice, shape=None, cost=None), plain, refused
+    return Advice(batch, None, None, None), [], refused
+
+
+def without(rows: list[dict], advice: Advice, checks: list[dict]) -> list[dict]:
+    """The rows with what these checks refuse marked as not fitting: the mesh, where plain decoding does not fit there; else
+    its shapes, where the prefill leaves no room for a head; else the one shape whose round does not fit."""
+    failed = {one["what"]: one for one in checks if not one["fits"]}
+    of_mesh = "step" in failed or ("prefill" in failed and not failed["prefill"]["fits_without_head"])
+
+    def goes(row: dict) -> bool:
+        if row["batch"] != advice.batch or tuple(row["mesh"]) != advice.mesh:
+            return False
+        return of_mesh or (row["shape"] != "AR" if "prefill" in failed else row["shape"] == advice.shape)
+
+    return [row | {"fits": False} if goes(row) else row for row in rows]
+
+
+def check(subject: Subject, advice: Advice, what: str) -> dict:
+    """Whether the recommended plain decoding (`step`), speculative decoding (`round`) or prefill fits, as it runs and with all
+    layers; held is None where a refusal did not say it."""
+    W, _, L = (advice.shape or "").partition("x")
+    shape = Shape(int(W), int(L)) if advice.shape else AUTOREGRESSIVE
+    waiting = 0
+    try:
+        if what == "prefill":
+            program = compile_prefill(subject, advice.mesh, advice.batch, shape)
+            waiting = _head_bytes(subject, advice.mesh) if advice.shape else 0
+        else:
+            program = compile_loop(subject, advice.mesh, advice.batch, AUTOREGRESSIVE if what == "step" else shape)
+    except DoesNotFit as refused:
+        return {"what": what, "held": refused.bytes, "fits": False, "fits_without_head": False}
+    except CompilerFailed as failed:
+        return {"what": what, "held": None, "fits": False, "fits_without_head": False, "failed": str(failed)}
+    held, chip = program.held + waiting, subject.slice.chip
+    fits = {"fits": compiler.fits(held, chip), "fits_without_head": compiler.fits(program.held, chip)}
+    return {"what": what, "held": held, **fits, "compile_seconds": program.compile_seconds}
+
+
+def _head_bytes(subject: Subject, split) -> int:
+    with compiler.on_paper(*split):
+        return compiler.bytes_of(compiler.drafter(subject.head, subject.dtype))

@@ -1,0 +1,104 @@
+"""The table and the recommendation of `infer.fit`, for people. Not here: what is in them (`plan.py`)."""
+
+NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
+COLUMNS = (
+    ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("GFLOP", 8), ("by hand", 8),
+    ("GB read", 7), ("draft", 7), ("verify", 7), ("rest", 6), ("send", 6), ("step ms", 8), ("/AR", 6), ("floor/AR", 8),
+    ("bound by", 8), ("links", 6), ("MB", 7),
+)  # fmt: skip
+
+
+def line(cells: list[str]) -> str:
+    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=False)).rstrip()
+
+
+def cells_of(row: dict, plain: dict) -> list[str]:
+    """A row for people; times in ms. Figures of a chip."""
+    cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), row["shape"], str(row["nodes"])]
+    roughly = "" if row.get("whole", False) else "~" if "seconds" in row else ">"
+    cells += [f"{roughly}{row['held'] / (1 << 30):.2f}", "yes" if row["fits"] else "no"]
+    if "failed" in row:
+        return [*cells[:-1], "?", row["failed"]]
+    if "seconds" not in row:
+        return cells
+    seconds, floors = row["seconds"], row["floor_seconds"]
+    cells += [f"{row['flops'] / 1e9:.1f}", f"{sum(row['flops_by_hand'].values()) / 1e9:.1f}"]
+    cells += [f"{sum(row['bytes_by_hand'].values()) / 1e9:.2f}"]
+    cells += [f"{seconds[name] * 1e3:.3f}" for name in ("draft", "verify", "rest", "links")] + [f"{row['round_seconds'] * 1e3:.3f}"]
+    if "seconds" not in plain:
+        return [*cells, "-", "-", row["verify_is_bound_by"]]
+    floor = sum(floors.values()) / sum(plain["floor_seconds"].values())
+    cells += [f"{row['round_seconds'] / plain['round_seconds']:.2f}", f"{floor:.2f}", row["verify_is_bound_by"]]
+    return [*cells, f"{row['links']:.0f}", f"{row['link_bytes'] / 1e6:.1f}"]
+
+
+def heading(options, subject) -> str:
+    chip = subject.slice.chip
+    return (
+        f"{options.model}, {head_of(options)}, {options.dtype}, {options.context} tokens of context, {options.sampling}, on"
+        f" {len(subject.slice.devices)} chips of {chip.name} ({options.topology}): {chip.peak / 1e12:.0f} TFLOP/s,"
+        f" {chip.bandwidth / 1e9:.0f} GB/s, {chip.usable_bytes / (1 << 30):.2f} GiB usable, ridge {chip.ridge:.0f} FLOP/byte\n"
+        "All figures are of one chip. ~: from programs of 2 and 4 layers; >: weights and state alone; the rest is not known."
+    )
+
+
+def head_of(options) -> str:
+    return f"{options.head} head" + (f" of {options.head_vocab} tokens" if options.head_vocab else "")
+
+
+def advised(advice, options, checked: list[dict], refused: list, usable: int) -> str:
+    """The recommendation for a batch, in options of `infer.generate`, after those that were found not to fit."""
+    from infer.fit import points
+
+    most, dtype = options.most, options.dtype
+    before = "".join(f"{_refusal(*one)}\n" for one in refused)
+    if advice.mesh is None:
+        what = f"none of these {len(refused)}" if refused else "nothing"
+        what += " fits, and others were not tried" if len(refused) > points.AGAIN else " fits"
+        return f"{before}batch {advice.batch}: {what}; take more chips, a shorter --context or fewer rows"
+    data, model = advice.mesh
+    what = f"batch {advice.batch}: --batch-size {advice.batch} --mesh {data} {model} --dtype {dtype}"
+    if advice.shape is None:
+        what += f" --decoding autoregressive: no beam shape tried fits there and costs at most {most:g} plain steps"
+    else:
+        width, length = advice.shape.split("x")
+        what += f" --beam-width {width} --beam-length {length}: a round costs about {advice.cost:.2f} plain steps,"
+        what += " and pays above so many tokens per step"
+    sizes = f"All layers compiled, of {usable / (1 << 30):.2f} GiB per chip: {_sizes(checked)}"
+    return f"{before}{what}.\n    {sizes if checked else 'Not compiled with all layers (--unchecked), so it may not fit.'}"
+
+
+def _refusal(advice, checked: list[dict]) -> str:
+    data, model = advice.mesh
+    sizes = _sizes([one for one in checked if not one["fits"]])
+    return f"batch {advice.batch}: --mesh {data} {model}, {_decoding(advice)}, does not fit with all layers compiled: {sizes}"
+
+
+def _decoding(advice) -> str:
+    return f"beams {advice.shape}" if advice.shape else "plain decoding"
+
+
+def _sizes(checked: list[dict]) -> str:
+    gib = lambda held: "?" if held is None else f"{held / (1 << 30):.2f}"  # noqa: E731
+    return ", ".join(f"{one['what']} {one.get('failed') or gib(one['held']) + ' GiB'}" for one in checked)
+
+
+def floors(report: dict, options, chip, split: tuple[int, int]) -> str:
+    """The table of what is counted by hand."""
+    lines = [
+        f"{options.model}, {head_of(options)}, {options.dtype}, {options.context} tokens of context, on {options.topology}, mesh"
+        f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {chip.usable_bytes / (1 << 30):.2f} GiB usable per chip.",
+        "By hand: weights and state, and least times: a plain step in ms; passes over N nodes, drafts and rounds in plain steps.",
+        *(f"left out: {reason}" for reason in report["left_out"]),
+    ]
+    heads = [f"N={count}" for count in options.nodes or NODES]
+    heads += [f"{what} {text}" for what in ("draft", "round") for text in options.beams]
+    lines.append("batch GiB/chip  step ms   knee " + " ".join(f"{head:>{max(5, len(head))}}" for head in heads))
+    for row in report["rows"]:
+        values = [*row["verify_over_plain"].values(), *row["draft_over_plain"].values(), *row["round_over_plain"].values()]
+        cells = " ".join(f"{value:>{max(5, len(head))}.2f}" for value, head in zip(values, heads, strict=True))
+        sizes = f"{row['resident'] / (1 << 30):>8.2f} {row['plain_seconds'] * 1e3:>8.3f}"
+        lines.append(f"{row['batch']:>5} {sizes} {row['knee_nodes']:>6.1f} {cells}")
+    too_large = [str(row["batch"]) for row in report["rows"] if row["resident"] > chip.usable_bytes]
+    lines += [f"batch {batch} does not fit: weights and state alone are more than is usable" for batch in too_large]
+    return "\n".join(lines)

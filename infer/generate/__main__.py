@@ -1,0 +1,132 @@
+"""`python -m infer.generate`: text from a target and its draft head. The options, and the order in which things happen.
+
+Not here: what options may be (`checks.py`), reading prompts (`prompts.py`), loading (`folders.py`, `pair.py`), the JSONL
+file (`output.py`), what a person sees (`terminal.py`, `chat.py`), decoding (`redrafter_jax`). JAX is imported only once
+the options are known to be good.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+from infer import prompts
+from infer.command import run_command
+from infer.generate import checks
+from redrafter_jax.decode.request import DRAFT_TOP_K
+from redrafter_jax.devices import processes, together
+from redrafter_jax.devices.processes import Group
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import claims, lock
+
+DEFAULT_PROMPT = """class Client:
+    def connect(self, host, port, timeout=None):
+        \"\"\"Connect to a server.\"\"\"
+        self.sock = socket."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Generate text with speculative decoding. Without options: the embedded pair continues the start of a Python class."""
+
+    target: str | None = None
+    """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
+    drafter: str | None = None
+    """Folder or hub name of its draft head, in Apple's format; one of the embedded ones if not given."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A text to continue; may be repeated. `-` is standard input, which, if piped, is also read where no prompt is named."""
+    prompts: str | None = None
+    """JSONL file, or `-` for standard input: in each line `prompt`, `messages` (for the chat template) or `token_ids`."""
+    interactive: bool = False
+    """Converse: a chat where the tokenizer has a chat template, else completion. /reset, /quit, Ctrl-D."""
+    output: pathlib.Path | None = None
+    """JSONL file for the replies. Started again, a run that was cut off goes on where it stopped."""
+    json: bool = False
+    """Print the replies as JSON lines, and nothing else, to standard output."""
+    decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
+    """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
+    beam_width: int | None = None
+    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
+    default_shape)."""
+    beam_length: int | None = None
+    """Drafted tokens per beam L, as beam_width."""
+    node_budget: int | None = None
+    """Nodes that the target scores per pass, the root included; by default all that there can be, 1 + W * L."""
+    tree: Literal["search", "beams"] = "search"
+    """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
+    draft_top_k: int = DRAFT_TOP_K
+    """Cut each draft distribution to its k likeliest tokens (Apple's code: 50), or W if that is more; 0 is off."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 is off."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability; 1 is off."""
+    acceptance: Literal["coupled", "independent", "typical"] = "coupled"
+    """coupled and independent give exactly the target's distribution; typical CHANGES THE DISTRIBUTION."""
+    seed: int = 0
+    """Prompt i, counted from 0, is sampled with seed + i. The same seed gives the same text."""
+    max_new_tokens: int = 128
+    """New tokens per prompt at most."""
+    ignore_eos: bool = False
+    """Go on after an end-of-text token."""
+    batch_size: int = 1
+    """Prompts that are decoded together."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    max_length: int | None = None
+    """Tokens of prompt and reply together at most; by default the target's context."""
+    cache_dir: pathlib.Path | None = None
+    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default
+    ~/.cache/redrafter_jax."""
+    no_color: bool = False
+    """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the models (M) are split; by default what the devices, their memory and the target's
+    size suggest."""
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    options = tyro.cli(Options, args=arguments, prog="python -m infer.generate", config=(tyro.conf.FlagCreatePairsOff,))
+    checks.alone(options)
+    return processes.run(options.group, lambda: _decode(options))
+
+
+def _decode(options: Options) -> int:
+    with contextlib.ExitStack() as stack:
+        if options.output is not None:
+            together.in_first(lambda: _lock(stack, options.output))
+        return _run(options)
+
+
+def _lock(stack: contextlib.ExitStack, output: pathlib.Path) -> None:
+    claims.check_file(output, "--output")
+    stack.enter_context(lock.file(output, "--output"))
+
+
+def _run(options: Options) -> int:
+    given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
+    if not given and not options.interactive:
+        given = [_default_prompt(options)]
+    from infer.generate import session  # JAX is imported here
+
+    return session.run(options, given)
+
+
+def _default_prompt(options: Options) -> prompts.Prompt:
+    if options.target is not None:
+        raise BadInput("--prompt is missing: give --prompt, --prompts or standard input (only the embedded pair has a default)")
+    return prompts.Prompt("the default prompt", "prompt", DEFAULT_PROMPT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

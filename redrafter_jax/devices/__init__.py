@@ -1,0 +1,1 @@
+"""Devices: meshes, what fits on them, and several processes as one program."""

@@ -1,0 +1,1 @@
+"""Files: configurations, weights, checkpoints, and who may write where."""

@@ -1,0 +1,138 @@
+"""TPU slices that are not here: which chips and how many, the meshes over which a pair can be split there, and libtpu's own
+description of them. Not here: compiling for one (`compile_only.py`).
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import pathlib
+import re
+
+import jax
+from jax.experimental import topologies
+
+from redrafter_jax.devices import mesh
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import config
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.shapes import SHAPES
+from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.slices.chips import CHIPS, Chip
+
+NOWHERE = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # fmt: skip
+"""What libtpu would otherwise ask the machine for, and complain that it is not a TPU, though the topology is given by name; and
+that others may use libtpu meanwhile, since no TPU is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A slice by the name of its topology, such as v5e:2x4."""
+
+    name: str
+    chip: Chip
+    devices: tuple
+
+    def mesh(self, data: int, model: int) -> jax.sharding.Mesh:
+        """The mesh that `redrafter_jax.devices.mesh.make_mesh` would make there."""
+        return mesh.over(self.devices, data, model)
+
+
+def chips_of(name: str) -> tuple[Chip, int]:
+    """The kind of chip of a slice, and how many of them.
+
+    Raises:
+      BadInput: the name is not that of a chip and a grid, or it has more chips than a pod.
+    """
+    kind, _, grid = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5}){1,2}", grid):
+        shown = name if len(name) <= 40 else name[:40] + "..."
+        raise BadInput(f"--topology should be a chip ({', '.join(CHIPS)}) and a grid, such as v5e:2x4 or v5p:2x2x1, not {shown}")
+    chip, chips = CHIPS[kind], math.prod(map(int, grid.split("x")))
+    if chips > chip.pod:
+        raise BadInput(f"--topology should have at most the {chip.pod} chips of a whole pod of {kind}, and {name} has {chips}")
+    return chip, chips
+
+
+def slice_of(name: str) -> Slice:
+    """The slice of this name.
+
+    Raises:
+      BadInput: the chip or the topology is not known, or libtpu is not installed.
+    """
+    chip, _ = chips_of(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise BadInput('the TPU compiler, libtpu, is not installed; install it with: pip install "jax[tpu]" (Linux on x86-64)')
+    for key, value in NOWHERE.items():
+        os.environ.setdefault(key, value)
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            f"--topology: libtpu does not know {name} ({reason}); 2x2 and 2x4 (v5p: 2x2x1 and 2x2x2) are known"
+        ) from None
+    return Slice(name, chip, tuple(topology.devices))
+
+
+def target_config(model: str) -> TargetConfig:
+    """The shapes of a target by a known name, or by a folder with its config.json.
+
+    Raises:
+      BadInput: it is neither.
+    """
+    name = model.replace("vicuna", "llama")
+    if name in SHAPES:
+        return SHAPES[name]
+    folder = pathlib.Path(model).expanduser()
+    if not folder.is_dir():
+        names = [*SHAPES, *(name.replace("llama", "vicuna") for name in SHAPES if re.fullmatch(r"llama-\d+b", name))]
+        raise BadInput(f"--model should be one of {', '.join(names)}, or a folder with config.json, not {model}")
+    return config.target_config(config.read_json(folder, "--model"), "--model")
+
+
+def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
+    """What so many shards of ``model`` do not divide, in words; None where they divide everything."""
+    return mesh.Load(target, head).unfit(1, model)
+
+
+def meshes(
+    given: tuple[int, int] | None, topology: str, target: TargetConfig, head: DrafterConfig
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """The meshes to try: the one given, or all those of all chips over which a pair can be split; and why others are left out.
+
+    Raises:
+      BadInput: the one given is not of all chips, or cannot split the pair.
+    """
+    chips = chips_of(topology)[1]
+    sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
+    reasons = {size: why_not(target, head, size[1]) for size in sizes}
+    able = [size for size in sizes if not reasons[size]]
+    if given is None:
+        return able, [f"mesh {data}x{model}: {reason}" for (data, model), reason in reasons.items() if reason]
+    data, model = given
+    if given not in reasons:
+        wrong = f"should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}"
+        raise BadInput(f"--mesh {wrong}; {mesh.named(able)} would do")
+    if reasons[given]:
+        raise BadInput(f"--mesh {data} {model} cannot split this target: {reasons[given]}; {mesh.named(able)} would do")
+    return [given], []
+
+
+def untaken(batches: tuple[int, ...], tried: list[tuple[int, int]]) -> dict[int, str]:
+    """The batches that no mesh takes, since its data shards do not divide them, each with a sentence.
+
+    Raises:
+      BadInput: that is all of them.
+    """
+    data, model = tried[0]
+    shards = sorted(shards for shards, _ in tried)
+    none = f"mesh {data}x{model} does not take" if len(tried) == 1 else f"no mesh of all {data * model} chips takes"
+    said = f"data shards are {', '.join(map(str, shards))}; give a multiple"
+    found = {batch: f"{none} batch {batch}; {said}" for batch in batches if all(batch % count for count in shards)}
+    if all(batch in found for batch in batches):
+        raise BadInput(f"--batch: {found[batches[0]]}")
+    return found

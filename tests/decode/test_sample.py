@@ -1,0 +1,92 @@
+"""top-k and top-p keep what they kept when every pass read the whole vocabulary, and what a sort keeps."""
+
+import functools
+import re
+
+import jax
+import jax.extend.core
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.decode import sample
+from redrafter_jax.devices.mesh import make_mesh
+from tests import support
+
+V = 640
+
+
+@functools.cache
+def rows() -> np.ndarray:
+    """Logits ``[8, 3, V]``: ordinary, with few distinct values, flat, falling slowly, with -inf, and one token alone."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 3, V)) * 2
+    logits[1] = rng.integers(0, 5, (3, V))
+    logits[2] = 0.5
+    logits[3] = rng.permuted(np.broadcast_to(-np.arange(V) / 300, (3, V)), axis=1)
+    logits[4, :, rng.random(V) < 0.9] = -np.inf
+    logits[5, :, 1:] = -np.inf
+    logits[6, :, : V // 2] = 7.0  # ties at the top, on some shards alone
+    logits[7] = np.where(rng.random((3, V)) < 0.5, 0.0, -0.0)
+    return logits.astype(np.float32)
+
+
+def of_sort(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """What is kept, by sorting: k values and the ties with the last one; of these, as many as have less than top_p before them."""
+    kept = np.zeros(logits.shape, bool)
+    for at in np.ndindex(logits.shape[:-1]):
+        row = logits[at].astype(np.float64)
+        first = np.sort(row)[::-1][: top_k or V]
+        mass = np.exp(first - first[0])
+        before = np.array([mass[first > value].sum() for value in first])
+        enough = first[before < (top_p if top_p < 1 else np.inf) * mass.sum()]
+        kept[at] = (row >= enough.min()) & (row > -np.inf)
+    return kept
+
+
+FILTERS = [
+    (1, 1.0), (7, 1.0), (8, 1.0), (9, 1.0), (V, 1.0), (0, 1e-6), (0, 0.3), (0, 0.9), (0, 0.999), (6, 0.7), (100, 0.95), (3, 0.01),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh, find", [((1, 1), "_largest"), ((2, 4), "_largest"), ((1, 8), "_largest_blocks")], ids=str)
+def test_filters_keep_what_a_sort_keeps_wherever_the_cut_lies(mesh, find, monkeypatch):
+    monkeypatch.setattr(sample, "_largest", getattr(sample, find))  # what other platforms than this one take
+    monkeypatch.setattr(sample, "WORTH_SELECTING", V)
+    monkeypatch.setattr(sample, "SHARE", 80)  # 8 of these tokens
+    jax.set_mesh(make_mesh(*mesh))
+    warp = jax.jit(lambda policy, logits: sample.warp(policy, logits))  # a program of its own, which no other test finds
+    logits = rows()
+    on_mesh = jax.device_put(logits, P("data", None, "model"))
+    for top_k, top_p in FILTERS:
+        found, kept = np.asarray(warp(support.policy(8, 1.0, top_k, top_p), on_mesh)), of_sort(logits, top_k, top_p)
+        np.testing.assert_array_equal(found > -np.inf, kept, err_msg=f"top_k {top_k}, top_p {top_p}")
+        np.testing.assert_array_equal(found[kept], logits[kept])
+
+
+def logits_of(vocab: int) -> jax.Array:
+    return jax.device_put(np.zeros((1, 2, vocab), np.float32), P("data", None, "model"))
+
+
+def loops(jaxpr, size: int, branches: int = 0) -> list[int]:
+    """Of every loop that reads an array with an axis as long as the vocabulary: the number of branches that it lies in."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("while", "scan") and any(size in var.aval.shape for var in equation.invars):
+            found.append(branches)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            found += loops(inner, size, branches + (equation.primitive.name == "cond"))
+    return found
+
+
+def test_the_whole_vocabulary_is_searched_in_a_branch_alone():
+    search = functools.partial(sample._smallest_kept_of_largest, find=sample._largest)
+    jaxpr = jax.make_jaxpr(search)(support.policy(1, 1.0, 50, 0.9), logits_of(32000))
+    assert loops(jaxpr.jaxpr, 32000) == [2, 2]  # if a row needs it, and if there is a top-k, or a top-p
+    assert len(loops(jaxpr.jaxpr, 32000 // sample.SHARE)) == 2
+
+
+def test_the_vocabulary_is_not_sorted_for_its_largest_logits():
+    """Which XLA:CPU does for a top-k that is sliced, at ten times the cost."""
+    program = jax.jit(sample.warp).lower(support.policy(1, 1.0, 50, 0.9), logits_of(32000)).compile().as_text()
+    assert "TopK" in program and not re.search(r"32000\S* sort\(", program)

@@ -1,0 +1,296 @@
+"""Two processes of four devices each do what one of eight does, and one that is lost takes the other with it."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infer import replies
+from infer.generate import __main__ as generate
+from redrafter_jax.devices import processes
+from redrafter_jax.devices.mesh import make_mesh
+from redrafter_jax.devices.processes import LOSS, LOST, Group
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import damage, weights
+from redrafter_jax.model.drafter import Drafter, full
+from redrafter_jax.model.target import Target, TargetConfig
+from tests import groups
+from tests.texts import save_tokenizer
+from train import main
+from train.run import log
+
+SMALL = ["--batch", 8, "--row-length", 32, "--positions", 2, "--warmup", 2, "--log-every", 1]
+CONFIG = TargetConfig(512, 64, 128, 2, 8, 8, 8)
+DECODE = ["--max-new-tokens", 12, "--beam-width", 2, "--beam-length", 3, "--batch-size", 2, "--temperature", 0.7]
+BOUND = 120  # seconds within which a process ends that has lost another, on a slow machine
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory) -> pathlib.Path:
+    """A random target that eight devices divide any way, with a tokenizer; its head lies beside it."""
+    folder = tmp_path_factory.mktemp("model") / "target"
+    jax.set_mesh(make_mesh())
+    weights.save_target(Target(jax.random.key(0), CONFIG, jnp.float32), folder)
+    weights.save_drafter(Drafter(jax.random.key(1), full(CONFIG.vocab_size, CONFIG.hidden_size)), folder.parent / "drafter")
+    save_tokenizer(folder, CONFIG.vocab_size)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory) -> pathlib.Path:
+    file = tmp_path_factory.mktemp("talk") / "talk.jsonl"
+    turns = [[("user", f"What is {n} plus {n}?"), ("assistant", f"It is {2 * n}.")] for n in range(40)]
+    file.write_text("".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in t]}) + "\n" for t in turns))
+    return file
+
+
+@pytest.fixture
+def prompts(tmp_path) -> pathlib.Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"token_ids": [1 + n, 5, 9 + n]}) + "\n" for n in range(7)))
+    return path
+
+
+def training(target, talk, run, *more) -> list[str]:
+    return ["--target", *map(str, [target, "--conversations", talk, "--output", run, *SMALL, *more])]
+
+
+def same(run: pathlib.Path, other: pathlib.Path) -> None:
+    """The heads of two runs are equal, to the rounding of float32 sums in another order."""
+    heads = [weights.load_drafter(folder / "head") for folder in (run, other)]
+    for ours, theirs in zip(*map(jax.tree.leaves, heads), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def decoding(target, prompts, cache) -> list:
+    return ["--target", target, "--drafter", target.parent / "drafter", "--prompts", prompts, "--cache-dir", cache, *DECODE]
+
+
+def is_saved(run: pathlib.Path, step: int) -> bool:
+    return (run / "checkpoints").is_dir() and any(
+        path.name.isdigit() and int(path.name) >= step for path in (run / "checkpoints").iterdir()
+    )
+
+
+def assert_lost(group: groups.Group, survivor: int, code: int) -> None:
+    """It ended by itself or was aborted by JAX; either way the last line says why, after what libraries log."""
+    assert code in (LOST, -signal.SIGABRT)
+    end = time.monotonic() + BOUND
+    while LOSS not in group.err(survivor) and time.monotonic() < end:
+        time.sleep(0.1)
+    said = group.err(survivor)
+    assert said.splitlines()[-1] == LOSS and said.count(LOSS) == 1, said
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_a_process_ends_and_goes_on_to_the_weights_of_one_process(target, talk, tmp_path):
+    steps = ["--steps", 20, "--held-out", 0, "--mesh", 4, 2]
+    arguments = training(target, talk, tmp_path / "two", *steps, "--save-every", 1, "--lost-after", 20)
+    with groups.Group(tmp_path / "first", "train.main", *arguments) as group:
+        group.until(lambda: is_saved(tmp_path / "two", 2))
+        group.kill(1)
+        codes = group.wait(BOUND)
+        assert codes[1] == -signal.SIGKILL
+        assert_lost(group, 0, codes[0])
+    done = len(log.read(tmp_path / "two"))
+    assert done < 20
+    with groups.Group(tmp_path / "second", "train.main", *arguments) as group:
+        assert group.wait() == [0, 0], group.err(0) + group.err(1)
+        assert "the head is in" in group.out(0) and group.out(1) == "" and "step/s" not in group.err(1)
+    assert [line["step"] for line in log.read(tmp_path / "two")] == list(range(1, 21))
+    assert main.command(training(target, talk, tmp_path / "one", *steps, "--save-every", 20)) == 0
+    same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_lost_first_process_takes_the_others_with_it_and_one_process_goes_on(target, talk, tmp_path):
+    """The first process holds the service that the others meet at. The checkpoint is restored by one process on another mesh."""
+    steps = ["--steps", 20, "--held-out", 0]
+    arguments = training(target, talk, tmp_path / "run", *steps, "--save-every", 1)
+    with groups.Group(tmp_path / "first", "train.main", *arguments, "--mesh", 4, 2, "--lost-after", 20) as group:
+        group.until(lambda: is_saved(tmp_path / "run", 2))
+        group.kill(0)
+        codes = group.wait(BOUND)
+        assert codes[0] == -signal.SIGKILL
+        assert_lost(group, 1, codes[1])
+    assert main.command([*arguments, "--mesh", "2", "1"]) == 0
+    assert main.command(training(target, talk, tmp_path / "one", *steps, "--save-every", 20)) == 0
+    same(tmp_path / "run", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_one_evaluate_and_are_asked_to_end_together(target, talk, tmp_path):
+    """A run of one process on one device; then two, of which one is asked to end; then two again, to the end."""
+    more = ["--held-out", 0.2, "--evaluate-every", 40, "--evaluation-rows", 8, "--steps", 40, "--save-every", 5]
+    arguments = training(target, talk, tmp_path / "run", *more)
+    with groups.Group(tmp_path / "alone", "train.main", *arguments, "--mesh", 1, 1, devices=1, count=1) as group:
+        group.until(lambda: is_saved(tmp_path / "run", 5))
+        group.kill(0)
+    on_all = [*arguments, "--mesh", 8, 1]
+    with groups.Group(tmp_path / "first", "train.main", *on_all) as group:
+        group.until(lambda: is_saved(tmp_path / "run", 10))
+        os.kill(group.processes[1].pid, signal.SIGTERM)
+        assert group.wait() == [143, 143], group.err(0) + group.err(1)
+        assert "stopped; the same command goes on from step" in group.out(0)
+    with groups.Group(tmp_path / "second", "train.main", *on_all) as group:
+        assert group.wait() == [0, 0], group.err(0) + group.err(1)
+    lines = [line for line in log.read(tmp_path / "run") if "held_out_loss" in line]
+    assert len(lines) == 1 and lines[0]["held_out_tokens_per_step_4x4"] >= 1
+    assert main.command(training(target, talk, tmp_path / "one", *more)) == 0
+    same(tmp_path / "run", tmp_path / "one")
+    alone = [line for line in log.read(tmp_path / "one") if "held_out_loss" in line]
+    assert lines[0]["held_out_tokens_per_step_4x4"] == pytest.approx(alone[0]["held_out_tokens_per_step_4x4"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_end_on_ctrl_c_and_go_on_together_from_before_a_damaged_checkpoint(target, talk, tmp_path):
+    arguments = training(target, talk, tmp_path / "run", "--steps", 4000, "--save-every", 5, "--mesh", 8, 1)
+    with groups.Group(tmp_path / "first", "train.main", *arguments) as group:
+        group.until(lambda: is_saved(tmp_path / "run", 10))
+        os.kill(group.processes[0].pid, signal.SIGINT)
+        assert group.wait() == [130, 143], group.err(0) + group.err(1)
+    saves = tmp_path / "run" / "checkpoints"
+    *_, before, newest = damage.steps(saves)
+    largest = max((saves / str(newest) / "train").rglob("*"), key=lambda file: file.stat().st_size)
+    os.truncate(largest, 1000)
+    with groups.Group(tmp_path / "second", "train.main", *arguments) as group:
+        group.until(lambda: is_saved(tmp_path / "run", newest + 5))
+        os.kill(group.processes[1].pid, signal.SIGTERM)
+        assert group.wait() == [143, 143], group.err(0) + group.err(1)
+        assert f"checkpoint {newest} in {saves} cannot be read" in group.err(0) and "cannot be read" not in group.err(1)
+        assert f"going on from step {before}\n" in group.err(0)
+
+
+def test_prompts_are_shared_out_and_their_replies_merged_in_order(target, prompts, tmp_path):
+    alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
+    arguments = decoding(target, prompts, tmp_path / "programs")
+    assert generate.main(list(map(str, [*arguments, "--output", alone]))) == 0
+    lines = [json.loads(line) for line in alone.read_text().splitlines()]
+    kept = alone.read_bytes().splitlines(keepends=True)[0]
+    shared.write_bytes(kept + b'{"run": ')  # what one process left when it was cut off
+    with groups.Group(tmp_path / "two", "infer.generate", *arguments, "--output", shared, devices=2) as group:
+        assert group.wait() == [0, 0], group.err(0) + group.err(1)
+        assert group.out(0) == group.out(1) == group.err(1) == ""
+        assert "1 of 7 replies are in" in group.err(0) and "process 0: " in group.err(0)
+    assert shared.read_bytes().startswith(kept)
+    ours = [json.loads(line) for line in shared.read_text().splitlines()]
+    for line in ours + lines:
+        del line["seconds"]
+    assert ours == lines
+    assert sorted(path.name for path in tmp_path.glob("shared*")) == ["shared.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_mesh_over_two_processes_decodes_the_same_tokens(target, prompts, tmp_path):
+    arguments = decoding(target, prompts, tmp_path / "programs")
+    assert generate.main(list(map(str, [*arguments, "--output", tmp_path / "alone.jsonl"]))) == 0
+    spread = [*arguments, "--output", tmp_path / "spread.jsonl", "--mesh", 2, 2]
+    with groups.Group(tmp_path / "two", "infer.generate", *spread, devices=2) as group:
+        assert group.wait() == [0, 0], group.err(0) + group.err(1)
+    found = [[json.loads(line)["token_ids"] for line in (tmp_path / name).read_text().splitlines()]
+             for name in ("alone.jsonl", "spread.jsonl")]  # fmt: skip
+    assert found[0] == found[1] and len(found[0]) == 7
+
+
+@pytest.mark.slow
+def test_a_mesh_that_leaves_a_process_out_is_refused_by_both(target, talk, tmp_path):
+    with groups.Group(tmp_path / "two", "train.main", *training(target, talk, tmp_path / "run", "--mesh", 4, 1)) as group:
+        assert group.wait() == [2, 2]
+        assert "error: --mesh 4 1 should use all 8 devices of the 2 processes; 8 1, 4 2, 2 4 and 1 8 would do\n" in group.err(0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_only_what_saves_leaves_sigterm_to_jax(saves, monkeypatch):
+    said = {}
+    monkeypatch.setattr(jax.config, "update", said.__setitem__)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: said.setdefault("joined", True))
+    processes.join(Group(coordinator="127.0.0.1:1", num_processes=2, process_id=0), saves)
+    assert said["joined"] and said["jax_enable_preemption_service"] == saves
+
+
+def test_shares_are_whole_batches_in_turn():
+    assert replies.shares(7, 2, 2) == [[0, 1, 4, 5], [2, 3, 6]]
+    assert replies.shares(1, 4, 2) == [[0], []]
+
+
+def test_parts_are_merged_in_order_or_not_at_all(tmp_path):
+    path, runs = tmp_path / "out.jsonl", [f"run {n}" for n in range(5)]
+    shares = replies.shares(5, 1, 2)
+    for index, share in enumerate(shares):
+        lines = replies.Lines(replies.part(path, index, 2), [runs[n] for n in share])
+        for number in share[: 1 if index else None]:
+            lines.write({"run": runs[number], "index": number})
+    with pytest.raises(BadInput, match="1-of-2 holds 1 of 2 replies"):
+        replies.merge(path, runs, shares)
+    assert not path.exists()
+    lines.write({"run": runs[3], "index": 3})
+    with pytest.raises(BadInput, match="0-of-2:2 belongs to another run"):
+        replies.merge(path, [*runs[:2], "another", *runs[3:]], shares)
+    replies.Lines(replies.part(path, 0, 3), runs[:1]).write({"run": runs[0]})  # of an earlier start with three processes
+    replies.merge(path, runs, shares)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1, 2, 3, 4]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replies_are_merged_into_the_file_that_a_link_names_and_beside_files_of_others(tmp_path):
+    (tmp_path / "real").mkdir()
+    real, link, merged = tmp_path / "real" / "out.jsonl", tmp_path / "link", tmp_path / "real" / "out.jsonl.merged"
+    real.touch()
+    link.symlink_to(real)
+    merged.write_text("mine")
+    lines = replies.Lines(replies.part(link, 0, 1), ["run"])
+    lines.write({"run": "run"})
+    replies.merge(link, ["run"], [[0]])
+    assert link.is_symlink() and real.read_text() == '{"run": "run"}\n'
+    assert merged.read_text() == "mine" and set((tmp_path / "real").iterdir()) == {real, merged}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (Group(coordinator="host:1"), "--coordinator goes with --num-processes and --process-id"),
+        (Group(process_id=0), "--process-id goes with --coordinator and --num-processes"),
+        (Group(False, "host", 2, 0), "--coordinator should be HOST:PORT of process 0, not host"),
+        (Group(False, "host:99999", 2, 0), "--coordinator should be HOST:PORT"),
+        (Group(False, "host:1", 0, 0), "--num-processes should be 1 or more, not 0"),
+        (Group(False, "host:1", 2, 2), "--process-id should be from 0 to 1"),
+        (Group(True, "host:1", 2, 1), "--distributed takes from the environment"),
+        (Group(lost_after=0), "--lost-after should be 5 seconds or more, not 0"),
+    ],
+)
+def test_options_of_a_group_that_say_too_little_or_nonsense_are_refused(options, sentence):
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        options.check()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--interactive"], "--interactive is for one process"),
+        (["--prompts", "x", "--json"], "--json is for one process"),
+        (["--prompts", "x", "--decoding", "compare"], "--decoding compare times one process"),
+        (["--prompt", "a", "--output", "x"], "--prompts and --output are missing"),
+        (["--prompts", "-", "--output", "x"], "--prompts and --output are missing"),
+    ],
+)
+def test_several_processes_decode_a_file_into_a_file_and_nothing_else(more, sentence, capsys):
+    assert generate.main([*more, "--distributed"]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_an_environment_that_names_a_group_distributed_says_so(talk, target, tmp_path):
+    shell = [sys.executable, "-m", "train.main", *training(target, talk, tmp_path / "run"), "--distributed"]
+    ended = subprocess.run(shell, capture_output=True, text=True, cwd=groups.ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert ended.returncode == 2 and "error: --distributed: the environment names no group of processes" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,124 @@
+"""`infer.load` and `Pair.complete` refuse what the commands refuse, before anything is loaded or decoded."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import infer
+from infer.generate import __main__ as generate
+from redrafter_jax import Reply, Shape
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import weights
+from tests.support import MODELS
+from tests.texts import with_tokenizer
+
+TARGET, HEAD = str(MODELS / "target_mha"), str(MODELS / "drafter_mha_rnn")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return infer.load(str(with_tokenizer(tmp_path_factory.mktemp("pair") / "target")), HEAD)
+
+
+def refusal(call, *given, **named) -> str:
+    with pytest.raises(BadInput) as caught:
+        call(*given, **named)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        *(
+            ({"temperature": value}, "temperature should be 0 (greedy) or from 0.01 to 100, not")
+            for value in (-1, float("nan"), 1e-30)
+        ),
+        *(({"top_p": value}, "top_p should be above 0 and at most 1, not") for value in (0, 5)),
+        ({"top_k": -3}, "top_k should be from 0 to 1000000, not -3"),
+        ({"top_k": 10**6}, "top_k should be at most the target's vocabulary of 503, not 1000000"),
+        ({"acceptance": np.array([1, 2])}, "acceptance should be coupled, independent or typical, not array([1, 2])"),
+        ({"acceptance": "exact"}, "acceptance should be coupled, independent or typical, not 'exact'"),
+        *(({"max_new_tokens": value}, "max_new_tokens should be from 1 to 10000000, not") for value in (0, 1.5, None)),
+        ({"max_new_tokens": 513}, "max_new_tokens should be at most the target's context of 512, not 513"),
+        *(({"seed": value}, "seed should be from 0 to 4294967295, not") for value in (-1, 2**32, "1")),
+    ],
+    ids=str,
+)
+def test_numbers_and_rules_out_of_range_are_refused(pair, named, words):
+    assert words in refusal(pair.complete, [1, 2], **named)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "prompt is empty"),
+        ("a\ud800", "prompt should be UTF-8 text, and '\\ud800' is half a surrogate pair"),
+        (["def a", "def b"], "prompt should hold token ids, which are whole numbers, not 'def a'"),
+        (None, "prompt should be a list of token ids, not None"),
+        (b"def a", "prompt should be a list of token ids, not b'def a'"),
+        ([1.5], "whole numbers, not 1.5"),
+        ([1, 5000], "prompt: token id 5000 is outside the target's vocabulary (0 to 502)"),
+        ([-5], "prompt: token id -5 is outside"),
+        ([2**40], "is outside the target's vocabulary"),
+        (np.ones(512, int), "prompt has 512 tokens; at most 511 fit in a context of 512"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_prompt_that_is_no_text_and_no_ids_is_refused(pair, prompt, words):
+    assert words in refusal(pair.complete, prompt)
+
+
+def test_an_array_of_ids_is_a_prompt_like_a_list_of_them(monkeypatch, pair):
+    given = []
+    reply = Reply([104], [False], "length", 0, [0, 0, 0], 0.0, 0)
+    monkeypatch.setattr(pair.engine, "generate", lambda prompts, *_, **__: given.extend(prompts) or iter([reply]))
+    assert pair.complete(np.asarray([100, 101], np.uint16)).text == pair.complete([100, 101]).text
+    assert given == [[100, 101]] * 2 and all(type(token) is int for prompt in given for token in prompt)
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"shape": (2, 2)}, "shape should be a Shape, such as Shape(2, 2), not (2, 2)"),
+        ({"shape": Shape(504, 2)}, "width should be at most the target's vocabulary of 503, not 504"),
+        ({"dtype": "float16"}, "dtype should be float32 or bfloat16, not 'float16'"),
+        *(({"mesh": mesh}, "mesh should be two whole numbers") for mesh in (3, (1,), (0, 1), (1.5, 1), None, "11")),
+    ],
+    ids=str,
+)
+def test_what_a_pair_cannot_be_loaded_with_is_refused_before_weights_are_read(monkeypatch, named, words):
+    monkeypatch.setattr(weights, "load_target", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(weights, "load_drafter", lambda *_: pytest.fail("weights were read"))
+    assert words in refusal(infer.load, TARGET, HEAD, **named)
+
+
+def test_beams_wider_than_a_heads_own_vocabulary_are_refused_from_python_and_by_the_command(tmp_path, capsys):
+    head = shutil.copytree(HEAD, tmp_path / "head")
+    fields = json.loads((head / "config.json").read_text())
+    (head / "config.json").write_text(json.dumps(fields | {"draft_vocab_size": 3}))
+    words = "should be at most the head's draft vocabulary of 3, not 4"
+    assert refusal(infer.load, TARGET, str(head), Shape(4, 2)) == f"width {words}"
+    (tmp_path / "ids.jsonl").write_text('{"token_ids": [1, 2]}')
+    given = ["--target", TARGET, "--drafter", str(head), "--prompts", str(tmp_path / "ids.jsonl"), "--json"]
+    for options, said in (
+        (["--beam-width", "4"], f"--beam-width {words}"),
+        (["--beam-width", "2", "--draft-top-k", "11"], f"--draft-top-k {words.replace('not 4', 'not 11')}"),
+    ):
+        assert generate.main([*given, *options, "--cache-dir", str(tmp_path / "programs")]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_command_names_a_tensor_of_nan_and_writes_nothing(tmp_path, capsys):
+    target = shutil.copytree(TARGET, tmp_path / "target")
+    tensors = load_file(target / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, target / "model.safetensors")
+    (tmp_path / "ids.jsonl").write_text('{"token_ids": [1, 2]}')
+    given = ["--target", str(target), "--drafter", HEAD, "--prompts", str(tmp_path / "ids.jsonl"), "--json"]
+    assert generate.main([*given, "--cache-dir", str(tmp_path / "programs")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: --target: model.norm.weight in {target}") and err.count("\n") == 1

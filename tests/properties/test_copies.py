@@ -1,0 +1,46 @@
+"""The loops of decoding write to the cache where it is: no copy of it is made in any round, on CPU or in a program for a TPU."""
+
+import importlib.util
+import math
+
+import jax
+import pytest
+
+from infer.fit import points
+from redrafter_jax.decode import loop
+from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.model import cache, drafter
+from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.slices import compiler, program_text, topology
+from tests import support
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
+)
+TARGET = TargetConfig(4096, 1024, 2816, 1, 8, 8, 128)
+
+
+def elements(kv: cache.KVCache) -> int:
+    """Of one buffer on one device."""
+    return math.prod(kv.keys[0].sharding.shard_shape(kv.keys[0].shape))
+
+
+@pytest.mark.parametrize("shape", [AUTOREGRESSIVE, Shape(2, 2)], ids=points.name)
+def test_a_loop_on_a_cpu_copies_no_cache(mha, shape):
+    target, head = mha
+    state = support.started(target, [[5, 6, 7]] * 3, 100, shape.length)
+    program = loop.run.lower(target, head if shape.length else None, state, 5, shape).compile()
+    assert not program_text.parse(program.as_text()).copies_in_loops(elements(state.cache))
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("shape", [AUTOREGRESSIVE, Shape(4, 4)], ids=points.name)
+def test_a_loop_for_a_tpu_copies_no_cache_and_takes_over_the_state_that_was_donated(shape, batch):
+    head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
+    subject = points.Subject(topology.slice_of("v5e:2x2"), TARGET, head, "bfloat16", 2000)
+    program = points.compile_loop(subject, (1, 4), batch, shape)
+    with jax.set_mesh(subject.slice.mesh(1, 4)):
+        state = points.arrays(subject, TARGET.num_hidden_layers, batch, shape)[2]
+    assert not program.text.copies_in_loops(elements(state.cache))
+    assert program.aliased >= compiler.bytes_of(state)

@@ -1,0 +1,158 @@
+"""Same seed, same text: what is drafted, and what else is in the batch, never changes what comes out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from redrafter_jax.decode import loop, pack, verify
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.files import weights
+from redrafter_jax.model import attention
+from tests import support
+from tests.support import MODELS, put
+
+PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
+SHAPES = [
+    loop.Shape(1, 3),
+    loop.Shape(4, 4),
+    loop.Shape(4, 4, budget=9, tree="beams"),
+    loop.Shape(3, 2, tree="beams"),
+    loop.Shape(8, 5, budget=24),
+]
+GREEDY = [Sampling()]
+SAMPLED = [Sampling(t) for t in (0.5, 1.0, 1.5)]
+FILTERED = [Sampling(0.5, 20), Sampling(1.0, 0, 0.9), Sampling(1.5, 50, 0.8), Sampling(1.0, 5, 0.95)]
+NEW = 100
+
+
+@pytest.fixture(scope="module")
+def plain(mha):
+    """What plain decoding gives for every way of sampling, each prompt alone."""
+    engine = Engine(mha[0])
+    ways = GREEDY + SAMPLED + FILTERED
+    return {way: [r.token_ids for r in engine.generate(PROMPTS, way, Limits(NEW), batch=1)] for way in ways}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_speculation_changes_no_token(mha, plain, shape):
+    engine = Engine(*mha, shape)
+    tokens = 0
+    for way, expected in plain.items():
+        found = [reply.token_ids for reply in engine.generate(PROMPTS, way, Limits(NEW), batch=5)]
+        assert found == expected
+        tokens += sum(map(len, found))
+    assert tokens >= 2000  # five shapes: 10,000 tokens and more
+    alone = list(plain)[SHAPES.index(shape) % len(plain)]
+    assert [reply.token_ids for reply in engine.generate(PROMPTS, alone, Limits(NEW), batch=1)] == plain[alone]
+
+
+def test_the_independent_rule_gives_the_same_text_with_other_drafts(mha, plain):
+    engine, way = Engine(*mha, loop.Shape(4, 3)), Sampling(1.0)
+    replies = list(engine.generate(PROMPTS, dataclasses.replace(way, rule="independent"), Limits(NEW), batch=5))
+    assert [reply.token_ids for reply in replies] == plain[way]
+
+
+def test_a_row_alone_in_a_batch_and_in_another_order_gives_the_same_tokens(mha, plain):
+    engine, way = Engine(*mha, SHAPES[1]), Sampling(1.0)
+    alone = [reply.token_ids for reply in engine.generate(PROMPTS[:2], way, Limits(NEW), seeds=[0, 1], batch=1)]
+    assert alone == plain[way][:2]
+    order = [3, 0, 4, 2, 1]
+    mixed = list(engine.generate([PROMPTS[i] for i in order], way, Limits(NEW), seeds=order, batch=5))
+    assert [reply.token_ids for reply in mixed] == [plain[way][i] for i in order]
+
+
+def test_another_seed_gives_another_text(mha):
+    engine = Engine(mha[0])
+    first, second = engine.generate([PROMPTS[0]] * 2, Sampling(1.0), Limits(30), seeds=[0, 1], batch=2)
+    assert first.token_ids != second.token_ids
+
+
+def test_the_coupled_drafter_sees_the_noise_and_the_independent_one_does_not(mha):
+    """At a temperature of 100 the noise alone decides: who sees it drafts the very token, who does not can only guess."""
+    engine = Engine(*mha, loop.Shape(1, 3))
+    rates = {}
+    for rule in ("coupled", "independent"):
+        replies = list(engine.generate(PROMPTS, Sampling(100.0, rule=rule), Limits(NEW), batch=5))
+        rates[rule] = np.mean([reply.tokens_per_step for reply in replies])
+    assert rates["coupled"] > 3 and rates["independent"] < 1.3
+
+
+def test_a_reply_ends_at_a_stop_id_a_limit_or_the_context(mha):
+    free = next(Engine(*mha).generate([PROMPTS[0]], limits=Limits(40)))
+    stop = free.token_ids[10]
+    stopped = next(Engine(*mha, stop_ids=[stop]).generate([PROMPTS[0]], limits=Limits(40)))
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop) + 1]
+    short = next(Engine(*mha).generate([PROMPTS[0]], limits=Limits(40, length=10)))
+    assert short.token_ids == free.token_ids[:7] and short.finish_reason == "length"
+
+
+def test_dead_slots_and_unused_nodes_never_reach_a_logit(mha):
+    target, drafter = mha
+    state = support.started(target, [[5, 9, 200, 3], [7, 7]], 20, 3)
+    scores = put([[[-1.0, -2.0, -np.inf]] * 2] * 2, np.float32)
+    tree = pack.pack_sequences(state.g, put([[[5, 6, 7], [5, 8, 7]]] * 2, np.int32), scores, 7)
+    assert int(np.asarray(tree.valid).sum()) < tree.valid.size
+    clean, _ = verify.score(target, tree, state.cache)
+    dead = np.arange(state.cache.slots) >= np.asarray(state.cache.length)[:, None]
+    poison = lambda buffer: jnp.where(put(dead)[:, None, :, None], jnp.nan, buffer)  # noqa: E731
+    cache = dataclasses.replace(
+        state.cache, keys=tuple(map(poison, state.cache.keys)), values=tuple(map(poison, state.cache.values))
+    )
+    unused_id = 401
+    poisoned = jax.tree.map(lambda leaf: leaf, target)
+    poisoned.embedding[...] = target.embedding[...].at[unused_id].set(jnp.nan)
+    tree = dataclasses.replace(tree, tokens=jnp.where(tree.valid, tree.tokens, unused_id))
+    hidden, _ = verify.score(poisoned, tree, cache)
+    used = np.asarray(tree.valid)
+    np.testing.assert_array_equal(np.asarray(hidden)[used], np.asarray(clean)[used])
+
+
+def test_bfloat16_differs_only_where_rounding_can_swap_the_two_best_logits(mha, record_property):
+    """If two passes, each within e of the exact logits, choose different tokens, then the exact logits of these tokens are
+    within 2 e of each other. Exact: the same weights in float32. e: the largest error of any logit at that place in a
+    bfloat16 pass over the whole text, doubled because a pass in another order can err more. The control: tokens that
+    are wrong rather than tied break that bound."""
+    target = weights.load_target(MODELS / "target_mha", "bfloat16")
+    drafter = weights.load_drafter(MODELS / "drafter_mha_rnn", "bfloat16")
+    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), target)
+    slow = [r.token_ids for r in Engine(target).generate(PROMPTS, limits=Limits(NEW), batch=5)]
+    ties = differing = total = 0
+    control = []
+    for shape in (loop.Shape(4, 4), loop.Shape(1, 3), loop.Shape(8, 5)):
+        fast = [r.token_ids for r in Engine(target, drafter, shape).generate(PROMPTS, limits=Limits(NEW), batch=5)]
+        for prompt, a, b in zip(PROMPTS, fast, slow, strict=True):
+            logits, errors = rounding(target, exact, prompt, a)
+            first = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+            total += NEW if first is None else first + 1
+            second = np.argsort(logits, axis=1)[:, -2]
+            gaps = logits.max(axis=1) - logits[np.arange(NEW), second]
+            ties += int((gaps <= 4 * errors).sum())
+            wrong = (np.asarray(a) + 1) % logits.shape[1]
+            control += (logits[np.arange(NEW), a] - logits[np.arange(NEW), wrong] > 4 * errors).tolist()
+            if first is not None:
+                differing += 1
+                assert abs(logits[first, a[first]] - logits[first, b[first]]) <= 4 * errors[first]
+    record_property("bfloat16_tokens_that_differ", f"{differing} of {total}")
+    record_property("bfloat16_tokens_within_the_bound", f"{ties} of {15 * NEW}")
+    assert np.mean(control) > 0.9 and ties < 0.25 * 15 * NEW
+
+
+@jax.jit
+def logits_of(model, row: jax.Array, positions: jax.Array) -> jax.Array:
+    hidden, _ = model(row, positions, attention.causal(row >= 0))
+    return model.logits(hidden)
+
+
+def rounding(target, exact, prompt: list[int], reply: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """At each token of a reply: the exact logits ``[n, V]`` and the largest error of a bfloat16 logit ``[n]``."""
+    longest = max(map(len, PROMPTS)) + NEW  # one shape for all: the mask is causal, so what is behind the reply doesn't matter
+    row = put([[*prompt, *reply, *[0] * (longest - len(prompt) - len(reply))]], np.int32)
+    positions = put([list(range(longest))], np.int32)
+    scored = []
+    for model in (exact, target):
+        scored.append(np.asarray(logits_of(model, row, positions))[0, len(prompt) - 1 :][: len(reply)])
+    return scored[0], np.abs(scored[0] - scored[1]).max(axis=1)

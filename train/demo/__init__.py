@@ -1,0 +1,1 @@
+"""`python -m train.demo`: the embedded pair, made from text that is on the machine."""

@@ -1,0 +1,156 @@
+"""`python -m train.demo.corpus`: the text of the embedded pair, Python source that is already on the machine, as two folders.
+
+The standard library of the running Python and, if asked, installed packages. Not tests (they repeat themselves), not
+character tables. One file in twenty of the standard library is held out, chosen by a hash of its path, so that the
+choice is the same on every machine and nothing held out is ever trained on.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+import platform
+import sys
+import sysconfig
+from collections.abc import Mapping
+
+import tyro
+
+from infer.command import run_command
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import claims
+
+SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3",
+                   "idlelib", "turtledemo", "__pycache__", "__phello__", "_vendor", "include", "lib-dynload"}  # fmt: skip
+HELD_OUT_SHARE = 20
+COMMAND = "python -m train.demo.corpus"
+RECORD = "origins.json"  # where the text came from; by it the command knows its folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One file: its path below the library's folder, and its text."""
+
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Training and held-out files, and a line about each origin (name, version, licence, bytes)."""
+
+    train: list[Source]
+    held_out: list[Source]
+    origins: list[dict[str, str | int]]
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a standard-library file, by its path below the library's folder, is never trained on."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0
+
+
+def read(packages: tuple[str, ...] = ()) -> Corpus:
+    """The standard library, split, and every Python file of ``packages`` for training.
+
+    Raises:
+      BadInput: a package is not installed.
+    """
+    found = [(package, *_installed(package)) for package in packages]
+    library = _files(pathlib.Path(sysconfig.get_path("stdlib")))
+    held_out = [source for source in library if is_held_out(source.name)]
+    train = [source for source in library if not is_held_out(source.name)]
+    origins = [_origin("the Python standard library", platform.python_version(), "PSF-2.0", train)]
+    for package, folder, metadata in found:
+        files = _files(folder)
+        licence = metadata.get("License-Expression") or (metadata.get("License", "").strip() or "?").splitlines()[0]
+        origins.append(_origin(package, metadata["Version"], licence, files))
+        train += files
+    return Corpus(train, held_out, origins)
+
+
+def _installed(package: str) -> tuple[pathlib.Path, Mapping[str, str]]:
+    """The folder of a package, by the name it is imported by, and the metadata of what it was installed with."""
+    wrong = BadInput(f"--packages: {package!r} is not an installed package; give the name that it is imported by")
+    try:
+        spec = importlib.util.find_spec(package)
+    except Exception:  # it imports the packages around this one, which may raise what they like
+        raise wrong from None
+    if spec is None or not spec.submodule_search_locations:
+        raise wrong
+    names = importlib.metadata.packages_distributions().get(package.partition(".")[0], [package])
+    try:
+        return pathlib.Path(spec.submodule_search_locations[0]), importlib.metadata.metadata(names[0])
+    except importlib.metadata.PackageNotFoundError:
+        raise wrong from None
+
+
+def _files(folder: pathlib.Path) -> list[Source]:
+    sources = []
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        if SKIPPED_FOLDERS.isdisjoint(name.parts[:-1]):
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            if text.strip():
+                sources.append(Source(name.as_posix(), text))
+    return sources
+
+
+def _origin(name: str, version: str, licence: str, files: list[Source]) -> dict[str, str | int]:
+    size = sum(len(source.text.encode()) for source in files)
+    return {"name": name, "version": version, "licence": licence, "files": len(files), "bytes": size}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Copy the embedded pair's text into two folders: what its target was trained on, and what was held out."""
+
+    output: pathlib.Path
+    """Folder for `train/`, `held_out/` and `origins.json`."""
+    packages: tuple[str, ...] = ()
+    """Installed packages whose Python files are added to `train/`."""
+
+
+def main(options: Options) -> None:
+    """Writes the files, and says how many.
+
+    Raises:
+      BadInput: a package is not installed, or the folder cannot be written.
+    """
+    check_output(options.output)
+    text = read(options.packages)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / RECORD).write_text(json.dumps({"command": COMMAND, "origins": text.origins}, indent=1) + "\n")
+    except OSError as error:
+        raise BadInput(f"--output: {options.output} cannot be written ({error.strerror})") from None
+    for name, sources in (("train", text.train), ("held_out", text.held_out)):
+        try:
+            for source in sources:
+                path = options.output / name / source.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(source.text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--output: {options.output} cannot be written ({error.strerror})") from None
+        print(f"{options.output / name}: {len(sources)} files, {sum(len(source.text) for source in sources) / 1e6:.1f} MB")
+
+
+def check_output(folder: pathlib.Path) -> None:
+    """Raises BadInput where `train/` or `held_out/` cannot be written, or hold files that are not of this command."""
+    claims.check_folder(folder, "--output")
+    if (claims.json_object(folder / RECORD) or {}).get("command") == COMMAND:
+        return
+    for name in ("train", "held_out"):
+        claims.check_empty(folder / name, "--output", "train.demo.corpus")
+    if (folder / RECORD).exists():
+        raise BadInput(f"--output: {folder / RECORD} is not of train.demo.corpus and is kept; name another folder")
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.demo.corpus")))
+
+
+if __name__ == "__main__":
+    sys.exit(command())

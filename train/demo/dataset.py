@@ -1,0 +1,71 @@
+"""The corpus that `train.demo` keeps in its folder: made once, and read as it was made or refused."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import claims
+from train.demo import corpus, tokenizer
+from train.demo.options import CORPUS, RECORD, Options
+
+
+def prepare(options: Options) -> None:
+    """Writes the tokenizer, the token streams and a record of where the text came from."""
+    if (options.work / CORPUS).exists():
+        return
+    text = corpus.read(options.packages)
+    trained = tokenizer.train(text.train, options.vocab)
+    (options.work / RECORD).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
+    trained.save_pretrained(options.work / "tokenizer")
+    kept = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
+    for name, sources in (("train", text.train), ("held_out", text.held_out)):
+        files = tokenizer.encode(trained, sources)
+        np.save(options.work / f"{name}.npy", np.concatenate(files).astype(np.uint16))
+        kept[f"{name}_tokens"] = sum(map(len, files))
+        kept[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
+    (options.work / CORPUS).write_text(json.dumps(kept, indent=1))
+    print(f"corpus: {kept['train_tokens']:,} tokens to train on, {kept['held_out_tokens']:,} held out")
+
+
+def stream(options: Options, name: str) -> np.ndarray:
+    """The tokens of a part of the corpus.
+
+    Raises:
+      BadInput: they cannot be read, or are of a larger vocabulary than --vocab says.
+    """
+    found = tokens(options.work / f"{name}.npy")
+    if found.max(initial=0) >= options.vocab:
+        raise BadInput(f"--vocab {options.vocab}: {options.work} holds a corpus of a larger vocabulary; give another --work")
+    return found
+
+
+def record(options: Options) -> dict:
+    """What `prepare` wrote down.
+
+    Raises:
+      BadInput: it cannot be read.
+    """
+    kept = claims.json_object(options.work / CORPUS)
+    if kept is None:
+        raise _broken(options.work / CORPUS)
+    return kept
+
+
+def tokens(file: pathlib.Path) -> np.ndarray:
+    """The token ids in a file of --work.
+
+    Raises:
+      BadInput: it cannot be read.
+    """
+    try:
+        return np.load(file).astype(np.int32)
+    except (ValueError, EOFError, FileNotFoundError):
+        raise _broken(file) from None
+
+
+def _broken(file: pathlib.Path) -> BadInput:
+    made_with = CORPUS if file.name != "own_text.npy" else file.name
+    return BadInput(f"--work: {file} is not as train.demo wrote it; remove {file.parent / made_with}, and it is made again")

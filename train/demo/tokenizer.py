@@ -1,0 +1,27 @@
+"""The embedded pair's tokenizer: a byte-level BPE trained by the `tokenizers` library."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from train.demo.corpus import Source
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train(sources: list[Source], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of ``vocab_size`` ids; id 0 is the end of a file, and nothing is ever unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((source.text for source in sources), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, sources: list[Source]) -> list[list[int]]:
+    """Ids of every file, each closed by the end-of-text id."""
+    encoded = tokenizer(([source.text for source in sources]), add_special_tokens=False, verbose=False)["input_ids"]
+    return [ids + [tokenizer.eos_token_id] for ids in encoded]

@@ -1,0 +1,95 @@
+"""A head on held-out examples: its loss and accuracies, and tokens per step of real decoding at two beam shapes."""
+
+import functools
+
+import jax
+import numpy as np
+
+from infer import failures
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.reply import mean_tokens_per_step
+from redrafter_jax.loss import LossConfig, Metrics
+from redrafter_jax.model import vocabulary
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+from train.data import rows as data
+from train.run import step
+from train.run.recipe import Recipe
+
+SHAPES = (Shape(1, 4), Shape(4, 4))
+NEW = 64  # tokens that each prompt is continued by
+LONGEST_PROMPT = 128
+BATCH = 8
+
+
+class Evaluation:
+    """What is evaluated and how; ``held_out`` None, or --evaluate-every 0: nothing is."""
+
+    def __init__(self, target: Target, recipe: Recipe, held_out):
+        self.target, self.recipe = target, recipe
+        self.batches, self.prompts = [], []
+        if held_out is None or recipe.evaluate_every == 0:
+            return
+        rows = data.Rows(held_out, recipe.row_length, "--held-out")
+        size = recipe.batch // recipe.accumulate
+        numbers = np.linspace(0, len(rows) - 1, -(-min(recipe.evaluation_rows, len(rows)) // size) * size).astype(int)
+        for part in numbers.reshape(-1, size):
+            read = [rows[int(number)] for number in part]
+            arrays = {name: np.stack([row[name] for row in read]) for name in read[0] if name != "index"}
+            self.batches.append(data.on_mesh(arrays))
+        self.prompts = prompts(held_out, recipe.evaluation_rows, target.config.max_position_embeddings)
+        self.update = jax.jit(functools.partial(step.evaluate, config=LossConfig(recipe.positions, 0.0)))
+
+    def is_due(self, index: int) -> bool:
+        every = self.recipe.evaluate_every
+        return bool(self.batches) and (index % every == 0 or index == self.recipe.steps)
+
+    def loss(self, drafter: Drafter) -> float | None:
+        """Cross-entropy in nats against the text, summed over drafted positions."""
+        return self._metrics(drafter)["loss"] if self.batches else None
+
+    def whole(self, drafter: Drafter) -> dict:
+        """The loss, top-1..5 accuracies per position, and tokens per step of greedy decoding by beam shape, where there
+        are any."""
+        figures = self._metrics(drafter)
+        narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
+        for shape in SHAPES if self.prompts else ():
+            found = tokens_per_step(self.target, narrow, shape, self.prompts)
+            if found is not None:
+                figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found
+        return figures
+
+    def _metrics(self, drafter: Drafter) -> dict:
+        return joined([self.update(drafter, self.target, batch)[1] for batch in self.batches])
+
+
+def joined(parts: list[Metrics]) -> dict:
+    """The loss and the accuracies ``[K, RANKS]`` of several batches with hard labels, as of one batch."""
+    loss, accuracy, scored, inside = (
+        np.stack([np.asarray(getattr(part, name)) for part in parts]) for name in ("loss", "accuracy", "scored", "inside")
+    )
+    loss_K = (loss * inside).sum(0) / np.maximum(inside.sum(0), 1)
+    accuracy_KR = (accuracy * scored[..., None]).sum(0) / np.maximum(scored.sum(0), 1)[:, None]
+    return {"loss": float(loss_K.sum()), "accuracy": accuracy_KR.round(4).tolist()}
+
+
+def prompts(examples, count: int, context: int) -> list[list[int]]:
+    """The beginnings of examples, up to where the labels start or, in plain text, a quarter of the example."""
+    found = []
+    for number in np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int):
+        tokens, labelled = (np.asarray(examples[int(number)][name]) for name in ("tokens", "labelled"))
+        end = int(np.argmax(labelled)) or len(tokens) // 4
+        begin = max(0, end - min(LONGEST_PROMPT, context - NEW))
+        if end > begin:
+            found.append(tokens[begin:end].tolist())
+    return found
+
+
+def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
+    """Tokens that a target pass yields, the +1 counted, over all greedy continuations of the prompts. None where one of them ended
+    in an error, for the target's logits were not finite."""
+    shards = jax.sharding.get_abstract_mesh().shape["data"]
+    rows = -(-BATCH // shards) * shards
+    replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=rows))
+    return None if failures.count(replies) else mean_tokens_per_step(replies)

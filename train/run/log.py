@@ -1,0 +1,173 @@
+"""What a run says while it trains: a progress line, a JSON Lines file, and TensorBoard scalars of the same."""
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+from redrafter_jax.slices.chips import CHIPS
+from train.run.recipe import Recipe
+
+# By the start of the device's name, dense bfloat16 FLOP/s that the makers publish; of TPUs that `infer.fit` knows, `chips`.
+PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": CHIPS["v5e"].peak, "TPU v5e": CHIPS["v5e"].peak, "TPU v5": CHIPS["v5p"].peak,
+    "TPU v6": CHIPS["v6e"].peak, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+
+
+def flops(target: Target, drafter: Drafter, recipe: Recipe) -> float:
+    """FLOPs of an update that the mathematics needs: the target forward, K drafted positions forward and backward; what
+    is computed again in the backward pass, and attention over the context, are not counted."""
+    body = sum(leaf.size for leaf in jax.tree.leaves(target.blocks))
+    unembedding = target.config.hidden_size * (drafter.config.draft_vocab or target.config.vocab_size)
+    head = sum(leaf.size for leaf in jax.tree.leaves(drafter)) + (unembedding if drafter.lm_head is None else 0)
+    teacher = 2 * unembedding if recipe.distill_weight > 0 else 0
+    if recipe.labels == "greedy":
+        teacher += 2 * (recipe.positions * (body + target.lm_head[...].size) + target.lm_head[...].size)
+    return recipe.batch * recipe.row_length * (2 * body + teacher + 6 * recipe.positions * head)
+
+
+def peak() -> float | None:
+    """Published FLOP/s of all devices of the mesh together, where they are known."""
+    kind = jax.devices()[0].device_kind
+    known = [value for name, value in PEAKS.items() if kind.startswith(name)]
+    return known[0] * jax.sharding.get_abstract_mesh().size if known else None
+
+
+def path(folder: pathlib.Path) -> pathlib.Path:
+    return folder / "log.jsonl"
+
+
+def read(folder: pathlib.Path) -> list[dict]:
+    """The lines of a run's log, less one that a killed run did not finish.
+
+    Raises:
+      BadInput: a finished line is not JSON.
+    """
+    file = path(folder)
+    lines = file.read_text(errors="replace").split("\n")[:-1] if file.exists() else []
+    return [_parsed(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _parsed(line: str, where: str) -> dict:
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict) and type(found.get("step")) is int:
+            return found
+    raise BadInput(f"{where} should be a JSON object with a step, as train.main wrote it; remove the line")
+
+
+class Log:
+    """The log of one run from step ``first`` on; a context manager. Lines that a stopped run wrote after its last
+    checkpoint are dropped, since those steps are done again."""
+
+    def __init__(self, folder: pathlib.Path, recipe: Recipe, first: int, flops_per_step: float):
+        kept = [line for line in read(folder) if line["step"] <= first]
+        with replacing(path(folder)) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.folder, self.recipe, self.first, self.flops = folder, recipe, first, flops_per_step
+        self.peak = peak()
+
+    def __enter__(self) -> "Log":
+        self.file = open(path(self.folder), "a")  # noqa: SIM115  (closed in __exit__)
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first + 1)
+        self.bar = tqdm(
+            desc=f"{self.recipe.head} head, loss over {self.recipe.positions} positions",
+            initial=self.first,
+            total=self.recipe.steps,
+            unit="step",
+        )
+        self.began, self.since = time.perf_counter(), self.first
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+        self.board.close()
+        self.file.close()
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """The time in here is not training's."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
+
+    def step(self, index: int, of_update: list, rate: float) -> None:
+        """One line of training, the mean over the parts of the update (`step.Metrics`); waits for the device. Speed is that of
+        the steps since the last line."""
+        host = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *jax.device_get(of_update))
+        now = time.perf_counter()
+        pace = (index - self.since) / (now - self.began)
+        self.began, self.since = now, index
+        line = {
+            "step": index,
+            "loss": round(float(host.loss.loss.sum()), 4),
+            "loss_per_position": [round(float(x), 4) for x in host.loss.loss],
+            "accuracy": [[round(float(x), 4) for x in ranks] for ranks in host.loss.accuracy],
+            "gradient_norm": round(float(host.gradient_norm), 4),
+            "rate": float(rate),
+            "fill": round(float(host.fill), 4),
+            "tokens_per_second": round(pace * self.recipe.batch * self.recipe.row_length, 1),
+        }
+        if self.peak:
+            line["peak_share"] = round(pace * self.flops / self.peak, 4)
+        self.bar.set_postfix(
+            loss=line["loss"], top1=line["accuracy"][0][0], tokens_per_s=line["tokens_per_second"], **_only(line, "peak_share")
+        )
+        self._write(line)
+
+    def evaluation(self, index: int, figures: dict) -> None:
+        """One line of an evaluation on held-out examples."""
+        names = {"loss": f"loss (summed over {self.recipe.positions} positions)"}
+        shown = ", ".join(f"{names.get(name, name)} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
+        self.bar.write(f"step {index}, held out: {shown}")
+        self._write({"step": index, **{f"held_out_{name}": value for name, value in figures.items()}})
+
+    def _write(self, line: dict) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in line.items():
+            for key, scalar in _scalars(name, value):
+                self.board.add_scalar(key, scalar, line["step"])
+
+
+class Silent:
+    """What a process says that is not the first."""
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def pause(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def step(self, index: int, of_update: list, rate: float) -> None: ...
+
+    def evaluation(self, index: int, figures: dict) -> None: ...
+
+
+def _scalars(name: str, value) -> list[tuple[str, float]]:
+    """A number by its name; a list of numbers by position, and of lists by position and rank, counted from 1."""
+    if isinstance(value, list):
+        return [pair for number, inner in enumerate(value, 1) for pair in _scalars(f"{name}/{number}", inner)]
+    return [] if name == "step" else [(name, float(value))]
+
+
+def _only(line: dict, name: str) -> dict:
+    return {name: line[name]} if name in line else {}

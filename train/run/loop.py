@@ -1,0 +1,238 @@
+"""A training run of a head: the loop, its checkpoints, its log, and how it ends.
+
+Resuming is exact: a checkpoint holds the head, the optimizer's state and the step, and what a step reads follows from
+the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`),
+what it is kept with (`configurations.py`), how it is asked to end (`stop.py`).
+"""
+
+import functools
+import math
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from redrafter_jax.devices import mesh, processes
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import checkpoint
+from redrafter_jax.loss import LossConfig
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.target import Target, TargetConfig
+from train.data import rows as data
+from train.run import evaluation as evaluate
+from train.run import log, step
+from train.run.recipe import Recipe
+from train.run.stop import Stop, Stopped
+
+DIVERGED = 3.0  # times the loss of the first step
+HELD_OUT = "held_out_loss"  # a checkpoint's score, where there were evaluations
+PROFILED = (5, 8)  # a trace begins and ends after these updates; the first ones compile
+
+
+class Diverged(BadInput):
+    """The loss or its gradient is not a number any more, or the loss is far above where it started."""
+
+
+def head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
+    """The shapes of the head that a recipe asks for.
+
+    Raises:
+      BadInput: its draft vocabulary is larger than the target's.
+    """
+    V, D = target.vocab_size, target.hidden_size
+    exit_size = 2 * D if recipe.head == "full" else D
+    if recipe.head_vocab > V:
+        raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
+    return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, recipe.head == "slim", recipe.head_vocab)
+
+
+def schedule(recipe: Recipe) -> step.Schedule:
+    return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate)
+
+
+def train_head(
+    target: Target,
+    examples,
+    recipe: Recipe,
+    folder: pathlib.Path,
+    held_out=None,
+    checkpoints: str | None = None,
+    profile: str | None = None,
+) -> Drafter:
+    """The trained head, from the newest checkpoint in ``folder`` that can be read or from random weights; those that
+    cannot be read are put aside, and named.
+
+    Args:
+      examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
+      checkpoints: their folder; by default in ``folder``.
+      profile: folder for a trace of a few updates; None: no trace.
+
+    Raises:
+      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read, or
+        the loss diverged.
+      Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved what it had.
+    """
+    config = head_config(target.config, recipe)
+    rows = data.Rows(examples, recipe.row_length)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = functools.partial(_start, recipe, config, mesh.is_spread(target))
+    place = checkpoints or folder / "checkpoints"
+    for sentence in checkpoint.set_aside_damaged(place, **_artefacts(jax.eval_shape(start))):
+        processes.say(sentence, sys.stderr)
+    with checkpoint.Run(place, best="loss") as kept:
+        if kept.latest_step is not None:
+            state = resume(kept, start)
+        else:
+            ids = data.most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
+            state = jax.jit(functools.partial(start, ids=ids))()
+        run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))
+        with _Profile(profile) as trace:
+            return run.go(state, trace)
+
+
+def _start(recipe: Recipe, config: DrafterConfig, spread: bool, ids: np.ndarray | None = None) -> step.HeadState:
+    return step.start(jax.random.key(recipe.seed), config, schedule(recipe), ids, spread)  # a key made outside spans processes
+
+
+def resume(kept: checkpoint.Run, start) -> step.HeadState:
+    """The newest checkpoint's state."""
+    loaded = kept.restore(**_artefacts(jax.eval_shape(start)))
+    return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1])
+
+
+def _artefacts(state: step.HeadState) -> dict:
+    """What a checkpoint holds, by name."""
+    return {"head": state.drafter, "train": (state.step, state.optimizer)}
+
+
+class _Run:
+    """What a run's steps share; ``go`` is all there is to call."""
+
+    def __init__(self, target, rows: data.Rows, recipe: Recipe, folder, kept: checkpoint.Run, evaluation):
+        self.target, self.rows, self.recipe, self.kept, self.evaluation = target, rows, recipe, kept, evaluation
+        self.folder = folder
+        config = LossConfig(recipe.positions, recipe.distill_weight)
+        update = functools.partial(step.step, schedule=schedule(recipe), config=config, labels=recipe.labels)
+        self.update = jax.jit(update, donate_argnums=0)
+        self.recent: list[tuple[int, np.ndarray, step.Metrics]] = []  # since the last look: step, rows read, what it gave
+        self.first_loss: float | None = None
+
+    def go(self, state: step.HeadState, trace: "_Profile") -> Drafter:
+        recipe, parts = self.recipe, self.recipe.accumulate
+        first, of_update = int(state.step) // parts, []
+        self.first_loss = self._loss_at_start(first)
+        batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
+        with self._log(first, state.drafter) as lines, Stop() as stop:
+            for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
+                state, metrics = self.update(state, self.target, batch)
+                of_update.append(metrics)
+                self.recent.append((-(-part // parts), numbers, metrics))
+                if part % parts:
+                    continue
+                index = part // parts
+                trace.after(index - first, state)
+                stops = stop.is_asked(index)
+                ends = index == recipe.steps or stops
+                is_evaluated = self.evaluation.is_due(index) and (not stops or index == recipe.steps)
+                if index % recipe.log_every == 0 or index == first + 1 or ends or is_evaluated or index % recipe.save_every == 0:
+                    self._check()
+                    lines.step(index, of_update, schedule(recipe).rate_at(index - 1))
+                lines.advance()
+                held_out = None
+                if is_evaluated:
+                    figures = self._measure(self.evaluation.whole, state, lines)
+                    held_out = self._checked(index, figures["loss"])
+                    lines.evaluation(index, figures)
+                if index % recipe.save_every == 0 or ends:
+                    self._save(index, state, of_update, held_out, lines)
+                if stops and index < recipe.steps:
+                    raise Stopped(index, stop.code)
+                of_update = []
+        return state.drafter
+
+    def _loss_at_start(self, first: int) -> float | None:
+        """The loss of the run's first step, where it goes on from step ``first`` and the log has it; in every process."""
+        lines = log.read(self.folder) if first and processes.is_first() else []
+        known = [line["loss"] for line in lines if "loss" in line and line["step"] <= first]
+        loss = float(processes.gather(np.asarray(known[0] if known else math.nan, np.float32))[0])
+        return loss if math.isfinite(loss) else None
+
+    def _log(self, first: int, drafter: Drafter) -> log.Log | log.Silent:
+        if not processes.is_first():
+            return log.Silent()
+        return log.Log(self.folder, self.recipe, first, log.flops(self.target, drafter, self.recipe))
+
+    def _check(self) -> None:
+        """Stops at a loss or a gradient that is not a number, or a loss that has run away, and names where."""
+        for index, numbers, metrics in self.recent:
+            loss, norm = _loss_of(metrics), float(metrics.gradient_norm)
+            self.first_loss = loss if self.first_loss is None else self.first_loss
+            is_sound = math.isfinite(loss) and loss <= DIVERGED * self.first_loss
+            if is_sound and math.isfinite(norm):
+                continue
+            numbers = np.ravel(processes.gather(numbers))
+            places = sorted({place for number in numbers for place in self.rows.where(int(number))})
+            what = f"the norm of the gradient is {norm}" if is_sound else f"the loss is {loss}"
+            raise self._diverged(f"{what} at step {index}, which read {', '.join(places[:8])}{' ...' if len(places) > 8 else ''}")
+        self.recent.clear()
+
+    def _checked(self, index: int, held_out: float | None) -> float | None:
+        """The loss on held-out examples; stops where it is not a number."""
+        if held_out is not None and not math.isfinite(held_out):
+            raise self._diverged(f"the loss on held-out examples is {held_out} after step {index}")
+        return held_out
+
+    def _diverged(self, what: str) -> Diverged:
+        good = self.kept.latest_step
+        return Diverged(
+            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.kept.folder}"
+        )
+
+    def _measure(self, figures_of, state: step.HeadState, lines: log.Log | log.Silent):
+        """Figures of the head; the time they take is not training's."""
+        jax.block_until_ready(state)
+        with lines.pause():
+            return figures_of(state.drafter)
+
+    def _save(self, index: int, state: step.HeadState, of_update: list[step.Metrics], held_out: float | None, lines) -> None:
+        if held_out is None:
+            held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
+        loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
+        scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT: held_out}
+        self.kept.save(index, scores, **_artefacts(state))
+
+
+def _loss_of(metrics: step.Metrics) -> float:
+    return float(np.asarray(metrics.loss.loss).sum())
+
+
+class _Profile:
+    """A trace of updates PROFILED[0] + 1 to PROFILED[1] of those that this process does; a context manager."""
+
+    def __init__(self, folder: str | None):
+        self.folder, self.is_on = folder, False
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.is_on:
+            jax.profiler.stop_trace()
+
+    def after(self, count: int, state: step.HeadState) -> None:
+        """``count`` updates are under way or done."""
+        if self.folder is None or count not in PROFILED:
+            return
+        jax.block_until_ready(state)
+        if self.is_on:
+            jax.profiler.stop_trace()
+        else:
+            jax.profiler.start_trace(self.folder)
+        self.is_on = not self.is_on
+
+
+def last_evaluation(folder: pathlib.Path, step: int) -> dict:
+    """The figures of the last evaluation up to a step, with its own step; empty if there is none."""
+    lines = [line for line in log.read(folder) if "held_out_loss" in line and line["step"] <= step]
+    return lines[-1] if lines else {}

@@ -1,0 +1,51 @@
+"""The options of `train.main`, beside the recipe. Not here: what they may be (`main.py`), the recipe (`recipe.py`)."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import tyro
+
+from redrafter_jax.devices.processes import Group
+from train.run.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train a ReDrafter head for a frozen Llama-family target."""
+
+    target: pathlib.Path
+    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
+    conversations: tuple[pathlib.Path, ...] = ()
+    """Files of conversations to train on: ShareGPT, `messages` or Alpaca records, as JSON or JSON Lines."""
+    text: tuple[pathlib.Path, ...] = ()
+    """Text files, or folders of them, to train on."""
+    token_ids: tuple[pathlib.Path, ...] = ()
+    """JSON Lines of token ids, as `train.distill` writes them, to train on."""
+    output: pathlib.Path = pathlib.Path("head-run")
+    """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
+    checkpoints: str | None = None
+    """Folder of the checkpoints of this run alone, one for all processes; it may be gs://BUCKET/FOLDER. By default
+    OUTPUT/checkpoints."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest checkpoint, if there is one; never: refuse where there is one."""
+    held_out: float = 0.02
+    """Share of the examples that is never trained on, for the evaluations."""
+    max_malformed: float = 0.01
+    """Share of the records that may be malformed and are then skipped; beyond it the command fails."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """The target's number format, by default float32 on a CPU and bfloat16 elsewhere; the head trains in float32."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
+    target's size suggest."""
+    shard_target: Literal["model", "data,model"] = "model"
+    """data,model: split the target, the head and the optimizer's state over all devices; weights are gathered as they are
+    used, which takes time and leaves room for a larger target."""
+    profile: str | None = None
+    """Folder, or gs:// path, for a trace by JAX's profiler of a few updates after the first ones, of every process."""
+    config: bool = False
+    """Print the whole configuration and stop."""
+    preset: Literal["demo", "vicuna-7b"] | None = None
+    """A recipe that the options below change."""
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe()
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()

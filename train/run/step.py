@@ -1,0 +1,109 @@
+"""One training step of a draft head on a frozen target."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from redrafter_jax import loss
+from redrafter_jax.devices import mesh
+from redrafter_jax.model import attention, cache, vocabulary
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.target import Target
+from train.data.rows import Batch
+from train.run import labels as greedy
+from train.run.recipe import Labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """AdamW with a linear rise over ``warmup`` updates and a cosine to zero at ``steps``; biases do not decay. An update
+    is made of ``accumulate`` calls of `step`, whose gradients are averaged."""
+
+    steps: int
+    rate: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+
+    def rate_at(self, update: jax.Array | int) -> jax.Array:
+        """The learning rate of an update, counted from 0."""
+        return optax.warmup_cosine_decay_schedule(0.0, self.rate, min(self.warmup, self.steps // 2), self.steps)(update)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        decay = optax.adamw(self.rate_at, b2=0.95, weight_decay=self.weight_decay, mask=_matrices)
+        one = optax.chain(optax.clip_by_global_norm(self.clip), decay)
+        return one if self.accumulate == 1 else optax.MultiSteps(one, self.accumulate).gradient_transformation()
+
+
+def _matrices(drafter: Drafter):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, drafter)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadState:
+    """What a step changes: the head, its optimizer's state, the number of calls of `step` so far."""
+
+    step: jax.Array
+    drafter: Drafter
+    optimizer: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Of one step: the loss's parts, the norm of the gradient before clipping, the share of the batch that is not padding."""
+
+    loss: loss.Metrics
+    gradient_norm: jax.Array
+    fill: jax.Array
+
+
+def start(
+    key: jax.Array, config: DrafterConfig, schedule: Schedule, ids: jax.Array | None = None, spread: bool = False
+) -> HeadState:
+    """Random weights.
+
+    Args:
+      ids: the draft vocabulary, where the config has one.
+      spread: the weights and the optimizer's state are split over ``data`` as well as ``model``.
+    """
+    drafter = mesh.spread(Drafter(key, config, ids=ids), spread)
+    return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.weights_alone(drafter)))
+
+
+def step(
+    state: HeadState, target: Target, batch: Batch, schedule: Schedule, config: loss.LossConfig, labels: Labels = "text"
+) -> tuple[HeadState, Metrics]:
+    """One update on a batch of rows; the target runs forward only."""
+    weights = vocabulary.weights_alone(state.drafter)
+
+    def aim(weights: Drafter) -> tuple[jax.Array, loss.Metrics]:
+        return evaluate(vocabulary.with_table(weights, state.drafter), target, batch, config, labels)
+
+    (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
+    metrics = Metrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
+    updates, optimizer = schedule.optimizer().update(gradients, state.optimizer, weights)
+    drafter = vocabulary.with_table(optax.apply_updates(weights, updates), state.drafter)
+    return HeadState(state.step + 1, drafter, optimizer), metrics
+
+
+def evaluate(
+    drafter: Drafter, target: Target, batch: Batch, config: loss.LossConfig, labels: Labels = "text"
+) -> tuple[jax.Array, loss.Metrics]:
+    """The loss of a head on a batch, and its parts. The head's weights are float32 so that small updates add up; they are
+    multiplied as the device does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""
+    hidden_BTD, rows = read(target, batch)
+    paths_BTK = greedy.paths(target, batch, hidden_BTD, rows, config.positions + 1) if labels == "greedy" else None
+    with jax.default_matmul_precision("default"):
+        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
+
+
+def read(target: Target, batch: Batch) -> tuple[jax.Array, cache.KVRows]:
+    """The target's hidden states ``[B, T, D]``, and its keys and values; a token sees those before it in its own example."""
+    same_BTT = batch.segments[:, :, None] == batch.segments[:, None, :]
+    made = target(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)
+    return jax.lax.stop_gradient(made)

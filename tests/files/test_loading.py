@@ -15,8 +15,8 @@ D, F, V, H, K, C, LAYERS = 1024, 2816, 32000, 16, 8, 64, 36
 MEASURE = """
 import pathlib, sys
 import jax
-from redrafter_jax import weights
-from redrafter_jax.mesh import make_mesh
+from redrafter_jax.files import weights
+from redrafter_jax.devices.mesh import make_mesh
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in pathlib.Path("/proc/self/status").read_text().splitlines() if name in line)

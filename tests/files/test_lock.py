@@ -20,7 +20,7 @@ from train.demo import __main__ as demo
 
 HOLDER = """
 import pathlib, sys, time
-from redrafter_jax import lock
+from redrafter_jax.files import lock
 with lock.file(pathlib.Path(sys.argv[1]), "--output"):
     print("locked", flush=True)
     time.sleep(60)

@@ -189,8 +189,8 @@ def test_a_dataset_is_built_once_split_by_content_and_read_by_tfds_alone(tmp_pat
 def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
     file = write(tmp_path / "many.jsonl", [record("messages")] * 6000)
     code = (
-        "import pathlib; from train import builders;"
-        f"builders.build(builders.Source('conversations', (pathlib.Path({str(file)!r}),), {TARGET!r}),"
+        "import pathlib; from train.data import datasets;"
+        f"datasets.build(datasets.Source('conversations', (pathlib.Path({str(file)!r}),), {TARGET!r}),"
         f" pathlib.Path({str(tmp_path / 'sets')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from infer import folders, prompts, terminal
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.request import (
     Rule,
     check_prompt,
@@ -213,6 +213,6 @@ def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:
     """Reads the weights onto the mesh, which the engine then keeps to itself."""
     stops = [] if ignore_eos else config.stop_ids(plan.target, tokenizer)
     with jax.set_mesh(meshes.make_mesh(*plan.mesh)):
-        drafter = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
+        head = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
         target = weights.load_target(plan.target, plan.dtype, "--target")
-    return Pair(Engine(target, drafter, shape, stops), tokenizer)
+    return Pair(Engine(target, Recurrent(head, shape) if head is not None else None, stops), tokenizer)

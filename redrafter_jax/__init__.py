@@ -1,6 +1,6 @@
 """ReDrafter (Recurrent Drafter, arXiv 2403.09919) in JAX: the library, which knows no tokenizer and no command line.
 
-    from redrafter_jax import Engine, Limits, Sampling, Shape, load_drafter, load_target, make_mesh
+    from redrafter_jax import Engine, Limits, Recurrent, Sampling, Shape, load_drafter, load_target
 
 Names of arrays end in their dimensions (``tokens_BN``):
 
@@ -19,7 +19,9 @@ _PUBLIC = {
     "Limits": "decode.request",
     "Reply": "decode.reply",
     "Sampling": "decode.request",
-    "Shape": "decode.loop",
+    "Plain": "decode.propose.plain",
+    "Recurrent": "decode.propose.recurrent",
+    "Shape": "decode.propose.recurrent",
     "BadInput": "errors",
     "make_mesh": "devices.mesh",
     "load_drafter": "files.weights",

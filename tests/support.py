@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
 from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.files import weights
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -54,8 +55,10 @@ def policy(count: int, temperature=0.0, top_k=0, top_p=1.0, rule="coupled", seed
     )  # fmt: skip
 
 
-def started(target, prompts, new: int, length: int, how: sample.Policy | None = None, stops=(-1,), width: int = 0):
-    """The state after the prefill of these prompts."""
+def started(
+    target, prompts, new: int, length: int, how: sample.Policy | None = None, stops=(-1,), width: int = 0, proposer=Plain()
+):
+    """The state after the prefill of these prompts, with room for rounds of any proposer of so great a length."""
     count = len(prompts)
     width = width or max(map(len, prompts))
     tokens = np.zeros((count, width), np.int32)
@@ -64,8 +67,11 @@ def started(target, prompts, new: int, length: int, how: sample.Policy | None = 
     bucket = prefill.Bucket(width, new, length)
     lengths = put([len(prompt) for prompt in prompts], np.int32)
     limits = rows(new, count, np.int32)
-    return loop.start(target, put(tokens), lengths, limits, jnp.asarray(stops, jnp.int32), how or policy(count), bucket)
+    given = (put(tokens), lengths, limits, jnp.asarray(stops, jnp.int32), how or policy(count))
+    return loop.start(target, proposer, *given, bucket)
 
 
 def texts(state) -> list[list[int]]:
-    return [text[:count].tolist() for text, count in zip(np.asarray(state.text), np.asarray(state.count), strict=True)]
+    """The replies so far."""
+    rows = zip(*map(np.asarray, (state.tokens, state.prompt, state.count)), strict=True)
+    return [tokens[prompt : prompt + count].tolist() for tokens, prompt, count in rows]

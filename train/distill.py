@@ -21,7 +21,7 @@ from infer import failures, pair
 from infer.command import run_command
 from infer.generate import checks
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.request import MAX_NODES, MAX_SEED, require, wrong_number
 from redrafter_jax.devices import memory, mesh
 from redrafter_jax.errors import BadInput
@@ -129,12 +129,10 @@ def _main(options: Options) -> None:
     if why is not None:
         print(why, file=sys.stderr)
     jax.set_mesh(mesh.make_mesh(*shape))
-    engine = Engine(
-        weights.load_target(options.target, options.dtype, "--target"),
-        None if options.drafter is None else weights.load_drafter(options.drafter, options.dtype, "--drafter"),
-        Shape(*options.beam),
-        stops,
-    )
+    proposer = None
+    if options.drafter is not None:
+        proposer = Recurrent(weights.load_drafter(options.drafter, options.dtype, "--drafter"), Shape(*options.beam))
+    engine = Engine(weights.load_target(options.target, options.dtype, "--target"), proposer, stops)
     replies.claim(options.output, wanted)
     answer(options, engine, mine, done)
 

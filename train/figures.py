@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from infer import failures
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.reply import Reply, mean_tokens_per_step
 from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.model import attention
@@ -116,7 +116,7 @@ def tau_table(
     ``TOP_K`` of the tree."""
     rows = []
     for (width, length), tree in tqdm(list(itertools.product(shapes, trees)), "tokens per step"):
-        engine = Engine(target, drafter, Shape(width, length, tree=tree, draft_top_k=TOP_K[tree]))
+        engine = Engine(target, Recurrent(drafter, Shape(width, length, tree=tree, draft_top_k=TOP_K[tree])))
         rows.append(
             {
                 "shape": f"{width}x{length}",

@@ -218,7 +218,7 @@ def run(options: Options) -> dict:
 
 
 def _shapes(options: Options, platform: str) -> list:
-    from redrafter_jax.decode.loop import Shape
+    from redrafter_jax.decode.propose.recurrent import Shape
 
     names = options.beams or (CPU_BEAMS if platform == "cpu" else ACCELERATOR_BEAMS)
     return [Shape(*beam(name), options.node_budget, options.tree, options.draft_top_k) for name in names]

@@ -12,7 +12,8 @@ from infer.benchmark import synthetic
 from infer.generate import checks
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.devices import memory
 from redrafter_jax.devices import mesh as meshes
@@ -45,9 +46,9 @@ class Subject:
     def config(self):
         return self.target.config
 
-    def prepare(self, shape: Shape) -> tuple[list[tuple], prefill.Bucket]:
+    def prepare(self, proposer: Proposer) -> tuple[list[tuple], prefill.Bucket]:
         """Every batch as `loop.start` takes it, all in the bucket of the longest prompt: one program serves them all."""
-        engine = Engine(self.target, self.drafter if shape.length else None, shape)
+        engine = Engine(self.target, proposer)
         rows, longest = len(self.batches[0]), max((prompt for batch in self.batches for prompt in batch), key=len)
         _, bucket = engine.prepare([longest], self.sampling, self.limits, [0], rows)
         inputs = []
@@ -77,7 +78,7 @@ def on_disk(options) -> Subject:
     jax.set_mesh(loaded.mesh)
     name = f"{plan.target.parent.name}/{plan.target.name} and {plan.drafter.parent.name}/{plan.drafter.name}"
     which = f"{len(ids)} of {which}"
-    return Subject(name, loaded.target, loaded.drafter, _batches(ids, options), *_how(options), plan.target, which, plan.why)
+    return Subject(name, loaded.target, loaded.proposer.head, _batches(ids, options), *_how(options), plan.target, which, plan.why)
 
 
 def at_shape(options) -> Subject:

@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import commit, draft, loop, pack, sample, verify
+from redrafter_jax.decode import commit, loop, pack, sample, verify
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.engine import compile_programs
-from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.decode.propose.recurrent import Recurrent
+from redrafter_jax.decode.propose.scripted import Star
+from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.model.target import Target
 
 Result = TypeVar("Result")
@@ -44,7 +48,7 @@ class Program:
     """One way to decode, compiled: `loop.start` and `loop.run` for one bucket; and what compiling took and holds."""
 
     target: Target
-    drafter: object
+    proposer: Proposer
     start: jax.stages.Compiled
     run: jax.stages.Compiled
     compile_seconds: float
@@ -52,15 +56,15 @@ class Program:
     def decode(self, inputs) -> tuple[DecodeState, float, float]:
         """The last state, and the seconds of the prefill and of the rounds."""
         began = time.perf_counter()
-        state = jax.block_until_ready(self.start(self.target, *inputs))
+        state = jax.block_until_ready(self.start(self.target, self.proposer, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(self.target, self.drafter, state, jnp.int32(ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(self.target, self.proposer, state, jnp.int32(ALL_ROUNDS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:
         """Seconds per round over the first ``rounds``, which must all take place."""
-        state = jax.block_until_ready(self.start(self.target, *inputs))
-        return clock(lambda: self.run(self.target, self.drafter, state, jnp.int32(rounds))) / rounds
+        state = jax.block_until_ready(self.start(self.target, self.proposer, *inputs))
+        return clock(lambda: self.run(self.target, self.proposer, state, jnp.int32(rounds))) / rounds
 
     def memory(self) -> dict[str, int]:
         """Bytes per device that the compiled rounds hold: arguments (weights, cache and the rest of the state), of which
@@ -73,26 +77,28 @@ class Program:
         }
 
 
-def build(target: Target, drafter, inputs, bucket, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
+def build(target: Target, proposer: Proposer, inputs, bucket) -> Program:
     """Compiles one way to decode."""
     began = time.perf_counter()
-    programs = compile_programs(target, drafter, inputs, bucket, shape, propose)
-    return Program(target, drafter, programs.start, programs.run, time.perf_counter() - began)
+    programs = compile_programs(target, proposer, inputs, bucket)
+    return Program(target, proposer, programs.start, programs.run, time.perf_counter() - began)
 
 
-@functools.partial(jax.jit, static_argnames=("stage", "shape"), donate_argnames="state")
-def _repeated(stage: Callable, models, state: DecodeState, given, shape: Shape):
+@functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
+def _repeated(stage: Callable, models, state: DecodeState, given):
     """Runs a stage INSIDE times, each as if it needed the one before, so that none is shared or lifted out of the loop."""
 
     def body(_, carry):
         state, given, before = carry
-        length, h, g, given, _ = jax.lax.optimization_barrier((state.cache.length, state.h, state.g, given, before))
+        length, h, g, tokens, given, _ = jax.lax.optimization_barrier(
+            (state.cache.length, state.h, state.g, state.tokens, given, before)
+        )
         cache = dataclasses.replace(state.cache, length=length)
-        state = dataclasses.replace(state, cache=cache, h=h, g=g)
-        result = stage(*models, state, given, shape)
+        state = dataclasses.replace(state, cache=cache, h=h, g=g, tokens=tokens)
+        result = stage(*models, state, given)
         return (result, given, ()) if isinstance(result, DecodeState) else (state, given, result)
 
-    first = jax.eval_shape(lambda s, x: stage(*models, s, x, shape), state, given)
+    first = jax.eval_shape(lambda s, x: stage(*models, s, x), state, given)
     empty = () if isinstance(first, DecodeState) else jax.tree.map(_zeros, first)
     return jax.lax.fori_loop(0, INSIDE, body, (state, given, empty))
 
@@ -101,69 +107,76 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding.spec if leaf.sharding is not None else P())
 
 
-def _noise(target, drafter, state: DecodeState, given, shape: Shape):
-    return sample.noise(state.policy, state.cache.length + 1, shape.length + 1, target.config.vocab_size)
+def _noise(target: Target, proposer: Proposer, state: DecodeState, given):
+    return sample.noise(state.policy, state.cache.length + 1, proposer.round.length + 1, target.config.vocab_size)
 
 
-def _draft(target, drafter, state: DecodeState, noise_BMV, shape: Shape) -> draft.Beams:
-    return loop.search(target, drafter, state, noise_BMV, shape)
+def _propose(target: Target, proposer: Proposer, state: DecodeState, noise_BMV) -> pack.Tree:
+    return proposer.propose(target, state.view(loop.shown(state.policy, noise_BMV)), state.memory)[0]
 
 
-def _pack(target, drafter, state: DecodeState, beams: draft.Beams, shape: Shape) -> pack.Tree:
-    return pack.pack(state.g, beams, shape.tree, shape.budget)
+def _draft(target: Target, proposer: Recurrent, state: DecodeState, noise_BMV) -> Beams:
+    return proposer.draft(target, state.view(loop.shown(state.policy, noise_BMV)))
 
 
-def _verify(target, drafter, state: DecodeState, given, shape: Shape) -> verify.Verdict:
+def _pack(target: Target, proposer: Recurrent, state: DecodeState, beams: Beams) -> pack.Tree:
+    return proposer.pack(state.g, beams)
+
+
+def _verify(target: Target, proposer: Proposer, state: DecodeState, given) -> verify.Verdict:
     tree, noise_BMV = given
-    return verify.verify(target, tree, state.cache, state.policy, noise_BMV, shape.length)
+    return verify.verify(target, tree, state.cache, state.policy, noise_BMV, proposer.round.length)
 
 
-def _commit(target, drafter, state: DecodeState, verdict: verify.Verdict, shape: Shape) -> DecodeState:
+def _accept(target: Target, proposer: Proposer, state: DecodeState, given):
+    return proposer.accept(state.memory, *given)
+
+
+def _commit(target: Target, proposer: Proposer, state: DecodeState, verdict: verify.Verdict) -> DecodeState:
     return commit.commit(state, verdict)
 
 
-def stage_seconds(program: Program, inputs, shape: Shape, repeats: int) -> dict[str, float]:
-    """Median seconds of each stage of a round, each measured alone on the inputs that a real first round gives it."""
-    models = (program.target, program.drafter)
+def stage_seconds(program: Program, inputs, proposer: Proposer, repeats: int) -> dict[str, float]:
+    """Median seconds of each stage of a round, each measured alone on the inputs that a real first round gives it. Proposing
+    is one stage, but with the recurrent head two: the search and the packing of its beams. ``proposer``: the program's, or
+    one with the same memory."""
+    models = (program.target, proposer)
 
     def fresh() -> DecodeState:
-        return jax.block_until_ready(program.start(program.target, *inputs))
+        return jax.block_until_ready(program.start(program.target, program.proposer, *inputs))
+
+    def once(stage: Callable, given):
+        return jax.jit(stage)(*models, state, given)
 
     state = fresh()
-    noise = jax.jit(_noise, static_argnames="shape")(*models, state, None, shape=shape)
-    given = {"noise": None} if state.policy.sampled else {}
-    tree = jax.jit(lambda g: pack.root_only(g))(state.g)
-    if shape.length:
-        beams = jax.jit(_draft, static_argnames="shape")(*models, state, noise, shape=shape)
-        tree = jax.jit(_pack, static_argnames="shape")(*models, state, beams, shape=shape)
-        given |= {"draft": noise, "pack": beams}
-    verdict = jax.jit(_verify, static_argnames="shape")(*models, state, (tree, noise), shape=shape)
-    given |= {"verify": (tree, noise), "commit": verdict}
-    stages = {"noise": _noise, "draft": _draft, "pack": _pack, "verify": _verify, "commit": _commit}
+    noise = once(_noise, None)
+    tree = once(_propose, noise)
+    verdict = once(_verify, (tree, noise))
+    stages = {"noise": (_noise, None)} if state.policy.sampled else {}
+    if isinstance(proposer, Recurrent):
+        stages |= {"draft": (_draft, noise), "pack": (_pack, once(_draft, noise))}
+    else:
+        stages["propose"] = (_propose, noise)
+    stages |= {"verify": (_verify, (tree, noise)), "commit": (_commit, verdict)}
+    if jax.tree.leaves(state.memory):
+        stages["accept"] = (_accept, (tree, verdict))
 
     def timed(name: str) -> float:
+        stage, given = stages[name]
         state = fresh()
-        return clock(lambda: _repeated(stages[name], models, state, given[name], shape)) / INSIDE
+        return clock(lambda: _repeated(stage, models, state, given)) / INSIDE
 
-    runs = {name: functools.partial(timed, name) for name in given}
+    runs = {name: functools.partial(timed, name) for name in stages}
     in_turn(runs, 1)  # compiles
     return {name: statistics.median(seconds) for name, seconds in in_turn(runs, repeats).items()}
-
-
-def star(target, drafter, state: DecodeState, noise_BMV, shape: Shape) -> pack.Tree:
-    """A tree of ``shape.width`` guesses at the next token: what scoring N nodes costs, without any drafting."""
-    guesses_BW = (state.g[:, None] + 1 + jnp.arange(shape.width)) % target.config.vocab_size
-    return pack.pack_sequences(state.g, guesses_BW[..., None], jnp.zeros_like(guesses_BW, jnp.float32)[..., None], shape.nodes)
 
 
 def node_curve(target: Target, inputs, bucket, counts: tuple[int, ...], rounds: int, repeats: int) -> dict[int, float]:
     """Median seconds of a round that scores N nodes and drafts nothing; N = 1 is plain decoding."""
     runs = {}
     for count in counts:
-        shape = Shape(count - 1, 1) if count > 1 else AUTOREGRESSIVE
-        program = build(
-            target, None, inputs, dataclasses.replace(bucket, length=shape.length), shape, star if count > 1 else loop.propose
-        )
+        proposer = Star(count - 1) if count > 1 else Plain()
+        program = build(target, proposer, inputs, dataclasses.replace(bucket, length=proposer.round.length))
         program.round_seconds(inputs, rounds)
         runs[count] = functools.partial(program.round_seconds, inputs, rounds)
     return {count: statistics.median(seconds) for count, seconds in in_turn(runs, repeats).items()}

@@ -1,7 +1,7 @@
-"""Figures at true size without weights: a random pair, and drafts that are right as often as asked for.
+"""Figures at true size without weights: a random pair, and how often its drafts should be right.
 
 The draft head does all its work. Then the target's own continuation, known from a plain run, takes the place of the
-best beam, at each depth with a given probability. What follows (tree, pass, acceptance, cache) is the real path.
+best beam (`redrafter_jax/decode/propose/scripted.py`).
 """
 
 import dataclasses
@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import draft, loop, pack
-from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.model import drafter as heads
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target, TargetConfig
 
 STRIDE = 7919  # a random target follows token v by v + STRIDE
@@ -50,41 +47,6 @@ def random_head(key: jax.Array, config: DrafterConfig, dtype) -> Drafter:
     vocabulary."""
     ids = jnp.arange(config.draft_vocab) * (config.vocab_size // max(config.draft_vocab, 1))
     return Drafter(key, config, dtype, ids)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """In place of a drafter: the head that drafts, each row's continuation ``[B, T]`` as `DecodeState.text`, and for each
-    depth the probability ``[L]`` that the best beam holds the right token."""
-
-    drafter: Drafter
-    text: jax.Array
-    rates: jax.Array
-
-
-def known(drafter: Drafter, text_BT, rates) -> Known:
-    """`Known` from what a plain run wrote."""
-    text_BT = jax.device_put(text_BT, P("data", None))
-    return Known(drafter, text_BT, jax.device_put(jnp.asarray(rates, jnp.float32), P(None)))
-
-
-def propose(target: Target, known: Known, state: DecodeState, noise_BMV: jax.Array | None, shape: loop.Shape) -> pack.Tree:
-    """As `loop.propose`, with the known continuation put into the best beam."""
-    beams = loop.search(target, known.drafter, state, noise_BMV, shape)
-    return pack.pack(state.g, put_in(beams, known, state), shape.tree, shape.budget)
-
-
-def put_in(beams: draft.Beams, known: Known, state: DecodeState) -> draft.Beams:
-    """The beams with the first of each step replaced, where a row is lucky at that depth, by the row's next token."""
-    L = beams.tokens.shape[1]
-    ahead_BL = jnp.minimum(state.count[:, None] + jnp.arange(L), known.text.shape[1] - 1)
-    right_BL = pick(known.text, ahead_BL)
-    draws_BL = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count), (L,)))(state.policy.keys, state.count)
-    lucky_BL = draws_BL < known.rates
-    first_W = jnp.arange(beams.tokens.shape[2]) == 0
-    tokens = jnp.where(lucky_BL[..., None] & first_W, right_BL[..., None], beams.tokens)
-    return draft.Beams(tokens, jnp.where(first_W, 0, beams.parents), jnp.where(first_W, 0.0, beams.scores))
 
 
 def rates_for(tokens_per_step: float, length: int) -> list[float]:

@@ -13,27 +13,31 @@ from infer import failures
 from infer.benchmark import stages as measure
 from infer.benchmark import synthetic
 from infer.benchmark.cases import Subject
-from redrafter_jax.decode import loop
-from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.scripted import scripted
 from redrafter_jax.decode.reply import tokens_per_step
 from redrafter_jax.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to decode: a program, and for each batch its inputs and what drafts for it."""
+    """One way to decode: a program, and for each batch its inputs and what proposes for it; shape: of its search, if it is one."""
 
-    shape: Shape
     program: measure.Program
     inputs: list[tuple]
-    drafters: list
+    proposers: list[Proposer]
+    shape: Shape | None = None
     rates: tuple[float, ...] = ()
 
     def decode(self, batch: int) -> "Outcome":
         """Decodes a batch; raises BadInput where a reply ends in an error, since its time says nothing."""
-        program = dataclasses.replace(self.program, drafter=self.drafters[batch])
+        program = dataclasses.replace(self.program, proposer=self.proposers[batch])
         state, prefill_seconds, round_seconds = program.decode(self.inputs[batch])
-        host = jax.device_get({name: getattr(state, name) for name in ("text", "count", "rounds", "histogram", "failed", "limit")})
+        host = jax.device_get(
+            {name: getattr(state, name) for name in ("tokens", "prompt", "count", "rounds", "histogram", "failed", "limit")}
+        )
         failed, limit = host.pop("failed"), host.pop("limit")
         if failed.any():
             raise BadInput(failures.sentence(int(failed.sum()), int((limit > 0).sum())))
@@ -46,10 +50,17 @@ class Outcome:
 
     prefill_seconds: float
     round_seconds: float
-    text: np.ndarray
+    tokens: np.ndarray
+    prompt: np.ndarray
     count: np.ndarray
     rounds: np.ndarray
     histogram: np.ndarray
+
+    @property
+    def replies(self) -> list[np.ndarray]:
+        """The new tokens of each row."""
+        rows = zip(self.tokens, self.prompt, self.count, strict=True)
+        return [tokens[prompt : prompt + count] for tokens, prompt, count in rows]
 
     @property
     def decoded(self) -> int:
@@ -67,23 +78,22 @@ Trials = list[list[Outcome]]
 
 def plain_case(subject: Subject) -> Case:
     """Plain decoding, compiled and run once."""
-    inputs, bucket = subject.prepare(AUTOREGRESSIVE)
-    program = measure.build(subject.target, None, inputs[0], bucket, AUTOREGRESSIVE)
-    return Case(AUTOREGRESSIVE, program, inputs, [None] * len(inputs))
+    inputs, bucket = subject.prepare(Plain())
+    program = measure.build(subject.target, Plain(), inputs[0], bucket)
+    return Case(program, inputs, [Plain()] * len(inputs))
 
 
 def case(subject: Subject, shape: Shape, plain: Case, rates: tuple[float, ...]) -> Case:
     """Speculative decoding at one shape, compiled; ``rates``, one per depth, where the acceptance is synthetic."""
     if shape.nodes > subject.config.vocab_size:
         raise BadInput(f"--beams {shape.width}x{shape.length} has more nodes than the vocabulary of {subject.config.vocab_size}")
-    inputs, bucket = subject.prepare(shape)
-    drafters, propose = [subject.drafter] * len(inputs), loop.propose
+    drafts = Recurrent(subject.drafter, shape)
+    inputs, bucket = subject.prepare(drafts)
+    proposers: list[Proposer] = [drafts] * len(inputs)
     if rates:
-        known = [plain.decode(batch).text for batch in range(len(inputs))]
-        drafters = [synthetic.known(subject.drafter, text, rates) for text in known]
-        propose = synthetic.propose
-    program = measure.build(subject.target, drafters[0], inputs[0], bucket, shape, propose)
-    return Case(shape, program, inputs, drafters, rates)
+        proposers = [scripted(drafts, plain.decode(batch).tokens, rates) for batch in range(len(inputs))]
+    program = measure.build(subject.target, proposers[0], inputs[0], bucket)
+    return Case(program, inputs, proposers, shape, rates)
 
 
 def run_all(cases: list[Case], repeats: int) -> list[Trials]:
@@ -105,7 +115,7 @@ def seconds_per_token(trials: Trials) -> list[float]:
 def plain_row(subject: Subject, plain: Case, trials: Trials, bandwidth: float, repeats: int) -> dict:
     """What plain decoding costs, and at what rate it reads the weights, beside a rate that was given or a sum over them."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
-    state = jax.block_until_ready(plain.program.start(subject.target, *plain.inputs[0]))
+    state = jax.block_until_ready(plain.program.start(subject.target, plain.proposers[0], *plain.inputs[0]))
     bytes_ = measure.round_bytes(subject.target, state)
     return {
         "tokens_per_second": 1 / median(seconds_per_token(trials)),
@@ -154,15 +164,14 @@ def _tokens_per_step(outcomes: list[Outcome]) -> float | None:
 
 def _same(one: Outcome, other: Outcome) -> int:
     """Rows of a batch with the same tokens; a row that only pads the batch has none."""
-    pairs = zip(one.text, one.count, other.text, other.count, strict=True)
-    return sum(bool(n) and n == m and bool((a[:n] == b[:n]).all()) for a, n, b, m in pairs)
+    pairs = zip(one.replies, other.replies, strict=True)
+    return sum(bool(len(a)) and a.tolist() == b.tolist() for a, b in pairs)
 
 
 def stages(each: Case, repeats: int) -> dict[str, float]:
     """Median seconds of draft, pack, verify, commit (and the noise, where there is any)."""
-    drafter = each.drafters[0].drafter if each.rates else each.drafters[0]
-    program = dataclasses.replace(each.program, drafter=drafter)
-    return measure.stage_seconds(program, each.inputs[0], each.shape, max(repeats, 3))
+    proposer = each.proposers[0].drafts if each.rates else each.proposers[0]
+    return measure.stage_seconds(each.program, each.inputs[0], proposer, max(repeats, 3))
 
 
 def _costs(each: Case) -> dict:
@@ -171,7 +180,7 @@ def _costs(each: Case) -> dict:
 
 def node_curve(subject: Subject, counts: tuple[int, ...], repeats: int) -> dict[int, float]:
     """Seconds of a pass over N nodes per row, for each N that leaves room for a few rounds."""
-    inputs, bucket = subject.prepare(AUTOREGRESSIVE)
+    inputs, bucket = subject.prepare(Plain())
     rounds = min(32, (subject.limits.new - 1) // 2)
     return measure.node_curve(subject.target, inputs[0], bucket, counts, max(1, rounds), max(repeats, 3))
 
@@ -190,7 +199,7 @@ def against(subject: Subject, plain: Case, theirs, repeats: int) -> dict:
         ours_all.append(our_seconds / new)
         theirs_all.append(their_seconds / new)
         ratios.append(their_seconds / our_seconds)
-        same += outcomes["ours"][0].text[0, :new].tolist() == outcomes["theirs"][0][0]
+        same += outcomes["ours"][0].replies[0].tolist() == outcomes["theirs"][0][0]
     return {
         "tokens_per_second": 1 / median(theirs_all),
         "ours_tokens_per_second": 1 / median(ours_all),

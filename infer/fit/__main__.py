@@ -146,7 +146,7 @@ def run(options: Options) -> dict:
 def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say) -> tuple[list[dict], list[dict]]:
     """The rows of the beam shapes and those of the passes over N nodes; each is said when all before it are there."""
     from infer.fit import points
-    from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+    from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 
     shapes = [AUTOREGRESSIVE, *(Shape(*beam(text)) for text in options.beams)]
     started = []
@@ -183,7 +183,7 @@ def _advise(options: Options, subject, rows: list[dict], batches: list[int], poo
 def run_floors(options: Options) -> dict:
     """Counts, and prints unless JSON is wanted; returns the whole report."""
     from infer.fit import points
-    from redrafter_jax.decode.loop import Shape
+    from redrafter_jax.decode.propose.recurrent import Shape
     from redrafter_jax.slices import topology as slices
 
     chip, _ = slices.chips_of(options.topology)

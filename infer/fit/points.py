@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from infer.benchmark import stages
 from redrafter_jax.decode import loop, prefill, sample
-from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
+from redrafter_jax.decode.propose.scripted import Star
 from redrafter_jax.devices import mesh
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
@@ -22,7 +23,7 @@ from redrafter_jax.slices.chips import Chip
 from redrafter_jax.slices.compiler import CompilerFailed, DoesNotFit, Program
 from redrafter_jax.slices.topology import Slice
 
-_round = jax.jit(loop.one_round, static_argnames=("shape", "propose"), donate_argnames="state")
+_round = jax.jit(loop.one_round, donate_argnames="state")
 _REST = ("noise", "pack", "commit", "other")
 AGAIN = 3  # times that another recommendation is made, when one has been found not to fit
 
@@ -49,15 +50,15 @@ class Subject:
         return roofline.Setting(mesh.fit(self.config, model), self.head, data, model, batch, slots, width)
 
 
-def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> dict:
-    """One point as a row of the table; bytes and operations of one chip, times in seconds."""
+def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, proposer: Proposer | None = None) -> dict:
+    """One point as a row of the table; bytes and operations of one chip, times in seconds. ``proposer``: in place of the head."""
     setting, chip = subject.setting(*split, batch, shape), subject.slice.chip
     facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
     resident = _resident(subject, split, batch, shape)
     if resident > chip.usable_bytes:
         return facts | {"held": resident, "fits": False}
     try:
-        program = compile_point(subject, split, batch, shape, propose)
+        program = compile_point(subject, split, batch, shape, proposer)
     except DoesNotFit as refused:
         return facts | {"held": refused.bytes or resident, "fits": False, "whole": refused.bytes is not None}
     except CompilerFailed as failed:
@@ -65,7 +66,7 @@ def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, prop
     return (
         facts
         | {"held": program.held, "fits": compiler.fits(program.held, chip)}
-        | _costs(program, setting, shape.nodes, shape if propose is loop.propose else AUTOREGRESSIVE, chip)
+        | _costs(program, setting, shape.nodes, AUTOREGRESSIVE if proposer else shape, chip)
     )
 
 
@@ -94,8 +95,8 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
     }
 
 
-def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> Program:
-    """A round (an autoregressive step where ``shape`` drafts nothing).
+def compile_point(subject: Subject, split, batch: int, shape: Shape, proposer: Proposer | None = None) -> Program:
+    """A round (an autoregressive step where ``shape`` drafts nothing); ``proposer``: in place of the head.
 
     Raises:
       DoesNotFit: the compiler refused it for its memory.
@@ -103,8 +104,7 @@ def compile_point(subject: Subject, split, batch: int, shape: Shape, propose: lo
 
     def of_depth(layers: int) -> Program:
         with jax.set_mesh(subject.slice.mesh(*split)):
-            target, drafter, state = arrays(subject, layers, batch, shape)
-            return compiler.compile_program(_round, target, drafter, state, shape=shape, propose=propose)
+            return compiler.compile_program(_round, *arrays(subject, layers, batch, shape, proposer))
 
     return compiler.at_depth(of_depth, subject.config.num_hidden_layers, subject.whole)
 
@@ -119,7 +119,7 @@ def compile_loop(subject: Subject, split, batch: int, shape: Shape) -> Program:
     with jax.set_mesh(subject.slice.mesh(*split)):
         rounds = compiler.abstract((), jnp.int32, P())
         layers = subject.config.num_hidden_layers
-        return compiler.compile_program(loop.run, *arrays(subject, layers, batch, shape), rounds, shape=shape)
+        return compiler.compile_program(loop.run, *arrays(subject, layers, batch, shape), rounds)
 
 
 def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Program:
@@ -129,17 +129,19 @@ def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Progra
       DoesNotFit: the compiler refused it for its memory.
     """
     with jax.set_mesh(subject.slice.mesh(*split)):
-        target = compiler.target(subject.config, subject.dtype)
-        return compiler.compile_program(loop.start, target, *_prompts(subject, batch), bucket=_bucket(subject.context, shape))
+        target, proposer, _ = arrays(subject, subject.config.num_hidden_layers, batch, shape)
+        given = _prompts(subject, batch)
+        return compiler.compile_program(loop.start, target, proposer, *given, bucket=_bucket(subject.context, shape))
 
 
-def arrays(subject: Subject, layers: int, batch: int, shape: Shape) -> tuple:
-    """The target cut to so many layers, the head, and the state of decoding, on the current mesh; none of them exists."""
+def arrays(subject: Subject, layers: int, batch: int, shape: Shape, proposer: Proposer | None = None) -> tuple:
+    """The target cut to so many layers, what proposes, and the state of decoding, on the current mesh; none of them exists."""
     config = dataclasses.replace(subject.config, num_hidden_layers=layers)
     target = compiler.target(config, subject.dtype)
+    if proposer is None:
+        proposer = Recurrent(compiler.drafter(subject.head, subject.dtype), shape).prepare(target)
     start = functools.partial(loop.start, bucket=_bucket(subject.context, shape))
-    state = jax.eval_shape(start, target, *_prompts(subject, batch))
-    return target, compiler.drafter(subject.head, subject.dtype) if shape.length else None, state
+    return target, proposer, jax.eval_shape(start, target, proposer, *_prompts(subject, batch))
 
 
 def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
@@ -160,7 +162,7 @@ def _bucket(context: int, shape: Shape) -> prefill.Bucket:
 
 
 def _prompts(subject: Subject, batch: int) -> tuple:
-    """What `loop.start` takes between the target and the bucket."""
+    """What `loop.start` takes between the proposer and the bucket."""
     by_row = functools.partial(compiler.abstract, (batch,), spec=P("data"))
     keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
     sampled, filtered = subject.sampling != "greedy", subject.sampling == "filtered"
@@ -174,7 +176,7 @@ def node_row(subject: Subject, split, batch: int, nodes: int) -> dict:
     """A pass over N nodes without any drafting; N = 1 is an autoregressive step."""
     if nodes == 1:
         return row(subject, split, batch, AUTOREGRESSIVE)
-    return row(subject, split, batch, Shape(nodes - 1, 1), stages.star)
+    return row(subject, split, batch, Shape(nodes - 1, 1), Star(nodes - 1))
 
 
 def floors(subject: Subject, chip: Chip, split, batch: int, nodes: tuple[int, ...], shapes: list[Shape]) -> dict:

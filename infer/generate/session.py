@@ -14,7 +14,7 @@ from infer import failures, folders, pair, programs, prompts, room, terminal
 from infer import replies as output
 from infer.generate import chat, checks, compare
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, config, fingerprint, lock
@@ -137,7 +137,7 @@ class Session:
     def __init__(self, options, loaded: pair.Pair, given, ids, seeds, runs, lines: output.Lines | None):
         self.options, self.tokenizer, self.given, self.ids = options, loaded.tokenizer, given, ids
         self.seeds, self.runs, self.lines = seeds, runs, lines
-        self.engine = loaded.engine if options.decoding == "speculative" else loaded.engine.autoregressive()
+        self.engine = loaded.engine if options.decoding == "speculative" else loaded.engine.plain()
         self.shows_text = not options.json and lines is None
         self.streams = self.shows_text and options.batch_size == 1
         self.totals = terminal.Totals()

@@ -1,4 +1,4 @@
-"""Verdict -> the next DecodeState: accepted keys and values into the cache, tokens into the text, ends noticed."""
+"""Verdict -> the next DecodeState: accepted keys and values into the cache, tokens to their slots, ends noticed."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import sample
+from redrafter_jax.decode.propose.proposer import Memory, View
 from redrafter_jax.decode.verify import Verdict
 from redrafter_jax.model.cache import KVCache, append
 
@@ -15,15 +16,16 @@ from redrafter_jax.model.cache import KVCache, append
 class DecodeState:
     """Everything that decoding carries from round to round, all of it on the device.
 
-    cache: the tokens whose keys and values are known: the prompt and the text but for g
+    cache: the tokens whose keys and values are known: the prompt and the reply but for g
     h:         ``[B, D]``  the target's hidden state of the newest token in the cache
     g:         ``[B]``     the token already decided that is not yet in the cache
-    text:      ``[B, T]``  new tokens so far, the last of them g (T leaves room for one whole round)
-    drafted:   ``[B, T]``  bool, which of them were accepted drafts
-    count:     ``[B]``     tokens of ``text`` that count
+    tokens:    ``[B, S]``  every token at its cache slot, the newest of them g; the reply starts behind the prompt
+    drafted:   ``[B, S]``  bool, which of them were accepted drafts
+    prompt:    ``[B]``     tokens of the prompt
+    count:     ``[B]``     tokens of the reply so far
     limit:     ``[B]``     at how many the row ends
     stop_ids:  ``[X]``     ids that end a row; -1 fills
-    done:      ``[B]``     bool; what counts of a row that is done (text, live slots, h, g) does not change any more
+    done:      ``[B]``     bool; what counts of a row that is done (tokens, live slots, h, g) does not change any more
     failed:    ``[B]``     bool, whether the row ended because the target's logits were not finite
     rounds:    ``[B]``     target passes since the prefill
     histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token
@@ -33,8 +35,9 @@ class DecodeState:
     cache: KVCache
     h: jax.Array
     g: jax.Array
-    text: jax.Array
+    tokens: jax.Array
     drafted: jax.Array
+    prompt: jax.Array
     count: jax.Array
     limit: jax.Array
     stop_ids: jax.Array
@@ -43,6 +46,11 @@ class DecodeState:
     rounds: jax.Array
     histogram: jax.Array
     policy: sample.Policy
+    memory: Memory = ()
+
+    def view(self, noise_BLV: jax.Array | None = None) -> View:
+        """What a proposer may see of it."""
+        return View(self.g, self.h, self.tokens, self.cache.length, self.policy, noise_BLV)
 
 
 def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
@@ -61,13 +69,14 @@ def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
     is_draft_BM = jnp.arange(M) < verdict.accepted[:, None]
     delivered_BM = kept_B[:, None] == jnp.arange(1, M + 1)
     grows_B1 = (kept_B > 0)[:, None]
+    behind_g_B = state.prompt + state.count
     return dataclasses.replace(
         state,
         cache=append(_after_pass(state.cache, verdict), verdict.rows, kept_B),
         h=jnp.where(grows_B1, verdict.h, state.h),
         g=jnp.where(grows_B1[:, 0], verdict.g, state.g),
-        text=write(state.text, verdict.emitted, state.count, kept_B),
-        drafted=write(state.drafted, is_draft_BM, state.count, kept_B),
+        tokens=write(state.tokens, verdict.emitted, behind_g_B, kept_B),
+        drafted=write(state.drafted, is_draft_BM, behind_g_B, kept_B),
         count=state.count + kept_B,
         done=state.done | failed_B | (stopped_B & active_B),
         failed=state.failed | failed_B,
@@ -94,11 +103,11 @@ def ends(emitted_BM, new_B, count_B, limit_B, stop_ids) -> tuple[jax.Array, jax.
     return total_B, stopped_B | (total_B >= limit_B)
 
 
-def write(buffer_BT: jax.Array, new_BM: jax.Array, start_B: jax.Array, count_B: jax.Array) -> jax.Array:
+def write(buffer_BS: jax.Array, new_BM: jax.Array, start_B: jax.Array, count_B: jax.Array) -> jax.Array:
     """Writes the first ``count`` of ``new`` into each row from its ``start`` on. Written as a choice for every element, since
     XLA:TPU makes a loop over rows of an update at each row's own place."""
-    offset_BT = jnp.arange(buffer_BT.shape[1]) - start_B[:, None]
-    offset_BT = jnp.where(offset_BT < count_B[:, None], offset_BT, -1)
+    offset_BS = jnp.arange(buffer_BS.shape[1]) - start_B[:, None]
+    offset_BS = jnp.where(offset_BS < count_B[:, None], offset_BS, -1)
     for i in range(new_BM.shape[1]):
-        buffer_BT = jnp.where(offset_BT == i, new_BM[:, i, None], buffer_BT)
-    return buffer_BT
+        buffer_BS = jnp.where(offset_BS == i, new_BM[:, i, None], buffer_BS)
+    return buffer_BS

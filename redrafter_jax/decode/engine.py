@@ -1,6 +1,6 @@
 """Prompts of token ids -> replies, batch by batch, from any thread. Compiled programs are shared by all requests of a bucket.
 
-    engine = Engine(weights.load_target(folder), weights.load_drafter(other))
+    engine = Engine(load_target(folder), Recurrent(load_drafter(other), Shape(4, 4)))
     for reply in engine.generate([[1, 15, 27]], Sampling(temperature=0.7), Limits(new=64), seeds=[3]):
         print(reply.token_ids, reply.tokens_per_step)
 
@@ -19,6 +19,8 @@ import numpy as np
 
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.reply import Progress, Reply
 from redrafter_jax.decode.request import (
     Limits,
@@ -32,7 +34,8 @@ from redrafter_jax.decode.request import (
     wrong_number,
 )
 from redrafter_jax.devices import processes
-from redrafter_jax.model import vocabulary
+from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
@@ -41,52 +44,45 @@ LOOK_SECONDS = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What decodes the batches of one bucket, compiled: `loop.start` of (target, *inputs), `loop.run` of (target, drafter, state,
-    rounds), with their static arguments."""
+    """What decodes the batches of one bucket, compiled: `loop.start` of (target, proposer, *inputs), `loop.run` of (target,
+    proposer, state, rounds)."""
 
     start: jax.stages.Compiled
     run: jax.stages.Compiled
 
 
-def compile_programs(
-    target: Target, drafter, inputs: tuple, bucket: prefill.Bucket, shape: loop.Shape, propose: loop.Propose = loop.propose
-) -> Programs:
+def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: prefill.Bucket) -> Programs:
     """Compiles both programs, beside each other, for the mesh that is set; nothing runs."""
-    start = loop.start.lower(target, *inputs, bucket)
-    state = jax.eval_shape(loop.start, target, *inputs, bucket=bucket)
-    run = loop.run.lower(target, drafter, state, jnp.int32(0), shape, propose)
+    start = loop.start.lower(target, proposer, *inputs, bucket)
+    state = jax.eval_shape(loop.start, target, proposer, *inputs, bucket=bucket)
+    run = loop.run.lower(target, proposer, state, jnp.int32(0))
     with ThreadPoolExecutor(2) as pool:
         return Programs(*pool.map(lambda lowered: lowered.compile(), (start, run)))
 
 
 class Engine:
-    """A target, perhaps a head, and the shape of a round; decodes batches of prompts on the mesh that the target lies on.
+    """A target and what proposes for it; decodes batches of prompts on the mesh of the target.
 
-    ``drafter`` is the head as it decodes (`vocabulary.as_decoded`).
+    ``proposer``: None for plain decoding; kept as it decodes (`Proposer.prepare`).
     ``compile_seconds`` adds up what was spent on compiling.
 
     Raises:
-      BadInput: a stop id is none of the target's, or the head has fewer tokens to draft than ``shape`` has beams.
+      BadInput: a stop id is none of the target's, or the proposer is none or does not fit the target.
     """
 
-    def __init__(
-        self, target: Target, drafter: Drafter | None = None, shape: loop.Shape = loop.Shape(), stop_ids: Sequence[int] = ()
-    ):
+    def __init__(self, target: Target, proposer: Proposer | None = None, stop_ids: Sequence[int] = ()):
         self.target = target
         self.mesh: jax.sharding.Mesh = jax.tree.leaves(target)[0].sharding.mesh
-        if drafter is not None:
-            shape.check_vocabulary(target.config.vocab_size, drafter.config.draft_vocab)
+        proposer = Plain() if proposer is None else _check_proposer(proposer)
         with jax.set_mesh(self.mesh):
-            self.drafter = vocabulary.as_decoded(drafter, target) if drafter is not None else None
-        self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
+            self.proposer = proposer.prepare(target)
         self.stop_ids = np.asarray(sorted(check_stop_ids(stop_ids, target.config.vocab_size)) or [-1], np.int32)
         self.compile_seconds = 0.0
         self._programs: dict[tuple, Programs] = {}
 
-    def autoregressive(self) -> "Engine":
-        """The same target without the head: plain decoding, by the same loop."""
-        stops = [int(token) for token in self.stop_ids if token >= 0]
-        return Engine(self.target, None, stop_ids=stops)
+    def plain(self) -> "Engine":
+        """The same target with nothing that proposes: plain decoding, by the same loop."""
+        return Engine(self.target, stop_ids=[int(token) for token in self.stop_ids if token >= 0])
 
     def generate(
         self,
@@ -138,13 +134,13 @@ class Engine:
         inputs, bucket = self.prepare(prompts, sampling, limits, seeds, rows)
         programs = self._programs_of(inputs, bucket)
         times = _Times(time.perf_counter())
-        state = self._on_mesh(programs.start, self.target, *inputs)
+        state = self._on_mesh(programs.start, self.target, self.proposer, *inputs)
         times.first_token = time.perf_counter() - times.began
         progress, count = self._report(state, seeds, times), rounds or 1
         yield progress
         while not all(progress.done):
             looked = time.perf_counter()
-            state = self._on_mesh(programs.run, self.target, self.drafter, state, np.int32(count))
+            state = self._on_mesh(programs.run, self.target, self.proposer, state, np.int32(count))
             progress = self._report(state, seeds, times)
             if rounds is None:
                 count = max(1, int(count * min(2.0, LOOK_SECONDS / (time.perf_counter() - looked))))
@@ -158,13 +154,13 @@ class Engine:
     def prepare(
         self, prompts, sampling: Sampling, limits: Limits, seeds, rows: int = 0
     ) -> tuple[tuple[jax.Array, ...], prefill.Bucket]:
-        """What `loop.start` takes besides the target: the batch as arrays, and its bucket."""
+        """What `loop.start` takes besides the models: the batch as arrays, and its bucket."""
         rows = max(rows, len(prompts))
         context = limits.length or self.target.config.max_position_embeddings
         check_prompts(prompts, seeds, self.target.config.vocab_size, context)
         allowed = [min(limits.new, context - len(prompt)) for prompt in prompts]
         pad = rows - len(prompts)
-        bucket = prefill.bucket(max(map(len, prompts)), min(limits.new, context), self.shape.length)
+        bucket = prefill.bucket(max(map(len, prompts)), min(limits.new, context), self.proposer.round.length)
         tokens = np.zeros((rows, bucket.prompt), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
@@ -184,12 +180,12 @@ class Engine:
         key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]))
         if key not in self._programs:
             began = time.perf_counter()
-            self._programs[key] = self._on_mesh(compile_programs, self.target, self.drafter, inputs, bucket, self.shape)
+            self._programs[key] = self._on_mesh(compile_programs, self.target, self.proposer, inputs, bucket)
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 
     def _report(self, state: DecodeState, seeds: list[int], times: "_Times") -> Progress:
-        names = ("text", "drafted", "count", "rounds", "histogram", "done", "failed")
+        names = ("tokens", "drafted", "prompt", "count", "rounds", "histogram", "done", "failed")
         fetched = self._on_mesh(processes.fetch, {name: getattr(state, name) for name in names})
         host = {name: value[: len(seeds)] for name, value in fetched.items()}
         now = time.perf_counter() - times.began
@@ -198,11 +194,12 @@ class Engine:
         for row, seed in enumerate(seeds):
             if host["done"][row]:
                 times.finished.setdefault(row, now)
-            ids = host["text"][row, : host["count"][row]].tolist()
+            reply = slice(host["prompt"][row], host["prompt"][row] + host["count"][row])
+            ids = host["tokens"][row, reply].tolist()
             replies.append(
                 Reply(
                     token_ids=ids,
-                    drafted=host["drafted"][row, : len(ids)].tolist(),
+                    drafted=host["drafted"][row, reply].tolist(),
                     finish_reason="error" if host["failed"][row] else "stop" if ids and ids[-1] in stops else "length",
                     rounds=int(host["rounds"][row]),
                     accepted_histogram=host["histogram"][row].tolist(),
@@ -212,6 +209,14 @@ class Engine:
                 )
             )
         return Progress(replies, host["done"].tolist())
+
+
+def _check_proposer(proposer: object) -> Proposer:
+    if isinstance(proposer, Drafter):
+        raise BadInput("proposer should say how the head drafts, such as Recurrent(drafter, Shape(4, 4)), not be the head alone")
+    if not isinstance(proposer, Proposer):
+        raise BadInput(f"proposer should be a Proposer, such as Recurrent(drafter, Shape(4, 4)), not {shown(proposer)}")
+    return proposer
 
 
 @dataclasses.dataclass

@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.decode.draft import Beams, sequences
+from redrafter_jax.decode.propose.search import Beams, sequences
 
 TreeKind = Literal["beams", "search"]
 
@@ -27,7 +27,8 @@ class Tree:
     """N nodes per row, parents before children; node 0 is the root g.
 
     tokens, parent, depth: ``[B, N]`` int32 (the root is its own parent, at depth 0); valid: ``[B, N]`` bool, False for a
-    slot that holds no node; ancestors: ``[B, N, N]`` bool, node n's ancestors and itself.
+    slot that holds no node; ancestors: ``[B, N, N]`` bool, node n's ancestors and itself; scores: ``[B, N]`` float32, an
+    estimate of the log-probability of a node's whole prefix, 0 at the root and never above the parent's.
     """
 
     tokens: jax.Array
@@ -35,6 +36,7 @@ class Tree:
     depth: jax.Array
     valid: jax.Array
     ancestors: jax.Array
+    scores: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def root_only(g_B: jax.Array) -> Tree:
     """The tree of plain autoregressive decoding."""
     one = jnp.zeros_like(g_B)[:, None]
     true = one == 0
-    return Tree(g_B[:, None], one, one, true, true[:, None])
+    return Tree(g_B[:, None], one, one, true, true[:, None], one.astype(jnp.float32))
 
 
 def _of_search(beams: Beams) -> _Candidates:
@@ -106,8 +108,8 @@ def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:
     node_of = jnp.where(kept, jnp.cumsum(kept), N)  # N: dropped, falls off the end below
     parent_node = jnp.where(candidates.parent < 0, 0, node_of[jnp.maximum(candidates.parent, 0)])
 
-    def place(values: jax.Array, root: jax.Array | int) -> jax.Array:
-        slots = jnp.zeros(N, jnp.int32).at[node_of].set(values.astype(jnp.int32), mode="drop")
+    def place(values: jax.Array, root: jax.Array | int, dtype=jnp.int32) -> jax.Array:
+        slots = jnp.zeros(N, dtype).at[node_of].set(values.astype(dtype), mode="drop")
         return slots.at[0].set(root)
 
     tokens, parent, depth = place(candidates.tokens, g), place(parent_node, 0), place(candidates.depth, 0)
@@ -116,4 +118,4 @@ def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:
     for _ in range(L - 1):
         ancestors = itself | ancestors[parent]
     valid = jnp.arange(N) <= jnp.sum(kept)
-    return Tree(tokens, parent, depth, valid, ancestors)
+    return Tree(tokens, parent, depth, valid, ancestors, place(candidates.scores, 0, jnp.float32))

@@ -1,4 +1,5 @@
-"""Prompts -> the first DecodeState: the cache filled in chunks, h of each prompt's last token, and the first choice g."""
+"""Prompts -> the first DecodeState: the cache filled in chunks, h of each prompt's last token, the first choice g, and the
+proposer's memory."""
 
 import dataclasses
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import commit, sample
+from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.model import attention, cache
 from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
@@ -57,6 +59,7 @@ def prefixes(prompt: int) -> tuple[int, ...]:
 
 def prefill(
     target: Target,
+    proposer: Proposer,
     prompts_BT: jax.Array,
     length_B: jax.Array,
     limit_B: jax.Array,
@@ -90,24 +93,25 @@ def prefill(
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
     kv, h_BD = jax.lax.fori_loop(0, needed, read, (kv, h_BD))
-    return _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket)
+    state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids, policy, bucket)
+    return dataclasses.replace(state, memory=proposer.begin(target, state.view()))
 
 
-def _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket) -> commit.DecodeState:
+def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids, policy, bucket) -> commit.DecodeState:
     logits_B1V = target.logits(h_BD[:, None])
     noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
     g_B1, finite_B1 = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)
     g_B, failed_B = g_B1[:, 0], ~finite_B1[:, 0] & (limit_B > 0)
     zero_B = jnp.zeros_like(g_B)
     count_B, done_B = commit.ends(g_B[:, None], jnp.where(failed_B, 0, 1), zero_B, limit_B, stop_ids)
-    room = bucket.new + bucket.length + 1
-    text_BT = jnp.zeros((g_B.shape[0], room), jnp.int32, out_sharding=P("data", None))
+    tokens_BS = jnp.pad(prompts_BT, ((0, 0), (0, bucket.slots - prompts_BT.shape[1])))
     return commit.DecodeState(
         cache=kv,
         h=h_BD,
         g=g_B,
-        text=commit.write(text_BT, g_B[:, None], zero_B, count_B),
-        drafted=text_BT > 0,
+        tokens=commit.write(tokens_BS, g_B[:, None], kv.length, count_B),
+        drafted=jnp.zeros_like(tokens_BS, bool),
+        prompt=kv.length,
         count=count_B,
         limit=limit_B,
         stop_ids=stop_ids,

@@ -4,11 +4,13 @@ import asyncio
 import threading
 
 import jax
+import pytest
 
 import infer
 from redrafter_jax.decode.engine import Engine, Limits
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.devices.mesh import make_mesh
+from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from tests import support
 
@@ -18,7 +20,7 @@ SHAPE, PROMPTS = Shape(2, 2), [[5, 9, 200, 3], [7, 7]]
 def on(mesh: tuple[int, int]) -> Engine:
     with jax.set_mesh(make_mesh(*mesh)):
         models = weights.load_target(support.MODELS / "target_mha"), weights.load_drafter(support.MODELS / "drafter_mha_rnn")
-    return Engine(*models, SHAPE)
+    return Engine(models[0], Recurrent(models[1], SHAPE))
 
 
 def texts(engine: Engine) -> list[list[int]]:
@@ -47,9 +49,8 @@ def test_two_engines_on_two_meshes_take_turns_also_in_threads_that_have_no_mesh(
 def test_weights_are_loaded_onto_one_device_where_no_mesh_is_set():
     def work():
         assert not jax.sharding.get_mesh().axis_names
-        engine = Engine(
-            weights.load_target(support.MODELS / "target_mha"), weights.load_drafter(support.MODELS / "drafter_mha_rnn"), SHAPE
-        )
+        target, head = weights.load_target(support.MODELS / "target_mha"), weights.load_drafter(support.MODELS / "drafter_mha_rnn")
+        engine = Engine(target, Recurrent(head, SHAPE))
         return engine.mesh.size, texts(engine)
 
     assert asyncio.run(asyncio.to_thread(work)) == (1, texts(on((1, 1))))
@@ -68,3 +69,10 @@ def test_a_pair_completes_in_another_thread_and_beside_one_of_another_mesh():
     assert wide.complete(prompt, max_new_tokens=8).reply.token_ids == expected
     assert asyncio.run(asyncio.to_thread(pair.complete, prompt, 8)).reply.token_ids == expected
     assert pair.complete(prompt, max_new_tokens=8).reply.token_ids == expected
+
+
+@pytest.mark.parametrize("of, said", [(lambda head: head, "not be the head alone"), (lambda head: (2, 2), "not (2, 2)")])
+def test_what_is_no_proposer_is_refused_with_what_would_do(mha, of, said):
+    with pytest.raises(BadInput) as caught:
+        Engine(mha[0], of(mha[1]))
+    assert "such as Recurrent(drafter, Shape(4, 4))" in str(caught.value) and str(caught.value).endswith(said)

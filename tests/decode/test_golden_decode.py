@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from redrafter_jax.decode import loop, pack, verify
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.model import cache
 from tests import support
 from tests.support import GOLDEN, golden, put
@@ -96,7 +97,8 @@ def separate_chains(B: int, W: int, steps: int) -> pack.Tree:
     beam = np.concatenate([[-1], np.repeat(np.arange(W), steps)])
     parent = np.where(depth > 1, np.arange(N) - 1, 0)
     ancestors = (beam[:, None] == beam) & (depth[:, None] >= depth) | (beam == -1)
-    spread = [np.broadcast_to(x, (B, *x.shape)) for x in (np.zeros(N, np.int32), parent, depth, np.ones(N, bool), ancestors)]
+    each = (np.zeros(N, np.int32), parent, depth, np.ones(N, bool), ancestors, -depth.astype(np.float32))
+    spread = [np.broadcast_to(x, (B, *x.shape)) for x in each]
     return pack.Tree(*map(put, spread))
 
 
@@ -108,10 +110,10 @@ def test_every_published_run_is_reproduced_round_by_round(drafter):
     for entry in entries:
         for name, reference in entry["reference"].items():
             width, length = map(int, name.split("x"))
-            shape = loop.Shape(width, length - 1, tree="beams", draft_top_k=50)
+            shape = Shape(width, length - 1, tree="beams", draft_top_k=50)
             stops = [-1 if entry["eos_token_id"] is None else entry["eos_token_id"]]
             state = begin(target, entry, stops, length, limit=entry["max_new_tokens"])
-            state = loop.run(target, head, state, 1000, shape)
+            state = loop.run(target, Recurrent(head, shape), state, 1000)
             assert support.texts(state)[0] == entry["hf_greedy"]
             if reference["min_beam_cut_gap"] > 1e-4:
                 assert acceptance(target, head, entry, shape, len(reference["accepted_per_step"])) == reference["accepted_per_step"]
@@ -122,13 +124,13 @@ def begin(target, entry: dict, stops: list[int], length: int, limit: int):
     return dataclasses.replace(state, limit=support.rows(limit, 1, np.int32))
 
 
-def acceptance(target, head, entry: dict, shape: loop.Shape, rounds: int) -> list[int]:
+def acceptance(target, head, entry: dict, shape: Shape, rounds: int) -> list[int]:
     """Accepted drafts of each round where nothing ends the row: published figures count drafts that an end then cuts off, ours
     do not."""
     state = begin(target, entry, [-1], shape.length + 1, limit=entry["max_new_tokens"] + shape.length)
     accepted, before = [], np.asarray(state.histogram)[0]
     for _ in range(rounds):
-        state = loop.run(target, head, state, 1, shape)
+        state = loop.run(target, Recurrent(head, shape), state, 1)
         now = np.asarray(state.histogram)[0]
         accepted.append(int(np.flatnonzero(now - before)[0]))
         before = now
@@ -140,9 +142,9 @@ def test_published_batches_are_prefixes_of_what_each_row_gives_alone():
         drafter = entry["drafter"].split("drafter_")[1]
         target, head = support.load_pair(drafter)
         length = entry["length"] - 1
-        shape = loop.Shape(entry["width"], length, tree="beams", draft_top_k=50)
+        shape = Shape(entry["width"], length, tree="beams", draft_top_k=50)
         state = support.started(target, entry["prompts"], 96, length)
-        state = loop.run(target, head, state, 1000, shape)
+        state = loop.run(target, Recurrent(head, shape), state, 1000)
         for prompt, text, published in zip(entry["prompts"], support.texts(state), entry["rows_as_yielded"], strict=True):
             new = published[len(prompt) :] if published[: len(prompt)] == prompt else published
             assert text[: len(new)] == new
@@ -151,7 +153,7 @@ def test_published_batches_are_prefixes_of_what_each_row_gives_alone():
 def test_accepted_rows_are_what_the_cache_would_hold_anyway(mha):
     target, head = mha
     state = support.started(target, [[5, 9, 200, 3], [7, 7]], 20, 3)
-    state = loop.run(target, head, state, 4, loop.Shape(4, 3))
+    state = loop.run(target, Recurrent(head, Shape(4, 3)), state, 4)
     for row, (prompt, text) in enumerate(zip([[5, 9, 200, 3], [7, 7]], support.texts(state), strict=True)):
         alone = support.started(target, [prompt + text[:-1]], 1, 3)
         count = int(state.cache.length[row])

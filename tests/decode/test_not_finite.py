@@ -12,7 +12,6 @@ from infer.generate import __main__ as generate
 from infer.generate import session
 from redrafter_jax.decode import reply
 from redrafter_jax.decode.engine import Progress, Sampling
-from redrafter_jax.decode.loop import AUTOREGRESSIVE
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
 from tests.train import test_replies
@@ -40,7 +39,13 @@ def test_a_reply_without_tokens_took_none_from_the_prefill():
 
 
 def test_the_benchmark_counts_the_rounds_that_the_engine_counts():
-    arrays = dict(text=np.zeros((2, 8)), count=np.array([5, 0]), rounds=np.array([2, 0]), histogram=np.zeros((2, 3), int))
+    arrays = dict(
+        tokens=np.zeros((2, 8)),
+        prompt=np.ones(2, int),
+        count=np.array([5, 0]),
+        rounds=np.array([2, 0]),
+        histogram=np.zeros((2, 3), int),
+    )
     assert trials._tokens_per_step([trials.Outcome(0.1, 0.2, **arrays)]) == reply.tokens_per_step(5, 1, 2) == 2
 
 
@@ -61,7 +66,7 @@ class Program:
     """Decodes three rows, the last of which only pads the batch."""
 
     state: types.SimpleNamespace
-    drafter: object = None
+    proposer: object = None
 
     def decode(self, inputs):
         return self.state, 0.1, 0.2
@@ -69,8 +74,9 @@ class Program:
 
 def test_a_benchmark_times_no_reply_that_failed():
     flags = dict(failed=np.array([True, True, False]), limit=np.array([8, 8, 0]))
-    sizes = dict(text=np.zeros((3, 8), int), count=np.zeros(3, int), rounds=np.zeros(3, int), histogram=np.zeros((3, 1), int))
-    case = trials.Case(AUTOREGRESSIVE, Program(types.SimpleNamespace(**flags, **sizes)), [()], [None])
+    sizes = {name: np.zeros(3, int) for name in ("prompt", "count", "rounds")}
+    sizes |= dict(tokens=np.zeros((3, 8), int), histogram=np.zeros((3, 1), int))
+    case = trials.Case(Program(types.SimpleNamespace(**flags, **sizes)), [()], [None])
     with pytest.raises(BadInput) as caught:
         case.decode(0)
     assert str(caught.value) == SAID

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from redrafter_jax.decode import prefill
+from redrafter_jax.decode.propose.plain import Plain
 from tests import support
 from tests.support import put
 
@@ -18,7 +19,7 @@ def read(target, lengths: list[int], bucket: prefill.Bucket, chunk: int, monkeyp
     monkeypatch.setattr(prefill, "CHUNK", chunk)
     B = len(lengths)
     prompts = np.random.default_rng(0).integers(0, 503, (B, bucket.prompt))
-    start = jax.jit(lambda *given: prefill.prefill(target, *given, bucket))
+    start = jax.jit(lambda *given: prefill.prefill(target, Plain(), *given, bucket))
     return start(put(prompts), put(lengths), put([8] * B), jnp.array([-1]), support.policy(B, 0.7))
 
 

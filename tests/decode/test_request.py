@@ -8,8 +8,9 @@ import pytest
 from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from infer.generate import checks
-from redrafter_jax import Limits, Sampling, Shape
+from redrafter_jax import Limits, Sampling
 from redrafter_jax.decode.engine import Engine
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.request import MAX_NODES, check_prompts
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
@@ -124,7 +125,7 @@ def test_seeds_and_batches_are_checked():
 
 
 def test_an_engine_decodes_no_ids_that_its_target_does_not_know(mha):
-    engine = Engine(*mha, Shape(2, 2))
+    engine = Engine(mha[0], Recurrent(mha[1], Shape(2, 2)))
     said = refusal(lambda: list(engine.generate([[1, 5000]])))
     assert said == "a prompt: token id 5000 is outside the target's vocabulary (0 to 502)"
     assert "a seed should be" in refusal(lambda: list(engine.generate([[1, 2]], seeds=[-1])))
@@ -157,24 +158,24 @@ def test_the_benchmark_drafts_no_more_than_its_vocabulary_has(capsys, options, s
     ids=str,
 )
 def test_an_engine_refuses_what_it_cannot_decode_with_when_it_is_called(mha, named, words):
-    assert refusal(Engine(*mha).generate, **({"prompts": [[1, 2]]} | named)) == words
+    assert refusal(Engine(mha[0], Recurrent(mha[1])).generate, **({"prompts": [[1, 2]]} | named)) == words
     if "batch" not in named:
-        assert refusal(lambda: next(Engine(*mha).stream(**({"prompts": [[1, 2]]} | named)))) == words
+        assert refusal(lambda: next(Engine(mha[0], Recurrent(mha[1])).stream(**({"prompts": [[1, 2]]} | named)))) == words
 
 
 def test_prompts_and_seeds_may_be_gone_through_once_alone(mha, monkeypatch):
     given = []
     monkeypatch.setattr(Engine, "_in_batches", lambda self, *parts: given.append(parts))
-    Engine(*mha).generate(iter([[1, 2], [3]]), seeds=iter([5, 6]))
-    Engine(*mha).generate(np.asarray([4]) for _ in range(3))
+    Engine(mha[0], Recurrent(mha[1])).generate(iter([[1, 2], [3]]), seeds=iter([5, 6]))
+    Engine(mha[0], Recurrent(mha[1])).generate(np.asarray([4]) for _ in range(3))
     assert [(len(prompts), seeds) for prompts, _, _, seeds, _ in given] == [(2, [5, 6]), (3, [0, 1, 2])]
-    said = refusal(lambda: next(Engine(*mha).stream([[1, 2]], rows=-1)))
+    said = refusal(lambda: next(Engine(mha[0], Recurrent(mha[1])).stream([[1, 2]], rows=-1)))
     assert said == "rows should be 0 (as many as prompts) or from 1 to 4096, not -1"
 
 
 @pytest.mark.parametrize("stop_ids", [[-5, 2], [503], [10**12], [1.5], [True]], ids=str)
 def test_ids_that_the_target_does_not_know_end_no_reply(mha, stop_ids):
-    said = refusal(lambda: Engine(*mha, stop_ids=stop_ids))
+    said = refusal(lambda: Engine(mha[0], Recurrent(mha[1]), stop_ids=stop_ids))
     assert said == f"stop_ids should be token ids of the target's vocabulary, from 0 to 502, not {stop_ids[0]}"
-    assert refusal(lambda: Engine(*mha, stop_ids=2)) == "stop_ids should be a list, not 2"
-    assert Engine(*mha, stop_ids={np.int32(502), 0}).stop_ids.tolist() == [0, 502]
+    assert refusal(lambda: Engine(mha[0], Recurrent(mha[1]), stop_ids=2)) == "stop_ids should be a list, not 2"
+    assert Engine(mha[0], Recurrent(mha[1]), stop_ids={np.int32(502), 0}).stop_ids.tolist() == [0, 502]

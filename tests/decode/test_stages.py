@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers.generation import logits_process
 
-from redrafter_jax.decode import commit, draft, pack, sample
+from redrafter_jax.decode import commit, pack, sample
+from redrafter_jax.decode.propose import recurrent, search
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.model import cache
 from tests import support
@@ -54,7 +55,7 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
     target, drafter = mha
     W, L, row = 5, 3, np.random.default_rng(1)
     h, g = row.normal(size=(1, 64)).astype(np.float32), 17
-    beams = draft.draft(target, drafter, put(h), put([g], np.int32), W, L)
+    beams = recurrent.draft(target, drafter, put(h), put([g], np.int32), W, L)
     alive = [((g,), 0.0, np.zeros((1, 64), np.float32))]
     for _ in range(L):
         grown = []
@@ -64,7 +65,7 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
             logp = np.asarray(jax.nn.log_softmax(drafter.logits(z, target)[0]))
             grown += [((*tokens, v), score + logp[v], state) for v in range(503)]
         alive = sorted(grown, key=lambda item: -item[1])[:W]
-    tokens, scores = draft.sequences(beams)
+    tokens, scores = search.sequences(beams)
     assert [tuple(beam) for beam in np.asarray(tokens)[0].tolist()] == [item[0][1:] for item in alive]
     np.testing.assert_allclose(scores[0, :, -1], [item[1] for item in alive], atol=1e-4)
 
@@ -72,7 +73,7 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
 @pytest.mark.parametrize("cut", [1, 3, 6])
 def test_a_cut_distribution_is_renormalised_over_its_best_tokens_and_leaves_as_many_as_beams(cut):
     logits, before, W = RNG.normal(size=(2, 3, 40)).astype(np.float32), RNG.normal(size=(2, 3)).astype(np.float32), 3
-    tokens, parents, scores = draft.expand(put(logits), put(before), cut)
+    tokens, parents, scores = search.expand(put(logits), put(before), cut)
     for row in range(2):
         found = []
         for beam, token in itertools.product(range(W), range(40)):
@@ -85,7 +86,7 @@ def test_a_cut_distribution_is_renormalised_over_its_best_tokens_and_leaves_as_m
         np.testing.assert_allclose(scores[row], [item[0] for item in expected], atol=1e-5)
 
 
-def random_beams(W: int, L: int, vocab: int = 4) -> draft.Beams:
+def random_beams(W: int, L: int, vocab: int = 4) -> search.Beams:
     """A trellis as a search could leave it: (parent, token) pairs distinct within a step, scores falling, with ties."""
     tokens, parents, scores = np.zeros((L, W), int), np.zeros((L, W), int), np.full((L, W), -np.inf)
     alive = 1
@@ -97,10 +98,10 @@ def random_beams(W: int, L: int, vocab: int = 4) -> draft.Beams:
         alive = len(pairs)
         parents[step, :alive], tokens[step, :alive] = pairs[order].T
         scores[step, :alive] = np.array(found)[order]
-    return draft.Beams(*(put(x[None], d) for x, d in ((tokens, np.int32), (parents, np.int32), (scores, np.float32))))
+    return search.Beams(*(put(x[None], d) for x, d in ((tokens, np.int32), (parents, np.int32), (scores, np.float32))))
 
 
-def expected_nodes(beams: draft.Beams, kind: str, budget: int) -> set[tuple[int, ...]]:
+def expected_nodes(beams: search.Beams, kind: str, budget: int) -> set[tuple[int, ...]]:
     """The prefixes that should be nodes: all candidates, sorted by score, then depth, then beam, cut at the budget."""
     tokens, parents, scores = (np.asarray(x[0]) for x in (beams.tokens, beams.parents, beams.scores))
     L, W = tokens.shape
@@ -157,7 +158,7 @@ def test_keys_and_values_are_written_behind_each_rows_own_length(mesh_shape, wri
 
 
 @pytest.mark.parametrize("dtype", [np.int32, bool])
-def test_new_tokens_are_laid_over_the_text_from_each_rows_count_on(dtype):
+def test_new_tokens_are_written_from_each_rows_count_on(dtype):
     text, new, start, count = (
         RNG.integers(0, 2, (4, 12)),
         RNG.integers(0, 2, (4, 4)),

@@ -9,8 +9,11 @@ import pytest
 from infer.benchmark import __main__ as benchmark
 from infer.benchmark import cases, stages, synthetic
 from infer.benchmark import report as tables
-from redrafter_jax.decode.draft import Beams
 from redrafter_jax.decode.engine import Sampling
+from redrafter_jax.decode.propose import scripted
+from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.devices import memory
 from redrafter_jax.model.shapes import SHAPES
 from tests.support import MODELS, load_pair, policy, put, started
@@ -106,12 +109,13 @@ def test_a_lucky_row_has_the_known_text_in_its_best_beam_and_an_unlucky_one_what
     drafted = Beams(
         put(np.full((2, 2, 2), 400), np.int32), put(np.ones((2, 2, 2)), np.int32), put(np.full((2, 2, 2), -3.0), np.float32)
     )
-    always, never = (synthetic.known(drafter, text, rates) for rates in ((1.0, 1.0), (0.0, 0.0)))
-    beams = synthetic.put_in(drafted, always, state)
-    np.testing.assert_array_equal(beams.tokens[:, :, 0], [[1, 2], [10, 11]])  # one token, g, is decided already
+    drafts = Recurrent(drafter, Shape(2, 2))
+    always, never = (scripted.scripted(drafts, text, rates) for rates in ((1.0, 1.0), (0.0, 0.0)))
+    beams = always.overwrite(drafted, state.view())
+    np.testing.assert_array_equal(beams.tokens[:, :, 0], [[4, 5], [13, 14]])  # three of the prompt; and g is decided already
     np.testing.assert_array_equal(beams.tokens[:, :, 1], 400)
     np.testing.assert_array_equal(beams.parents[:, :, 0], 0)
-    np.testing.assert_array_equal(synthetic.put_in(drafted, never, state).tokens, drafted.tokens)
+    np.testing.assert_array_equal(never.overwrite(drafted, state.view()).tokens, drafted.tokens)
 
 
 def test_runs_take_turns():
@@ -128,7 +132,7 @@ def test_a_stage_is_run_as_often_as_it_is_counted():
     from redrafter_jax.decode import pack, verify
 
     verdict = jax.jit(lambda s: verify.verify(target, pack.root_only(s.g), s.cache, s.policy, None, 2))(state)
-    after, _, _ = stages._repeated(stages._commit, (target, drafter), state, verdict, stages.AUTOREGRESSIVE)
+    after, _, _ = stages._repeated(stages._commit, (target, Plain()), state, verdict)
     assert int(after.rounds[0]) == stages.INSIDE
 
 

@@ -15,7 +15,7 @@ import pytest
 from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.programs import use_cache
-from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 from redrafter_jax.devices import mesh, processes
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig

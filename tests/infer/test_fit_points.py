@@ -14,7 +14,7 @@ from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.fit import report as fit_report
 from infer.generate import __main__ as generate
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import drafter
 from redrafter_jax.model.target import TargetConfig

@@ -14,6 +14,7 @@ from infer import folders
 from infer.generate import compare
 from infer.generate.__main__ import DEFAULT_PROMPT, main
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.recurrent import Recurrent
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
 
@@ -51,8 +52,9 @@ def replies(text: str) -> list[dict]:
 
 def test_json_is_all_that_standard_output_holds_and_equals_the_engine(command, prompts):
     code, out, err = command("--prompts", prompts, "--json", "--seed", 5, "--temperature", 0.7)
-    engine = Engine(*load_pair("mha_rnn"), stop_ids=[2])
-    expected = engine.autoregressive().generate(IDS, Sampling(0.7), Limits(20), [5, 6, 7])
+    target, head = load_pair("mha_rnn")
+    engine = Engine(target, Recurrent(head), stop_ids=[2])
+    expected = engine.plain().generate(IDS, Sampling(0.7), Limits(20), [5, 6, 7])
     assert code == 0
     assert [(line["index"], line["seed"], line["token_ids"]) for line in replies(out)] == [
         (index, 5 + index, reply.token_ids) for index, reply in enumerate(expected)

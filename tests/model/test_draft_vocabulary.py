@@ -13,8 +13,10 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from redrafter_jax import loss
-from redrafter_jax.decode import draft, loop
+from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose import recurrent
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.devices.mesh import Load, check, is_spread, make_mesh, spread
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
@@ -60,8 +62,8 @@ def frequent(mha):
 
 @pytest.mark.parametrize(
     "shape",
-    [loop.Shape(4, 4, tree="beams")]
-    + [pytest.param(shape, marks=pytest.mark.slow) for shape in (loop.Shape(1, 3), loop.Shape(4, 3, draft_top_k=7))],
+    [Shape(4, 4, tree="beams")]
+    + [pytest.param(shape, marks=pytest.mark.slow) for shape in (Shape(1, 3), Shape(4, 3, draft_top_k=7))],
     ids=str,
 )
 @pytest.mark.parametrize("kind", [pytest.param("golden", marks=pytest.mark.slow), "slim"])
@@ -69,7 +71,7 @@ def test_fewer_drafts_are_possible_and_the_text_is_the_same(mha, frequent, kind,
     target, drafter = mha
     ids, plain = frequent
     head = cut(drafter, ids) if kind == "golden" else random_head(target, kind, ids)
-    engine = Engine(target, head, shape)
+    engine = Engine(target, Recurrent(head, shape))
     for way, expected in plain.items():
         replies = list(engine.generate(PROMPTS, way, Limits(60), batch=5))
         assert [reply.token_ids for reply in replies] == expected
@@ -87,8 +89,8 @@ def test_the_search_is_that_of_the_whole_head_with_the_other_tokens_ruled_out(mh
     h, g = put(np.random.default_rng(1).normal(size=(2, 64)), np.float32), put([17, 400], np.int32)
     noise = put(np.random.default_rng(2).gumbel(size=(2, 3, 503)), np.float32)
     outside = put(np.broadcast_to(np.where(np.isin(np.arange(503), ids), 0, -np.inf), (2, 3, 503)), np.float32)
-    found = draft.draft(target, cut(head, ids), h, g, 4, 3, None, noise if sees_noise else None)
-    expected = draft.draft(target, head, h, g, 4, 3, None, outside + noise if sees_noise else outside)
+    found = recurrent.draft(target, cut(head, ids), h, g, 4, 3, None, noise if sees_noise else None)
+    expected = recurrent.draft(target, head, h, g, 4, 3, None, outside + noise if sees_noise else outside)
     for ours, theirs in ((found.tokens, expected.tokens), (found.parents, expected.parents)):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
@@ -97,18 +99,18 @@ def test_the_search_is_that_of_the_whole_head_with_the_other_tokens_ruled_out(mh
 def test_the_columns_of_a_slim_head_are_gathered_once(mha):
     target, _ = mha
     head = random_head(target, "slim", np.arange(7, 7 + U))
-    ready = Engine(target, head).drafter
+    ready = Engine(target, Recurrent(head)).proposer.head
     assert ready.lm_head[...].shape == (64, U) and ready.config == dataclasses.replace(head.config, tied=False)
     np.testing.assert_array_equal(ready.lm_head[...], target.lm_head[...][:, 7 : 7 + U])
-    assert Engine(target, ready).drafter is ready
+    assert Engine(target, Recurrent(ready)).proposer.head is ready
 
 
 def test_requests_of_a_bucket_still_share_one_program(mha):
-    engine = Engine(mha[0], cut(mha[1], np.arange(U)), loop.Shape(2, 3))
+    engine = Engine(mha[0], Recurrent(cut(mha[1], np.arange(U)), Shape(2, 3)))
     list(engine.generate([[1, 2, 3]], Sampling(0.7), Limits(40)))
     before = loop.start._cache_size(), loop.run._cache_size()
     list(engine.stream([[9] * 17], Sampling(1.3), Limits(33), seeds=[5], rounds=2))
-    other = Engine(mha[0], cut(mha[1], np.arange(100, 100 + U)), loop.Shape(2, 3))  # which ids is data, not shape
+    other = Engine(mha[0], Recurrent(cut(mha[1], np.arange(100, 100 + U)), Shape(2, 3)))  # which ids is data, not shape
     list(other.generate([[4, 5]], Sampling(0.2), Limits(64)))
     assert (loop.start._cache_size(), loop.run._cache_size()) == before
 
@@ -222,7 +224,7 @@ def test_written_for_apples_code_the_drafts_are_the_same_and_the_rest_is_never_d
     np.testing.assert_allclose(np.asarray(whole)[:, ids], logits, atol=1e-4)
     outside = np.setdiff1d(np.arange(503), ids)
     np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.NEVER)
-    engines = [Engine(target, each, loop.Shape(4, 4)) for each in (head, exported)]
+    engines = [Engine(target, Recurrent(each, Shape(4, 4))) for each in (head, exported)]
     for way, expected in plain.items():
         original, other = (list(engine.generate(PROMPTS, way, Limits(60), batch=5)) for engine in engines)
         assert [reply.token_ids for reply in other] == expected
@@ -272,7 +274,7 @@ def decode(mesh: tuple[int, int], kind: str, sampling: Sampling) -> tuple[list, 
     config = dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
     drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), config, jnp.float32, jnp.arange(3, 256, 4)[:64])
     prompts = [[row + 1] * (row + 2) for row in range(8)]
-    replies = list(Engine(target, drafter, loop.Shape(4, 3)).generate(prompts, sampling, Limits(24), batch=8))
+    replies = list(Engine(target, Recurrent(drafter, Shape(4, 3))).generate(prompts, sampling, Limits(24), batch=8))
     return [reply.token_ids for reply in replies], [reply.accepted_histogram for reply in replies]
 
 
@@ -303,7 +305,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind):
         assert state.drafter.ids[...].tolist() == list(range(0, 256, 4))
         assert is_spread(state.drafter) == over_data
         prompts = [[row + 1] * (row + 2) for row in range(4)]
-        decoded = Engine(target, state.drafter, loop.Shape(2, 2)).generate(prompts, Sampling(), Limits(8), batch=4)
+        decoded = Engine(target, state.drafter, Shape(2, 2)).generate(prompts, Sampling(), Limits(8), batch=4)
         replies.append([(reply.token_ids, reply.drafted) for reply in decoded])
     for other in (1, 2):
         np.testing.assert_allclose(losses[0], losses[other], rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import loop
-from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.model import attention, layers
 from redrafter_jax.slices import compiler, topology
 from tests import support
@@ -55,14 +55,15 @@ def test_the_tokens_are_the_same_with_everything_that_is_padded_on_a_tpu(mha, sh
         return (tpu or default)(*operands)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", as_on_a_tpu)
-    one_round = jax.jit(functools.partial(loop.one_round, shape=shape))  # traced here, whatever `loop.run` has traced before
+    proposer = Recurrent(head, shape).prepare(target)
+    one_round = jax.jit(lambda *given: loop.one_round(*given))  # traced here, whatever `loop.run` has traced before
     padded = state
     for _ in range(12):
-        padded = one_round(target, head, padded)
+        padded = one_round(target, proposer, padded)
     monkeypatch.undo()
     assert any(getattr(tpu, "func", None) is layers.of_two_rows for tpu in taken)
     assert shape.length or attention.of_eight_queries in taken
-    assert support.texts(padded) == support.texts(loop.run(target, head, state, 12, shape))
+    assert support.texts(padded) == support.texts(loop.run(target, proposer, state, 12))
 
 
 def cycles(function, *shapes: tuple[tuple[int, ...], P]) -> float:

@@ -16,6 +16,7 @@ import pytest
 
 from redrafter_jax.decode import loop, sample
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.devices import mesh
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full
@@ -60,23 +61,22 @@ def whole(tree):
     return jax.tree.map(place, tree)
 
 
-def of_round(batch: int, shape: loop.Shape, head: DrafterConfig, sampling: Sampling) -> Counter:
+def of_round(batch: int, shape: Shape, head: DrafterConfig, sampling: Sampling) -> Counter:
     jax.set_mesh(mesh.make_mesh(DATA, MODEL))
     target = whole(jax.eval_shape(lambda: Target(jax.random.key(0), CONFIG, jnp.float32)))
     drafter = whole(jax.eval_shape(lambda: Drafter(jax.random.key(1), head).split()))
-    engine = Engine(target, drafter, shape)
+    engine = Engine(target, Recurrent(drafter, shape))
     inputs, bucket = engine.prepare([[1, 2, 3]] * batch, sampling, Limits(24), list(range(batch)), batch)
-    state = whole(jax.eval_shape(functools.partial(loop.start, bucket=bucket), target, *inputs))
-    one_round = jax.jit(functools.partial(loop.one_round, shape=shape))
-    return collectives(one_round.lower(target, drafter, state).compile())
+    state = whole(jax.eval_shape(functools.partial(loop.start, bucket=bucket), target, engine.proposer, *inputs))
+    return collectives(jax.jit(loop.one_round).lower(target, engine.proposer, state).compile())
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 20, 0.9)], ids=["greedy", "sampled, filtered"])
 def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_vocabulary(sampling, monkeypatch):
     monkeypatch.setattr(sample, "WORTH_SELECTING", V)  # as with a real vocabulary
     B, W, L = 8, 4, 3
-    found = of_round(B, loop.Shape(W, L), full(V, D), sampling)
-    rows, N, cut = B // DATA, loop.Shape(W, L).nodes, loop.Shape(W, L).draft_top_k
+    found = of_round(B, Shape(W, L), full(V, D), sampling)
+    rows, N, cut = B // DATA, Shape(W, L).nodes, Shape(W, L).draft_top_k
     draft, verify = by_size(found, "/draft/"), by_size(found, "/verify/")
     assert sum(found.values()) == sum(draft.values()) + sum(verify.values())  # noise, packing and committing send nothing
     assert verify["all-reduce", rows * N * D] == 2 * LAYERS
@@ -103,7 +103,7 @@ def test_a_round_sends_two_activations_per_layer_and_nothing_as_long_as_the_voca
 def test_a_draft_vocabulary_adds_the_noise_of_its_tokens_to_a_sampled_round(sampling):
     B, W, L, U = 8, 4, 3, 1024
     head = dataclasses.replace(full(V, D), draft_vocab=U)
-    rows, draft = B // DATA, by_size(of_round(B, loop.Shape(W, L), head, sampling), "/draft/")
+    rows, draft = B // DATA, by_size(of_round(B, Shape(W, L), head, sampling), "/draft/")
     noise, activation = rows * L * U, rows * W * 2 * D
     assert draft["all-reduce", noise] == (1 if sampling.temperature else 0)
     assert max(size for _, size in draft) == (noise if sampling.temperature else activation)

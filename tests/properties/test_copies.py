@@ -8,7 +8,7 @@ import pytest
 
 from infer.fit import points
 from redrafter_jax.decode import loop
-from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
+from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, program_text, topology
@@ -29,7 +29,7 @@ def elements(kv: cache.KVCache) -> int:
 def test_a_loop_on_a_cpu_copies_no_cache(mha, shape):
     target, head = mha
     state = support.started(target, [[5, 6, 7]] * 3, 100, shape.length)
-    program = loop.run.lower(target, head if shape.length else None, state, 5, shape).compile()
+    program = loop.run.lower(target, Recurrent(head, shape).prepare(target), state, 5).compile()
     assert not program_text.parse(program.as_text()).copies_in_loops(elements(state.cache))
 
 

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redrafter_jax.decode import draft, loop
+from redrafter_jax.decode import loop
+from redrafter_jax.decode.propose import recurrent, search
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.model.drafter import Drafter, full
 from redrafter_jax.model.target import Target, TargetConfig
 from tests import support
 
 V, DRAWS, BATCH = 16, 40_000, 4000
 PROMPT = [3, 1, 4]
-SHAPE = loop.Shape(width=3, length=2)
+SHAPE = Shape(width=3, length=2)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,8 @@ def test_the_second_and_third_token_are_distributed_as_the_target_says(models, r
     for first in range(0, DRAWS, BATCH):
         how = support.policy(BATCH, 1.0, rule=rule, seeds=np.arange(first, first + BATCH))
         state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how)
-        state = loop.run(target, drafter, state, 10, SHAPE)
-        pairs.append(np.asarray(state.text)[:, 1:3])
+        state = loop.run(target, Recurrent(drafter, SHAPE), state, 10)
+        pairs.append(np.asarray(support.texts(state))[:, 1:3])
         accepted += int((np.asarray(state.histogram) @ np.arange(3)).sum())
     assert accepted > DRAWS / 10  # speculation took part
     assert p_value(np.concatenate(pairs), joint(target)) > 1e-4
@@ -84,7 +86,7 @@ def test_the_published_rule_on_beam_candidates_is_rejected(models):
     third_p = next_token_probabilities(target, tuple((*PROMPT, a, b) for a in range(V) for b in range(V))).reshape(V, V, V)
     h = support.started(target, [PROMPT] * V, 1, 0).h
     g = support.put(np.arange(V), np.int32)
-    tokens, _ = draft.sequences(draft.draft(target, drafter, h, g, SHAPE.width, SHAPE.length))
+    tokens, _ = search.sequences(recurrent.draft(target, drafter, h, g, SHAPE.width, SHAPE.length))
     q = draft_probabilities(target, drafter, h, g, tokens)
     pairs = np.empty((DRAWS, 2), int)
     for draw, a in enumerate(rng.choice(V, DRAWS, p=first_p / first_p.sum())):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redrafter_jax.decode import loop, pack, verify
+from redrafter_jax.decode import pack, verify
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.files import weights
 from redrafter_jax.model import attention
 from tests import support
@@ -16,11 +17,11 @@ from tests.support import MODELS, put
 
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
 SHAPES = [
-    loop.Shape(1, 3),
-    loop.Shape(4, 4),
-    loop.Shape(4, 4, budget=9, tree="beams"),
-    loop.Shape(3, 2, tree="beams"),
-    loop.Shape(8, 5, budget=24),
+    Shape(1, 3),
+    Shape(4, 4),
+    Shape(4, 4, budget=9, tree="beams"),
+    Shape(3, 2, tree="beams"),
+    Shape(8, 5, budget=24),
 ]
 GREEDY = [Sampling()]
 SAMPLED = [Sampling(t) for t in (0.5, 1.0, 1.5)]
@@ -38,7 +39,7 @@ def plain(mha):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_speculation_changes_no_token(mha, plain, shape):
-    engine = Engine(*mha, shape)
+    engine = Engine(mha[0], Recurrent(mha[1], shape))
     tokens = 0
     for way, expected in plain.items():
         found = [reply.token_ids for reply in engine.generate(PROMPTS, way, Limits(NEW), batch=5)]
@@ -50,13 +51,13 @@ def test_speculation_changes_no_token(mha, plain, shape):
 
 
 def test_the_independent_rule_gives_the_same_text_with_other_drafts(mha, plain):
-    engine, way = Engine(*mha, loop.Shape(4, 3)), Sampling(1.0)
+    engine, way = Engine(mha[0], Recurrent(mha[1], Shape(4, 3))), Sampling(1.0)
     replies = list(engine.generate(PROMPTS, dataclasses.replace(way, rule="independent"), Limits(NEW), batch=5))
     assert [reply.token_ids for reply in replies] == plain[way]
 
 
 def test_a_row_alone_in_a_batch_and_in_another_order_gives_the_same_tokens(mha, plain):
-    engine, way = Engine(*mha, SHAPES[1]), Sampling(1.0)
+    engine, way = Engine(mha[0], Recurrent(mha[1], SHAPES[1])), Sampling(1.0)
     alone = [reply.token_ids for reply in engine.generate(PROMPTS[:2], way, Limits(NEW), seeds=[0, 1], batch=1)]
     assert alone == plain[way][:2]
     order = [3, 0, 4, 2, 1]
@@ -72,7 +73,7 @@ def test_another_seed_gives_another_text(mha):
 
 def test_the_coupled_drafter_sees_the_noise_and_the_independent_one_does_not(mha):
     """At a temperature of 100 the noise alone decides: who sees it drafts the very token, who does not can only guess."""
-    engine = Engine(*mha, loop.Shape(1, 3))
+    engine = Engine(mha[0], Recurrent(mha[1], Shape(1, 3)))
     rates = {}
     for rule in ("coupled", "independent"):
         replies = list(engine.generate(PROMPTS, Sampling(100.0, rule=rule), Limits(NEW), batch=5))
@@ -81,12 +82,12 @@ def test_the_coupled_drafter_sees_the_noise_and_the_independent_one_does_not(mha
 
 
 def test_a_reply_ends_at_a_stop_id_a_limit_or_the_context(mha):
-    free = next(Engine(*mha).generate([PROMPTS[0]], limits=Limits(40)))
+    free = next(Engine(mha[0], Recurrent(mha[1])).generate([PROMPTS[0]], limits=Limits(40)))
     stop = free.token_ids[10]
-    stopped = next(Engine(*mha, stop_ids=[stop]).generate([PROMPTS[0]], limits=Limits(40)))
+    stopped = next(Engine(mha[0], Recurrent(mha[1]), stop_ids=[stop]).generate([PROMPTS[0]], limits=Limits(40)))
     assert stopped.finish_reason == "stop"
     assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop) + 1]
-    short = next(Engine(*mha).generate([PROMPTS[0]], limits=Limits(40, length=10)))
+    short = next(Engine(mha[0], Recurrent(mha[1])).generate([PROMPTS[0]], limits=Limits(40, length=10)))
     assert short.token_ids == free.token_ids[:7] and short.finish_reason == "length"
 
 
@@ -122,8 +123,8 @@ def test_bfloat16_differs_only_where_rounding_can_swap_the_two_best_logits(mha, 
     slow = [r.token_ids for r in Engine(target).generate(PROMPTS, limits=Limits(NEW), batch=5)]
     ties = differing = total = 0
     control = []
-    for shape in (loop.Shape(4, 4), loop.Shape(1, 3), loop.Shape(8, 5)):
-        fast = [r.token_ids for r in Engine(target, drafter, shape).generate(PROMPTS, limits=Limits(NEW), batch=5)]
+    for shape in (Shape(4, 4), Shape(1, 3), Shape(8, 5)):
+        fast = [r.token_ids for r in Engine(target, Recurrent(drafter, shape)).generate(PROMPTS, limits=Limits(NEW), batch=5)]
         for prompt, a, b in zip(PROMPTS, fast, slow, strict=True):
             logits, errors = rounding(target, exact, prompt, a)
             first = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)

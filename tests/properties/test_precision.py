@@ -11,13 +11,15 @@ import pytest
 
 from redrafter_jax import loss
 from redrafter_jax.decode import loop
+from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.model import vocabulary
 from tests import support
 from tests.support import put
 from train.data.rows import Batch
 from train.run import step
 
-SHAPE = loop.Shape(2, 2)
+SHAPE = Shape(2, 2)
 PRODUCT = re.compile(r"stablehlo\.dot_general.*")
 
 
@@ -37,8 +39,8 @@ def programs(models, platform: str):
     def train(drafter):
         return loss.draft_loss(drafter, target, tokens, tokens, put(hidden), loss.LossConfig(3, 0.5))[0]
 
-    yield loop.start.trace(target, *given, bucket=bucket).lower(lowering_platforms=(platform,))
-    yield loop.run.trace(target, drafter, state, 5, SHAPE).lower(lowering_platforms=(platform,))
+    yield loop.start.trace(target, Plain(), *given, bucket=bucket).lower(lowering_platforms=(platform,))
+    yield loop.run.trace(target, Recurrent(drafter, SHAPE), state, 5).lower(lowering_platforms=(platform,))
     yield jax.jit(jax.grad(train)).trace(drafter).lower(lowering_platforms=(platform,))
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import weight_files, weights
 from redrafter_jax.loss import LossConfig
@@ -37,7 +37,7 @@ def decode(folder, shape: tuple[int, int], head, sampling: Sampling) -> list[lis
     jax.set_mesh(make_mesh(*shape))
     target = weights.load_target(folder)
     drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), head(256, 64), jnp.float32)
-    engine = Engine(target, drafter, loop.Shape(4, 3))
+    engine = Engine(target, Recurrent(drafter, Shape(4, 3)))
     return [reply.token_ids for reply in engine.generate(PROMPTS, sampling, Limits(24), batch=8)]
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from redrafter_jax.decode import engine as engines
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from tests import support
 
-SHAPE = loop.Shape(2, 3)
+SHAPE = Shape(2, 3)
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def compilations():
 
 
 def test_requests_of_a_bucket_share_one_program_and_rounds_compile_nothing(mha):
-    engine = Engine(*mha, loop.Shape(2, 7))  # a bucket that no other test has compiled in this process
+    engine = Engine(mha[0], Recurrent(mha[1], Shape(2, 7)))  # a bucket that no other test has compiled in this process
     with compilations() as found:
         list(engine.stream([[1, 2, 3]], Sampling(0.7), Limits(40), seeds=[5], rounds=2))
     assert len(found) >= 2
@@ -52,7 +53,7 @@ def test_the_first_request_of_a_bucket_is_prefilled_once_and_compiling_runs_noth
         return lambda *arguments: called.append(name) or program(*arguments)
 
     monkeypatch.setattr(engines, "compile_programs", counted)
-    engine = Engine(*mha, SHAPE)
+    engine = Engine(mha[0], Recurrent(mha[1], SHAPE))
     list(engine.generate([[1, 2, 3]], limits=Limits(40)))
     assert called == ["compile", "start", "run"]
     spent = engine.compile_seconds
@@ -61,7 +62,7 @@ def test_the_first_request_of_a_bucket_is_prefilled_once_and_compiling_runs_noth
 
 
 def test_a_reader_is_shown_more_rounds_at_a_time_where_rounds_are_fast_and_nothing_is_compiled(mha, monkeypatch):
-    engine, looks = Engine(*mha, SHAPE), {}
+    engine, looks = Engine(mha[0], Recurrent(mha[1], SHAPE)), {}
     list(engine.generate([[1, 2, 3]], limits=Limits(40)))
     with compilations() as found:
         for seconds in (0.0, 1e9):  # as if every round were too slow, or none ever
@@ -78,16 +79,16 @@ def test_a_run_moves_nothing_to_or_from_the_host(mha):
     target, drafter = mha
     state = support.started(target, [[5, 6, 7]], 30, 3, support.policy(1, 1.0))
     rounds = jax.device_put(np.int32(5))
-    state = loop.run(target, drafter, state, rounds, SHAPE)
+    state = loop.run(target, Recurrent(drafter, SHAPE), state, rounds)
     with jax.transfer_guard("disallow"):
-        state = loop.run(target, drafter, state, rounds, SHAPE)
+        state = loop.run(target, Recurrent(drafter, SHAPE), state, rounds)
         jax.block_until_ready(state)
     assert int(state.rounds[0]) > 5
 
 
 def memory(target, drafter, new: int):
     state = support.started(target, [[5, 6, 7]], new, SHAPE.length)
-    return loop.run.lower(target, drafter, state, 5, SHAPE).compile().memory_analysis()
+    return loop.run.lower(target, Recurrent(drafter, SHAPE), state, 5).compile().memory_analysis()
 
 
 def test_temporaries_do_not_grow_by_a_copy_of_the_cache(mha):
@@ -107,6 +108,6 @@ def test_temporaries_do_not_grow_by_a_copy_of_the_cache(mha):
 def test_the_state_is_updated_in_place(mha):
     target, drafter = mha
     state = support.started(target, [[5, 6, 7]], 1000, SHAPE.length)
-    analysis = loop.run.lower(target, drafter, state, 5, SHAPE).compile().memory_analysis()
+    analysis = loop.run.lower(target, Recurrent(drafter, SHAPE), state, 5).compile().memory_analysis()
     cache = sum(buffer.nbytes for buffer in state.cache.keys + state.cache.values)
     assert analysis.alias_size_in_bytes >= cache

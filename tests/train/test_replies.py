@@ -26,7 +26,7 @@ class Fake(engine.Engine):
     def __init__(self, *_):
         self.compile_seconds = 0.0
 
-    def autoregressive(self):
+    def plain(self):
         return self
 
     def stream(self, prompts, *_, **__):

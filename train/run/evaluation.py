@@ -7,7 +7,7 @@ import numpy as np
 
 from infer import failures
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.loop import Shape
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.reply import mean_tokens_per_step
 from redrafter_jax.loss import LossConfig, Metrics
 from redrafter_jax.model import vocabulary
@@ -91,5 +91,5 @@ def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[
     in an error, for the target's logits were not finite."""
     shards = jax.sharding.get_abstract_mesh().shape["data"]
     rows = -(-BATCH // shards) * shards
-    replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=rows))
+    replies = list(Engine(target, Recurrent(drafter, shape)).generate(given, Sampling(), Limits(new=NEW), batch=rows))
     return None if failures.count(replies) else mean_tokens_per_step(replies)

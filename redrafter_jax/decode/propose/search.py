@@ -1,15 +1,19 @@
-"""Beam search with the draft head: (h, g) -> Beams."""
+"""Beam search over a step of whatever drafts, a head or a small model: g -> Beams."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
-from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.layers import pick
-from redrafter_jax.model.target import Target
+
+Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+"""``step(state, tokens [B, W]) -> (logits [B, W, V] behind these tokens, state)``."""
 
 
 @jax.tree_util.register_dataclass
@@ -26,45 +30,40 @@ class Beams:
     scores: jax.Array
 
 
-def draft(
-    target: Target,
-    drafter: Drafter,
-    h_BD: jax.Array,
+def search(
+    step: Step,
+    state,
     g_B: jax.Array,
     width: int,
     length: int,
     temperature_B: jax.Array | None = None,
     noise_BLV: jax.Array | None = None,
     draft_top_k: int = 0,
+    token_ids: Callable[[jax.Array], jax.Array] = lambda index_BW: index_BW,
 ) -> Beams:
-    """W continuations of g, L tokens each, by exact beam search (paper section 3.2), over the draft vocabulary if the head has
-    one; the tokens are the target's ids.
+    """W continuations of g, L tokens each, by exact beam search (paper section 3.2).
 
     Args:
-      temperature_B: divides the draft's logits; None for 1.
-      noise_BLV: the noise that the target will add at these L positions; candidates are then ranked by which token is
-        likely to win this very draw.
+      state: what ``step`` starts from, a pytree of arrays ``[B, W, ...]``; each beam goes on with its parent's.
+      temperature_B: divides the logits; None for 1.
+      noise_BLV: the noise that the target will add at these L positions, of the tokens that can be drafted; candidates are
+        then ranked by which token is likely to win this very draw.
       draft_top_k: cut each distribution, with the noise if there is any, to its best k, or W if that is more, and renormalise
-        it (Apple's code: 50); 0 for the whole of it.
+        it (Apple's code: 50); 0 for no cut.
+      token_ids: the target's ids of columns of the logits, for a draft vocabulary.
     """
-    B, D = h_BD.shape
-    context = drafter.context(h_BD[:, None])
-    tokens_BW = jnp.broadcast_to(g_B[:, None], (B, width))
-    state_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
+    tokens_BW = jnp.broadcast_to(g_B[:, None], (g_B.shape[0], width))
     scores_BW = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf) + jnp.zeros_like(g_B, jnp.float32)[:, None]
-    if noise_BLV is not None:
-        noise_BLV = drafter.drafted(noise_BLV)
     steps = []
-    for step in range(length):
-        state_BWD = drafter.advance(state_BWD, target.embed(tokens_BW))
-        logits_BWV = drafter.logits(drafter.exit(context, state_BWD), target)
+    for depth in range(length):
+        logits_BWV, state = step(state, tokens_BW)
         if temperature_B is not None:
             logits_BWV = logits_BWV / temperature_B[:, None, None]
         if noise_BLV is not None:
-            logits_BWV = logits_BWV + noise_BLV[:, step, None]
+            logits_BWV = logits_BWV + noise_BLV[:, depth, None]
         index_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)
-        tokens_BW = drafter.token_ids(index_BW)
-        state_BWD = pick(state_BWD, parents_BW)
+        tokens_BW = token_ids(index_BW)
+        state = jax.tree.map(functools.partial(pick, index=parents_BW), state)
         steps.append((tokens_BW, parents_BW, scores_BW))
     return Beams(*(jnp.stack(part, axis=1) for part in zip(*steps, strict=True)))
 

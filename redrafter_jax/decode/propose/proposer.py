@@ -1,0 +1,84 @@
+"""The seam between a way to draft and the rest of decoding: what a proposer sees, and the calls that a round makes of it.
+
+    prepare(target)               -> Proposer       once, before anything is compiled
+    begin(target, view)           -> memory         once per batch, at the end of the prefill
+    propose(target, view, memory) -> Tree, memory   each round
+    accept(memory, tree, verdict) -> memory         each round, once the target has decided
+
+A proposer is a pytree of weights. Prefill, verify and commit know its `Round` and nothing else of it.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+
+from redrafter_jax.decode.pack import Tree
+from redrafter_jax.decode.sample import Policy
+from redrafter_jax.decode.verify import Verdict
+from redrafter_jax.model.target import Target
+
+Memory = Any
+"""A pytree of arrays, rows first, that a proposer carries from round to round: ``()``, a cache, an index."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """The static sizes of a round. length: L, the depth of its tree; nodes: N, the nodes of its tree with the root."""
+
+    length: int
+    nodes: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """All that a proposer may see of decoding.
+
+    g:      ``[B]``        the token already decided that is not yet in the cache: the root of the tree
+    h:      ``[B, D]``     the target's hidden state of the newest token in the cache
+    tokens: ``[B, S]``     every token so far at its cache slot: prompt, reply, and g at slot ``length``
+    length: ``[B]``        tokens in the cache
+    policy: how each row samples
+    noise:  ``[B, L, V]``  what the target will add to its logits at the next L positions; None where it is not shown
+    """
+
+    g: jax.Array
+    h: jax.Array
+    tokens: jax.Array
+    length: jax.Array
+    policy: Policy
+    noise: jax.Array | None = None
+
+
+class Proposer(abc.ABC):
+    """A way to draft: a frozen dataclass that is a pytree of its weights, with its options as static fields.
+
+    What is proposed never changes the text, only how many tokens a round delivers. Of a row that is done nothing counts.
+    """
+
+    @property
+    @abc.abstractmethod
+    def round(self) -> Round:
+        """The sizes of every round."""
+
+    @abc.abstractmethod
+    def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
+        """The tree to score: N nodes, at most L deep, with g at its root."""
+
+    def prepare(self, target: Target) -> "Proposer":
+        """The proposer as it decodes, made once, on the mesh of the target.
+
+        Raises:
+          BadInput: it does not fit the target.
+        """
+        return self
+
+    def begin(self, target: Target, view: View) -> Memory:
+        """The memory behind the prompt and the first choice g."""
+        return ()
+
+    def accept(self, memory: Memory, tree: Tree, verdict: Verdict) -> Memory:
+        """The memory once ``verdict.accepted`` tokens of the tree are in the target's cache, perhaps none."""
+        return memory

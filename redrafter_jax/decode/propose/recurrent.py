@@ -1,0 +1,120 @@
+"""ReDrafter's own way to draft: beam search with the recurrent head, packed into a tree (paper section 3)."""
+
+import dataclasses
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+
+from redrafter_jax.decode import pack
+from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
+from redrafter_jax.decode.propose.search import Beams, search
+from redrafter_jax.decode.request import DRAFT_TOP_K, MAX_NODES, require, wrong_for_vocabulary, wrong_number
+from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
+from redrafter_jax.model import vocabulary
+from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The shape of a search: W beams of L drafted tokens, at most N nodes (0: all), and which tree they make.
+
+    L = 0 drafts nothing. ``draft_top_k``: see `search.search`; a single beam has no use for it.
+
+    Raises:
+      BadInput: a number is out of its range, or there is no such tree.
+    """
+
+    width: int = 1
+    length: int = 4
+    budget: int = 0
+    tree: pack.TreeKind = "search"
+    draft_top_k: int = DRAFT_TOP_K
+
+    def __post_init__(self):
+        require("width", wrong_number("beam_width", self.width))
+        require("length", wrong_number("beam_length", self.length, zero="no drafts"))
+        require("budget", wrong_number("node_budget", self.budget, zero="all nodes"))
+        require("draft_top_k", wrong_number("draft_top_k", self.draft_top_k))
+        if self.tree not in get_args(pack.TreeKind):
+            raise BadInput(f"tree should be {' or '.join(get_args(pack.TreeKind))}, not {shown(self.tree)}")
+        if self.nodes > MAX_NODES:
+            raise BadInput(f"width {self.width} and length {self.length} make {self.nodes} nodes, over {MAX_NODES};"
+                           " narrow them or give a budget")  # fmt: skip
+
+    def check_vocabulary(self, vocab_size: int, draft_vocab: int = 0) -> None:
+        """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft."""
+        require("width", wrong_for_vocabulary(self.width, vocab_size, draft_vocab))
+        if self.draft_top_k > DRAFT_TOP_K:  # which nobody may have asked for, and fewer tokens are cut to themselves
+            require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab))
+
+    @property
+    def nodes(self) -> int:
+        return pack.nodes(self.width, self.length, self.budget)
+
+
+AUTOREGRESSIVE = Shape(width=1, length=0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recurrent(Proposer):
+    """The draft head and the shape of its search. It has no memory: a search starts from h and g alone."""
+
+    head: Drafter
+    shape: Shape = dataclasses.field(metadata={"static": True}, default=Shape())
+
+    @property
+    def round(self) -> Round:
+        return Round(self.shape.length, self.shape.nodes)
+
+    def prepare(self, target: Target) -> Proposer:
+        """With the head as it decodes (`vocabulary.as_decoded`); a search that drafts nothing is plain decoding."""
+        self.shape.check_vocabulary(target.config.vocab_size, self.head.config.draft_vocab)
+        if self.shape.length == 0:
+            return Plain()
+        return dataclasses.replace(self, head=vocabulary.as_decoded(self.head, target))
+
+    def propose(self, target: Target, view: View, memory: Memory) -> tuple[pack.Tree, Memory]:
+        with jax.named_scope("draft"):
+            beams = self.draft(target, view)
+        with jax.named_scope("pack"):
+            return self.pack(view.g, beams), memory
+
+    def draft(self, target: Target, view: View) -> Beams:
+        """The search from where each row stands, with the temperature and the noise that the row has."""
+        policy, shape = view.policy, self.shape
+        temperature_B = policy.temperature if policy.sampled else None
+        cut = shape.draft_top_k if shape.width > 1 else 0
+        return draft(target, self.head, view.h, view.g, shape.width, shape.length, temperature_B, view.noise, cut)
+
+    def pack(self, g_B: jax.Array, beams: Beams) -> pack.Tree:
+        return pack.pack(g_B, beams, self.shape.tree, self.shape.budget)
+
+
+def draft(
+    target: Target,
+    head: Drafter,
+    h_BD: jax.Array,
+    g_B: jax.Array,
+    width: int,
+    length: int,
+    temperature_B: jax.Array | None = None,
+    noise_BLV: jax.Array | None = None,
+    draft_top_k: int = 0,
+) -> Beams:
+    """W continuations of g, L tokens each, by beam search with the head, over its draft vocabulary if it has one; the tokens
+    are the target's ids. Arguments as of `search.search`, the noise over the target's vocabulary."""
+    context = head.context(h_BD[:, None])
+
+    def step(state_BWD: jax.Array, tokens_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state_BWD = head.advance(state_BWD, target.embed(tokens_BW))
+        return head.logits(head.exit(context, state_BWD), target), state_BWD
+
+    B, D = h_BD.shape
+    start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
+    noise_BLU = None if noise_BLV is None else head.drafted(noise_BLV)
+    return search(step, start_BWD, g_B, width, length, temperature_B, noise_BLU, draft_top_k, head.token_ids)

@@ -14,6 +14,7 @@ from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.files import weights
 
+PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODELS = GOLDEN / "models"
 PAIRS = {"mha_rnn": "mha", "mha_rand": "mha", "gqa_proj": "gqa", "tied_nornn": "tied"}  # drafter -> target

@@ -5,7 +5,7 @@ import pytest
 from redrafter_jax.files import weights
 from redrafter_jax.files.whole_files import replacing
 from tests.support import load_pair
-from tests.train.test_training import recipe
+from tests.training import recipe
 from train.data import replies
 from train.run import configuration, log
 

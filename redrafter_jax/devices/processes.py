@@ -20,12 +20,12 @@ LOSS = (
     "error: a process of this run was lost, so this one ended; the same command, started again for every process, goes on from"
     " what is saved"
 )
-PATIENCE = 24 * 3600  # seconds that processes wait for each other; one that died ends the wait long before
+MAX_WAIT_SECONDS = 24 * 3600  # seconds that processes wait for each other; one that died ends the wait long before
 GRACE = 30  # seconds that a process with an error waits for others with the same
 SIGNS_OF_LOSS = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "heartbeat")
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -168,7 +168,7 @@ def say(text: object, file=None) -> None:
         print(text, file=file or sys.stdout, flush=True)
 
 
-def wait(place: str, seconds: int = PATIENCE) -> None:
+def wait(place: str, seconds: int = MAX_WAIT_SECONDS) -> None:
     """Returns once every process has come to this place; raises an error of JAX's where one does not."""
     if count() == 1:
         return
@@ -197,7 +197,7 @@ def gather(array) -> Any:
     return multihost_utils.process_allgather(array)
 
 
-def of_first(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The first process's text, in every process; all call it together."""
     import numpy as np
 
@@ -208,7 +208,7 @@ def of_first(text: str) -> str:
     return gather(room)[0].tobytes().decode()
 
 
-def agree(text: str, wrong: str) -> None:
+def check_same(text: str, wrong: str) -> None:
     """Raises BadInput, ``wrong``, unless all processes bring the same text; all call it together."""
     import hashlib
 

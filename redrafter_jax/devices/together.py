@@ -25,6 +25,6 @@ def in_first(act: Callable[[], object]) -> None:
             if found is None:
                 raise
             refusal = str(found)
-    refusal = json.loads(processes.of_first(json.dumps(refusal)))  # never empty on its way
+    refusal = json.loads(processes.broadcast_text(json.dumps(refusal)))  # never empty on its way
     if refusal:
         raise BadInput(refusal)

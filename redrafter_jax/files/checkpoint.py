@@ -22,13 +22,13 @@ from orbax.checkpoint import v1 as ocp
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput, as_bad_input
 from redrafter_jax.files import damage
-from redrafter_jax.files.claims import located
+from redrafter_jax.files.claims import resolve_folder
 
 
-class Run:
+class Checkpoints:
     """The checkpoints of one run's folder, the newest ``keep`` of them and, by the score named ``best``, the one where it
     is lowest; a context manager. One process (or one group of them) writes to a folder: what an interrupted save left is removed.
-    Others may read meanwhile (`newest_sound`, `restore`)."""
+    Others may read meanwhile (`find_newest_sound`, `restore`)."""
 
     def __init__(self, folder: pathlib.Path | str, keep: int = 2, best: str | None = None):
         policies = ocp.training.preservation_policies
@@ -36,8 +36,8 @@ class Run:
         if best is not None:
             score = lambda scores: -scores[best]  # noqa: E731  (the policy keeps the highest)
             kept.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
-        self.folder = located(folder)
-        logging.getLogger("absl").addFilter(_is_not_an_error_of_orbax)
+        self.folder = resolve_folder(folder)
+        logging.getLogger("absl").addFilter(_is_not_from_orbax)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -57,7 +57,7 @@ class Run:
     def save(self, step: int, scores: dict[str, float] | None = None, **artefacts: Any) -> None:
         """Starts writing pytrees of arrays, once what was being written is; they may be donated at once."""
         flat = {name: _flatten(tree) for name, tree in artefacts.items()}
-        flat[damage.SUMS] = damage.sums(flat)
+        flat[damage.SUMS] = damage.sum_bits(flat)
         with self._names_the_folder():  # in errors of the save before this one, too
             # without force a save is skipped while another is under way
             self._checkpointer.save_checkpointables_async(step, flat, force=True, metrics=scores)
@@ -66,7 +66,7 @@ class Run:
         """See `restore`; by default of the newest checkpoint."""
         return restore(self.folder, self.latest_step if step is None else step, **like)
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -78,7 +78,7 @@ class Run:
             if kind is None or not issubclass(kind, BadInput):  # else that one has said what is wrong already
                 raise
         finally:
-            logging.getLogger("absl").removeFilter(_is_not_an_error_of_orbax)
+            logging.getLogger("absl").removeFilter(_is_not_from_orbax)
 
     @contextlib.contextmanager
     def _names_the_folder(self) -> Iterator[None]:
@@ -92,7 +92,7 @@ class Run:
             raise BadInput(f"a checkpoint in {self.folder} cannot be written: {found}") from error
 
 
-def _is_not_an_error_of_orbax(record: logging.LogRecord) -> bool:
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     """A filter: Orbax logs what its threads raise, with a traceback for every thread on the way, and raises it too."""
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
@@ -104,19 +104,19 @@ def restore(folder: pathlib.Path | str, step: int, **like: Any) -> dict[str, Any
     Raises:
       BadInput: it cannot be read.
     """
-    folder = located(folder)
+    folder = resolve_folder(folder)
     abstract = {name: jax.tree.map(_abstract, _flatten(tree)) for name, tree in like.items()}
     try:
         loaded = ocp.load_checkpointables(folder / str(step), abstract)
     except Exception as error:  # of Orbax, TensorStore or the file system
-        reason = " ".join(str(error).split())[: damage.LONGEST_REASON]
-        raise as_bad_input(error) or BadInput(_unread(folder, step, reason)) from error
+        reason = " ".join(str(error).split())[: damage.MAX_REASON_CHARACTERS]
+        raise as_bad_input(error) or BadInput(_say_unreadable(folder, step, reason)) from error
     return {name: _unflatten(tree, loaded[name]) for name, tree in like.items()}
 
 
 def set_aside_damaged(folder: pathlib.Path | str, **like: Any) -> list[str]:
     """Renames checkpoints that cannot be read to ``STEP.damaged``, from the newest down to the first that can, so that a
-    `Run` opened next goes on from that one and may save those steps again. The first process looks and renames; all call
+    `Checkpoints` opened next goes on from that one and may save those steps again. The first process looks and renames; all call
     together.
 
     Args:
@@ -128,24 +128,24 @@ def set_aside_damaged(folder: pathlib.Path | str, **like: Any) -> list[str]:
     Raises:
       BadInput: there are checkpoints and none can be read; then nothing is renamed. Or their arrays have other shapes.
     """
-    folder = located(folder)
-    verdict = _verdict(folder, like) if processes.is_first() else {}
+    folder = resolve_folder(folder)
+    verdict = _set_aside(folder, like) if processes.is_first() else {}
     processes.wait(f"a checkpoint in {folder} that can be read")  # which may take the first process minutes
-    verdict = json.loads(processes.of_first(json.dumps(verdict)))
+    verdict = json.loads(processes.broadcast_text(json.dumps(verdict)))
     if "error" in verdict:
         raise BadInput(verdict["error"])
     return verdict["renamed"]
 
 
-def _verdict(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
+def _set_aside(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
     """`set_aside_damaged` in the first process: its sentences, or that of an error, which all processes are to raise."""
     try:
-        sound, damaged = newest_sound(folder, **like)
+        sound, damaged = find_newest_sound(folder, **like)
         if damaged and sound is None:
-            return {"error": none_can_be_read(folder, damaged)}
-        for step in damage.steps(folder):  # an older one is not restored, but Orbax reads the scores of all
-            damaged |= {} if step in damaged or step == sound else _of_scores(folder, step)
-        renamed = [f"{_unread(folder, *found)}; it is {_rename(folder, found[0])} now" for found in damaged.items()]
+            return {"error": say_none_readable(folder, damaged)}
+        for step in damage.list_steps(folder):  # an older one is not restored, but Orbax reads the scores of all
+            damaged |= {} if step in damaged or step == sound else _check_scores(folder, step)
+        renamed = [f"{_say_unreadable(folder, *found)}; it is {_rename(folder, found[0])} now" for found in damaged.items()]
     except Exception as error:
         found = as_bad_input(error)
         if found is None:
@@ -154,7 +154,7 @@ def _verdict(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
     return {"renamed": [*renamed, *[f"going on from step {sound}"] * bool(damaged)]}
 
 
-def newest_sound(folder: pathlib.Path | str, among: list[int] | None = None, **like: Any) -> tuple[int | None, dict[int, str]]:
+def find_newest_sound(folder: pathlib.Path | str, among: list[int] | None = None, **like: Any) -> tuple[int | None, dict[int, str]]:
     """The newest step whose checkpoint can be read, None if there is none; and the steps that were looked at before it,
     with what is wrong with them. One process may call it alone.
 
@@ -165,31 +165,31 @@ def newest_sound(folder: pathlib.Path | str, among: list[int] | None = None, **l
     Raises:
       damage.Misfit: an array has another shape than ``like`` says.
     """
-    folder, damaged = located(folder), {}
+    folder, damaged = resolve_folder(folder), {}
     flat = {name: _flatten(tree) for name, tree in like.items()}
-    for step in reversed(damage.steps(folder)) if among is None else among:
-        reason = damage.find(folder / str(step), flat)
+    for step in reversed(damage.list_steps(folder)) if among is None else among:
+        reason = damage.find_damage(folder / str(step), flat)
         if reason is None:
             return step, damaged
         damaged[step] = reason
     return None, damaged
 
 
-def _unread(folder: epath.Path, step: int, reason: str) -> str:
+def _say_unreadable(folder: epath.Path, step: int, reason: str) -> str:
     return f"checkpoint {step} in {folder} cannot be read ({reason})"
 
 
-def none_can_be_read(folder: pathlib.Path | str, damaged: dict[int, str]) -> str:
+def say_none_readable(folder: pathlib.Path | str, damaged: dict[int, str]) -> str:
     """The sentence for checkpoints of which none can be read."""
     reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
     return f"no checkpoint in {folder} can be read ({reasons}); put back a copy, or begin anew in another folder"
 
 
-def _of_scores(folder: epath.Path, step: int) -> dict[int, str]:
+def _check_scores(folder: epath.Path, step: int) -> dict[int, str]:
     try:
-        damage.scores(folder / str(step))
+        damage.read_scores(folder / str(step))
     except ValueError as error:
-        return {step: " ".join(str(error).split())[: damage.LONGEST_REASON]}
+        return {step: " ".join(str(error).split())[: damage.MAX_REASON_CHARACTERS]}
     return {}
 
 

@@ -15,16 +15,16 @@ from etils import epath
 
 from redrafter_jax.errors import BadInput
 
-BEGINNING = 4096  # bytes of a file that are read to tell whose it is
-PNG = b"\x89PNG\r\n\x1a\n"
-CARD_BEGINS = "---\nlibrary_name: redrafter_jax\n"  # the README.md of every head that was exported
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+MAX_SIGNATURE_BYTES = 4096  # bytes of a file that are read to tell whose it is
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CARD_SIGNATURE = "---\nlibrary_name: redrafter_jax\n"  # the README.md of every head that was exported
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def check_file(path: pathlib.Path, what: str) -> None:
     """Raises BadInput unless a file is there that can be written, or can be made."""
-    with _named(path, what):
+    with _name_option(path, what):
         _check_file(path, what)
 
 
@@ -41,14 +41,14 @@ def check_replaceable(path: pathlib.Path, what: str, is_ours: Callable[[bytes], 
     """Raises BadInput where a file cannot be written, or holds something that is not the command's own.
 
     Args:
-      is_ours: whether a file that begins with these bytes (`BEGINNING` of them at most) was written by the command.
+      is_ours: whether a file that begins with these bytes (`MAX_SIGNATURE_BYTES` of them at most) was written by the command.
       ours: what the command writes, for the message.
     """
     check_file(path, what)
     if not path.exists():
         return
     with open(path, "rb") as opened:
-        beginning = opened.read(BEGINNING)
+        beginning = opened.read(MAX_SIGNATURE_BYTES)
     if beginning and not is_ours(beginning):
         raise BadInput(f"{what}: {path} is not {ours} and is kept; name another file, or remove this one")
 
@@ -60,14 +60,14 @@ def check_picture(path: pathlib.Path, what: str, software: str) -> None:
         raise BadInput(f"{what}: {path} should end in .png, which is the format of the picture")
 
     def is_ours(beginning: bytes) -> bool:
-        return _software(beginning) == software
+        return _read_software(beginning) == software
 
     check_replaceable(path, what, is_ours, f"a picture that {software} wrote")
 
 
 def check_folder(folder: pathlib.Path, what: str) -> None:
     """Raises BadInput unless files can be written into the folder, which need not be there yet."""
-    with _named(folder, what):
+    with _name_option(folder, what):
         _check_folder(folder, what)
 
 
@@ -81,22 +81,22 @@ def _check_folder(folder: pathlib.Path, what: str) -> None:
 
 def check_no_model(folder: epath.PathLike, what: str) -> None:
     """Raises BadInput where a folder, which need not be there and may be in a bucket, holds a model or a draft head."""
-    found = model_in(folder)
+    found = describe_model(folder)
     if found is not None:
         raise BadInput(f"{what}: {folder} holds {found}, which is not written over; name another folder")
 
 
-def model_in(folder: epath.PathLike) -> str | None:
+def describe_model(folder: epath.PathLike) -> str | None:
     """What model a folder holds, for messages; None where it holds none."""
     folder = epath.Path(folder)
     if not folder.is_dir():
         return None
     config = json_object(folder / "config.json") or {}
-    if _is_of_a_head(config):
+    if _is_head_config(config):
         return "a draft head (config.json)"
     if "model_type" in config or "architectures" in config:
         return "a model (config.json)"
-    names = [path.name for pattern in (*WEIGHTS, *TOKENIZER) for path in folder.glob(pattern)]
+    names = [path.name for pattern in (*WEIGHT_PATTERNS, *TOKENIZER_FILES) for path in folder.glob(pattern)]
     return f"a model ({names[0]})" if names else None
 
 
@@ -105,16 +105,16 @@ def check_head(folder: pathlib.Path, what: str) -> None:
     earlier export, which is known by its card and may be unfinished."""
     check_folder(folder, what)
     taken = [name for name in ("config.json", "model.safetensors", "README.md") if (folder / name).exists()]
-    found = model_in(folder) or (taken[0] if taken else None)
+    found = describe_model(folder) or (taken[0] if taken else None)
     card, config = folder / "README.md", folder / "config.json"
-    has_our_card = card.is_file() and card.read_bytes().startswith(CARD_BEGINS.encode())
+    has_our_card = card.is_file() and card.read_bytes().startswith(CARD_SIGNATURE.encode())
     is_unfinished = not config.exists()
-    is_ours = has_our_card and (is_unfinished or _is_of_a_head(json_object(config) or {}))
+    is_ours = has_our_card and (is_unfinished or _is_head_config(json_object(config) or {}))
     if found is not None and not is_ours:
         raise BadInput(f"{what}: {folder} holds {found}, not of an earlier export of a head; name another folder")
 
 
-def _is_of_a_head(config: dict) -> bool:
+def _is_head_config(config: dict) -> bool:
     from redrafter_jax.files.config import DRAFTER_TYPE  # imports JAX, which files do not need
 
     return config.get("model_type") == DRAFTER_TYPE
@@ -127,13 +127,13 @@ def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:
         raise BadInput(f"{what}: {folder} holds files ({min(names)}) that are not of {whose}; name an empty folder")
 
 
-def located(folder: pathlib.Path | str) -> epath.Path:
+def resolve_folder(folder: pathlib.Path | str) -> epath.Path:
     """The folder by its full name. A bucket's is full already; `resolve` would make a local folder of it."""
     return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
 
 
 @contextlib.contextmanager
-def _named(path: pathlib.Path, what: str) -> Iterator[None]:
+def _name_option(path: pathlib.Path, what: str) -> Iterator[None]:
     """Says which option's path the file system has no use for (a name that is too long)."""
     try:
         yield
@@ -150,10 +150,10 @@ def json_object(file: epath.PathLike) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def _software(beginning: bytes) -> str | None:
+def _read_software(beginning: bytes) -> str | None:
     """What a PNG file's text chunk `Software` says."""
-    at, key = len(PNG), b"Software\0"
-    while beginning.startswith(PNG) and at + 8 <= len(beginning):
+    at, key = len(PNG_SIGNATURE), b"Software\0"
+    while beginning.startswith(PNG_SIGNATURE) and at + 8 <= len(beginning):
         length, kind = struct.unpack_from(">I4s", beginning, at)
         text = beginning[at + 8 : at + 8 + length]
         if kind == b"tEXt" and text.startswith(key):

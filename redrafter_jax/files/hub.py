@@ -6,7 +6,7 @@ import re
 from redrafter_jax.errors import BadInput
 from redrafter_jax.fields import shown
 
-ALLOWED = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]  # of a hub repository; never pickled weights
+DOWNLOADED_PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]  # of a hub repository; never pickled weights
 
 
 def locate(name: str | pathlib.Path, option: str) -> pathlib.Path:
@@ -36,7 +36,7 @@ def _download(name: str, option: str) -> pathlib.Path:
     import huggingface_hub  # not needed where the model is on disk
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=ALLOWED))
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED_PATTERNS))
     except Exception as error:  # the hub client raises the errors of several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(f"{option}: there is no folder {name}, and the hub did not give a model of that name ({reason})") from None

@@ -18,8 +18,8 @@ import filelock
 
 from redrafter_jax.errors import BadInput
 
-IN_FOLDER = ".redrafter_jax.lock"
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+FOLDER_LOCK_NAME = ".redrafter_jax.lock"
+NO_LOCK_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def file(path: pathlib.Path, what: str) -> Iterator[None]:
     real = pathlib.Path(os.path.realpath(path))  # a link to the file has the file's lock
     if not real.parent.is_dir():
         raise BadInput(f"{what}: there is no folder {real.parent}")
-    with _locked(real.with_name(f".{real.name}.lock"), f"{what}: {path}", "file"):
+    with _lock(real.with_name(f".{real.name}.lock"), f"{what}: {path}", "file"):
         yield
 
 
@@ -49,7 +49,7 @@ def folder(path: pathlib.Path, what: str) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"{what}: the folder {path} cannot be made ({error.strerror})") from None
-        with _locked(path / IN_FOLDER, f"{what}: {path}", "folder"):
+        with _lock(path / FOLDER_LOCK_NAME, f"{what}: {path}", "folder"):
             yield
     finally:
         for each in made:
@@ -58,15 +58,15 @@ def folder(path: pathlib.Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
-    lock = filelock.FileLock(place, blocking=False, fallback_to_soft=False, on_acquired=_sign)
+def _lock(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
+    lock = filelock.FileLock(place, blocking=False, fallback_to_soft=False, on_acquired=_write_holder)
     try:
         lock.acquire()
     except filelock.Timeout:
-        who = f"another process{_holder(place)}"
+        who = f"another process{_read_holder(place)}"
         raise BadInput(f"{name} is being written by {who}; wait for it or name another {kind}") from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in NO_LOCK_ERRNOS:
             raise BadInput(f"{name} cannot be locked: {place} cannot be written ({error.strerror})") from None
         print(f"note: {name} has no lock, for its file system has none; let no other process write it", file=sys.stderr)
         yield
@@ -79,13 +79,13 @@ def _locked(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
         lock.release()
 
 
-def _sign(opened: int) -> None:
+def _write_holder(opened: int) -> None:
     """Writes into a lock who has it."""
     os.ftruncate(opened, 0)
     os.pwrite(opened, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
 
 
-def _holder(place: pathlib.Path) -> str:
+def _read_holder(place: pathlib.Path) -> str:
     try:
         found = json.loads(place.read_text())
         return f" (pid {found['pid']} on host {found['host']})"

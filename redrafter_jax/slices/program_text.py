@@ -14,10 +14,12 @@ from collections.abc import Iterator
 
 STAGES = ("noise", "draft", "pack", "verify", "commit")
 OTHER = "other"
-LEAST = 1824  # cycles that the compiler expects of any operation, however small
+MIN_OP_CYCLES = 1824  # cycles that the compiler expects of any operation, however small
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 _ON_CHIP = "S(1)"  # of a layout: the array is not in HBM
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
+BYTES_PER_ELEMENT = {
+    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
+}  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(?:(ENTRY) )?%?(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z-]*)\(")
@@ -43,7 +45,7 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class ProgramText:
     """A compiled program's text, cut into its computations."""
 
     computations: dict[str, list[str]]
@@ -57,7 +59,7 @@ class Text:
             if found:
                 totals[stage] += times * int(found[1])
             elif " dynamic-update-slice(" in line:
-                totals[stage] += times * LEAST
+                totals[stage] += times * MIN_OP_CYCLES
         return dict(totals)
 
     def traffic(self) -> Traffic:
@@ -137,7 +139,7 @@ class Text:
         return bounds.pop() if len(bounds) == 1 else 1
 
 
-def parse(text: str) -> Text:
+def parse(text: str) -> ProgramText:
     """Reads what `jax.stages.Compiled.as_text` gives."""
     computations: dict[str, list[str]] = {}
     entry = current = ""
@@ -149,7 +151,7 @@ def parse(text: str) -> Text:
             entry = current if start[1] else entry
         elif current and line.startswith("  "):
             computations[current].append(line)
-    return Text(computations, entry)
+    return ProgramText(computations, entry)
 
 
 def _stage(line: str) -> str | None:
@@ -165,8 +167,8 @@ def _called(line: str) -> list[str]:
 
 
 def _arrays(shape: str) -> list[tuple[str, list[int]]]:
-    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _ARRAY.findall(shape) if kind in BYTES]
+    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _ARRAY.findall(shape) if kind in BYTES_PER_ELEMENT]
 
 
 def _sizes(shape: str) -> list[int]:
-    return [BYTES[kind] * math.prod(dims) for kind, dims in _arrays(shape)]
+    return [BYTES_PER_ELEMENT[kind] * math.prod(dims) for kind, dims in _arrays(shape)]

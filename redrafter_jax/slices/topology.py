@@ -20,7 +20,7 @@ from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices.chips import CHIPS, Chip
 
-NOWHERE = {
+LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
@@ -41,7 +41,7 @@ class Slice:
         return mesh.over(self.devices, data, model)
 
 
-def chips_of(name: str) -> tuple[Chip, int]:
+def parse_topology(name: str) -> tuple[Chip, int]:
     """The kind of chip of a slice, and how many of them.
 
     Raises:
@@ -57,16 +57,16 @@ def chips_of(name: str) -> tuple[Chip, int]:
     return chip, chips
 
 
-def slice_of(name: str) -> Slice:
+def find_slice(name: str) -> Slice:
     """The slice of this name.
 
     Raises:
       BadInput: the chip or the topology is not known, or libtpu is not installed.
     """
-    chip, _ = chips_of(name)
+    chip, _ = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise BadInput('the TPU compiler, libtpu, is not installed; install it with: pip install "jax[tpu]" (Linux on x86-64)')
-    for key, value in NOWHERE.items():
+    for key, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
@@ -78,7 +78,7 @@ def slice_of(name: str) -> Slice:
     return Slice(name, chip, tuple(topology.devices))
 
 
-def target_config(model: str) -> TargetConfig:
+def read_target_config(model: str) -> TargetConfig:
     """The shapes of a target by a known name, or by a folder with its config.json.
 
     Raises:
@@ -99,7 +99,7 @@ def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None
     return mesh.Load(target, head).unfit(1, model)
 
 
-def meshes(
+def choose_meshes(
     given: tuple[int, int] | None, topology: str, target: TargetConfig, head: DrafterConfig
 ) -> tuple[list[tuple[int, int]], list[str]]:
     """The meshes to try: the one given, or all those of all chips over which a pair can be split; and why others are left out.
@@ -107,7 +107,7 @@ def meshes(
     Raises:
       BadInput: the one given is not of all chips, or cannot split the pair.
     """
-    chips = chips_of(topology)[1]
+    chips = parse_topology(topology)[1]
     sizes = [(chips // model, model) for model in range(1, chips + 1) if chips % model == 0]
     reasons = {size: why_not(target, head, size[1]) for size in sizes}
     able = [size for size in sizes if not reasons[size]]
@@ -122,7 +122,7 @@ def meshes(
     return [given], []
 
 
-def untaken(batches: tuple[int, ...], tried: list[tuple[int, int]]) -> dict[int, str]:
+def refuse_batches(batches: tuple[int, ...], tried: list[tuple[int, int]]) -> dict[int, str]:
     """The batches that no mesh takes, since its data shards do not divide them, each with a sentence.
 
     Raises:

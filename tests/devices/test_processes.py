@@ -159,7 +159,7 @@ def test_two_processes_end_on_ctrl_c_and_go_on_together_from_before_a_damaged_ch
         os.kill(group.processes[0].pid, signal.SIGINT)
         assert group.wait() == [130, 143], group.err(0) + group.err(1)
     saves = tmp_path / "run" / "checkpoints"
-    *_, before, newest = damage.steps(saves)
+    *_, before, newest = damage.list_steps(saves)
     largest = max((saves / str(newest) / "train").rglob("*"), key=lambda file: file.stat().st_size)
     os.truncate(largest, 1000)
     with groups.Group(tmp_path / "second", "train.main", *arguments) as group:

@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
 
-READ_FIRST = 2  # tokens of an example that a head reads before the first one that it predicts
-READERS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+UNPREDICTED_TOKENS = 2  # tokens of an example that a head reads before the first one that it predicts
+READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
 @jax.tree_util.register_dataclass
@@ -62,13 +62,13 @@ class Rows:
         pieces, predicted = [], 0
         for number in range(len(examples)):
             labelled = np.asarray(examples[number]["labelled"]).astype(bool)
-            for piece in _pieces(labelled, number, length):
+            for piece in _cut(labelled, number, length):
                 pieces.append(piece)
-                predicted += np.count_nonzero(labelled[piece.start + READ_FIRST : piece.end])
+                predicted += np.count_nonzero(labelled[piece.start + UNPREDICTED_TOKENS : piece.end])
         if not predicted:
             raise BadInput(
                 f"{what}: there is no token to predict, for none of the {len(examples)} examples has a label after its first"
-                f" {READ_FIRST} tokens in a row"
+                f" {UNPREDICTED_TOKENS} tokens in a row"
             )
         self.plan = pack(pieces, length)
 
@@ -101,7 +101,7 @@ class Rows:
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _pieces(labelled: np.ndarray, number: int, length: int) -> Iterator[Piece]:
+def _cut(labelled: np.ndarray, number: int, length: int) -> Iterator[Piece]:
     for start in range(0, len(labelled), length):
         end = min(start + length, len(labelled))
         if labelled[start:end].any():
@@ -126,7 +126,7 @@ def pack(pieces: Sequence[Piece], length: int) -> list[list[Piece]]:
     return rows
 
 
-def most_frequent(examples: Sequence[dict], vocab_size: int, count: int) -> np.ndarray:
+def find_most_frequent(examples: Sequence[dict], vocab_size: int, count: int) -> np.ndarray:
     """The ``count`` ids most frequent among the labelled tokens of the examples, ascending; of equally frequent ones the smaller
     ids are taken."""
     seen = np.zeros(vocab_size, np.int64)
@@ -136,50 +136,50 @@ def most_frequent(examples: Sequence[dict], vocab_size: int, count: int) -> np.n
     return np.sort(np.argsort(-seen, kind="stable")[:count]).astype(np.int32)
 
 
-def batches(rows: Rows, batch: int, seed: int, first: int, last: int) -> Iterator[tuple[Batch, np.ndarray]]:
+def read_batches(rows: Rows, batch: int, seed: int, first: int, last: int) -> Iterator[tuple[Batch, np.ndarray]]:
     """The batches of steps first..last-1, on the mesh, and the numbers of their rows (this process's). What a step reads
     is a function of (seed, step, batch), whatever the mesh: rows are shuffled anew in every epoch, and each process reads
     those that its own devices hold."""
-    shuffled, mine = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(), held(batch)
+    shuffled, mine = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(), find_local_rows(batch)
     numbers = grain.MapDataset.range(first * len(mine), last * len(mine))
     read = numbers.map(lambda number: shuffled[number // len(mine) * batch + int(mine[number % len(mine)])])
-    for host in read.batch(len(mine)).to_iter_dataset(READERS):
+    for host in read.batch(len(mine)).to_iter_dataset(READ_OPTIONS):
         index = host.pop("index")
-        yield on_mesh(host, batch), index
+        yield put_batch(host, batch), index
 
 
-def held(batch: int) -> np.ndarray:
+def find_local_rows(batch: int) -> np.ndarray:
     """The places in a batch, ascending, of the rows that this process's devices hold."""
-    parts = _by_rows().addressable_devices_indices_map((batch, 1)).values()
+    parts = _row_sharding().addressable_devices_indices_map((batch, 1)).values()
     return np.unique(np.concatenate([np.arange(batch)[rows] for rows, _ in parts]))
 
 
-def on_mesh(host: dict[str, np.ndarray], batch: int | None = None) -> Batch:
-    """Arrays ``[B, T]`` as one batch, split over ``data``; with ``batch`` the host has only the rows that are `held` of so many."""
-    sharding = _by_rows()
+def put_batch(host: dict[str, np.ndarray], batch: int | None = None) -> Batch:
+    """Arrays ``[B, T]`` as one batch, split over ``data``; with ``batch`` the host has only only its own rows (`find_local_rows`)."""
+    sharding = _row_sharding()
 
     def place(array: np.ndarray) -> jax.Array:
         if batch is None:
             return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
-        mine = held(batch)
+        mine = find_local_rows(batch)
         part_of = lambda part: array[np.searchsorted(mine, np.arange(batch)[part[0]])]  # noqa: E731
         return jax.make_array_from_callback((batch, *array.shape[1:]), sharding, part_of)
 
     return Batch(**{name: place(array) for name, array in host.items()})
 
 
-def _by_rows() -> jax.sharding.NamedSharding:
+def _row_sharding() -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(jax.sharding.get_mesh(), P("data", None))
 
 
-def unpacked(tokens: np.ndarray) -> Batch:
+def put_unpacked(tokens: np.ndarray) -> Batch:
     """Whole rows of ordinary text ``[B, T]``: one segment each, every token a label."""
     tokens = np.asarray(tokens, np.int32)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    return on_mesh({"tokens": tokens, "labels": tokens, "segments": np.ones_like(tokens), "positions": np.array(positions)})
+    return put_batch({"tokens": tokens, "labels": tokens, "segments": np.ones_like(tokens), "positions": np.array(positions)})
 
 
-def stream_rows(stream: np.ndarray, length: int, batch: int, seed: int, first: int, last: int) -> Iterator[np.ndarray]:
+def read_stream(stream: np.ndarray, length: int, batch: int, seed: int, first: int, last: int) -> Iterator[np.ndarray]:
     """The batches ``[batch, length]`` of steps first..last-1 of one long text: cut into rows, shuffled anew in every epoch.
 
     Raises:

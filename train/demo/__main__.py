@@ -24,7 +24,7 @@ from infer.command import run_command
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, lock, weights
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files.atomic import replacing
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target
 from train import distill, figures
@@ -45,7 +45,7 @@ def main(options: Options) -> int:
     """
     check(options)
     try:
-        with lock.folder(options.work, "--work"), stop.says_how_to_go_on(options.work):
+        with lock.folder(options.work, "--work"), stop.says_how_to_resume(options.work):
             make(options)
     except stop.Stopped as stopped:
         print(f"{stopped}; the same command goes on from what is saved in {options.work}")
@@ -72,7 +72,7 @@ def train_target(options: Options) -> Target:
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
     _set_aside_damaged(options.work / "target", jax.eval_shape(start))
-    with checkpoint.Run(options.work / "target") as kept:
+    with checkpoint.Checkpoints(options.work / "target") as kept:
         resumes = kept.latest_step is not None
         state = kept.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
         return _train_target(options, kept, state).target
@@ -83,11 +83,11 @@ def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> N
         print(sentence, file=sys.stderr)
 
 
-def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
+def _train_target(options: Options, kept: checkpoint.Checkpoints, state: pretrain.PretrainState) -> pretrain.PretrainState:
     schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
-    tokens, length = dataset.stream(options, "train"), options.row_length + 1
-    batches = data.stream_rows(tokens, length, options.batch, 0, first, schedule.steps)
+    tokens, length = dataset.read_stream(options, "train"), options.row_length + 1
+    batches = data.read_stream(tokens, length, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
     with stop.Stop() as asked:
@@ -111,21 +111,21 @@ def unloop_target(options: Options, target: Target) -> Target:
     rounds = unlikelihood.Rounds(options.unloop_rounds, row_length=options.row_length)
     state = pretrain.begin(target, rounds.schedule())
     _set_aside_damaged(options.work / "unloop", state)
-    with checkpoint.Run(options.work / "unloop") as kept:
+    with checkpoint.Checkpoints(options.work / "unloop") as kept:
         done = kept.latest_step or 0
         if done:
             state = kept.restore(train=state)["train"]
         for number in range(done, rounds.count):
-            state, line = unlikelihood.run(state, dataset.stream(options, "train"), rounds, number)
+            state, line = unlikelihood.run(state, dataset.read_stream(options, "train"), rounds, number)
             kept.save(number + 1, train=state)
             _log(options, line | {"bits_per_byte": held_out_bits(options, state.target)})
     return state.target
 
 
 def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:
-    record = dataset.record(options)
+    record = dataset.read_record(options)
     return figures.bits_per_byte(
-        pretrain.finished(target), dataset.stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
+        pretrain.finished(target), dataset.read_stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
     )
 
 
@@ -155,14 +155,14 @@ def train_head(options: Options, target: Target, name: str, kind: str) -> None:
 def head_examples(options: Options, target: Target) -> list[dict]:
     """Rows of the target's own text, and as many of the corpus."""
     own = own_text(options, target)
-    text = dataset.stream(options, "train")
+    text = dataset.read_stream(options, "train")
     starts = np.random.default_rng(0).integers(0, len(text) - options.row_length, len(own))
     rows = [*own, *(text[start : start + options.row_length] for start in starts)]
     return [{"tokens": row, "labelled": np.ones(len(row), bool)} for row in rows]
 
 
 def held_out_examples(options: Options) -> list[dict]:
-    rows = figures.Prompts(dataset.stream(options, "held_out"), count=64, length=options.row_length).cut()
+    rows = figures.Prompts(dataset.read_stream(options, "held_out"), count=64, length=options.row_length).cut()
     return [{"tokens": np.asarray(row, np.int32), "labelled": np.ones(len(row), bool)} for row in rows]
 
 
@@ -171,11 +171,11 @@ def own_text(options: Options, target: Target) -> np.ndarray:
     file = options.work / "own_text.npy"
     if not file.exists():
         length = options.row_length // 4
-        prompts = figures.Prompts(dataset.stream(options, "train"), options.replies, length).cut()
+        prompts = figures.Prompts(dataset.read_stream(options, "train"), options.replies, length).cut()
         rows = distill.greedy_rows(target, prompts, options.row_length)
         with replacing(file) as new, open(new, "wb") as opened:
             np.save(opened, rows.astype(np.uint16))
-    rows = dataset.tokens(file)
+    rows = dataset.read_tokens(file)
     if rows.shape[1:] != (options.row_length,):
         raise BadInput(f"--row-length {options.row_length}: {file} has rows of {rows.shape[-1]} tokens; give another --work")
     return rows
@@ -187,7 +187,7 @@ def narrow(module):
 
 def report(options: Options, target: Target) -> None:
     """Measures the pair on held-out files and writes `pair/figures.json`."""
-    record, held_out = dataset.record(options), dataset.stream(options, "held_out")
+    record, held_out = dataset.read_record(options), dataset.read_stream(options, "held_out")
     prompts, contexts = figures.Prompts(held_out), figures.Prompts(held_out, count=512)
     result = {
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}",

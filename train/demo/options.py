@@ -10,9 +10,9 @@ from redrafter_jax.files import claims
 from redrafter_jax.model.target import TargetConfig
 from train.demo import pretrain
 
-RECORD = "demo.json"  # the options; by it a run knows its folder
-CORPUS = "corpus.json"
-CONTEXT = 2048  # tokens that the target is made for
+RECORD_FILE = "demo.json"  # the options; by it a run knows its folder
+CORPUS_FILE = "corpus.json"
+CONTEXT_TOKENS = 2048  # tokens that the target is made for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +56,20 @@ class Options:
     def target_config(self) -> TargetConfig:
         return TargetConfig(
             self.vocab, self.width, self.feed_forward, self.layers, self.heads, 1, self.width // self.heads,
-            tie_word_embeddings=True, max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True, max_position_embeddings=CONTEXT_TOKENS,
         )  # fmt: skip
 
     def schedule(self) -> pretrain.Schedule:
         return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
 
 
-RANGES = {  # of each whole number
+OPTION_RANGES = {  # of each whole number
     "vocab": (257, 1 << 16),  # 256 bytes and the end of a text; ids are kept in 16 bits
     "width": (1, 1 << 14),
     "layers": (1, 256),
     "heads": (1, 256),
     "feed_forward": (1, 1 << 17),
-    "row_length": (16, CONTEXT),
+    "row_length": (16, CONTEXT_TOKENS),
     "batch": (1, 4096),
     "steps": (1, 10**8),
     "unloop_rounds": (0, 1000),
@@ -82,7 +82,7 @@ RANGES = {  # of each whole number
 
 def check(options: Options) -> None:
     """Raises BadInput for options out of range, and for a target that the memory has no room to train."""
-    for name, (low, high) in RANGES.items():
+    for name, (low, high) in OPTION_RANGES.items():
         if not low <= getattr(options, name) <= high:
             raise BadInput(f"--{name.replace('_', '-')} should be from {low} to {high}, not {getattr(options, name)}")
     if not 0 < options.decay <= 1:
@@ -94,6 +94,6 @@ def check(options: Options) -> None:
     memory.check_bytes(weights + logits, "--batch, --row-length, --vocab, --width, --layers and --feed-forward of this size")
     claims.check_folder(options.work, "--work")
     claims.check_no_model(options.work, "--work")
-    options_of, corpus_of = (claims.json_object(options.work / name) or {} for name in (RECORD, CORPUS))
+    options_of, corpus_of = (claims.json_object(options.work / name) or {} for name in (RECORD_FILE, CORPUS_FILE))
     if not ("unloop_rounds" in options_of or "origins" in corpus_of):
         claims.check_empty(options.work, "--work", "a run of train.demo")

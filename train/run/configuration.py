@@ -13,16 +13,16 @@ from etils import epath
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, fingerprint
-from redrafter_jax.files.whole_files import replacing
-from train.run.recipe import OF_NO_CONSEQUENCE, Recipe
+from redrafter_jax.files.atomic import replacing
+from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, Recipe
 
-CONFIGURATION = "config.json"
-CHECKPOINTS, HEAD, LOG = "checkpoints", "head", "log.jsonl"  # what else a run's folder holds
-DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
+CONFIGURATION_FILE = "config.json"
+CHECKPOINTS_FOLDER, HEAD_FOLDER, LOG_FILE = "checkpoints", "head", "log.jsonl"  # what else a run's folder holds
+DATA_OPTIONS = ("conversations", "text", "token_ids")  # options of train.main that name the data
 NOT_COMPARED = "not_compared"  # what a saved configuration holds beside that which a resumed run has to have again
 
 
-def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
+def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
     """Writes the run's configuration into its folder and beside its checkpoints. Where a run has left checkpoints, or a log or
     a head in the folder, compares it with that run's before that.
 
@@ -30,7 +30,7 @@ def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
       BadInput: they are of another configuration of what decides the weights, or of none that is known, or should not be
         gone on from; or the run in the folder has its checkpoints elsewhere.
     """
-    saved = epath.Path(checkpoints or folder / CHECKPOINTS)
+    saved = epath.Path(checkpoints or folder / CHECKPOINTS_FOLDER)
     _check_folder(folder, configuration, saved)
     what, other = ("--checkpoints", "--checkpoints and --output folders") if checkpoints else ("--output", "folder")
     place = checkpoints or folder
@@ -40,25 +40,25 @@ def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
         before = read(saved)
         if before is None:
             raise BadInput(
-                f"{what}: {place} holds checkpoints without the {CONFIGURATION} of their run;"
+                f"{what}: {place} holds checkpoints without the {CONFIGURATION_FILE} of their run;"
                 f" copy it from that run's --output to {saved}, or give another {other}"
             )
         _compare(before, configuration, f"{what}: {place}", f"give another {other}")
     for parent in (saved, epath.Path(folder)):
         parent.mkdir(parents=True, exist_ok=True)
-        with replacing(parent / CONFIGURATION) as new:
+        with replacing(parent / CONFIGURATION_FILE) as new:
             new.write_text(json.dumps(configuration, indent=1) + "\n")
 
 
 def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) -> None:
     """Raises BadInput where a run left a log, a head or word of checkpoints elsewhere in its folder, and is another run, or
     has its checkpoints in another place than ``saved``, which holds none."""
-    before = claims.json_object(folder / CONFIGURATION)
+    before = claims.json_object(folder / CONFIGURATION_FILE)
     if before is None:
         return
-    place = claims.located(option_of(before, "checkpoints") or folder / CHECKPOINTS)
-    is_elsewhere = place != claims.located(saved)
-    has_left = (folder / LOG).exists() or (folder / HEAD).exists()
+    place = claims.resolve_folder(read_option(before, "checkpoints") or folder / CHECKPOINTS_FOLDER)
+    is_elsewhere = place != claims.resolve_folder(saved)
+    has_left = (folder / LOG_FILE).exists() or (folder / HEAD_FOLDER).exists()
     if not has_left and not (is_elsewhere and ("://" in str(place) or has_checkpoints(place))):
         return
     _compare(before, configuration, f"--output: {folder}", "give another folder")
@@ -69,7 +69,7 @@ def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) 
         )
 
 
-def option_of(configuration: dict, name: str) -> str | None:
+def read_option(configuration: dict, name: str) -> str | None:
     """An option of a saved configuration that is not compared; None where it was not given, or not kept."""
     options = configuration.get(NOT_COMPARED)
     value = options.get(name) if isinstance(options, dict) else None
@@ -98,7 +98,7 @@ def read(checkpoints: epath.PathLike) -> dict | None:
     Raises:
       BadInput: it is not a JSON object as train.main writes it.
     """
-    file = epath.Path(checkpoints) / CONFIGURATION
+    file = epath.Path(checkpoints) / CONFIGURATION_FILE
     if not file.exists():
         return None
     found = claims.json_object(file)
@@ -111,12 +111,12 @@ def _names_files(options: object) -> bool:
     """Whether the options of a saved configuration name their data by lists of texts."""
     if not isinstance(options, dict):
         return False
-    names = [options.get(kind, []) for kind in DATA]
+    names = [options.get(kind, []) for kind in DATA_OPTIONS]
     return all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in names)
 
 
 def _differences(before: dict, now: dict) -> list[str]:
-    names = sorted({*before, *now} - {*OF_NO_CONSEQUENCE, NOT_COMPARED})
+    names = sorted({*before, *now} - {*DOES_NOT_CHANGE_WEIGHTS, NOT_COMPARED})
     return [f"{name} was {before.get(name)} and is {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
@@ -136,7 +136,7 @@ def check_place(place: str, option: str) -> None:
         raise BadInput(f"{option}: {place} needs a package that is not installed (pip install gcsfs)")
 
 
-def recipe_of(configuration: dict, file: epath.PathLike) -> Recipe:
+def read_recipe(configuration: dict, file: epath.PathLike) -> Recipe:
     """The recipe in a run's configuration.
 
     Raises:
@@ -147,7 +147,7 @@ def recipe_of(configuration: dict, file: epath.PathLike) -> Recipe:
     for name, value in saved.items():
         choices = typing.get_args(kinds[name])
         if value not in choices if choices else not _is_a(value, kinds[name]):
-            raise BadInput(f"{file}: {name} should be {_named(kinds[name])}, not {json.dumps(value)[:100]}")
+            raise BadInput(f"{file}: {name} should be {_describe_kind(kinds[name])}, not {json.dumps(value)[:100]}")
     recipe = Recipe(**saved)
     try:
         recipe.check()
@@ -162,6 +162,6 @@ def _is_a(value: object, kind: type) -> bool:
     return type(value) is kind
 
 
-def _named(kind: type) -> str:
+def _describe_kind(kind: type) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false"}
     return words.get(kind) or " or ".join(map(str, typing.get_args(kind)))

@@ -17,10 +17,10 @@ from train.data import rows as data
 from train.run import step
 from train.run.recipe import Recipe
 
-SHAPES = (Shape(1, 4), Shape(4, 4))
-NEW = 64  # tokens that each prompt is continued by
-LONGEST_PROMPT = 128
-BATCH = 8
+EVALUATED_SHAPES = (Shape(1, 4), Shape(4, 4))
+NEW_TOKENS = 64  # tokens that each prompt is continued by
+MAX_PROMPT_TOKENS = 128
+MIN_BATCH_PROMPTS = 8
 
 
 class Evaluation:
@@ -37,8 +37,8 @@ class Evaluation:
         for part in numbers.reshape(-1, size):
             read = [rows[int(number)] for number in part]
             arrays = {name: np.stack([row[name] for row in read]) for name in read[0] if name != "index"}
-            self.batches.append(data.on_mesh(arrays))
-        self.prompts = prompts(held_out, recipe.evaluation_rows, target.config.max_position_embeddings)
+            self.batches.append(data.put_batch(arrays))
+        self.prompts = cut_prompts(held_out, recipe.evaluation_rows, target.config.max_position_embeddings)
         self.update = jax.jit(functools.partial(step.evaluate, config=LossConfig(recipe.positions, 0.0)))
 
     def is_due(self, index: int) -> bool:
@@ -54,17 +54,17 @@ class Evaluation:
         are any."""
         figures = self._metrics(drafter)
         narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
-        for shape in SHAPES if self.prompts else ():
-            found = tokens_per_step(self.target, narrow, shape, self.prompts)
+        for shape in EVALUATED_SHAPES if self.prompts else ():
+            found = measure_tokens_per_step(self.target, narrow, shape, self.prompts)
             if found is not None:
                 figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found
         return figures
 
     def _metrics(self, drafter: Drafter) -> dict:
-        return joined([self.update(drafter, self.target, batch)[1] for batch in self.batches])
+        return join_metrics([self.update(drafter, self.target, batch)[1] for batch in self.batches])
 
 
-def joined(parts: list[Metrics]) -> dict:
+def join_metrics(parts: list[Metrics]) -> dict:
     """The loss and the accuracies ``[K, RANKS]`` of several batches with hard labels, as of one batch."""
     loss, accuracy, scored, inside = (
         np.stack([np.asarray(getattr(part, name)) for part in parts]) for name in ("loss", "accuracy", "scored", "inside")
@@ -74,22 +74,22 @@ def joined(parts: list[Metrics]) -> dict:
     return {"loss": float(loss_K.sum()), "accuracy": accuracy_KR.round(4).tolist()}
 
 
-def prompts(examples, count: int, context: int) -> list[list[int]]:
+def cut_prompts(examples, count: int, context: int) -> list[list[int]]:
     """The beginnings of examples, up to where the labels start or, in plain text, a quarter of the example."""
     found = []
     for number in np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int):
         tokens, labelled = (np.asarray(examples[int(number)][name]) for name in ("tokens", "labelled"))
         end = int(np.argmax(labelled)) or len(tokens) // 4
-        begin = max(0, end - min(LONGEST_PROMPT, context - NEW))
+        begin = max(0, end - min(MAX_PROMPT_TOKENS, context - NEW_TOKENS))
         if end > begin:
             found.append(tokens[begin:end].tolist())
     return found
 
 
-def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
+def measure_tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
     """Tokens that a target pass yields, the +1 counted, over all greedy continuations of the prompts. None where one of them ended
     in an error, for the target's logits were not finite."""
     shards = jax.sharding.get_abstract_mesh().shape["data"]
-    rows = -(-BATCH // shards) * shards
-    replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW), batch=rows))
+    rows = -(-MIN_BATCH_PROMPTS // shards) * shards
+    replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW_TOKENS), batch=rows))
     return None if failures.count(replies) else mean_tokens_per_step(replies)

@@ -25,16 +25,16 @@ from train.run import log, step
 from train.run.recipe import Recipe
 from train.run.stop import Stop, Stopped
 
-DIVERGED = 3.0  # times the loss of the first step
-HELD_OUT = "held_out_loss"  # a checkpoint's score, where there were evaluations
-PROFILED = (5, 8)  # a trace begins and ends after these updates; the first ones compile
+MAX_LOSS_RATIO = 3.0  # times the loss of the first step
+HELD_OUT_SCORE = "held_out_loss"  # a checkpoint's score, where there were evaluations
+PROFILED_UPDATES = (5, 8)  # a trace begins and ends after these updates; the first ones compile
 
 
 class Diverged(BadInput):
     """The loss or its gradient is not a number any more, or the loss is far above where it started."""
 
 
-def head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
+def make_head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
     """The shapes of the head that a recipe asks for.
 
     Raises:
@@ -47,7 +47,7 @@ def head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
     return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, recipe.head == "slim", recipe.head_vocab)
 
 
-def schedule(recipe: Recipe) -> step.Schedule:
+def make_schedule(recipe: Recipe) -> step.Schedule:
     return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate)
 
 
@@ -73,18 +73,18 @@ def train_head(
         the loss diverged.
       Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved what it had.
     """
-    config = head_config(target.config, recipe)
+    config = make_head_config(target.config, recipe)
     rows = data.Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
     start = functools.partial(_start, recipe, config, mesh.is_spread(target))
     place = checkpoints or folder / "checkpoints"
     for sentence in checkpoint.set_aside_damaged(place, **_artefacts(jax.eval_shape(start))):
         processes.say(sentence, sys.stderr)
-    with checkpoint.Run(place, best="loss") as kept:
+    with checkpoint.Checkpoints(place, best="loss") as kept:
         if kept.latest_step is not None:
             state = resume(kept, start)
         else:
-            ids = data.most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
+            ids = data.find_most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
             state = jax.jit(functools.partial(start, ids=ids))()
         run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))
         with _Profile(profile) as trace:
@@ -92,10 +92,10 @@ def train_head(
 
 
 def _start(recipe: Recipe, config: DrafterConfig, spread: bool, ids: np.ndarray | None = None) -> step.HeadState:
-    return step.start(jax.random.key(recipe.seed), config, schedule(recipe), ids, spread)  # a key made outside spans processes
+    return step.start(jax.random.key(recipe.seed), config, make_schedule(recipe), ids, spread)  # a key made outside spans processes
 
 
-def resume(kept: checkpoint.Run, start) -> step.HeadState:
+def resume(kept: checkpoint.Checkpoints, start) -> step.HeadState:
     """The newest checkpoint's state."""
     loaded = kept.restore(**_artefacts(jax.eval_shape(start)))
     return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1])
@@ -109,11 +109,11 @@ def _artefacts(state: step.HeadState) -> dict:
 class _Run:
     """What a run's steps share; ``go`` is all there is to call."""
 
-    def __init__(self, target, rows: data.Rows, recipe: Recipe, folder, kept: checkpoint.Run, evaluation):
+    def __init__(self, target, rows: data.Rows, recipe: Recipe, folder, kept: checkpoint.Checkpoints, evaluation):
         self.target, self.rows, self.recipe, self.kept, self.evaluation = target, rows, recipe, kept, evaluation
         self.folder = folder
         config = LossConfig(recipe.positions, recipe.distill_weight)
-        update = functools.partial(step.step, schedule=schedule(recipe), config=config, labels=recipe.labels)
+        update = functools.partial(step.step, schedule=make_schedule(recipe), config=config, labels=recipe.labels)
         self.update = jax.jit(update, donate_argnums=0)
         self.recent: list[tuple[int, np.ndarray, step.Metrics]] = []  # since the last look: step, rows read, what it gave
         self.first_loss: float | None = None
@@ -122,7 +122,7 @@ class _Run:
         recipe, parts = self.recipe, self.recipe.accumulate
         first, of_update = int(state.step) // parts, []
         self.first_loss = self._loss_at_start(first)
-        batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
+        batches = data.read_batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
         with self._log(first, state.drafter) as lines, Stop() as stop:
             for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
                 state, metrics = self.update(state, self.target, batch)
@@ -137,7 +137,7 @@ class _Run:
                 is_evaluated = self.evaluation.is_due(index) and (not stops or index == recipe.steps)
                 if index % recipe.log_every == 0 or index == first + 1 or ends or is_evaluated or index % recipe.save_every == 0:
                     self._check()
-                    lines.step(index, of_update, schedule(recipe).rate_at(index - 1))
+                    lines.step(index, of_update, make_schedule(recipe).rate_at(index - 1))
                 lines.advance()
                 held_out = None
                 if is_evaluated:
@@ -168,7 +168,7 @@ class _Run:
         for index, numbers, metrics in self.recent:
             loss, norm = _loss_of(metrics), float(metrics.gradient_norm)
             self.first_loss = loss if self.first_loss is None else self.first_loss
-            is_sound = math.isfinite(loss) and loss <= DIVERGED * self.first_loss
+            is_sound = math.isfinite(loss) and loss <= MAX_LOSS_RATIO * self.first_loss
             if is_sound and math.isfinite(norm):
                 continue
             numbers = np.ravel(processes.gather(numbers))
@@ -199,7 +199,7 @@ class _Run:
         if held_out is None:
             held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
         loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
-        scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT: held_out}
+        scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT_SCORE: held_out}
         self.kept.save(index, scores, **_artefacts(state))
 
 
@@ -222,7 +222,7 @@ class _Profile:
 
     def after(self, count: int, state: step.HeadState) -> None:
         """``count`` updates are under way or done."""
-        if self.folder is None or count not in PROFILED:
+        if self.folder is None or count not in PROFILED_UPDATES:
             return
         jax.block_until_ready(state)
         if self.is_on:
@@ -232,7 +232,7 @@ class _Profile:
         self.is_on = not self.is_on
 
 
-def last_evaluation(folder: pathlib.Path, step: int) -> dict:
+def read_last_evaluation(folder: pathlib.Path, step: int) -> dict:
     """The figures of the last evaluation up to a step, with its own step; empty if there is none."""
     lines = [line for line in log.read(folder) if "held_out_loss" in line and line["step"] <= step]
     return lines[-1] if lines else {}

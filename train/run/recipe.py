@@ -6,8 +6,8 @@ from typing import Literal
 from redrafter_jax.errors import BadInput
 
 Labels = Literal["text", "greedy"]
-MOST_TOKENS = 1 << 26  # that an update reads at a time: a gibibyte on the host
-MOST = {  # of each whole number of a recipe; beyond it lies a slip of the keyboard
+MAX_TOKENS_PER_PART = 1 << 26  # that an update reads at a time: a gibibyte on the host
+MAX_VALUES = {  # of each whole number of a recipe; beyond it lies a slip of the keyboard
     "blocks": 256,
     "positions": 64,
     "steps": 10**8,
@@ -74,16 +74,16 @@ class Recipe:
 
     def check(self) -> None:
         """Raises BadInput for a number out of its range."""
-        for name, high in MOST.items():
+        for name, high in MAX_VALUES.items():
             low = 0 if name in MAY_BE_ZERO else 1
             if not low <= getattr(self, name) <= high:
                 raise BadInput(f"--{name.replace('_', '-')} should be from {low} to {high}, not {getattr(self, name)}")
         if self.batch % self.accumulate:
             raise BadInput(f"--accumulate should divide --batch, but {self.accumulate} does not divide {self.batch}")
-        if self.batch // self.accumulate * self.row_length > MOST_TOKENS:
+        if self.batch // self.accumulate * self.row_length > MAX_TOKENS_PER_PART:
             raise BadInput(
                 f"--batch {self.batch} rows of --row-length {self.row_length} in --accumulate {self.accumulate} parts are more than"
-                f" {MOST_TOKENS} tokens at a time; give fewer, shorter, or more parts"
+                f" {MAX_TOKENS_PER_PART} tokens at a time; give fewer, shorter, or more parts"
             )
         if self.row_length < self.positions + 2:
             raise BadInput(f"--row-length should be at least --positions + 2, not {self.row_length}")
@@ -101,7 +101,7 @@ class Recipe:
             raise BadInput(f"--seed should be from 0 to {2**32 - 1}, not {self.seed}")
 
 
-OF_NO_CONSEQUENCE = ("save_every", "log_every", "evaluate_every", "evaluation_rows")
+DOES_NOT_CHANGE_WEIGHTS = ("save_every", "log_every", "evaluate_every", "evaluation_rows")
 """Fields that a resumed run may change: they do not touch the weights."""
 
 

@@ -57,7 +57,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def says_how_to_go_on(place: pathlib.Path | str) -> Iterator[None]:
+def says_how_to_resume(place: pathlib.Path | str) -> Iterator[None]:
     """Ctrl-C in here ends with a line about where the work is saved."""
     try:
         yield

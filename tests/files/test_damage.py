@@ -136,8 +136,8 @@ def test_a_folder_without_checkpoints_has_nothing_damaged(tmp_path):
 
 def test_a_bucket_is_no_local_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(checkpoint.located("gs://bucket/run")) == "gs://bucket/run"
-    assert str(checkpoint.located("run")) == str(tmp_path / "run")
+    assert str(checkpoint.resolve_folder("gs://bucket/run")) == "gs://bucket/run"
+    assert str(checkpoint.resolve_folder("run")) == str(tmp_path / "run")
 
 
 def test_sums_are_the_same_on_any_mesh():

@@ -155,7 +155,7 @@ def find_local_rows(batch: int) -> np.ndarray:
 
 
 def put_batch(host: dict[str, np.ndarray], batch: int | None = None) -> Batch:
-    """Arrays ``[B, T]`` as one batch, split over ``data``; with ``batch`` the host has only only its own rows (`find_local_rows`)."""
+    """Arrays ``[B, T]`` as one batch, split over ``data``; with ``batch`` the host has only its own rows (`find_local_rows`)."""
     sharding = _row_sharding()
 
     def place(array: np.ndarray) -> jax.Array:

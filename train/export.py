@@ -54,7 +54,7 @@ def main(options: Options) -> None:
     if options.best and options.step is not None:
         raise BadInput("--best chooses the checkpoint that --step names; give one of them")
     claims.check_head(options.output, "--output")
-    checkpoints = checkpoint.located(options.checkpoints or options.run / "checkpoints")
+    checkpoints = checkpoint.resolve_folder(options.checkpoints or options.run / "checkpoints")
     if options.checkpoints is not None:
         configurations.check_place(options.checkpoints, "--checkpoints")
     configuration = configurations.read(checkpoints) if checkpoints.is_dir() else None

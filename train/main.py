@@ -11,6 +11,7 @@ import sys
 
 import tyro
 
+from infer import distributed
 from infer.command import run_command
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -45,7 +46,7 @@ def _train(options: Options) -> int:
     import jax
 
     from infer import pair
-    from redrafter_jax.devices import memory, together
+    from redrafter_jax.devices import memory
     from redrafter_jax.devices import mesh as meshes
     from redrafter_jax.files import config, fingerprint, hub, weights
     from train.data import datasets
@@ -84,7 +85,7 @@ def _train(options: Options) -> int:
     configuration[configurations.NOT_COMPARED] = {
         name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
     }
-    together.in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
+    processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
         head = loop.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
@@ -152,7 +153,7 @@ def command(arguments: list[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         check(options)
         with stop.says_how_to_resume(options.checkpoints or options.output):
-            return processes.run(options.group, lambda: main(options), saves=True)
+            return distributed.run(options.group, lambda: main(options), saves=True)
 
     return run_command(body)
 

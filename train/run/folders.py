@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from redrafter_jax.devices import processes, together
+from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 from train.run import card, configuration
@@ -30,7 +30,7 @@ def claim(folder: pathlib.Path, checkpoints: str | None = None) -> Iterator[None
     """
     check_run(folder, checkpoints)
     with contextlib.ExitStack() as stack:
-        together.in_first(lambda: _lock(stack, folder, checkpoints))
+        processes.run_in_first(lambda: _lock(stack, folder, checkpoints))
         try:
             yield
         except BaseException:

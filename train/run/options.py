@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from redrafter_jax.devices.processes import Group
+from infer.distributed import Group
 from train.run.recipe import Recipe
 
 

@@ -83,13 +83,15 @@ def run(options: Options) -> dict:
     from train.run import loop
 
     recipe = _recipe(options)
-    target = slices.read_target_config(options.model)
+    target = slices.read_target_config(options.model, "--model")
     if recipe.row_length > target.max_position_embeddings:
         longest = target.max_position_embeddings
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
-    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, target, loop.make_head_config(target, recipe))
-    slice_ = slices.find_slice(options.topology)
-    left_out += slices.refuse_batches(options.batch, meshes).values()
+    slices.parse_topology(options.topology, "--topology")
+    head = loop.make_head_config(target, recipe)
+    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, target, head, "--mesh")
+    slice_ = slices.find_slice(options.topology, "--topology")
+    left_out += slices.refuse_batches(options.batch, meshes, "--batch").values()
     chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     command = " ".join(["python -m train.fit", *sys.argv[1:]])
     report = {"command": command, "chips": chips, "left_out": left_out, "rows": [], "limits": LIMITS}

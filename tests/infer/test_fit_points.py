@@ -31,13 +31,13 @@ HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
 
 @pytest.mark.parametrize("given", [(-1, -8), (0, 8), (2, 2)])
 def test_a_mesh_has_all_chips(given):
-    with pytest.raises(BadInput, match="--mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
+    with pytest.raises(BadInput, match="^mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
         topology.choose_meshes(given, "v5e:2x4", TARGET, HEAD)
 
 
 def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if_not():
-    with pytest.raises(BadInput, match="--mesh 1 8 cannot split this target: 8 does not divide"):
-        topology.choose_meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B)
+    with pytest.raises(BadInput, match="^--mesh 1 8 cannot split this target: 8 does not divide"):
+        topology.choose_meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B, "--mesh")
     tried, left_out = topology.choose_meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
     assert tried == [(8, 1), (4, 2), (2, 4)]
     assert left_out == ["mesh 1x8: 8 does not divide the target's num_attention_heads 52"]
@@ -48,8 +48,8 @@ def test_a_batch_that_no_mesh_takes_is_named():
     said = "no mesh of all 8 chips takes batch 1; data shards are 2, 4, 8; give a multiple"
     assert topology.refuse_batches((1, 2, 12), tried) == {1: said}
     assert topology.refuse_batches((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
-    with pytest.raises(BadInput, match=f"--batch: {said}"):
-        topology.refuse_batches((1, 3), tried)
+    with pytest.raises(BadInput, match=f"^--batch: {said}"):
+        topology.refuse_batches((1, 3), tried, "--batch")
 
 
 FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
@@ -278,7 +278,7 @@ def made_up(monkeypatch):
         facts = {"mesh": list(mesh), "batch": batch, "shape": points.name(shape), "nodes": shape.nodes, "held": 1 << 30}
         return facts | costs | counts | {"fits": True, "floor_seconds": {"verify": cost}, "verify_is_bound_by": "memory"}
 
-    monkeypatch.setattr(topology, "find_slice", lambda name: nowhere())
+    monkeypatch.setattr(topology, "find_slice", lambda *names: nowhere())
     monkeypatch.setattr(points, "row", point)
     monkeypatch.setattr(points, "node_row", lambda subject, mesh, batch, count: point(subject, mesh, batch, Shape(count, 1)))
     monkeypatch.setattr(points, "check", lambda subject, advice, what: {"what": what, "held": 1 << 30, "fits": True})

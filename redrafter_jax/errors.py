@@ -1,9 +1,9 @@
-"""The one kind of error that is the user's to mend, and what of other libraries' errors is that too."""
+"""The one kind of error that the user can correct, and which errors of other libraries are of that kind."""
 
 import errno
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_SPACE_PHRASES = ("No space left on device", "Disk quota exceeded", "File too large")  # in errors of libraries without an errno
+NO_SPACE_PHRASES = ("No space left on device", "Disk quota exceeded", "File too large")  # of libraries that set no errno
 FILE_SYSTEM_ERRNOS = (
     errno.EACCES,
     errno.EPERM,
@@ -17,12 +17,12 @@ FILE_SYSTEM_ERRNOS = (
 
 
 class BadInput(ValueError):
-    """Something given from outside cannot be used. The message is one sentence that names it and says what would be right."""
+    """An input from outside cannot be used. The message is one sentence: it names the input and says what would be right."""
 
 
 def as_bad_input(error: BaseException) -> BadInput | None:
-    """The sentence for an error that the machine's state explains (a full disk, a file that may not be written, too little
-    memory), whichever library raised it; None for anything else, which is a defect of ours."""
+    """The sentence for an error that the machine's state explains (a full disk, a file without write permission, too little
+    memory), whichever library raised it; None for any other error, which is a defect of ours."""
     link: BaseException | None = error
     while link is not None:
         found = _explain(link)

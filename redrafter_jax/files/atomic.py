@@ -1,7 +1,7 @@
-"""Files that are there whole, or as they were before, whatever interrupts their writing.
+"""Files that are replaced in one step: complete, or as they were before, whatever interrupts the writing.
 
-What is new is written beside the file, under a hidden name that no other file has, and takes the file's name at the end.
-Not here: whether the file may be replaced (`claims.py`), that one process writes at a time (`lock.py`).
+The new content is written beside the file, under a hidden unique name, and renamed at the end. Not here: whether the file may
+be replaced (`claims.py`), that one process writes at a time (`lock.py`).
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from etils import epath
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path | epath.Path) -> Iterator[pathlib.Path | epath.Path]:
-    """A new name beside ``path`` to write to. It takes the place of ``path`` when this closes, and is removed in an error.
+    """Yields a new path beside ``path`` to write to. It replaces ``path`` when this context closes, and is removed on an error.
 
     Args:
-      path: a file, which need not be there; an `epath.Path` may be in a bucket. Of a link the link itself is replaced.
+      path: a file, which need not exist; an `epath.Path` may be in a bucket. A link is replaced itself, not its file.
     """
     new = path.parent / f".redrafter_jax-{secrets.token_hex(8)}.part"
     try:

@@ -1,7 +1,7 @@
-"""What a command may write over: nothing but what it wrote itself. Commands say by what they know their own.
+"""What a command may overwrite: only files that it wrote itself. Each command says how it recognises its own.
 
-Nothing here writes. ``what`` names, in errors, the option or argument that a path came from. Not here: that two
-processes do not write at once (`lock.py`).
+Nothing here writes. ``what`` is the option or argument that a path came from, for errors. Not here: that two processes do
+not write at once (`lock.py`).
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from etils import epath
 
 from redrafter_jax.errors import BadInput
 
-MAX_SIGNATURE_BYTES = 4096  # bytes of a file that are read to tell whose it is
+MAX_SIGNATURE_BYTES = 4096  # read from the start of a file to tell whose it is
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-CARD_SIGNATURE = "---\nlibrary_name: redrafter_jax\n"  # the README.md of every head that was exported
+CARD_SIGNATURE = "---\nlibrary_name: redrafter_jax\n"  # begins the README.md of every exported head
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def check_file(path: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless a file is there that can be written, or can be made."""
+    """Raises BadInput unless the path is a writable file, or one can be made there."""
     with _name_option(path, what):
         _check_file(path, what)
 
@@ -38,10 +38,10 @@ def _check_file(path: pathlib.Path, what: str) -> None:
 
 
 def check_replaceable(path: pathlib.Path, what: str, is_ours: Callable[[bytes], bool], ours: str) -> None:
-    """Raises BadInput where a file cannot be written, or holds something that is not the command's own.
+    """Raises BadInput where a file cannot be written, or was not written by the command.
 
     Args:
-      is_ours: whether a file that begins with these bytes (`MAX_SIGNATURE_BYTES` of them at most) was written by the command.
+      is_ours: whether the command wrote a file that begins with these bytes, at most `MAX_SIGNATURE_BYTES`.
       ours: what the command writes, for the message.
     """
     check_file(path, what)
@@ -54,8 +54,8 @@ def check_replaceable(path: pathlib.Path, what: str, is_ours: Callable[[bytes], 
 
 
 def check_picture(path: pathlib.Path, what: str, software: str) -> None:
-    """Raises BadInput unless a picture can be written there: a PNG file that is not there yet, or one of ours, whose
-    text chunk `Software` says ``software``."""
+    """Raises BadInput unless a PNG file can be written there: a new one, or one whose text chunk `Software` says
+    ``software``."""
     if path.suffix.lower() != ".png":
         raise BadInput(f"{what}: {path} should end in .png, which is the format of the picture")
 
@@ -66,7 +66,7 @@ def check_picture(path: pathlib.Path, what: str, software: str) -> None:
 
 
 def check_folder(folder: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless files can be written into the folder, which need not be there yet."""
+    """Raises BadInput unless files can be written into the folder, which need not exist."""
     with _name_option(folder, what):
         _check_folder(folder, what)
 
@@ -80,14 +80,14 @@ def _check_folder(folder: pathlib.Path, what: str) -> None:
 
 
 def check_no_model(folder: epath.PathLike, what: str) -> None:
-    """Raises BadInput where a folder, which need not be there and may be in a bucket, holds a model or a draft head."""
+    """Raises BadInput where a folder contains a model or a draft head. It need not exist, and may be in a bucket."""
     found = describe_model(folder)
     if found is not None:
         raise BadInput(f"{what}: {folder} holds {found}, which is not written over; name another folder")
 
 
 def describe_model(folder: epath.PathLike) -> str | None:
-    """What model a folder holds, for messages; None where it holds none."""
+    """Which model a folder contains, for messages; None: it contains none."""
     folder = epath.Path(folder)
     if not folder.is_dir():
         return None
@@ -101,8 +101,8 @@ def describe_model(folder: epath.PathLike) -> str | None:
 
 
 def check_head(folder: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless a head can be exported to a folder: one that holds none of the files of a head, or an
-    earlier export, which is known by its card and may be unfinished."""
+    """Raises BadInput unless a head can be exported to a folder: one without files of a head, or with an earlier export,
+    which its card identifies and which may be unfinished."""
     check_folder(folder, what)
     taken = [name for name in ("config.json", "model.safetensors", "README.md") if (folder / name).exists()]
     found = describe_model(folder) or (taken[0] if taken else None)
@@ -115,26 +115,30 @@ def check_head(folder: pathlib.Path, what: str) -> None:
 
 
 def _is_head_config(config: dict) -> bool:
-    from redrafter_jax.files.config import DRAFTER_TYPE  # imports JAX, which files do not need
+    from redrafter_jax.files.config import DRAFTER_TYPE  # imports JAX, which nothing else here needs
 
     return config.get("model_type") == DRAFTER_TYPE
 
 
 def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:
-    """Raises BadInput where a folder, which need not be there, holds anything but hidden files; ``whose`` it is not."""
+    """Raises BadInput where a folder, which need not exist, contains files that are not hidden.
+
+    Args:
+      whose: the command that did not write them, for the message.
+    """
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
     if names:
         raise BadInput(f"{what}: {folder} holds files ({min(names)}) that are not of {whose}; name an empty folder")
 
 
 def resolve_folder(folder: pathlib.Path | str) -> epath.Path:
-    """The folder by its full name. A bucket's is full already; `resolve` would make a local folder of it."""
+    """The folder's absolute path. A bucket's stays as it is; `resolve` would turn it into a local folder."""
     return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
 
 
 @contextlib.contextmanager
 def _name_option(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Says which option's path the file system has no use for (a name that is too long)."""
+    """Names the option whose path the file system refuses, such as a name that is too long."""
     try:
         yield
     except OSError as error:
@@ -142,7 +146,7 @@ def _name_option(path: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def json_object(file: epath.PathLike) -> dict | None:
-    """What a JSON file holds; None if it is not there or no JSON object."""
+    """The content of a JSON file; None: it does not exist, or is not a JSON object."""
     try:
         found = json.loads(epath.Path(file).read_text())
     except (OSError, ValueError, RecursionError):
@@ -151,7 +155,7 @@ def json_object(file: epath.PathLike) -> dict | None:
 
 
 def _read_software(beginning: bytes) -> str | None:
-    """What a PNG file's text chunk `Software` says."""
+    """The text of a PNG file's chunk `Software`; None: it has none."""
     at, key = len(PNG_SIGNATURE), b"Software\0"
     while beginning.startswith(PNG_SIGNATURE) and at + 8 <= len(beginning):
         length, kind = struct.unpack_from(">I4s", beginning, at)

@@ -1,8 +1,8 @@
-"""One writer at a time: locks on files and folders, which the operating system takes back from a process that ends.
+"""One writer at a time: locks on files and folders, which the operating system releases when a process ends.
 
-The lock of a file lies beside it (`.NAME.lock`), that of a folder in it (`.redrafter_jax.lock`), and says who has it.
-It is removed at the end; one that a killed process left behind locks nothing. Two hosts see each other's locks where
-their shared file system passes `flock` on (NFS from version 4, Lustre mounted with `flock`), not in a bucket.
+The lock of a file is beside it (`.NAME.lock`), the lock of a folder is in it (`.redrafter_jax.lock`). It names the process
+that has it. It is removed at the end; a lock file of a killed process locks nothing. Two hosts see each other's locks where
+their shared file system supports `flock` (NFS from version 4, Lustre mounted with `flock`), not in a bucket.
 """
 
 import contextlib
@@ -24,12 +24,15 @@ NO_LOCK_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 @contextlib.contextmanager
 def file(path: pathlib.Path, what: str) -> Iterator[None]:
-    """While this is open no other process gets the file's lock. ``what`` names it in errors. It need not be there.
+    """Locks a file, which need not exist, while this context is open.
+
+    Args:
+      what: the option that names the file, for errors.
 
     Raises:
       BadInput: another process has the lock, or its folder cannot be written.
     """
-    real = pathlib.Path(os.path.realpath(path))  # a link to the file has the file's lock
+    real = pathlib.Path(os.path.realpath(path))  # a link shares the lock of its file
     if not real.parent.is_dir():
         raise BadInput(f"{what}: there is no folder {real.parent}")
     with _lock(real.with_name(f".{real.name}.lock"), f"{what}: {path}", "file"):
@@ -38,7 +41,8 @@ def file(path: pathlib.Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path, what: str) -> Iterator[None]:
-    """As `file`, of a folder, which is made where it is not there, and removed at the end where it is then empty.
+    """Locks a folder while this context is open. Makes the folder where it does not exist; removes it at the end if it is empty
+    and was made here.
 
     Raises:
       BadInput: another process has the lock, or the folder cannot be made or written.
@@ -75,12 +79,12 @@ def _lock(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            place.unlink()  # still locked: whoever has opened it sees then that it has no name, and starts over
+            place.unlink()  # still locked: a process that has it open sees that it has no name, and starts over
         lock.release()
 
 
 def _write_holder(opened: int) -> None:
-    """Writes into a lock who has it."""
+    """Writes into a lock file which process has the lock."""
     os.ftruncate(opened, 0)
     os.pwrite(opened, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
 
@@ -90,4 +94,4 @@ def _read_holder(place: pathlib.Path) -> str:
         found = json.loads(place.read_text())
         return f" (pid {found['pid']} on host {found['host']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return ""  # it has just got the lock, or just given it back
+        return ""  # the other process has just acquired or released the lock

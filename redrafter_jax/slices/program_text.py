@@ -1,9 +1,9 @@
-"""What a compiled program says of itself in its text: cycles by stage, traffic between chips, gathered logits, copies in loops.
+"""Reads the text of a compiled program: cycles by stage, traffic between chips, gathered logits, copies in loops.
 
-The compiler writes the cycles that it expects of an operation beside it (`estimated_cycles`). Their sum over the program,
-loops multiplied by their trip counts, is the time of the operations one after the other. Traffic between chips has no
-such figure, and what waits for memory elsewhere (prefetches) has none either. An update in place has none where it stands
-alone; it is taken to cost what the least of operations does. Not here: what the figures mean for a user.
+The compiler writes the cycles that it expects beside each operation (`estimated_cycles`). Their sum over the program, with
+loops multiplied by their trip counts, is the time of the operations in sequence. Traffic between chips and waits for
+prefetches have no such figure. An update in place has none where it stands alone; it counts as the cheapest operation. Not
+here: what the figures mean for a user.
 """
 
 import collections
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 STAGES = ("noise", "draft", "pack", "verify", "commit")
 OTHER = "other"
-MIN_OP_CYCLES = 1824  # cycles that the compiler expects of any operation, however small
+MIN_OP_CYCLES = 1824  # that the compiler expects of the smallest operation
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 _ON_CHIP = "S(1)"  # of a layout: the array is not in HBM
 BYTES_PER_ELEMENT = {
@@ -34,9 +34,10 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Operations between chips that run in one execution, and the bytes of their results on a chip.
+    """Operations between chips in one execution, and the bytes of their results on a chip.
 
-    sent: bytes that each chip sends at least, if there are many of it: a sum twice (its parts, then their sums), all else once.
+    Attributes:
+      sent: the least bytes that each of many chips sends: for a sum its result twice (parts, then sums), else once.
     """
 
     count: int
@@ -46,13 +47,13 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramText:
-    """A compiled program's text, cut into its computations."""
+    """A compiled program's text, split into its computations."""
 
     computations: dict[str, list[str]]
     entry: str
 
     def cycles(self) -> dict[str, float]:
-        """Expected cycles by stage (the named scopes of a round); what belongs to none is `other`."""
+        """Expected cycles by stage (the named scopes of a round); operations of no stage are `other`."""
         totals: dict[str, float] = collections.defaultdict(float)
         for line, times, stage in self._executed(self.entry, 1, OTHER):
             found = _CYCLES.search(line)
@@ -63,17 +64,17 @@ class ProgramText:
         return dict(totals)
 
     def traffic(self) -> Traffic:
-        """Operations between chips."""
+        """The operations between chips in one execution."""
         count = size = sent = 0
         for line, times, _ in self._executed(self.entry, 1, OTHER):
             found = _INSTRUCTION.match(line)
             if not found:
                 continue
             kind = found[3].removesuffix("-start")
-            if found[3] in COLLECTIVES:  # several arrays may travel together
+            if found[3] in COLLECTIVES:  # one operation may send several arrays
                 result = sum(_sizes(found[2]))
             elif kind in COLLECTIVES or found[1].startswith("async-collective-start"):
-                result = max(_sizes(found[2]), default=0)  # of what is sent and what comes
+                result = max(_sizes(found[2]), default=0)  # it lists what is sent and what is received
             else:
                 continue
             count += times
@@ -82,7 +83,7 @@ class ProgramText:
         return Traffic(count, size, sent)
 
     def gathers_of(self, elements: int) -> list[str]:
-        """The gathers between chips whose result has at least so many elements."""
+        """The all-gathers whose result has at least ``elements`` elements."""
         return [
             line.strip()
             for lines in self.computations.values()
@@ -92,8 +93,8 @@ class ProgramText:
         ]
 
     def copies_in_loops(self, elements: int) -> list[str]:
-        """The copies and transposes inside loops whose result has so many elements: of a buffer of that size, in any order of its
-        axes. A move between a TPU's HBM and its on-chip memory (`S(1)` in a layout) is not one of them."""
+        """The copies and transposes inside loops whose result has ``elements`` elements, in any order of axes. A move between a
+        TPU's HBM and its on-chip memory (`S(1)` in a layout) does not count."""
         return [
             line.strip()
             for name in self._of_loops()
@@ -122,7 +123,7 @@ class ProgramText:
             here = _stage(line) or stage
             yield line, times, here
             inside = times * self._trips(line) if found[3] == "while" else times
-            if found[3] == "conditional":  # a fast way, and one for the rare cases that it does not settle
+            if found[3] == "conditional":  # a fast branch, and a slow one for rare cases
                 yield from self._executed(min(_called(line), key=self._cycles_of), inside, here)
             elif found[3] in ("while", "call"):
                 for called in _called(line):
@@ -132,7 +133,7 @@ class ProgramText:
         return sum(times * int(found[1]) for line, times, _ in self._executed(name, 1, OTHER) if (found := _CYCLES.search(line)))
 
     def _trips(self, line: str) -> int:
-        """How often a loop runs: the one whole number that its condition compares with; 1 where that cannot be seen."""
+        """How often a loop runs: the only integer that its condition compares with; 1 where there is not exactly one."""
         condition = re.search(r"condition=%?([\w.-]+)", line)
         lines = self.computations.get(condition[1], ()) if condition else ()
         bounds = {int(n) for text in lines for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)}
@@ -140,7 +141,7 @@ class ProgramText:
 
 
 def parse(text: str) -> ProgramText:
-    """Reads what `jax.stages.Compiled.as_text` gives."""
+    """Parses the text that `jax.stages.Compiled.as_text` returns."""
     computations: dict[str, list[str]] = {}
     entry = current = ""
     for line in text.splitlines():

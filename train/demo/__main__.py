@@ -28,11 +28,11 @@ from redrafter_jax.files.atomic import replacing
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target
 from train import distill, figures
-from train.data import rows as data
+from train.data.rows import read_stream
 from train.demo import dataset, pretrain, unlikelihood
 from train.demo.options import Options, check
 from train.run import loop, stop
-from train.run import recipe as recipes
+from train.run.recipe import PRESETS
 
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
@@ -87,7 +87,7 @@ def _train_target(options: Options, kept: checkpoint.Checkpoints, state: pretrai
     schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
     tokens, length = dataset.read_stream(options, "train"), options.row_length + 1
-    batches = data.read_stream(tokens, length, options.batch, 0, first, schedule.steps)
+    batches = read_stream(tokens, length, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
     with stop.Stop() as asked:
@@ -146,7 +146,7 @@ def export_target(options: Options, target: Target) -> None:
 def train_head(options: Options, target: Target, name: str, kind: str) -> None:
     """Trains one head through the same code as `train.main`, and writes it beside the target."""
     steps = options.slim_steps if kind == "slim" else options.head_steps
-    recipe = dataclasses.replace(recipes.demo(kind, steps), row_length=options.row_length)
+    recipe = dataclasses.replace(PRESETS["demo"](kind, steps), row_length=options.row_length)
     examples = head_examples(options, target)
     head = loop.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
     weights.save_drafter(narrow(head), options.work / "pair" / name)

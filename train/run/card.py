@@ -1,4 +1,5 @@
-"""A head with its model card: what a run's end and `train.export` write, and by which a later export knows its own.
+"""Writes a head with its model card, at the end of a run and in `train.export`. A later export recognises its own head by the
+card.
 
 Not here: which checkpoint (`export.py`), the weights' format (`redrafter_jax/files/weights.py`).
 """
@@ -16,15 +17,15 @@ from train.run.options import Options
 from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
 
 CARD_FILE = "README.md"
-SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # above the table of them, with which a card ends
-CARD_OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # others that the command repeats
+SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
+CARD_OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
 
 
 def write(head, target, folder: pathlib.Path, content: str) -> None:
-    """Writes the head and its card; as Apple's code can read it where the target is given."""
+    """Writes the head and its card; with ``target`` in a form that Apple's code can read."""
     from redrafter_jax.files import weights
 
-    if processes.is_first():  # the card is written first, since a later export knows by it that the folder is its own
+    if processes.is_first():  # the card comes first: by it a later export recognises an unfinished one
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CARD_FILE) as new:
             new.write_text(content)
@@ -32,10 +33,10 @@ def write(head, target, folder: pathlib.Path, content: str) -> None:
 
 
 def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
-    """The model card: base model, data, steps, figures, command. Files are named without their folders.
+    """The text of the model card: base model, data, steps, figures, command. Files are named without their folders.
 
     Args:
-      configuration: as it is saved with the run.
+      configuration: as saved with the run.
       figures: of the last evaluation before the checkpoint, with its step.
       step: of the checkpoint.
     """
@@ -57,11 +58,11 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int)
 
 
 def check_own(folder: pathlib.Path, configuration: dict, what: str) -> None:
-    """Raises BadInput where a folder holds the head of another run, by the settings in its card. An export may replace one of
-    the same run, of another step or in another format, since it can be made again from that run.
+    """Raises BadInput where a folder contains the head of another run, by the settings in its card. An export may replace a head of
+    the same run, of another step or in another format, since that run can make it again.
 
     Args:
-      configuration: of the run, as it is saved with it.
+      configuration: as saved with the run.
       what: the option that names the folder.
     """
     file = folder / CARD_FILE
@@ -75,7 +76,7 @@ def check_own(folder: pathlib.Path, configuration: dict, what: str) -> None:
 
 
 def _settings(configuration: dict) -> dict:
-    """What decided the weights, with the names of the files that were trained on, where they are known."""
+    """The settings that decided the weights, with the names of the training files where they are known."""
     settings = {name: value for name, value in configuration.items() if name != NOT_COMPARED}
     options = configuration.get(NOT_COMPARED)
     if options is not None:
@@ -88,7 +89,7 @@ def _table(settings: dict) -> str:
 
 
 def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
-    """The command that trained the head, as far as it decides the weights."""
+    """The command that trained the head, with the options that decide the weights."""
     preset = options.get("preset")
     usual = dataclasses.asdict(PRESETS[preset]() if preset in PRESETS else Recipe())
     usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *CARD_OPTIONS)}

@@ -1,4 +1,4 @@
-"""The configuration that a run is kept with, and the refusal to go on with it under another.
+"""A run's saved configuration: a run resumes under the same configuration only.
 
 Not here: what the options are (`recipe.py`, `main.py`), the checkpoints themselves (`redrafter_jax.files.checkpoint`).
 """
@@ -17,18 +17,18 @@ from redrafter_jax.files.atomic import replacing
 from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, Recipe
 
 CONFIGURATION_FILE = "config.json"
-CHECKPOINTS_FOLDER, HEAD_FOLDER, LOG_FILE = "checkpoints", "head", "log.jsonl"  # what else a run's folder holds
+CHECKPOINTS_FOLDER, HEAD_FOLDER, LOG_FILE = "checkpoints", "head", "log.jsonl"  # in a run's folder
 DATA_OPTIONS = ("conversations", "text", "token_ids")  # options of train.main that name the data
-NOT_COMPARED = "not_compared"  # what a saved configuration holds beside that which a resumed run has to have again
+NOT_COMPARED = "not_compared"  # the key of a saved configuration for options that a resumed run may change
 
 
 def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
-    """Writes the run's configuration into its folder and beside its checkpoints. Where a run has left checkpoints, or a log or
-    a head in the folder, compares it with that run's before that.
+    """Writes the run's configuration into its folder and beside its checkpoints. First compares it with the configuration of the
+    run that left checkpoints, a log or a head there.
 
     Raises:
-      BadInput: they are of another configuration of what decides the weights, or of none that is known, or should not be
-        gone on from; or the run in the folder has its checkpoints elsewhere.
+      BadInput: what decides the weights differs, or is unknown; there are checkpoints and ``resumes`` is never; or the run in
+        the folder has its checkpoints elsewhere.
     """
     saved = epath.Path(checkpoints or folder / CHECKPOINTS_FOLDER)
     _check_folder(folder, configuration, saved)
@@ -51,8 +51,8 @@ def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
 
 
 def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) -> None:
-    """Raises BadInput where a run left a log, a head or word of checkpoints elsewhere in its folder, and is another run, or
-    has its checkpoints in another place than ``saved``, which holds none."""
+    """Raises BadInput where the folder has a log, a head or the place of checkpoints of another run, or of this run with its
+    checkpoints not in ``saved``, which has none."""
     before = claims.json_object(folder / CONFIGURATION_FILE)
     if before is None:
         return
@@ -70,14 +70,14 @@ def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) 
 
 
 def read_option(configuration: dict, name: str) -> str | None:
-    """An option of a saved configuration that is not compared; None where it was not given, or not kept."""
+    """An option of a saved configuration that is not compared; None: it was not given, or not saved."""
     options = configuration.get(NOT_COMPARED)
     value = options.get(name) if isinstance(options, dict) else None
     return value if isinstance(value, str) else None
 
 
 def _compare(before: dict, now: dict, place: str, instead: str) -> None:
-    """Raises BadInput where a run was begun with another configuration of what decides the weights."""
+    """Raises BadInput where a run began with another setting of what decides the weights."""
     if "target" in now and not fingerprint.is_current(before.get("target")):
         raise BadInput(
             f"{place} holds a run that was made by an earlier version, which did not record all of the target's bytes, so it"
@@ -93,7 +93,7 @@ def has_checkpoints(saved: epath.Path) -> bool:
 
 
 def read(checkpoints: epath.PathLike) -> dict | None:
-    """The configuration of the run whose checkpoints these are, which lies beside them; None if there is none.
+    """The configuration of a run, from the folder of its checkpoints; None: there is none.
 
     Raises:
       BadInput: it is not a JSON object as train.main writes it.
@@ -108,7 +108,7 @@ def read(checkpoints: epath.PathLike) -> dict | None:
 
 
 def _names_files(options: object) -> bool:
-    """Whether the options of a saved configuration name their data by lists of texts."""
+    """Whether the options of a saved configuration name their data as lists of texts."""
     if not isinstance(options, dict):
         return False
     names = [options.get(kind, []) for kind in DATA_OPTIONS]
@@ -121,13 +121,13 @@ def _differences(before: dict, now: dict) -> list[str]:
 
 
 def _defaults(configuration: dict) -> dict:
-    """What a run that was begun before an option existed has for it."""
+    """The values of options for a run that began before they existed."""
     values = {**dataclasses.asdict(Recipe()), "dtype": "float32"}
     return {name: value for name, value in values.items() if name in configuration}
 
 
 def check_place(place: str, option: str) -> None:
-    """Raises BadInput unless files can be written into the place, as far as can be told; it may be in a bucket."""
+    """Raises BadInput where files cannot be written into a place, which may be in a bucket; a bucket's access is not tried."""
     if "://" not in place:
         claims.check_folder(pathlib.Path(place), option)
     elif not place.startswith("gs://"):
@@ -140,7 +140,7 @@ def read_recipe(configuration: dict, file: epath.PathLike) -> Recipe:
     """The recipe in a run's configuration.
 
     Raises:
-      BadInput: it holds a value that train.main could not have written.
+      BadInput: it has a value that train.main does not write.
     """
     saved = {field.name: configuration[field.name] for field in dataclasses.fields(Recipe) if field.name in configuration}
     kinds = typing.get_type_hints(Recipe)

@@ -1,6 +1,6 @@
-"""The folders that a run of `train.main` writes to: that they are its own, and no other run's at the same time.
+"""Checks that the folders of a `train.main` run are its own, and locks them against other runs.
 
-Not here: the configuration that a run has to go on with (`configurations.py`).
+Not here: the configuration under which a run resumes (`configuration.py`).
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from train.run import card, configuration
 from train.run.configuration import CHECKPOINTS_FOLDER, CONFIGURATION_FILE, HEAD_FOLDER, LOG_FILE
 
 DATASETS_FOLDER = "datasets"
-REQUIRED_OPTIONS = {"steps", "batch", "rate"}  # options that the configuration of a run of any version holds
+REQUIRED_OPTIONS = {"steps", "batch", "rate"}  # in the configuration of a run of any version
 
 
 @contextlib.contextmanager
 def claim(folder: pathlib.Path, checkpoints: str | None = None) -> Iterator[None]:
-    """While this is open no other run writes to the run's folder, nor to its checkpoints where they are on a disk. Of
-    several processes the first takes care of that. A run that ends in an error leaves no empty folders of datasets.
+    """Locks the run's folder, and its checkpoints where they are on a disk, while this context is open; the first process does it.
+    A run that ends in an error leaves no empty folders of datasets.
 
     Raises:
-      BadInput: a folder cannot be written, is in use, or holds what is not of a run of `train.main`.
+      BadInput: a folder cannot be written, is in use, or has files that are not of a `train.main` run.
     """
     check_run(folder, checkpoints)
     with contextlib.ExitStack() as stack:
@@ -47,9 +47,9 @@ def _lock(stack: contextlib.ExitStack, folder: pathlib.Path, checkpoints: str | 
 
 
 def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
-    """Raises BadInput where the folders of a run cannot be written or hold what the run would write over: a model, a
-    head that is not in its place, a configuration, a log or a head that is not of `train.main`, another run's checkpoints; or
-    where ``checkpoints`` is the folder of a run."""
+    """Raises BadInput where the folders of a run cannot be written, where the run would overwrite what is there (a model, a
+    misplaced head, a configuration, log or head that is not of `train.main`, another run's checkpoints), or where
+    ``checkpoints`` is the folder of a run."""
     claims.check_folder(folder, "--output")
     places: list[tuple[str, epath.PathLike]] = [("--output", folder)]
     if checkpoints:
@@ -72,7 +72,7 @@ def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
 
 
 def _check_no_run(folder: pathlib.Path, checkpoints: str) -> None:
-    """Raises BadInput where a folder for checkpoints is a run's own: its configuration would be written over."""
+    """Raises BadInput where a folder for checkpoints is a run's folder, since its configuration would be overwritten."""
     place = claims.resolve_folder(checkpoints)
     if place == claims.resolve_folder(folder):
         raise BadInput(f"--checkpoints: {checkpoints} is --output itself; leave it out, or name a folder for checkpoints alone")
@@ -91,7 +91,7 @@ def _is_run_configuration(found: dict | None) -> bool:
 
 
 def _remove_empty(folder: pathlib.Path) -> None:
-    """Removes the folders in a folder, and itself, that hold no file."""
+    """Removes a folder and the folders in it, where they contain no file."""
     for path, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):  # it is not empty
             os.rmdir(path)

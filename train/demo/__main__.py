@@ -1,8 +1,7 @@
 """`python -m train.demo`: trains the embedded pair from Python source that is on this machine.
 
-corpus -> tokenizer -> target -> draft heads -> figures, each stage kept in `--work`; a run that was stopped goes on where
-it stopped. Not here: the options (`demo_options`), the corpus (`demo_corpus`), what the other stages do (`pretrain`, `run`,
-`figures`).
+corpus -> tokenizer -> target -> draft heads -> figures; each stage is saved in `--work`, and a stopped run resumes there. Not
+here: the options (`options.py`), the corpus (`dataset.py`), the other stages (`pretrain.py`, `unlikelihood.py`, `train/run`).
 """
 
 import dataclasses
@@ -38,10 +37,10 @@ HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
 
 def main(options: Options) -> int:
-    """Does what is not done yet; returns the exit code, which is not 0 where the run was asked to end.
+    """Runs the stages that are not done; returns the exit code, which is not 0 where the run was asked to end.
 
     Raises:
-      BadInput: whatever is wrong with the options, the packages or the folder.
+      BadInput: an option, a package or the folder is wrong.
     """
     check(options)
     try:
@@ -54,7 +53,7 @@ def main(options: Options) -> int:
 
 
 def make(options: Options) -> None:
-    """The stages, one after the other."""
+    """Runs the stages in turn."""
     jax.set_mesh(make_mesh())
     dataset.prepare(options)
     pair = options.work / "pair"
@@ -68,7 +67,7 @@ def make(options: Options) -> None:
 
 
 def train_target(options: Options) -> Target:
-    """The trained target, from the newest checkpoint or from random weights."""
+    """Trains the target, from the newest checkpoint or from random weights."""
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
     _set_aside_damaged(options.work / "target", jax.eval_shape(start))
@@ -107,7 +106,7 @@ def _train_target(options: Options, kept: checkpoint.Checkpoints, state: pretrai
 
 
 def unloop_target(options: Options, target: Target) -> Target:
-    """The target after the rounds of `unloop`, a checkpoint after each."""
+    """Trains the target further with the rounds of `unlikelihood.py`, with a checkpoint after each."""
     rounds = unlikelihood.Rounds(options.unloop_rounds, row_length=options.row_length)
     state = pretrain.begin(target, rounds.schedule())
     _set_aside_damaged(options.work / "unloop", state)
@@ -135,7 +134,7 @@ def _log(options: Options, line: dict) -> None:
 
 
 def export_target(options: Options, target: Target) -> None:
-    """The target in bfloat16 as a Hugging Face folder with its tokenizer."""
+    """Writes the target in bfloat16 as a Hugging Face folder with its tokenizer."""
     folder = options.work / "pair" / "target"
     for file in (options.work / "tokenizer").iterdir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,7 @@ def export_target(options: Options, target: Target) -> None:
 
 
 def train_head(options: Options, target: Target, name: str, kind: str) -> None:
-    """Trains one head through the same code as `train.main`, and writes it beside the target."""
+    """Trains one head with the code of `train.main`, and writes it beside the target."""
     steps = options.slim_steps if kind == "slim" else options.head_steps
     recipe = dataclasses.replace(PRESETS["demo"](kind, steps), row_length=options.row_length)
     examples = head_examples(options, target)
@@ -153,7 +152,7 @@ def train_head(options: Options, target: Target, name: str, kind: str) -> None:
 
 
 def head_examples(options: Options, target: Target) -> list[dict]:
-    """Rows of the target's own text, and as many of the corpus."""
+    """Rows of the target's own text, and equally many rows of the corpus."""
     own = own_text(options, target)
     text = dataset.read_stream(options, "train")
     starts = np.random.default_rng(0).integers(0, len(text) - options.row_length, len(own))
@@ -167,7 +166,7 @@ def held_out_examples(options: Options) -> list[dict]:
 
 
 def own_text(options: Options, target: Target) -> np.ndarray:
-    """``[replies, row_length]``: the target's greedy continuations of places in the corpus, made once."""
+    """``[replies, row_length]``: the target's greedy continuations of places in the corpus, decoded once."""
     file = options.work / "own_text.npy"
     if not file.exists():
         length = options.row_length // 4

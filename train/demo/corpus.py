@@ -1,8 +1,8 @@
-"""`python -m train.demo.corpus`: the text of the embedded pair, Python source that is already on the machine, as two folders.
+"""`python -m train.demo.corpus`: copies the embedded pair's text, Python source on this machine, into two folders.
 
-The standard library of the running Python and, if asked, installed packages. Not tests (they repeat themselves), not
-character tables. One file in twenty of the standard library is held out, chosen by a hash of its path, so that the
-choice is the same on every machine and nothing held out is ever trained on.
+The text is the standard library of the running Python and, if named, installed packages; without tests (they repeat
+themselves) and character tables. One file in twenty of the standard library is held out, chosen by a hash of its path, so
+that the choice is the same on every machine.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from redrafter_jax.files import claims
 
 SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3",
                    "idlelib", "turtledemo", "__pycache__", "__phello__", "_vendor", "include", "lib-dynload"}  # fmt: skip
-HELD_OUT_ONE_IN = 20
+HELD_OUT_ONE_IN = 20  # files
 COMMAND = "python -m train.demo.corpus"
-RECORD_FILE = "origins.json"  # where the text came from; by it the command knows its folder
+RECORD_FILE = "origins.json"  # where the text came from; it marks the command's own folder
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """One file: its path below the library's folder, and its text."""
+    """One file: its path relative to the library's folder, and its text."""
 
     name: str
     text: str
@@ -47,12 +47,12 @@ class Corpus:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a standard-library file, by its path below the library's folder, is never trained on."""
+    """Whether a standard-library file is held out, by its path relative to the library's folder."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
 def read(packages: tuple[str, ...] = ()) -> Corpus:
-    """The standard library, split, and every Python file of ``packages`` for training.
+    """Reads the standard library, split, and every Python file of ``packages`` for training.
 
     Raises:
       BadInput: a package is not installed.
@@ -71,11 +71,11 @@ def read(packages: tuple[str, ...] = ()) -> Corpus:
 
 
 def _find_installed(package: str) -> tuple[pathlib.Path, Mapping[str, str]]:
-    """The folder of a package, by the name it is imported by, and the metadata of what it was installed with."""
+    """The folder of a package, by its import name, and the metadata of its distribution."""
     wrong = BadInput(f"--packages: {package!r} is not an installed package; give the name that it is imported by")
     try:
         spec = importlib.util.find_spec(package)
-    except Exception:  # it imports the packages around this one, which may raise what they like
+    except Exception:  # it imports the parent packages, which may raise any error
         raise wrong from None
     if spec is None or not spec.submodule_search_locations:
         raise wrong
@@ -113,7 +113,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Writes the files, and says how many.
+    """Writes the files, and prints how many.
 
     Raises:
       BadInput: a package is not installed, or the folder cannot be written.
@@ -137,7 +137,7 @@ def main(options: Options) -> None:
 
 
 def check_output(folder: pathlib.Path) -> None:
-    """Raises BadInput where `train/` or `held_out/` cannot be written, or hold files that are not of this command."""
+    """Raises BadInput where `train/` or `held_out/` cannot be written, or have files that this command did not write."""
     claims.check_folder(folder, "--output")
     if (claims.json_object(folder / RECORD_FILE) or {}).get("command") == COMMAND:
         return

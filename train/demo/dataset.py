@@ -1,4 +1,4 @@
-"""The corpus that `train.demo` keeps in its folder: made once, and read as it was made or refused."""
+"""The tokenised corpus in the folder of `train.demo`: written once; what cannot be read is refused."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from train.demo.options import CORPUS_FILE, RECORD_FILE, Options
 
 
 def prepare(options: Options) -> None:
-    """Writes the tokenizer, the token streams and a record of where the text came from."""
+    """Writes the tokenizer, the token streams and a record of the text's origins, unless they exist."""
     if (options.work / CORPUS_FILE).exists():
         return
     text = corpus.read(options.packages)
@@ -34,7 +34,7 @@ def read_stream(options: Options, name: str) -> np.ndarray:
     """The tokens of a part of the corpus.
 
     Raises:
-      BadInput: they cannot be read, or are of a larger vocabulary than --vocab says.
+      BadInput: they cannot be read, or their vocabulary is larger than --vocab.
     """
     found = read_tokens(options.work / f"{name}.npy")
     if found.max(initial=0) >= options.vocab:
@@ -43,7 +43,7 @@ def read_stream(options: Options, name: str) -> np.ndarray:
 
 
 def read_record(options: Options) -> dict:
-    """What `prepare` wrote down.
+    """The record that `prepare` wrote.
 
     Raises:
       BadInput: it cannot be read.

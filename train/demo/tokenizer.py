@@ -9,7 +9,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train(sources: list[SourceFile], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``vocab_size`` ids; id 0 is the end of a file, and nothing is ever unknown."""
+    """Trains a tokenizer of ``vocab_size`` ids; id 0 ends a file, and no text is unknown."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -22,6 +22,6 @@ def train(sources: list[SourceFile], vocab_size: int) -> PreTrainedTokenizerFast
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, sources: list[SourceFile]) -> list[list[int]]:
-    """Ids of every file, each closed by the end-of-text id."""
+    """The ids of every file, each with the end-of-text id at its end."""
     encoded = tokenizer(([source.text for source in sources]), add_special_tokens=False, verbose=False)["input_ids"]
     return [ids + [tokenizer.eos_token_id] for ids in encoded]

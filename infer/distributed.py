@@ -1,6 +1,7 @@
 """A command as one process of several: the options that say which one, and how it ends when another fails or is lost.
 
-JAX is imported only where a process joins others. Not here: what processes do together (`redrafter_jax.devices.processes`).
+JAX is imported only where a process joins others. Not here: what processes do together
+(`redrafter_jax.devices.processes`).
 """
 
 import contextlib
@@ -28,7 +29,8 @@ class Group:
     """How the processes of a run find each other; without any of these options there is one process."""
 
     distributed: bool = False
-    """Join the processes that the environment names: the hosts of a TPU slice, or those of Slurm, Open MPI or Kubernetes."""
+    """Join the processes that the environment names: the hosts of a TPU slice, or those of Slurm, Open MPI or
+    Kubernetes."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where processes are started by hand; --num-processes and --process-id go with it."""
     num_processes: int | None = None
@@ -146,8 +148,9 @@ def _leave_together() -> None:
 
 
 class _Witness:
-    """A shell that prints LOST_SENTENCE after this process is gone, unless it is dismissed. The process cannot print it itself:
-    JAX aborts it from a thread of its own, without asking Python, when process 0 cannot be reached or another is lost."""
+    """A shell that prints LOST_SENTENCE after this process is gone, unless it is dismissed. The process cannot print it
+    itself: JAX aborts it from a thread of its own, without asking Python, when process 0 cannot be reached or another
+    is lost."""
 
     def __init__(self):
         script = 'read -r line || printf "%s\\n" "$1" >&2'

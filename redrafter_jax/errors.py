@@ -17,12 +17,12 @@ FILE_SYSTEM_ERRNOS = (
 
 
 class BadInput(ValueError):
-    """An input from outside cannot be used. The message is one sentence: it names the input and says what would be right."""
+    """An input from outside cannot be used. The message, one sentence, names it and says what would be right."""
 
 
 def as_bad_input(error: BaseException) -> BadInput | None:
-    """The sentence for an error that the machine's state explains (a full disk, a file without write permission, too little
-    memory), whichever library raised it; None for any other error, which is a defect of ours."""
+    """The sentence for an error that the machine's state explains (a full disk, a file without write permission, too
+    little memory), whichever library raised it; None for any other error, which is a defect of ours."""
     link: BaseException | None = error
     while link is not None:
         found = _explain(link)

@@ -1,7 +1,7 @@
-"""Several processes as one program: they join, tell each other small things, wait for each other, and act through the first.
+"""Several processes as one program: they join, exchange small data, wait for each other, and act through the first.
 
-Every process runs the same command. JAX is imported only where a process joins others, so that a wrong option is reported
-at once. Not here: which devices a mesh takes (`mesh.py`), shards of checkpoints (`checkpoint.py`).
+Every process runs the same command. JAX is imported only where a process joins others, so that a wrong option is
+reported at once. Not here: which devices a mesh takes (`mesh.py`), shards of checkpoints (`checkpoint.py`).
 """
 
 import json
@@ -167,8 +167,8 @@ def put(array, *spec) -> Any:
 
 
 def is_asked_to_stop(step: int) -> bool:
-    """Whether some process was asked to end (SIGTERM, as pre-emption does) and all should end after this step; every process
-    asks at every step."""
+    """Whether some process was asked to end (SIGTERM, as pre-emption does) and all should end after this step; every
+    process asks at every step."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)

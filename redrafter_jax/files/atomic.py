@@ -1,7 +1,7 @@
 """Files that are replaced in one step: complete, or as they were before, whatever interrupts the writing.
 
-The new content is written beside the file, under a hidden unique name, and renamed at the end. Not here: whether the file may
-be replaced (`claims.py`), that one process writes at a time (`lock.py`).
+The new content is written beside the file, under a hidden unique name, and renamed at the end. Not here: whether the
+file may be replaced (`claims.py`), that one process writes at a time (`lock.py`).
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from etils import epath
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path | epath.Path) -> Iterator[pathlib.Path | epath.Path]:
-    """Yields a new path beside ``path`` to write to. It replaces ``path`` when this context closes, and is removed on an error.
+    """Yields a new path beside ``path`` to write to. It replaces ``path`` at the end, and is removed on an error.
 
     Args:
       path: a file, which need not exist; an `epath.Path` may be in a bucket. A link is replaced itself, not its file.

@@ -1,11 +1,11 @@
 """Orbax checkpoints of a training run: written in the background, complete or absent, restored onto any mesh.
 
-Every process writes and reads the shards of its own devices, in one folder that all processes see; it may be in a bucket
-(gs://). A checkpoint can be read by any number of processes and devices.
+Every process writes and reads the shards of its own devices, in one folder that all processes see; it may be in a
+bucket (gs://). A checkpoint can be read by any number of processes and devices.
 
-A checkpoint has named artefacts (``head``: the weights that decoding needs; ``train``: what only training needs). Each is a
-flat dictionary from the path of a leaf to its array, so that it can be read without the classes that made it. Beside them
-are the sums of their bits, which show damage (`damage.py`).
+A checkpoint has named artefacts (``head``: the weights that decoding needs; ``train``: what only training needs). Each
+is a flat dictionary from the path of a leaf to its array, so that it can be read without the classes that made it.
+Beside them are the sums of their bits, which show damage (`damage.py`).
 """
 
 import contextlib
@@ -26,25 +26,25 @@ from redrafter_jax.files.claims import resolve_folder
 
 
 class Checkpoints:
-    """The checkpoints in one run's folder; a context manager. It keeps the newest ``keep`` and the one with the lowest score
-    ``best``. One process, or one group of processes, writes to a folder; others may read meanwhile (`find_newest_sound`,
-    `restore`). The remains of an interrupted save are removed.
+    """The checkpoints in one run's folder; a context manager. It keeps the newest ``keep`` and the one with the lowest
+    score ``best``. One process, or one group of processes, writes to a folder; others may read meanwhile
+    (`find_newest_sound`, `restore`). The remains of an interrupted save are removed.
     """
 
     def __init__(self, folder: pathlib.Path | str, keep: int = 2, best: str | None = None):
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(keep)]
+        preserved = [policies.LatestN(keep)]
         if best is not None:
 
             def negate_score(scores: dict[str, float]) -> float:
                 return -scores[best]  # the policy keeps the highest
 
-            kept.append(policies.BestN(get_metric_fn=negate_score, n=1, keep_checkpoints_without_metrics=False))
+            preserved.append(policies.BestN(get_metric_fn=negate_score, n=1, keep_checkpoints_without_metrics=False))
         self.folder = resolve_folder(folder)
         logging.getLogger("absl").addFilter(_is_not_from_orbax)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
         )
 
@@ -122,9 +122,9 @@ def restore(folder: pathlib.Path | str, step: int, **like: Any) -> dict[str, Any
 
 
 def set_aside_damaged(folder: pathlib.Path | str, **like: Any) -> list[str]:
-    """Renames unreadable checkpoints to ``STEP.damaged``, from the newest down to the first readable one. The `Checkpoints` that
-    are opened next resume from that one, and may save the renamed steps again. The first process reads and renames; all
-    processes call it together.
+    """Renames unreadable checkpoints to ``STEP.damaged``, from the newest down to the first readable one. The
+    `Checkpoints` that are opened next resume from that one, and may save the renamed steps again. The first process
+    reads and renames; all processes call it together.
 
     Args:
       like: as for `restore`.

@@ -1,7 +1,7 @@
 """What a command may overwrite: only files that it wrote itself. Each command says how it recognises its own.
 
-Nothing here writes. ``what`` is the option or argument that a path came from, for errors. Not here: that two processes do
-not write at once (`lock.py`).
+Nothing here writes. ``what`` is the option or argument that a path came from, for errors. Not here: that two processes
+do not write at once (`lock.py`).
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def check_no_model(folder: epath.PathLike, what: str) -> None:
     """Raises BadInput where a folder contains a model or a draft head. It need not exist, and may be in a bucket."""
     found = describe_model(folder)
     if found is not None:
-        raise BadInput(f"{what}: {folder} holds {found}, which is not written over; name another folder")
+        raise BadInput(f"{what}: {folder} holds {found}, which is not overwritten; name another folder")
 
 
 def describe_model(folder: epath.PathLike) -> str | None:
@@ -101,8 +101,8 @@ def describe_model(folder: epath.PathLike) -> str | None:
 
 
 def check_head(folder: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless a head can be exported to a folder: one without files of a head, or with an earlier export,
-    which its card identifies and which may be unfinished."""
+    """Raises BadInput unless a head can be exported to a folder: one without files of a head, or with an earlier
+    export, which its card identifies and which may be unfinished."""
     check_folder(folder, what)
     taken = [name for name in ("config.json", "model.safetensors", "README.md") if (folder / name).exists()]
     found = describe_model(folder) or (taken[0] if taken else None)

@@ -1,9 +1,9 @@
 """Which checkpoints on disk can be read, before anything depends on them.
 
-One process reads the files, array by array, and all processes follow its verdict. (Orbax restores in all processes together,
-and one that fails there leaves the others waiting.) TensorStore notices a file that is missing or truncated. It does not
-notice a flipped bit, because Orbax writes chunks without a checksum; so a checkpoint also stores the sum of the bits of
-every array (`sum_bits`), which is compared here.
+One process reads the files, array by array, and all processes follow its verdict. (Orbax restores in all processes
+together, and one that fails there leaves the others waiting.) TensorStore notices a file that is missing or truncated.
+It does not notice a flipped bit, because Orbax writes chunks without a checksum; so a checkpoint also stores the sum of
+the bits of every array (`sum_bits`), which is compared here.
 """
 
 import json
@@ -26,8 +26,8 @@ class ShapeMismatch(BadInput):
 
 @jax.jit
 def sum_bits(artefacts: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """For every artefact ``[leaves]`` uint32, in the order of their names: the sum of the leaf's words, modulo 2**32. A change of
-    any one word changes the sum, and the shards of a leaf may be added in any order."""
+    """For every artefact ``[leaves]`` uint32, in the order of their names: the sum of the leaf's words, modulo 2**32. A
+    change of any one word changes the sum, and the shards of a leaf may be added in any order."""
     return {name: jnp.stack([_sum_leaf(leaves[key]) for key in sorted(leaves)]) for name, leaves in artefacts.items()}
 
 

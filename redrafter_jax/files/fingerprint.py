@@ -1,8 +1,8 @@
 """The fingerprint of a model's folder: a hash of every byte that decides what the model writes.
 
-To hash large weights takes as long as to read them (2.0 GB/s on one core, AMD EPYC with SHA instructions; files are hashed
-in parallel). So the hash of a weight file is cached in the user's cache folder, with the file's size, inode and times, and a
-later start reads these only. Not here: what the files mean (`config.py`, `weights.py`).
+To hash large weights takes as long as to read them (2.0 GB/s on one core, AMD EPYC with SHA instructions; files are
+hashed in parallel). So the hash of a weight file is cached in the user's cache folder, with the file's size, inode and
+times, and a later start reads these only. Not here: what the files mean (`config.py`, `weights.py`).
 """
 
 import concurrent.futures
@@ -39,10 +39,11 @@ SMALL_FILES = (
 
 def fingerprint(folder: pathlib.Path | None) -> str:
     """`VERSION_PREFIX` and the SHA-256 of the names and contents of a model's files: configuration, generation
-    configuration, tokenizer, chat templates, index, and weights. Other files of the folder do not count. ``None``: no model.
+    configuration, tokenizer, chat templates, index, and weights. Other files of the folder do not count. ``None``: no
+    model.
 
-    Any changed byte changes it, with one exception: a weight file that was hashed before, and then changed in place by a
-    program that restored its size and both its times (of content and of inode), counts as unchanged.
+    Any changed byte changes it, with one exception: a weight file that was hashed before, and then changed in place by
+    a program that restored its size and both its times (of content and of inode), counts as unchanged.
 
     Raises:
       OSError: a file cannot be read.
@@ -56,8 +57,8 @@ def fingerprint(folder: pathlib.Path | None) -> str:
 
 
 def is_current(found: object) -> bool:
-    """Whether a stored fingerprint can be compared with those of this version. Those of earlier versions cannot: they did not
-    cover every byte."""
+    """Whether a stored fingerprint can be compared with those of this version. Those of earlier versions cannot: they
+    did not cover every byte."""
     return isinstance(found, str) and found.startswith(VERSION_PREFIX)
 
 

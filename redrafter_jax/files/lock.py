@@ -1,8 +1,9 @@
 """One writer at a time: locks on files and folders, which the operating system releases when a process ends.
 
-The lock of a file is beside it (`.NAME.lock`), the lock of a folder is in it (`.redrafter_jax.lock`). It names the process
-that has it. It is removed at the end; a lock file of a killed process locks nothing. Two hosts see each other's locks where
-their shared file system supports `flock` (NFS from version 4, Lustre mounted with `flock`), not in a bucket.
+The lock of a file is beside it (`.NAME.lock`), the lock of a folder is in it (`.redrafter_jax.lock`). It names the
+process that has it. It is removed at the end; a lock file of a killed process locks nothing. Two hosts see each other's
+locks where their shared file system supports `flock` (NFS from version 4, Lustre mounted with `flock`), not in a
+bucket.
 """
 
 import contextlib
@@ -41,8 +42,8 @@ def file(path: pathlib.Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Locks a folder while this context is open. Makes the folder where it does not exist; removes it at the end if it is empty
-    and was made here.
+    """Locks a folder while this context is open. Makes the folder where it does not exist; removes it at the end if it
+    is empty and was made here.
 
     Raises:
       BadInput: another process has the lock, or the folder cannot be made or written.

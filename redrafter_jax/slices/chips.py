@@ -1,10 +1,10 @@
 """Published figures of TPU chips, and what the TPU compiler assumes of them. Not here: any measurement.
 
-Sources: the "System architecture" tables of cloud.google.com/tpu/docs for v5e, v5p and v6e (peak, bandwidth, HBM, links, chips
-of a pod).
-``usable_bytes`` is the HBM that libtpu 0.0.42 leaves to a program; its out-of-memory message states it.
-``clock`` is not published. It is derived: with it the compiler's cycle counts agree with the published peak, for four
-128 x 128 multiply-accumulate arrays per core of v5e and v5p (two cores), and four times as many operations per cycle on v6e.
+Sources: the "System architecture" tables of cloud.google.com/tpu/docs for v5e, v5p and v6e (peak, bandwidth, HBM,
+links, chips of a pod). ``usable_bytes`` is the HBM that libtpu 0.0.42 leaves to a program; its out-of-memory message
+states it. ``clock`` is not published. It is derived: with it the compiler's cycle counts agree with the published peak,
+for four 128 x 128 multiply-accumulate arrays per core of v5e and v5p (two cores), and four times as many operations per
+cycle on v6e.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Reads the text of a compiled program: cycles by stage, traffic between chips, gathered logits, copies in loops.
 
-The compiler writes the cycles that it expects beside each operation (`estimated_cycles`). Their sum over the program, with
-loops multiplied by their trip counts, is the time of the operations in sequence. Traffic between chips and waits for
-prefetches have no such figure. An update in place has none where it stands alone; it counts as the cheapest operation. Not
-here: what the figures mean for a user.
+The compiler writes the cycles that it expects beside each operation (`estimated_cycles`). Their sum over the program,
+with loops multiplied by their trip counts, is the time of the operations in sequence. Traffic between chips and waits
+for prefetches have no such figure. An update in place has none where it stands alone; it counts as the cheapest
+operation. Not here: what the figures mean for a user.
 """
 
 import collections
@@ -93,8 +93,8 @@ class ProgramText:
         ]
 
     def copies_in_loops(self, elements: int) -> list[str]:
-        """The copies and transposes inside loops whose result has ``elements`` elements, in any order of axes. A move between a
-        TPU's HBM and its on-chip memory (`S(1)` in a layout) does not count."""
+        """The copies and transposes inside loops whose result has ``elements`` elements, in any order of axes. A move
+        between a TPU's HBM and its on-chip memory (`S(1)` in a layout) does not count."""
         return [
             line.strip()
             for name in self._of_loops()
@@ -133,7 +133,8 @@ class ProgramText:
         return sum(times * int(found[1]) for line, times, _ in self._executed(name, 1, OTHER) if (found := _CYCLES.search(line)))
 
     def _trips(self, line: str) -> int:
-        """How often a loop runs: the only integer that its condition compares with; 1 where there is not exactly one."""
+        """How often a loop runs: the only integer that its condition compares with; 1 where there is not exactly
+        one."""
         condition = re.search(r"condition=%?([\w.-]+)", line)
         lines = self.computations.get(condition[1], ()) if condition else ()
         bounds = {int(n) for text in lines for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)}

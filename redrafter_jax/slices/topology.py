@@ -1,7 +1,7 @@
-"""TPU slices that are not attached: their chips, the meshes that can split a pair there, and libtpu's description of them.
+"""TPU slices that are not attached: their chips, libtpu's description of them, and meshes that can split a pair there.
 
-Where an argument is wrong, the error begins with its name; a command passes its own option's name for it. Not here: compiling
-for a slice (`compiler.py`).
+Where an argument is wrong, the error begins with its name; a command passes its own option's name for it. Not here:
+compiling for a slice (`compiler.py`).
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None
 def choose_meshes(
     given: tuple[int, int] | None, topology: str, target: TargetConfig, head: DrafterConfig, what: str = "mesh"
 ) -> tuple[list[tuple[int, int]], list[str]]:
-    """The meshes to try: the one given, or all meshes of all chips that can split the pair; and why others are left out.
+    """The meshes to try: the one given, or all of all chips that can split the pair; and why others are left out.
 
     Raises:
       BadInput: the mesh given does not have all chips, or cannot split the pair; or see `parse_topology`.

@@ -54,8 +54,8 @@ class Piece:
 
 
 class Rows:
-    """A sequence of packed rows over a sequence of examples (`tokens`, `labelled`, `where`). Its order depends on the examples
-    alone. Examples longer than a row are cut; pieces without a label are left out.
+    """A sequence of packed rows over a sequence of examples (`tokens`, `labelled`, `where`). Its order depends on the
+    examples alone. Examples longer than a row are cut; pieces without a label are left out.
 
     Args:
       what: names the examples in errors.
@@ -116,8 +116,8 @@ def _cut(labelled: np.ndarray, number: int, length: int) -> Iterator[Piece]:
 
 
 def pack(pieces: Sequence[Piece], length: int) -> list[list[Piece]]:
-    """Packs pieces into rows of at most ``length`` tokens by best-fit decreasing: the longest piece first, each into the fullest
-    row that has room for it."""
+    """Packs pieces into rows of at most ``length`` tokens by best-fit decreasing: the longest piece first, each into
+    the fullest row that has room for it."""
     rows: list[list[Piece]] = []
     open_rows: list[tuple[int, int]] = []  # (room, row), sorted
     for piece in sorted(pieces, key=lambda piece: -piece.length):
@@ -143,9 +143,9 @@ def find_most_frequent(examples: Sequence[dict], vocab_size: int, count: int) ->
 
 
 def read_batches(rows: Rows, batch: int, seed: int, first: int, last: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """The batches of steps first..last-1, on the mesh, and the numbers of this process's rows in them. What a step reads is a
-    function of (seed, step, batch) on any mesh: rows are shuffled anew in every epoch, and each process reads the rows of its
-    own devices."""
+    """The batches of steps first..last-1, on the mesh, and the numbers of this process's rows in them. What a step
+    reads is a function of (seed, step, batch) on any mesh: rows are shuffled anew in every epoch, and each process
+    reads the rows of its own devices."""
     shuffled, mine = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(), find_local_rows(batch)
     numbers = grain.MapDataset.range(first * len(mine), last * len(mine))
     read = numbers.map(lambda number: shuffled[number // len(mine) * batch + int(mine[number % len(mine)])])
@@ -193,7 +193,8 @@ def put_unpacked(tokens: np.ndarray) -> Batch:
 
 
 def read_stream(stream: np.ndarray, length: int, batch: int, seed: int, first: int, last: int) -> Iterator[np.ndarray]:
-    """The batches ``[batch, length]`` of steps first..last-1 from one long text: cut into rows, shuffled anew in every epoch.
+    """The batches ``[batch, length]`` of steps first..last-1 from one long text: cut into rows, shuffled anew in every
+    epoch.
 
     Raises:
       BadInput: the stream does not fill one batch.

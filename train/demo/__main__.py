@@ -1,7 +1,8 @@
 """`python -m train.demo`: trains the embedded pair from Python source that is on this machine.
 
-corpus -> tokenizer -> target -> draft heads -> figures; each stage is saved in `--work`, and a stopped run resumes there. Not
-here: the options (`options.py`), the corpus (`dataset.py`), the other stages (`pretrain.py`, `unlikelihood.py`, `train/run`).
+corpus -> tokenizer -> target -> draft heads -> figures; each stage is saved in `--work`, and a stopped run resumes
+there. Not here: the options (`options.py`), the corpus (`dataset.py`), the other stages (`pretrain.py`,
+`unlikelihood.py`, `train/run`).
 """
 
 import dataclasses
@@ -71,10 +72,10 @@ def train_target(options: Options) -> Target:
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
     _set_aside_damaged(options.work / "target", jax.eval_shape(start))
-    with checkpoint.Checkpoints(options.work / "target") as kept:
-        resumes = kept.latest_step is not None
-        state = kept.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
-        return _train_target(options, kept, state).target
+    with checkpoint.Checkpoints(options.work / "target") as saved:
+        resumes = saved.latest_step is not None
+        state = saved.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
+        return _train_target(options, saved, state).target
 
 
 def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> None:
@@ -82,7 +83,7 @@ def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> N
         print(sentence, file=sys.stderr)
 
 
-def _train_target(options: Options, kept: checkpoint.Checkpoints, state: pretrain.PretrainState) -> pretrain.PretrainState:
+def _train_target(options: Options, saved: checkpoint.Checkpoints, state: pretrain.PretrainState) -> pretrain.PretrainState:
     schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
     tokens, length = dataset.read_stream(options, "train"), options.row_length + 1
@@ -96,7 +97,7 @@ def _train_target(options: Options, kept: checkpoint.Checkpoints, state: pretrai
             progress.set_postfix(loss=f"{average:.3f}")
             stops = asked.is_asked(index)
             if index % options.save_every == 0 or index == schedule.steps or stops:
-                kept.save(index, train=state)
+                saved.save(index, train=state)
                 speed = (index - first) * options.batch * options.row_length / (time.perf_counter() - began)
                 bits = held_out_bits(options, state.target)
                 _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "bits_per_byte": bits})
@@ -110,13 +111,13 @@ def unloop_target(options: Options, target: Target) -> Target:
     rounds = unlikelihood.Rounds(options.unloop_rounds, row_length=options.row_length)
     state = pretrain.begin(target, rounds.schedule())
     _set_aside_damaged(options.work / "unloop", state)
-    with checkpoint.Checkpoints(options.work / "unloop") as kept:
-        done = kept.latest_step or 0
+    with checkpoint.Checkpoints(options.work / "unloop") as saved:
+        done = saved.latest_step or 0
         if done:
-            state = kept.restore(train=state)["train"]
+            state = saved.restore(train=state)["train"]
         for number in range(done, rounds.count):
             state, line = unlikelihood.run(state, dataset.read_stream(options, "train"), rounds, number)
-            kept.save(number + 1, train=state)
+            saved.save(number + 1, train=state)
             _log(options, line | {"bits_per_byte": held_out_bits(options, state.target)})
     return state.target
 

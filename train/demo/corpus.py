@@ -1,8 +1,8 @@
 """`python -m train.demo.corpus`: copies the embedded pair's text, Python source on this machine, into two folders.
 
 The text is the standard library of the running Python and, if named, installed packages; without tests (they repeat
-themselves) and character tables. One file in twenty of the standard library is held out, chosen by a hash of its path, so
-that the choice is the same on every machine.
+themselves) and character tables. One file in twenty of the standard library is held out, chosen by a hash of its path,
+so that the choice is the same on every machine.
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ def main(options: Options) -> None:
 
 
 def check_output(folder: pathlib.Path) -> None:
-    """Raises BadInput where `train/` or `held_out/` cannot be written, or have files that this command did not write."""
+    """Raises BadInput where `train/` or `held_out/` cannot be written, or have files of another origin."""
     claims.check_folder(folder, "--output")
     if (claims.json_object(folder / RECORD_FILE) or {}).get("command") == COMMAND:
         return

@@ -20,14 +20,14 @@ def prepare(options: Options) -> None:
     trained = tokenizer.train(text.train, options.vocab)
     (options.work / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
     trained.save_pretrained(options.work / "tokenizer")
-    kept = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
+    record = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
     for name, sources in (("train", text.train), ("held_out", text.held_out)):
         files = tokenizer.encode(trained, sources)
         np.save(options.work / f"{name}.npy", np.concatenate(files).astype(np.uint16))
-        kept[f"{name}_tokens"] = sum(map(len, files))
-        kept[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
-    (options.work / CORPUS_FILE).write_text(json.dumps(kept, indent=1))
-    print(f"corpus: {kept['train_tokens']:,} tokens to train on, {kept['held_out_tokens']:,} held out")
+        record[f"{name}_tokens"] = sum(map(len, files))
+        record[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
+    (options.work / CORPUS_FILE).write_text(json.dumps(record, indent=1))
+    print(f"corpus: {record['train_tokens']:,} tokens to train on, {record['held_out_tokens']:,} held out")
 
 
 def read_stream(options: Options, name: str) -> np.ndarray:
@@ -48,10 +48,10 @@ def read_record(options: Options) -> dict:
     Raises:
       BadInput: it cannot be read.
     """
-    kept = claims.json_object(options.work / CORPUS_FILE)
-    if kept is None:
+    record = claims.json_object(options.work / CORPUS_FILE)
+    if record is None:
         raise _broken(options.work / CORPUS_FILE)
-    return kept
+    return record
 
 
 def read_tokens(file: pathlib.Path) -> np.ndarray:

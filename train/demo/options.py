@@ -50,8 +50,8 @@ class Options:
     head_steps: int = 600
     """Training steps of the paper's head."""
     replies: int = 2400
-    """Rows of the target's own greedy text that the heads learn from, beside equally many rows of the corpus. Each row continues
-    64 tokens of the corpus."""
+    """Rows of the target's own greedy text that the heads learn from, beside equally many rows of the corpus. Each row
+    continues 64 tokens of the corpus."""
 
     def target_config(self) -> TargetConfig:
         return TargetConfig(

@@ -1,5 +1,5 @@
-"""Writes a head with its model card, at the end of a run and in `train.export`. A later export recognises its own head by the
-card.
+"""Writes a head with its model card, at the end of a run and in `train.export`. A later export recognises its own head
+by the card.
 
 Not here: which checkpoint (`export.py`), the weights' format (`redrafter_jax/files/weights.py`).
 """
@@ -58,8 +58,8 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int)
 
 
 def check_own(folder: pathlib.Path, configuration: dict, what: str) -> None:
-    """Raises BadInput where a folder contains the head of another run, by the settings in its card. An export may replace a head of
-    the same run, of another step or in another format, since that run can make it again.
+    """Raises BadInput where a folder contains the head of another run, by the settings in its card. An export may
+    replace a head of the same run, of another step or in another format, since that run can make it again.
 
     Args:
       configuration: as saved with the run.

@@ -23,11 +23,11 @@ NOT_COMPARED = "not_compared"  # the key of a saved configuration for options th
 
 
 def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
-    """Writes the run's configuration into its folder and beside its checkpoints. First compares it with the configuration of the
-    run that left checkpoints, a log or a head there.
+    """Writes the run's configuration into its folder and beside its checkpoints. First compares it with the
+    configuration of the run that left checkpoints, a log or a head there.
 
-    Raises:
-      BadInput: what decides the weights differs, or is unknown; there are checkpoints and ``resumes`` is never; or the run in
+    Raises: BadInput: what decides the weights differs, or is unknown; there are checkpoints and ``resumes`` is never;
+      or the run in
         the folder has its checkpoints elsewhere.
     """
     saved = epath.Path(checkpoints or folder / CHECKPOINTS_FOLDER)
@@ -36,7 +36,7 @@ def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
     place = checkpoints or folder
     if has_checkpoints(saved):
         if resumes == "never":
-            raise BadInput(f"{what}: {place} holds a run already; give another {other}, or --resume auto to go on with it")
+            raise BadInput(f"{what}: {place} holds a run already; give another {other}, or --resume auto to resume it")
         before = read(saved)
         if before is None:
             raise BadInput(
@@ -51,8 +51,8 @@ def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
 
 
 def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) -> None:
-    """Raises BadInput where the folder has a log, a head or the place of checkpoints of another run, or of this run with its
-    checkpoints not in ``saved``, which has none."""
+    """Raises BadInput where the folder has a log, a head or the place of checkpoints of another run, or of this run
+    with its checkpoints not in ``saved``, which has none."""
     before = claims.json_object(folder / CONFIGURATION_FILE)
     if before is None:
         return
@@ -65,7 +65,7 @@ def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) 
     if is_elsewhere and not has_checkpoints(saved):
         raise BadInput(
             f"--output: {folder} holds a run whose checkpoints are in {place};"
-            " name that folder with --checkpoints to go on with it, or give another --output"
+            " name that folder with --checkpoints to resume it, or give another --output"
         )
 
 
@@ -81,7 +81,7 @@ def _compare(before: dict, now: dict, place: str, instead: str) -> None:
     if "target" in now and not fingerprint.is_current(before.get("target")):
         raise BadInput(
             f"{place} holds a run that was made by an earlier version, which did not record all of the target's bytes, so it"
-            f" cannot be gone on with; export its head with train.export, or {instead}"
+            f" cannot be resumed; export its head with train.export, or {instead}"
         )
     differences = _differences(_defaults(now) | before, now)
     if differences:
@@ -127,7 +127,8 @@ def _defaults(configuration: dict) -> dict:
 
 
 def check_place(place: str, option: str) -> None:
-    """Raises BadInput where files cannot be written into a place, which may be in a bucket; a bucket's access is not tried."""
+    """Raises BadInput where files cannot be written into a place, which may be in a bucket; a bucket's access is not
+    tried."""
     if "://" not in place:
         claims.check_folder(pathlib.Path(place), option)
     elif not place.startswith("gs://"):

@@ -50,8 +50,8 @@ class Evaluation:
         return self._metrics(drafter)["loss"] if self.batches else None
 
     def measure(self, drafter: Drafter) -> dict:
-        """The loss, top-1..5 accuracies per position, and, where there are prompts, tokens per step of greedy decoding by beam
-        shape."""
+        """The loss, top-1..5 accuracies per position, and, where there are prompts, tokens per step of greedy decoding
+        by beam shape."""
         figures = self._metrics(drafter)
         narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
         for shape in EVALUATED_SHAPES if self.prompts else ():
@@ -87,8 +87,8 @@ def cut_prompts(examples, count: int, context: int) -> list[list[int]]:
 
 
 def measure_tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
-    """Tokens per target pass after the prefill, over greedy continuations of the prompts. None: a reply ended in an error, because
-    the target's logits were not finite."""
+    """Tokens per target pass after the prefill, over greedy continuations of the prompts. None: a reply ended in an
+    error, because the target's logits were not finite."""
     shards = jax.sharding.get_abstract_mesh().shape["data"]
     rows = -(-MIN_BATCH_PROMPTS // shards) * shards
     replies = list(Engine(target, drafter, shape).generate(given, Sampling(), Limits(new=NEW_TOKENS), batch=rows))

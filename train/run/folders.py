@@ -22,8 +22,8 @@ REQUIRED_OPTIONS = {"steps", "batch", "rate"}  # in the configuration of a run o
 
 @contextlib.contextmanager
 def claim(folder: pathlib.Path, checkpoints: str | None = None) -> Iterator[None]:
-    """Locks the run's folder, and its checkpoints where they are on a disk, while this context is open; the first process does it.
-    A run that ends in an error leaves no empty folders of datasets.
+    """Locks the run's folder, and its checkpoints where they are on a disk, while this context is open; the first
+    process does it. A run that ends in an error leaves no empty folders of datasets.
 
     Raises:
       BadInput: a folder cannot be written, is in use, or has files that are not of a `train.main` run.
@@ -47,9 +47,9 @@ def _lock(stack: contextlib.ExitStack, folder: pathlib.Path, checkpoints: str | 
 
 
 def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
-    """Raises BadInput where the folders of a run cannot be written, where the run would overwrite what is there (a model, a
-    misplaced head, a configuration, log or head that is not of `train.main`, another run's checkpoints), or where
-    ``checkpoints`` is the folder of a run."""
+    """Raises BadInput where the folders of a run cannot be written, where the run would overwrite what is there (a
+    model, a misplaced head, a configuration, log or head that is not of `train.main`, another run's checkpoints), or
+    where ``checkpoints`` is the folder of a run."""
     claims.check_folder(folder, "--output")
     places: list[tuple[str, epath.PathLike]] = [("--output", folder)]
     if checkpoints:
@@ -72,7 +72,8 @@ def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
 
 
 def _check_no_run(folder: pathlib.Path, checkpoints: str) -> None:
-    """Raises BadInput where a folder for checkpoints is a run's folder, since its configuration would be overwritten."""
+    """Raises BadInput where a folder for checkpoints is a run's folder, since its configuration would be
+    overwritten."""
     place = claims.resolve_folder(checkpoints)
     if place == claims.resolve_folder(folder):
         raise BadInput(f"--checkpoints: {checkpoints} is --output itself; leave it out, or name a folder for checkpoints alone")

@@ -1,8 +1,8 @@
 """A training run of a head: the loop, its checkpoints, its log, and how it ends.
 
 Resuming is exact: a checkpoint has the head, the optimizer's state and the step, and the step decides what is read. Not
-here: the update (`step.py`), rows (`rows.py`), evaluations (`evaluation.py`), the log (`log.py`), the saved configuration
-(`configuration.py`), how a run is asked to end (`stop.py`).
+here: the update (`step.py`), rows (`rows.py`), evaluations (`evaluation.py`), the log (`log.py`), the saved
+configuration (`configuration.py`), how a run is asked to end (`stop.py`).
 """
 
 import functools
@@ -60,8 +60,8 @@ def train_head(
     checkpoints: str | None = None,
     profile: str | None = None,
 ) -> Drafter:
-    """Trains a head, from the newest readable checkpoint in ``folder`` or from random weights, and returns it. Unreadable
-    checkpoints are renamed, and printed.
+    """Trains a head, from the newest readable checkpoint in ``folder`` or from random weights, and returns it.
+    Unreadable checkpoints are renamed, and printed.
 
     Args:
       examples, held_out: sequences of `tokens` and `labelled` (`rows.Rows`); ``held_out`` may be None.
@@ -69,8 +69,8 @@ def train_head(
       profile: folder for a trace of a few updates; None: no trace.
 
     Raises:
-      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read, or
-        the loss diverged.
+      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read,
+        or the loss diverged.
       Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved a checkpoint.
     """
     config = make_head_config(target.config, recipe)
@@ -80,13 +80,13 @@ def train_head(
     place = checkpoints or folder / "checkpoints"
     for sentence in checkpoint.set_aside_damaged(place, **_artefacts(jax.eval_shape(start))):
         processes.say(sentence, sys.stderr)
-    with checkpoint.Checkpoints(place, best="loss") as kept:
-        if kept.latest_step is not None:
-            state = resume(kept, start)
+    with checkpoint.Checkpoints(place, best="loss") as saved:
+        if saved.latest_step is not None:
+            state = resume(saved, start)
         else:
             ids = find_most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
             state = jax.jit(functools.partial(start, ids=ids))()
-        run = _Run(target, rows, recipe, folder, kept, Evaluation(target, recipe, held_out))
+        run = _Run(target, rows, recipe, folder, saved, Evaluation(target, recipe, held_out))
         with _Profile(profile) as trace:
             return run.go(state, trace)
 
@@ -96,9 +96,9 @@ def _start(recipe: Recipe, config: DrafterConfig, spread: bool, ids: np.ndarray 
     return step.start(key, config, make_schedule(recipe), ids, spread)
 
 
-def resume(kept: checkpoint.Checkpoints, start) -> step.HeadState:
+def resume(saved: checkpoint.Checkpoints, start) -> step.HeadState:
     """Restores the newest checkpoint's state."""
-    loaded = kept.restore(**_artefacts(jax.eval_shape(start)))
+    loaded = saved.restore(**_artefacts(jax.eval_shape(start)))
     return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1])
 
 
@@ -110,8 +110,8 @@ def _artefacts(state: step.HeadState) -> dict:
 class _Run:
     """What the steps of a run share; call ``go`` alone."""
 
-    def __init__(self, target, rows: Rows, recipe: Recipe, folder, kept: checkpoint.Checkpoints, evaluation: Evaluation):
-        self.target, self.rows, self.recipe, self.kept, self.evaluation = target, rows, recipe, kept, evaluation
+    def __init__(self, target, rows: Rows, recipe: Recipe, folder, saved: checkpoint.Checkpoints, evaluation: Evaluation):
+        self.target, self.rows, self.recipe, self.saved, self.evaluation = target, rows, recipe, saved, evaluation
         self.folder = folder
         config = LossConfig(recipe.positions, recipe.distill_weight)
         update = functools.partial(step.step, schedule=make_schedule(recipe), config=config, labels=recipe.labels)
@@ -153,7 +153,7 @@ class _Run:
         return state.drafter
 
     def _loss_at_start(self, first: int) -> float | None:
-        """The loss of the run's first step, in every process, where the run resumes after step ``first`` and the log has it."""
+        """The loss of the run's first step, in every process; None: the run starts, or its log does not have it."""
         lines = log.read(self.folder) if first and processes.is_first() else []
         known = [line["loss"] for line in lines if "loss" in line and line["step"] <= first]
         loss = float(processes.gather(np.asarray(known[0] if known else math.nan, np.float32))[0])
@@ -165,7 +165,7 @@ class _Run:
         return log.Log(self.folder, self.recipe, first, log.flops(self.target, drafter, self.recipe))
 
     def _check(self) -> None:
-        """Raises Diverged, with step and records, at a loss or gradient that is not finite, or a loss that is too high."""
+        """Raises Diverged at a loss or gradient that is not finite, or a loss that is too high."""
         for index, numbers, metrics in self.recent:
             loss, norm = _loss_of(metrics), float(metrics.gradient_norm)
             self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -185,9 +185,9 @@ class _Run:
         return held_out
 
     def _diverged(self, what: str) -> Diverged:
-        good = self.kept.latest_step
+        good = self.saved.latest_step
         return Diverged(
-            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.kept.folder}"
+            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.saved.folder}"
         )
 
     def _measure(self, figures_of, state: step.HeadState, lines: log.Log | log.Silent):
@@ -201,7 +201,7 @@ class _Run:
             held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
         loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
         scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT_SCORE: held_out}
-        self.kept.save(index, scores, **_artefacts(state))
+        self.saved.save(index, scores, **_artefacts(state))
 
 
 def _loss_of(metrics: step.Metrics) -> float:

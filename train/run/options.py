@@ -36,11 +36,11 @@ class Options:
     dtype: Literal["float32", "bfloat16"] | None = None
     """The target's number format, by default float32 on a CPU and bfloat16 elsewhere; the head trains in float32."""
     mesh: tuple[int, int] | None = None
-    """Devices over which the batch (D) and the models (M) are split; by default chosen by the devices, their memory and the
-    target's size."""
+    """Devices over which the batch (D) and the models (M) are split; by default chosen by the devices, their memory and
+    the target's size."""
     shard_target: Literal["model", "data,model"] = "model"
-    """data,model: shard the target, the head and the optimizer's state over all devices; weights are gathered when they are
-    used, which takes time and leaves memory for a larger target."""
+    """data,model: shard the target, the head and the optimizer's state over all devices; weights are gathered when they
+    are used, which takes time and leaves memory for a larger target."""
     profile: str | None = None
     """Folder, or gs:// path, for a trace by JAX's profiler of a few early updates, of every process."""
     config: bool = False

@@ -31,8 +31,8 @@ class Recipe:
     head: Literal["full", "slim"] = "full"
     """full: the paper's head; slim: exits at the target's width into the target's own LM head."""
     head_vocab: int = 0
-    """Tokens that the head can draft: the most frequent labelled tokens of the training data. 0: all tokens of the target. The
-    LM head is most of a head's bytes, so fewer tokens make a round cheaper, and some drafts impossible."""
+    """Tokens that the head can draft: the most frequent labelled tokens of the training data. 0: all tokens of the
+    target. The LM head is most of a head's bytes, so fewer tokens make a round cheaper, and some drafts impossible."""
     rnn: bool = True
     """Whether the head's state is recurrent (the paper's) or the sum of the embeddings."""
     blocks: int = 2
@@ -40,8 +40,8 @@ class Recipe:
     positions: int = 5
     """Drafted positions that are trained (K)."""
     labels: Labels = "text"
-    """text: the head reads and predicts the text; greedy: it predicts, at every place of the text, the tokens that the target
-    would generate there (the paper's recipe). That costs another target pass for every drafted position."""
+    """text: the head reads and predicts the text; greedy: it predicts, at every place of the text, the tokens that the
+    target would generate there (the paper's recipe). That costs another target pass for every drafted position."""
     distill_weight: float = 1.0
     """Share of soft labels, the target's own distributions, in the loss; the rest is the text itself."""
     steps: int = 1000
@@ -49,8 +49,9 @@ class Recipe:
     batch: int = 8
     """Rows in an update."""
     accumulate: int = 1
-    """Parts of an update's rows that are read in turn, where the rows do not fit at once. Each part is averaged over its own
-    labels, and the parts count equally; this equals the update of one batch where the parts have equally many labels."""
+    """Parts of an update's rows that are read in turn, where the rows do not fit at once. Each part is averaged over
+    its own labels, and the parts count equally; this equals the update of one batch where the parts have equally many
+    labels."""
     row_length: int = 256
     """Tokens in a row; examples are packed into rows, and attention never crosses from one to the next."""
     rate: float = 2e-3

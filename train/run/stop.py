@@ -1,5 +1,5 @@
-"""Ends a run early: on Ctrl-C, or on SIGTERM, which pre-emption sends. The run saves after the update under way and ends with
-the signal's exit code, so that it does not look finished."""
+"""Ends a run early: on Ctrl-C, or on SIGTERM, which pre-emption sends. The run saves after the update under way and
+ends with the signal's exit code, so that it does not look finished."""
 
 import contextlib
 import pathlib
@@ -19,7 +19,8 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Whether the run was asked to end; a context manager, inside which a signal only asks. A second Ctrl-C ends at once.
+    """Whether the run was asked to end; a context manager, inside which a signal only asks. A second Ctrl-C ends at
+    once.
 
     Of several processes, SIGTERM goes to JAX, which finds a step at which all can end; Ctrl-C is passed on as SIGTERM.
     """

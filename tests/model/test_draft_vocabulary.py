@@ -330,11 +330,11 @@ def test_a_head_learns_in_its_vocabulary_and_a_stopped_run_goes_on(head, tmp_pat
     assert whole.ids[...].tolist() == rows.find_most_frequent(examples(), 503, 12).tolist()
     lines = [line for line in log.read(tmp_path / "whole_") if "loss" in line]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
-    monkeypatch.setattr(rows, "read_batches", stops_after(rows.read_batches, 11))
+    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 11))
     with pytest.raises(KeyboardInterrupt):
         run.train_head(target, examples(), how, tmp_path / "cut_", examples(5))
     monkeypatch.undo()
-    monkeypatch.setattr(rows, "find_most_frequent", None)  # the table comes from the checkpoint
+    monkeypatch.setattr(run, "find_most_frequent", None)  # the table comes from the checkpoint
     same(run.train_head(target, examples(), how, tmp_path / "cut_", examples(5)), whole)
 
 

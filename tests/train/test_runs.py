@@ -179,7 +179,7 @@ def test_a_held_out_loss_that_is_no_number_is_never_saved(every, tmp_path, monke
 def test_a_resumed_run_is_measured_against_its_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "step", idle)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(rows, "read_batches", stops_after(rows.read_batches, 3))
+        patch.setattr(loop, "read_batches", stops_after(rows.read_batches, 3))
         loop.train_head(load_target("mha"), examples(), recipe(6), tmp_path)
     first, *rest = log.read(tmp_path)
     log.path(tmp_path).write_text("".join(json.dumps(line) + "\n" for line in [first | {"loss": 0.1}, *rest]))

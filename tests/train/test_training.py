@@ -62,7 +62,7 @@ def test_a_slim_head_is_exported_with_the_targets_lm_head_for_apples_code(tmp_pa
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
     target = load_target("mha")
     whole = run.train_head(target, examples(), recipe(6), tmp_path / "whole_")
-    monkeypatch.setattr(rows, "read_batches", stops_after(rows.read_batches, 4))
+    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 4))
     with pytest.raises(KeyboardInterrupt):
         run.train_head(target, examples(), recipe(6), tmp_path / "cut_")
     monkeypatch.undo()
@@ -90,7 +90,7 @@ def is_asked_to_end(monkeypatch, batch: int):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield read
 
-    monkeypatch.setattr(rows, "read_batches", asks)
+    monkeypatch.setattr(run, "read_batches", asks)
 
 
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):

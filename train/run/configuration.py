@@ -26,9 +26,9 @@ def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
     """Writes the run's configuration into its folder and beside its checkpoints. First compares it with the
     configuration of the run that left checkpoints, a log or a head there.
 
-    Raises: BadInput: what decides the weights differs, or is unknown; there are checkpoints and ``resumes`` is never;
-      or the run in
-        the folder has its checkpoints elsewhere.
+    Raises:
+      BadInput: what decides the weights differs, or is unknown; there are checkpoints and ``resumes`` is never; or the
+        run in the folder has its checkpoints elsewhere.
     """
     saved = epath.Path(checkpoints or folder / CHECKPOINTS_FOLDER)
     _check_folder(folder, configuration, saved)

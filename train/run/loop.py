@@ -111,7 +111,7 @@ class _Run:
     """What the steps of a run share; call ``go`` alone."""
 
     def __init__(self, target, rows: Rows, recipe: Recipe, folder, saved: checkpoint.Checkpoints, evaluation: Evaluation):
-        self.target, self.rows, self.recipe, self.saved, self.evaluation = target, rows, recipe, saved, evaluation
+        self.target, self.rows, self.recipe, self.checkpoints, self.evaluation = target, rows, recipe, saved, evaluation
         self.folder = folder
         config = LossConfig(recipe.positions, recipe.distill_weight)
         update = functools.partial(step.step, schedule=make_schedule(recipe), config=config, labels=recipe.labels)
@@ -185,9 +185,9 @@ class _Run:
         return held_out
 
     def _diverged(self, what: str) -> Diverged:
-        good = self.saved.latest_step
+        good = self.checkpoints.latest_step
         return Diverged(
-            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.saved.folder}"
+            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.checkpoints.folder}"
         )
 
     def _measure(self, figures_of, state: step.HeadState, lines: log.Log | log.Silent):
@@ -201,7 +201,7 @@ class _Run:
             held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
         loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
         scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT_SCORE: held_out}
-        self.saved.save(index, scores, **_artefacts(state))
+        self.checkpoints.save(index, scores, **_artefacts(state))
 
 
 def _loss_of(metrics: step.Metrics) -> float:

@@ -4,7 +4,7 @@ code    meaning
 0       done
 1       done, but the result is not what it should be (texts differ, a reply ended in an error); or a defect, with its traceback
 2       an option, a file or the machine's state has to be mended first: one sentence says what
-3       another process of the run was lost (`redrafter_jax.devices.processes`)
+3       another process of the run was lost (`infer.distributed`)
 130     interrupted (Ctrl-C); training has saved what it had
 141     whoever read standard output has closed it
 143     asked to end (SIGTERM); training has saved what it had

@@ -13,7 +13,7 @@ import re
 
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files.atomic import replacing
 
 BEGINNING = re.compile(rb'\{"run": "([^"]*)"')  # of every line, whole or cut off, see `line`
 LONGEST_BEGINNING = 4096  # bytes of a part that are read to tell whose it is

@@ -111,7 +111,7 @@ def compiled(case: Case, form: str) -> tuple[Run, int, float]:
     """A form of ours as a function of nothing, its temporary bytes, and the seconds it took to compile."""
     own = lambda *inputs, config: loss.draft_loss(*inputs, config=config)[0]  # noqa: E731
     aim = functools.partial(own if form == "ours" else straightforward, config=case.config)
-    batch = data.unpacked(case.tokens)
+    batch = data.put_unpacked(case.tokens)
     hidden = jax.device_put(case.hidden, P("data", None, None))
     inputs = (case.drafter, case.target, batch.tokens, batch.labels, hidden)
     began = time.perf_counter()
@@ -135,7 +135,7 @@ def torch_form(case: Case) -> Run:
         import torch
     except ImportError:
         raise BadInput("--forms torch needs torch; install requirements-dev.txt, or leave it out of --forms") from None
-    torch.set_num_threads(processes.cores())
+    torch.set_num_threads(processes.count_cores())
     tensor = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
     parameters = {path: tensor(leaf).requires_grad_() for path, leaf in weights._leaves(case.drafter)}
     embedding, target_head = tensor(case.target.embedding[...]), tensor(case.target.lm_head[...])

@@ -177,7 +177,7 @@ def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], 
     """
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     bar = tqdm(total=len(mine), initial=len(done), unit="prompt")
-    with stop.says_how_to_go_on(options.output), open(options.output, "a") as file, bar:
+    with stop.says_how_to_resume(options.output), open(options.output, "a") as file, bar:
         for batch in (mine[first : first + options.batch_size] for first in range(0, len(mine), options.batch_size)):
             left = {number for number, _ in batch} - done
             if not left:

@@ -83,13 +83,15 @@ def run(options: Options) -> dict:
     from train.run import loop
 
     recipe = _recipe(options)
-    target = slices.target_config(options.model)
+    target = slices.read_target_config(options.model, "--model")
     if recipe.row_length > target.max_position_embeddings:
         longest = target.max_position_embeddings
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
-    meshes, left_out = slices.meshes(options.mesh, options.topology, target, loop.head_config(target, recipe))
-    slice_ = slices.slice_of(options.topology)
-    left_out += slices.untaken(options.batch, meshes).values()
+    slices.parse_topology(options.topology, "--topology")
+    head = loop.make_head_config(target, recipe)
+    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, target, head, "--mesh")
+    slice_ = slices.find_slice(options.topology, "--topology")
+    left_out += slices.refuse_batches(options.batch, meshes, "--batch").values()
     chips, say = len(slice_.devices), (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     command = " ".join(["python -m train.fit", *sys.argv[1:]])
     report = {"command": command, "chips": chips, "left_out": left_out, "rows": [], "limits": LIMITS}
@@ -185,7 +187,7 @@ def compile_step(slice_, target, options: Options, recipe, mesh, batch: int):
     with jax.set_mesh(slice_.mesh(*mesh)):
         frozen, state, rows = _arrays(target, options, recipe, batch)
         config = LossConfig(recipe.positions, recipe.distill_weight)
-        update = functools.partial(step.step, schedule=loop.schedule(recipe), config=config, labels=recipe.labels)
+        update = functools.partial(step.step, schedule=loop.make_schedule(recipe), config=config, labels=recipe.labels)
         return compiler.compile_program(jax.jit(update, donate_argnums=0), state, frozen, rows)
 
 
@@ -200,7 +202,9 @@ def _arrays(target, options: Options, recipe, batch: int) -> tuple:
 
     spread = options.shard_target == "data,model"
     frozen = compiler.target(target, options.dtype, spread)
-    start = functools.partial(step.start, config=loop.head_config(target, recipe), schedule=loop.schedule(recipe), spread=spread)
+    start = functools.partial(
+        step.start, config=loop.make_head_config(target, recipe), schedule=loop.make_schedule(recipe), spread=spread
+    )
     state = jax.eval_shape(lambda: start(jax.random.key(0)))
     tokens = compiler.abstract((batch, options.row_length), jnp.int32, jax.P("data", None))
     return frozen, state, Batch(tokens, tokens, tokens, tokens)

@@ -118,9 +118,10 @@ def run(options: Options) -> dict:
     from redrafter_jax.slices import topology as slices
 
     subject = _subject(options)
-    meshes, left_out = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
-    subject = dataclasses.replace(subject, slice=slices.slice_of(options.topology))
-    untaken = slices.untaken(options.batch, meshes)
+    slices.parse_topology(options.topology, "--topology")
+    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, subject.config, subject.head, "--mesh")
+    subject = dataclasses.replace(subject, slice=slices.find_slice(options.topology, "--topology"))
+    untaken = slices.refuse_batches(options.batch, meshes, "--batch")
     left_out += untaken.values()
     say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
     say(fit_report.heading(options, subject))
@@ -186,11 +187,11 @@ def run_floors(options: Options) -> dict:
     from redrafter_jax.decode.propose.recurrent import Shape
     from redrafter_jax.slices import topology as slices
 
-    chip, _ = slices.chips_of(options.topology)
+    chip, _ = slices.parse_topology(options.topology, "--topology")
     subject = _subject(options)
-    splits, _ = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
+    splits, _ = slices.choose_meshes(options.mesh, options.topology, subject.config, subject.head, "--mesh")
     split = max(splits, key=lambda split: split[1])
-    untaken = slices.untaken(options.batch, [split])
+    untaken = slices.refuse_batches(options.batch, [split], "--batch")
     shapes = [Shape(*beam(text)) for text in options.beams]
     nodes = options.nodes or fit_report.NODES
     rows = [points.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch if batch not in untaken]
@@ -212,7 +213,7 @@ def _subject(options: Options):
     from redrafter_jax.model import vocabulary
     from redrafter_jax.slices import topology as slices
 
-    target = slices.target_config(options.model)
+    target = slices.read_target_config(options.model, "--model")
     # a longer context than the target was made for has the same cost
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     if not 0 <= options.head_vocab <= target.vocab_size:

@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer import prompts
+from infer import distributed, prompts
 from infer.command import run_command
+from infer.distributed import Group
 from infer.generate import checks
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.devices import processes, together
-from redrafter_jax.devices.processes import Group
+from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 
@@ -98,13 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     options = tyro.cli(Options, args=arguments, prog="python -m infer.generate", config=(tyro.conf.FlagCreatePairsOff,))
     checks.alone(options)
-    return processes.run(options.group, lambda: _decode(options))
+    return distributed.run(options.group, lambda: _decode(options))
 
 
 def _decode(options: Options) -> int:
     with contextlib.ExitStack() as stack:
         if options.output is not None:
-            together.in_first(lambda: _lock(stack, options.output))
+            processes.run_in_first(lambda: _lock(stack, options.output))
         return _run(options)
 
 

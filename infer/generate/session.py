@@ -40,7 +40,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
     runs = runs_of(options, plan, shape, tokenizer, ids, seeds)
     lines = output.begun(options.output, runs) if options.output is not None else None
     seen = json.dumps([runs, lines.done if lines else 0])
-    processes.agree(seen, "--prompts, --output, the pair or an option is not the same in all processes")
+    processes.check_same(seen, "--prompts, --output, the pair or an option is not the same in all processes")
     if lines is not None and lines.done:
         processes.say(f"{lines.done} of {len(ids)} replies are in {options.output} already", sys.stderr)
         if lines.done == len(ids):

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer import replies
+from infer import distributed, replies
+from infer.distributed import LOST_EXIT_CODE, LOST_SENTENCE, Group
 from infer.generate import __main__ as generate
-from redrafter_jax.devices import processes
 from redrafter_jax.devices.mesh import make_mesh
-from redrafter_jax.devices.processes import LOSS, LOST, Group
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import damage, weights
 from redrafter_jax.model.drafter import Drafter, full
@@ -83,12 +82,12 @@ def is_saved(run: pathlib.Path, step: int) -> bool:
 
 def assert_lost(group: groups.Group, survivor: int, code: int) -> None:
     """It ended by itself or was aborted by JAX; either way the last line says why, after what libraries log."""
-    assert code in (LOST, -signal.SIGABRT)
+    assert code in (LOST_EXIT_CODE, -signal.SIGABRT)
     end = time.monotonic() + BOUND
-    while LOSS not in group.err(survivor) and time.monotonic() < end:
+    while LOST_SENTENCE not in group.err(survivor) and time.monotonic() < end:
         time.sleep(0.1)
     said = group.err(survivor)
-    assert said.splitlines()[-1] == LOSS and said.count(LOSS) == 1, said
+    assert said.splitlines()[-1] == LOST_SENTENCE and said.count(LOST_SENTENCE) == 1, said
 
 
 @pytest.mark.slow
@@ -159,7 +158,7 @@ def test_two_processes_end_on_ctrl_c_and_go_on_together_from_before_a_damaged_ch
         os.kill(group.processes[0].pid, signal.SIGINT)
         assert group.wait() == [130, 143], group.err(0) + group.err(1)
     saves = tmp_path / "run" / "checkpoints"
-    *_, before, newest = damage.steps(saves)
+    *_, before, newest = damage.list_steps(saves)
     largest = max((saves / str(newest) / "train").rglob("*"), key=lambda file: file.stat().st_size)
     os.truncate(largest, 1000)
     with groups.Group(tmp_path / "second", "train.main", *arguments) as group:
@@ -214,7 +213,7 @@ def test_only_what_saves_leaves_sigterm_to_jax(saves, monkeypatch):
     said = {}
     monkeypatch.setattr(jax.config, "update", said.__setitem__)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: said.setdefault("joined", True))
-    processes.join(Group(coordinator="127.0.0.1:1", num_processes=2, process_id=0), saves)
+    distributed.join(Group(coordinator="127.0.0.1:1", num_processes=2, process_id=0), saves)
     assert said["joined"] and said["jax_enable_preemption_service"] == saves
 
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from infer import replies
-from infer.generate import session as infer_run
+from infer.generate import session
 from infer.generate.__main__ import main as generate
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint
@@ -66,7 +66,7 @@ def test_while_a_dataset_is_built(place, arguments, monkeypatch, capsys):
 
 
 def test_while_the_configuration_the_log_or_the_head_is_written(arguments, monkeypatch, capsys):
-    head = Drafter(jax.random.key(0), loop.head_config(load_target("mha").config, recipe(2)))
+    head = Drafter(jax.random.key(0), loop.make_head_config(load_target("mha").config, recipe(2)))
     monkeypatch.setattr(loop, "train_head", lambda *_: head)
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", full_in_safetensors)
@@ -85,15 +85,15 @@ def test_while_a_line_of_the_log_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["save_checkpointables_async", "close"])
 def test_while_a_checkpoint_is_written_in_the_background(place, tmp_path, monkeypatch):
     """The thread that writes hands its error on at the next save or at the end."""
-    with checkpoint.Run(tmp_path) as kept:
+    with checkpoint.Checkpoints(tmp_path) as kept:
         kept.save(1, head=HEAD)
-    with pytest.raises(BadInput) as found, checkpoint.Run(tmp_path) as kept:
+    with pytest.raises(BadInput) as found, checkpoint.Checkpoints(tmp_path) as kept:
         real = kept._checkpointer
         kept._checkpointer = _Fails(real, place)
         kept.save(2, head=HEAD)
     real.close()
     assert str(found.value) == f"a checkpoint in {tmp_path} cannot be written: {NO_ROOM}"
-    assert checkpoint.newest_sound(tmp_path, head=HEAD)[0] in (1, 2)
+    assert checkpoint.find_newest_sound(tmp_path, head=HEAD)[0] in (1, 2)
 
 
 class _Fails:
@@ -121,7 +121,7 @@ def test_while_a_corpus_is_copied(tmp_path, monkeypatch, capsys):
 
 def test_while_replies_are_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"token_ids": [1, 2]}) + "\n")
-    monkeypatch.setattr(infer_run, "run", lambda options, _: replies.Lines(options.output, ["run"]).write({"run": "run"}))
+    monkeypatch.setattr(session, "run", lambda options, _: replies.Lines(options.output, ["run"]).write({"run": "run"}))
     monkeypatch.setattr(os, "fsync", full)
     assert generate(["--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"

@@ -108,7 +108,7 @@ def test_a_lock_that_the_first_process_does_not_get_is_said_to_the_others(comman
         "main": (main.command, lock.folder(run, ""), ["--target", "x", "--text", tmp_path / "text.txt", "--output", run]),
     }[command]
     monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "of_first", lambda text: said.append(text) or said[0])
+    monkeypatch.setattr(processes, "broadcast_text", lambda text: said.append(text) or said[0])
     with taken:
         for is_first in (True, False):
             monkeypatch.setattr(processes, "is_first", lambda is_first=is_first: is_first)

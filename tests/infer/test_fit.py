@@ -32,7 +32,7 @@ MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 @functools.cache
 def subject(sampling: str = "greedy") -> points.Subject:
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    return points.Subject(topology.slice_of("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
+    return points.Subject(topology.find_slice("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def cache_bytes(shape: Shape) -> int:
 @needs_compiler
 @pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4", "v5p:4x4x4"])
 def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
-    slice_ = topology.slice_of(name)
+    slice_ = topology.find_slice(name)
     chips = len(slice_.devices)
     for model in (size for size in range(1, chips + 1) if chips % size == 0):
         found = slice_.mesh(chips // model, model)
@@ -58,7 +58,7 @@ def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
 
 @needs_compiler
 def test_a_mesh_is_laid_over_chips_that_fill_no_box_too():
-    devices = topology.slice_of("v6e:2x4").devices[:5]
+    devices = topology.find_slice("v6e:2x4").devices[:5]
     assert list(mesh.over(devices, 5, 1).devices.flat) == list(devices)
 
 
@@ -167,7 +167,7 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
         ran.append(number)
         end.wait(60)
 
-    together = min(compiler.JOBS, processes.cores())
+    together = min(compiler.JOBS, processes.count_cores())
     with pytest.raises(KeyError), compiler.side_by_side() as pool:
         for number in range(100):
             pool.submit(work, number)

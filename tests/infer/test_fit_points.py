@@ -25,20 +25,20 @@ from train import fit as train_fit
 TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-LLAMA_33B = topology.target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
+LLAMA_33B = topology.read_target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
 HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
 
 
 @pytest.mark.parametrize("given", [(-1, -8), (0, 8), (2, 2)])
 def test_a_mesh_has_all_chips(given):
-    with pytest.raises(BadInput, match="--mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
-        topology.meshes(given, "v5e:2x4", TARGET, HEAD)
+    with pytest.raises(BadInput, match="^mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
+        topology.choose_meshes(given, "v5e:2x4", TARGET, HEAD)
 
 
 def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if_not():
-    with pytest.raises(BadInput, match="--mesh 1 8 cannot split this target: 8 does not divide"):
-        topology.meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B)
-    tried, left_out = topology.meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
+    with pytest.raises(BadInput, match="^--mesh 1 8 cannot split this target: 8 does not divide"):
+        topology.choose_meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B, "--mesh")
+    tried, left_out = topology.choose_meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
     assert tried == [(8, 1), (4, 2), (2, 4)]
     assert left_out == ["mesh 1x8: 8 does not divide the target's num_attention_heads 52"]
 
@@ -46,10 +46,10 @@ def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if
 def test_a_batch_that_no_mesh_takes_is_named():
     tried = [(8, 1), (4, 2), (2, 4)]
     said = "no mesh of all 8 chips takes batch 1; data shards are 2, 4, 8; give a multiple"
-    assert topology.untaken((1, 2, 12), tried) == {1: said}
-    assert topology.untaken((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
-    with pytest.raises(BadInput, match=f"--batch: {said}"):
-        topology.untaken((1, 3), tried)
+    assert topology.refuse_batches((1, 2, 12), tried) == {1: said}
+    assert topology.refuse_batches((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
+    with pytest.raises(BadInput, match=f"^--batch: {said}"):
+        topology.refuse_batches((1, 3), tried, "--batch")
 
 
 FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
@@ -278,7 +278,7 @@ def made_up(monkeypatch):
         facts = {"mesh": list(mesh), "batch": batch, "shape": points.name(shape), "nodes": shape.nodes, "held": 1 << 30}
         return facts | costs | counts | {"fits": True, "floor_seconds": {"verify": cost}, "verify_is_bound_by": "memory"}
 
-    monkeypatch.setattr(topology, "slice_of", lambda name: nowhere())
+    monkeypatch.setattr(topology, "find_slice", lambda *names: nowhere())
     monkeypatch.setattr(points, "row", point)
     monkeypatch.setattr(points, "node_row", lambda subject, mesh, batch, count: point(subject, mesh, batch, Shape(count, 1)))
     monkeypatch.setattr(points, "check", lambda subject, advice, what: {"what": what, "held": 1 << 30, "fits": True})
@@ -329,7 +329,7 @@ def test_bad_input_is_one_sentence_and_named_before_a_missing_compiler(command, 
 def test_a_missing_compiler_is_named_with_its_installation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="pip install"):
-        topology.slice_of("v5e:2x4")
+        topology.find_slice("v5e:2x4")
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=list(CHIPS))

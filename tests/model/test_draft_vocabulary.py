@@ -57,7 +57,7 @@ def frequent(mha):
     """The U ids that the target says most, and plain decoding's text for greedy and coupled sampling."""
     ways = {way: list(Engine(mha[0]).generate(PROMPTS, way, Limits(60), batch=5)) for way in (Sampling(), Sampling(1.0))}
     said = [{"tokens": r.token_ids, "labelled": np.ones(len(r.token_ids))} for replies in ways.values() for r in replies]
-    return rows.most_frequent(said, 503, U), {way: [r.token_ids for r in replies] for way, replies in ways.items()}
+    return rows.find_most_frequent(said, 503, U), {way: [r.token_ids for r in replies] for way, replies in ways.items()}
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind):
         schedule, config = step.Schedule(10, warmup=0), dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
         state = jax.jit(functools.partial(step.start, jax.random.key(1), config, schedule, np.arange(64) * 4, over_data))()
         update = jax.jit(functools.partial(step.step, schedule=schedule, config=loss.LossConfig(2, 0.5)))
-        batch = rows.unpacked(np.random.default_rng(0).integers(0, 256, (4, 16)))
+        batch = rows.put_unpacked(np.random.default_rng(0).integers(0, 256, (4, 16)))
         for _ in range(2):
             state, metrics = update(state, target, batch)
         losses.append(np.asarray(metrics.loss.loss))
@@ -320,8 +320,8 @@ def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smalle
         {"tokens": np.array([9, 9, 9, 9, 2]), "labelled": np.array([0, 0, 0, 0, 1], bool)},
         {"tokens": np.array([7, 7, 5, 4, 6]), "labelled": np.ones(5, bool)},
     ]
-    assert rows.most_frequent(text, 10, 3).tolist() == [2, 4, 7]
-    assert rows.most_frequent(text, 10, 7).tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert rows.find_most_frequent(text, 10, 3).tolist() == [2, 4, 7]
+    assert rows.find_most_frequent(text, 10, 7).tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
 @pytest.mark.slow
@@ -329,14 +329,14 @@ def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smalle
 def test_a_head_learns_in_its_vocabulary_and_a_stopped_run_goes_on(head, tmp_path, monkeypatch):
     target, how = load_target("mha"), recipe(20, head=head, rate=1e-2, head_vocab=12, save_every=10, evaluate_every=20)
     whole = run.train_head(target, examples(), how, tmp_path / "whole_", examples(5))
-    assert whole.ids[...].tolist() == rows.most_frequent(examples(), 503, 12).tolist()
+    assert whole.ids[...].tolist() == rows.find_most_frequent(examples(), 503, 12).tolist()
     lines = [line for line in log.read(tmp_path / "whole_") if "loss" in line]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
-    monkeypatch.setattr(rows, "batches", stops_after(rows.batches, 11))
+    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 11))
     with pytest.raises(KeyboardInterrupt):
         run.train_head(target, examples(), how, tmp_path / "cut_", examples(5))
     monkeypatch.undo()
-    monkeypatch.setattr(rows, "most_frequent", None)  # the table comes from the checkpoint
+    monkeypatch.setattr(run, "find_most_frequent", None)  # the table comes from the checkpoint
     same(run.train_head(target, examples(), how, tmp_path / "cut_", examples(5)), whole)
 
 
@@ -351,6 +351,6 @@ def test_a_run_from_before_the_option_existed_goes_on(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "2").mkdir()
     (tmp_path / "checkpoints" / "config.json").write_text(json.dumps({"steps": 4}))
-    configurations.keep(tmp_path, configuration, "auto")
+    configurations.save(tmp_path, configuration, "auto")
     with pytest.raises(BadInput, match="head_vocab was 0 and is 8"):
-        configurations.keep(tmp_path, configuration | {"head_vocab": 8}, "auto")
+        configurations.save(tmp_path, configuration | {"head_vocab": 8}, "auto")

@@ -61,7 +61,7 @@ def trained(folder, shape: tuple[int, int], spread: bool = False):
     target = weights.load_target(folder, spread=spread)
     schedule, config = step.Schedule(10, warmup=0), LossConfig(2, 0.5, chunk=5)
     state = jax.jit(functools.partial(step.start, spread=spread), static_argnums=(1, 2))(jax.random.key(1), full(256, 64), schedule)
-    batch = rows.unpacked(np.random.default_rng(0).integers(0, 256, (8, 16)))
+    batch = rows.put_unpacked(np.random.default_rng(0).integers(0, 256, (8, 16)))
     aim = lambda drafter: step.evaluate(drafter, target, batch, config)  # noqa: E731
     (loss, _), gradients = jax.jit(jax.value_and_grad(aim, has_aux=True))(state.drafter)
     after, _ = jax.jit(step.step, static_argnums=(3, 4))(state, target, batch, schedule, config)

@@ -279,7 +279,7 @@ def test_nothing_labelled_is_said_and_not_trained_on():
 
 def test_what_a_step_reads_depends_on_seed_step_and_batch_alone():
     rows = data.Rows([example(8, start=10 * n) for n in range(50)], 8)
-    read = lambda seed, first, last: [numbers.tolist() for _, numbers in data.batches(rows, 4, seed, first, last)]  # noqa: E731
+    read = lambda seed, first, last: [numbers.tolist() for _, numbers in data.read_batches(rows, 4, seed, first, last)]  # noqa: E731
     whole = read(1, 0, 40)
     assert whole[30:] == read(1, 30, 40) and whole[0] != read(2, 0, 1)[0]
     first_epoch = sum(whole, [])[:50]
@@ -288,11 +288,11 @@ def test_what_a_step_reads_depends_on_seed_step_and_batch_alone():
 
 def test_processes_read_parts_of_the_same_batches_in_the_same_order(monkeypatch):
     rows = data.Rows([example(8, start=10 * n) for n in range(50)], 8)
-    read = lambda: [numbers.tolist() for _, numbers in data.batches(rows, 4, 1, 3, 10)]  # noqa: E731
+    read = lambda: [numbers.tolist() for _, numbers in data.read_batches(rows, 4, 1, 3, 10)]  # noqa: E731
     whole, parts = read(), []
-    monkeypatch.setattr(data, "on_mesh", lambda host, batch: host)
+    monkeypatch.setattr(data, "put_batch", lambda host, batch: host)
     for mine in ([0, 1], [2, 3]):
-        monkeypatch.setattr(data, "held", lambda batch, mine=mine: np.array(mine))
+        monkeypatch.setattr(data, "find_local_rows", lambda batch, mine=mine: np.array(mine))
         parts.append(read())
     assert [one + other for one, other in zip(*parts, strict=True)] == whole
 
@@ -302,7 +302,7 @@ def test_every_mesh_reads_the_same_rows_into_the_same_places(mesh):
     rows, found = data.Rows([example(8, start=10 * n) for n in range(50)], 8), []
     for shape in ((1, 1), mesh):
         jax.set_mesh(make_mesh(*shape))
-        found.append([np.asarray(batch.tokens) for batch, _ in data.batches(rows, 8, 1, 2, 6)])
+        found.append([np.asarray(batch.tokens) for batch, _ in data.read_batches(rows, 8, 1, 2, 6)])
     np.testing.assert_array_equal(*found)
 
 
@@ -313,7 +313,7 @@ def test_what_two_processes_hold_of_a_batch_is_the_whole_batch_once(monkeypatch)
     def held(process: int) -> list[int]:
         own = lambda self, shape: {device: part for device, part in whole(self, shape).items() if device.id // 4 == process}  # noqa: E731
         monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", own)
-        return data.held(8).tolist()
+        return data.find_local_rows(8).tolist()
 
     jax.set_mesh(make_mesh(4, 2))
     assert [held(0), held(1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]

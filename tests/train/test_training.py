@@ -62,7 +62,7 @@ def test_a_slim_head_is_exported_with_the_targets_lm_head_for_apples_code(tmp_pa
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
     target = load_target("mha")
     whole = run.train_head(target, examples(), recipe(6), tmp_path / "whole_")
-    monkeypatch.setattr(rows, "batches", stops_after(rows.batches, 4))
+    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 4))
     with pytest.raises(KeyboardInterrupt):
         run.train_head(target, examples(), recipe(6), tmp_path / "cut_")
     monkeypatch.undo()
@@ -82,7 +82,7 @@ def stops_after(batches, count: int):
 
 def is_asked_to_end(monkeypatch, batch: int):
     """A run in this process gets SIGTERM while its batch of that number, counted from 0, is read."""
-    batches = rows.batches
+    batches = rows.read_batches
 
     def asks(*arguments):
         for index, read in enumerate(batches(*arguments)):
@@ -90,7 +90,7 @@ def is_asked_to_end(monkeypatch, batch: int):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield read
 
-    monkeypatch.setattr(rows, "batches", asks)
+    monkeypatch.setattr(run, "read_batches", asks)
 
 
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr(evaluation.Evaluation, "loss", lambda self, drafter: next(scores))
     run.train_head(load_target("mha"), examples(), recipe(12), tmp_path)
-    with checkpoint.Run(tmp_path / "checkpoints") as kept:
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as kept:
         assert sorted(kept.steps) == [4, 10, 12]
 
 
@@ -156,13 +156,13 @@ def test_a_run_compiles_its_step_once(tmp_path):
 
 
 def test_another_configuration_of_what_matters_is_refused_with_the_difference(tmp_path):
-    configuration.keep(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
     (tmp_path / "checkpoints" / "2").mkdir()
-    configuration.keep(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
     with pytest.raises(BadInput, match="rate was 0.1 and is 0.2"):
-        configuration.keep(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")
+        configuration.save(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")
     with pytest.raises(BadInput, match="--resume"):
-        configuration.keep(tmp_path, {"rate": 0.1, "save_every": 3}, "never")
+        configuration.save(tmp_path, {"rate": 0.1, "save_every": 3}, "never")
 
 
 def test_held_out_files_are_chosen_by_name_and_never_trained_on():
@@ -190,7 +190,7 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
     monkeypatch.setattr(figures, "BATCH", 4)
     monkeypatch.setattr(demo, "HEADS", {"drafter_slim": "slim"})
     monkeypatch.setattr(figures, "Prompts", lambda held_out, count=4, length=16: Prompts(held_out, min(count, 8), min(length, 32)))
-    monkeypatch.setattr(evaluation, "SHAPES", ())
+    monkeypatch.setattr(evaluation, "EVALUATED_SHAPES", ())
     options = demo.Options(
         work=tmp_path,
         vocab=300,
@@ -225,7 +225,7 @@ def test_greedy_labels_are_what_the_target_generates_from_every_place(name):
     target, rng = load_target(name), np.random.default_rng(0)
     pieces = [{"tokens": rng.integers(1, 90, n).astype(np.int32), "labelled": np.ones(n, bool)} for n in (9, 4)]
     row = rows.Rows(pieces, 15)[0]
-    batch = rows.on_mesh({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
+    batch = rows.put_batch({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
     paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, *step.read(target, batch), 4))())
     prompts = [piece["tokens"][: end + 1].tolist() for piece in pieces for end in range(len(piece["tokens"]))]
     replies = Engine(target).generate(prompts, limits=Limits(4), batch=len(prompts))

@@ -9,7 +9,7 @@ import pathlib
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, fingerprint
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files.atomic import replacing
 
 FINGERPRINTS = ("prompts", "target", "drafter")  # settings that are hashes of files, whatever these are called
 KNOWN_BY = "prompts"  # every file of settings holds it

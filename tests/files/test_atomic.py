@@ -3,7 +3,7 @@
 import pytest
 
 from redrafter_jax.files import weights
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files.atomic import replacing
 from tests.support import load_pair
 from tests.train.test_training import recipe
 from train.data import replies
@@ -28,7 +28,7 @@ def test_files_of_others_beside_what_is_written_are_kept(tmp_path):
     names = ("config.tmp", "log.tmp", "model.safetensors.incomplete", "config.json.incomplete", "own.jsonl.settings.json.draft")
     for name in names:
         (tmp_path / name).write_text("mine")
-    configuration.keep(tmp_path, {"rate": 0.1}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1}, "auto")
     log.Log(tmp_path, recipe(4), 0, 1.0)
     replies.claim(tmp_path / "own.jsonl", {"prompts": "x"})
     weights.save_drafter(load_pair("mha_rnn")[1], tmp_path)

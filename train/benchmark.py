@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.sharding import PartitionSpec as P
 
-from infer.command import run_command
+from infer.command import read_options, run_command
 from redrafter_jax import loss
 from redrafter_jax.devices import processes
 from redrafter_jax.devices.mesh import make_mesh
@@ -248,9 +247,7 @@ def check(options: Options) -> None:
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(
-        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.benchmark", config=(tyro.conf.FlagCreatePairsOff,)))
-    )
+    return run_command(lambda: main(read_options(Options, "train.benchmark", arguments)))
 
 
 if __name__ == "__main__":

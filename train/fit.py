@@ -12,9 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Literal
 
-import tyro
-
-from infer.command import run_command
+from infer.command import read_options, run_command
 from redrafter_jax.errors import BadInput
 
 AGAIN = 3  # times that the next best is tried, when one has been found not to fit
@@ -70,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> None:
-    options = tyro.cli(Options, args=arguments, prog="python -m train.fit", config=(tyro.conf.FlagCreatePairsOff,))
+    options = read_options(Options, "train.fit", arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
     report = run(options)
     if options.json:

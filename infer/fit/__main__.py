@@ -12,12 +12,10 @@ import os
 import sys
 from typing import Literal
 
-import tyro
-
-from infer.benchmark.__main__ import beam
-from infer.command import run_command
+from infer.command import read_options, run_command
 from infer.fit import report as fit_report
-from infer.generate import checks
+from infer.options import check_nodes, check_once, read_beams
+from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.errors import BadInput
 
 LIMITS = (
@@ -77,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> None:
-    options = tyro.cli(Options, args=arguments, prog="python -m infer.fit", config=(tyro.conf.FlagCreatePairsOff,))
+    options = read_options(Options, "infer.fit", arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
     _check(options)
     report = run_floors(options) if options.floors else run(options)
@@ -90,17 +88,15 @@ def _check(options: Options) -> None:
         raise BadInput(f"--batch should be from 1 to 4096, not {' '.join(map(str, options.batch)) or 'nothing'}")
     if not 64 <= options.context <= 10**6:
         raise BadInput(f"--context should be from 64 to 1000000, not {options.context}")
-    if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
-        raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
+    check_nodes(options.nodes)
     if not options.most >= 1:
         raise BadInput(f"--most should be 1 or more, not {options.most}")
-    beams = [beam(text) for text in options.beams]
+    beams = read_beams(options.beams)
     for text, (width, length) in zip(options.beams, beams, strict=True):
-        if 1 + width * length > checks.MAX_NODES:
-            raise BadInput(f"--beams {text} makes {1 + width * length} nodes, over {checks.MAX_NODES}; narrow or shorten it")
+        if 1 + width * length > MAX_NODES:
+            raise BadInput(f"--beams {text} makes {1 + width * length} nodes, over {MAX_NODES}; narrow or shorten it")
     for name, values in (("batch", options.batch), ("nodes", options.nodes), ("beams", beams)):
-        if len(set(values)) < len(values):
-            raise BadInput(f"--{name} should name each once, not {' '.join(map(str, getattr(options, name)))}")
+        check_once(name, values, getattr(options, name))
     if options.floors:
         _check_floors(options)
 
@@ -148,7 +144,7 @@ def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say)
     from infer.fit import points
     from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
 
-    shapes = [AUTOREGRESSIVE, *(Shape(*beam(text)) for text in options.beams)]
+    shapes = [AUTOREGRESSIVE, *(Shape(*beam) for beam in read_beams(options.beams))]
     started = []
     for batch, mesh in ((batch, mesh) for batch in options.batch for mesh in meshes if batch % mesh[0] == 0):
         rounds = [pool.submit(points.row, subject, mesh, batch, shape) for shape in shapes]
@@ -191,7 +187,7 @@ def run_floors(options: Options) -> dict:
     splits, _ = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
     split = max(splits, key=lambda split: split[1])
     untaken = slices.untaken(options.batch, [split])
-    shapes = [Shape(*beam(text)) for text in options.beams]
+    shapes = [Shape(*beam) for beam in read_beams(options.beams)]
     nodes = options.nodes or fit_report.NODES
     rows = [points.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch if batch not in untaken]
     report = {

@@ -13,15 +13,16 @@ import tensorflow_datasets as tfds
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from infer import folders
+from infer import pair, text_files
+from infer.text import require_tokenizer
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
 from tests import texts
-from train.data import datasets, examples, records
+from train.data import datasets, examples
 from train.data import rows as data
 
-TARGET = str(folders.embedded("target"))
+TARGET = str(pair.embedded("target"))
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -31,7 +32,7 @@ TURNS = [("user", "What is a list?"), ("assistant", "A sequence."), ("user", "An
 
 @pytest.fixture
 def tokenizer():
-    return datasets.tokenizer(TARGET)
+    return require_tokenizer(pathlib.Path(TARGET), "a test")
 
 
 def record(kind: str) -> dict:
@@ -108,12 +109,12 @@ def test_empty_files_in_a_folder_are_passed_over_and_those_named_are_malformed(t
     for name, content in (("__init__.py", ""), ("blank.py", " \n\n"), ("one.py", "x = 1\n")):
         (tmp_path / name).write_text(content)
     skips = examples.Skips(0.0)
-    assert [e.where for e in examples.text(records.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
+    assert [e.where for e in examples.text(text_files.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
     with pytest.raises(BadInput, match="__init__.py: is empty"):
-        list(examples.text(records.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
+        list(examples.text(text_files.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
     (tmp_path / "one.py").unlink()
     with pytest.raises(BadInput, match="neither empty nor hidden"):
-        records.files([tmp_path])
+        text_files.files([tmp_path])
 
 
 def test_a_text_begins_as_the_tokenizer_begins_prompts(tokenizer, tmp_path):

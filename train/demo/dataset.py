@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
+from redrafter_jax.files import json_files
 from train.demo import corpus, tokenizer
 from train.demo.options import CORPUS, RECORD, Options
 
@@ -48,7 +48,7 @@ def record(options: Options) -> dict:
     Raises:
       BadInput: it cannot be read.
     """
-    kept = claims.json_object(options.work / CORPUS)
+    kept = json_files.find_object(options.work / CORPUS)
     if kept is None:
         raise _broken(options.work / CORPUS)
     return kept

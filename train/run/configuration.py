@@ -12,7 +12,7 @@ import typing
 from etils import epath
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims, fingerprint
+from redrafter_jax.files import claims, fingerprint, json_files
 from redrafter_jax.files.whole_files import replacing
 from train.run.recipe import OF_NO_CONSEQUENCE, Recipe
 
@@ -53,7 +53,7 @@ def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
 def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) -> None:
     """Raises BadInput where a run left a log, a head or word of checkpoints elsewhere in its folder, and is another run, or
     has its checkpoints in another place than ``saved``, which holds none."""
-    before = claims.json_object(folder / CONFIGURATION)
+    before = json_files.find_object(folder / CONFIGURATION)
     if before is None:
         return
     place = claims.located(option_of(before, "checkpoints") or folder / CHECKPOINTS)
@@ -101,7 +101,7 @@ def read(checkpoints: epath.PathLike) -> dict | None:
     file = epath.Path(checkpoints) / CONFIGURATION
     if not file.exists():
         return None
-    found = claims.json_object(file)
+    found = json_files.find_object(file)
     if found is None or not _names_files(found.get(NOT_COMPARED, {})):
         raise BadInput(f"{file} should be the JSON object that train.main wrote")
     return found

@@ -12,7 +12,7 @@ from etils import epath
 
 from redrafter_jax.devices import processes, together
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims, lock
+from redrafter_jax.files import claims, json_files, lock
 from train.run import card, configuration
 from train.run.configuration import CHECKPOINTS, CONFIGURATION, HEAD, LOG
 
@@ -59,7 +59,7 @@ def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
     for what, place in places:
         claims.check_no_model(place, what)
         file = epath.Path(place) / CONFIGURATION
-        if file.exists() and not _is_of_a_run(claims.json_object(file)):
+        if file.exists() and not _is_of_a_run(json_files.find_object(file)):
             raise BadInput(f"{what}: {file} is not of a run of train.main and is kept; name another folder")
     if checkpoints:
         _check_no_run(folder, checkpoints)
@@ -77,7 +77,7 @@ def _check_no_run(folder: pathlib.Path, checkpoints: str) -> None:
     if place == claims.located(folder):
         raise BadInput(f"--checkpoints: {checkpoints} is --output itself; leave it out, or name a folder for checkpoints alone")
     holds = [name for name in (LOG, HEAD, CHECKPOINTS) if (place / name).exists()]
-    output = configuration.option_of(claims.json_object(place / CONFIGURATION) or {}, "output")
+    output = configuration.option_of(json_files.find_object(place / CONFIGURATION) or {}, "output")
     if output is not None and claims.located(output) == place:
         holds.append(CONFIGURATION)
     if holds:

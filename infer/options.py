@@ -86,10 +86,16 @@ def check_tree(width: int, length: int, budget: int) -> None:
                        " narrow them or give a --node-budget")  # fmt: skip
 
 
+def check_each(name: str, values: Sequence[int], low: int, high: int) -> None:
+    """No value at all, or one out of its range."""
+    if not values or any(not low <= value <= high for value in values):
+        raise BadInput(f"{flag(name)} should be from {low} to {high}, not {' '.join(map(str, values)) or 'nothing'}")
+
+
 def check_nodes(counts: Sequence[int]) -> None:
     """Numbers of nodes that a pass cannot score."""
-    if any(not 1 <= count <= MAX_NODES for count in counts):
-        raise BadInput(f"--nodes should be from 1 to {MAX_NODES}, not {' '.join(map(str, counts))}")
+    if counts:
+        check_each("nodes", counts, 1, MAX_NODES)
 
 
 def check_once(name: str, values: Sequence, said: Sequence) -> None:

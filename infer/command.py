@@ -38,7 +38,7 @@ def read_options(kind: type[Options], name: str, arguments: Sequence[str] | None
     if "--version" in given:
         print(f"redrafter_jax {__version__}")
         raise SystemExit(0)
-    settings["description"] = f"{settings.get('description') or kind.__doc__}\n\n--version prints the version and ends."
+    settings["description"] = f"{(settings.get('description') or kind.__doc__).strip()}\n\n--version prints the version and ends."
     return tyro.cli(kind, args=given, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,), **settings)
 
 

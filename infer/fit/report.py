@@ -51,7 +51,7 @@ def facts_of(row: dict, mark: str, *names: str) -> tuple[list[str], bool]:
     cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), *(str(row[name]) for name in names), gib(row["held"], mark)]
     if "failed" in row:
         return [*cells, "?", row["failed"]], True
-    return [*cells, "yes" if row["fits"] else "no"], "compile_seconds" not in row
+    return [*cells, "yes" if row["fits"] else "no"], not row.keys() & {"seconds", "step_seconds"}
 
 
 def cells_of(row: dict, plain: dict) -> list[str]:

@@ -20,6 +20,7 @@ from redrafter_jax.model import drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
 from redrafter_jax.slices.chips import CHIPS
+from train.fit import __main__ as train_fit
 from train.fit import points as step_points
 from train.fit import report as step_report
 

@@ -61,7 +61,7 @@ def sentence(capsys) -> str:
 
 @pytest.mark.parametrize("place", ["_split_generators", "_read"])
 def test_while_a_dataset_is_built(place, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(datasets.TokenIds, place, full)
+    monkeypatch.setattr(datasets.TokenIdsBuilder, place, full)
     assert main.command(arguments) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"
 

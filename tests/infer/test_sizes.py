@@ -10,11 +10,12 @@ from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import Load
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target
-from train import distill, main
+from train import main
 from train.data import rows
 from train.demo import __main__ as demo
 from train.demo import dataset
 from train.demo import options as demo_options
+from train.distill import __main__ as distill
 from train.run import footprint, loop
 from train.run.recipe import Recipe
 

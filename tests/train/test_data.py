@@ -212,7 +212,7 @@ def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
 def test_what_stops_a_build_is_raised_as_it_is_unless_another_process_was_sooner(tmp_path, monkeypatch):
     file = write(tmp_path / "talk.jsonl", [record("messages")] * 4)
     source = datasets.Source("conversations", (file,), TARGET)
-    prepare = datasets.Conversations.download_and_prepare
+    prepare = datasets.ConversationsBuilder.download_and_prepare
 
     def full(builder):
         raise OSError("no space left")
@@ -221,11 +221,11 @@ def test_what_stops_a_build_is_raised_as_it_is_unless_another_process_was_sooner
         prepare(datasets._builder(source, tmp_path / "sets"))
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(datasets.Conversations, "download_and_prepare", full)
+    monkeypatch.setattr(datasets.ConversationsBuilder, "download_and_prepare", full)
     with pytest.raises(OSError, match="no space left") as raised:
         datasets.build(source, tmp_path / "sets")
     assert raised.value.__cause__ is None  # what looks for causes would turn in a circle
-    monkeypatch.setattr(datasets.Conversations, "download_and_prepare", later)
+    monkeypatch.setattr(datasets.ConversationsBuilder, "download_and_prepare", later)
     built = datasets.build(source, tmp_path / "sets")
     assert len(datasets.join([built], "train") or datasets.join([built], "validation")) == 4
 

@@ -14,7 +14,8 @@ from redrafter_jax.decode import engine
 from redrafter_jax.errors import BadInput
 from tests.files.test_fingerprint import flip
 from tests.texts import with_tokenizer
-from train import distill, main
+from train import main
+from train.distill import __main__ as distill
 
 SHORT = ["--max-new-tokens", "3", "--decoding", "autoregressive"]
 REPLY = engine.Reply([5, 6], [False, False], "length", 1, [1], 0.1, 0)

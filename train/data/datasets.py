@@ -104,30 +104,36 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         return text.require_tokenizer(pathlib.Path(self.source.tokenizer), NEEDS_TOKENIZER)
 
 
-class Conversations(_Builder):
+class ConversationsBuilder(_Builder):
     """ShareGPT, messages or Alpaca records, written out by the tokenizer's chat template."""
+
+    name = "conversations"  # of the dataset on disk
 
     def _read(self) -> Iterator[examples.Example]:
         found = examples.conversations(text_files.files(self.source.paths), self._tokenizer(), self.skips)
         return examples.known(found, self.source.vocabulary())
 
 
-class Text(_Builder):
+class TextBuilder(_Builder):
     """Plain files."""
+
+    name = "text"  # of the dataset on disk
 
     def _read(self) -> Iterator[examples.Example]:
         found = examples.text(text_files.files(self.source.paths), self._tokenizer(), self.skips)
         return examples.known(found, self.source.vocabulary())
 
 
-class TokenIds(_Builder):
+class TokenIdsBuilder(_Builder):
     """Token ids as they stand, such as `train.distill` writes."""
+
+    name = "token_ids"  # of the dataset on disk
 
     def _read(self) -> Iterator[examples.Example]:
         return examples.token_ids(text_files.files(self.source.paths), self.source.vocabulary(), self.skips)
 
 
-BUILDERS = {"conversations": Conversations, "text": Text, "token_ids": TokenIds}
+BUILDERS = {"conversations": ConversationsBuilder, "text": TextBuilder, "token_ids": TokenIdsBuilder}
 
 
 def build(source: Source, folder: pathlib.Path) -> pathlib.Path:

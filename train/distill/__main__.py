@@ -2,24 +2,22 @@
 
 Text that the target wrote is what a head will have to draft. Decoding is this project's own, in batches, speculative
 where a head is given. The replies to a batch are written at once, and a run that was stopped resumes behind them. Not here:
-which prompts (`data/questions.py`), the file of replies (`infer/replies.py`).
+which prompts (`data/questions.py`), batch by batch (`answers.py`), the file of replies (`infer/replies.py`).
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
 
 import jax
-from tqdm import tqdm
 
 from infer import pair, text_files
 from infer.command import read_options, run_command
-from infer.options import check_number, check_range, check_temperature, read_seeds, wrong_dtype
+from infer.options import check_number, check_range, check_temperature, wrong_dtype
 from infer.replies import Owner, ReplyFile
 from infer.text import require_tokenizer
-from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.request import MAX_NODES, require, wrong_number
 from redrafter_jax.devices import memory, mesh
@@ -28,6 +26,7 @@ from redrafter_jax.files import config, fingerprint, hub, lock, weights
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 from train.data import datasets, questions, records
+from train.distill import answers
 from train.run import stop
 
 MAX_TOKENS = 10**7  # of a prompt, and from one to the next
@@ -101,9 +100,13 @@ def _main(options: Options) -> None:
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = require_tokenizer(options.target, datasets.NEEDS_TOKENIZER)
     stops = config.stop_ids(options.target, tokenizer)
-    prompts = read_prompts(options, tokenizer, room, target_config.vocab_size)
+    pieces = questions.Pieces(options.prompt_tokens, options.stride)
+    found = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, target_config.vocab_size))
+    prompts = answers.share(found, options.seed, *options.shard)
+    if not prompts:
+        raise BadInput(f"there is no prompt of at most {room} tokens to answer")
     settings = settings_of(options, stops, shape)
-    file = ReplyFile(options.output, Owner.of_settings(settings, [number for number, _, _ in prompts]))
+    file = ReplyFile(options.output, Owner.of_settings(settings, [prompt.number for prompt in prompts]))
     if len(file.done) == len(prompts):
         print(f"all {len(prompts)} replies are in {options.output} already")
         return
@@ -117,23 +120,9 @@ def _main(options: Options) -> None:
         stops,
     )
     file.begin()
-    answer(options, engine, prompts, file)
-
-
-def read_prompts(options: Options, tokenizer, room: int, vocab_size: int) -> list[tuple[int, list[int], int]]:
-    """The number, the ids and the seed of each prompt of this shard.
-
-    Raises:
-      BadInput: there is none, or there are too few seeds.
-    """
-    pieces = questions.Pieces(options.prompt_tokens, options.stride)
-    found = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, vocab_size))
-    part, parts = options.shard
-    mine = list(enumerate(found))[part::parts]
-    if not mine:
-        raise BadInput(f"there is no prompt of at most {room} tokens to answer")
-    seeds = read_seeds(options.seed, len(found))
-    return [(number, prompt, seeds[number]) for number, prompt in mine]
+    sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
+    with stop.says_how_to_go_on(options.output):
+        answers.write(file, engine, prompts, sampling, limits, options.batch_size, options.target)
 
 
 def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | None) -> int:
@@ -162,41 +151,6 @@ def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) 
     prompt = options.prompt_tokens if options.text else QUESTION_TOKENS
     slots = min(target.max_position_embeddings, prompt + options.max_new_tokens)
     return pair.load_of(target, head, options.dtype, options.batch_size, slots)
-
-
-def answer(options: Options, engine: Engine, prompts: list[tuple[int, list[int], int]], file: ReplyFile) -> None:
-    """Writes the replies that are not done, in the order of the prompts. A batch of which some are done is decoded in full, for
-    in bfloat16 another batch may give another text.
-
-    Raises:
-      BadInput: the target's logits are not finite. Nothing of that batch is written.
-    """
-    sampling, limits, size = Sampling(options.temperature), Limits(new=options.max_new_tokens), options.batch_size
-    bar = tqdm(total=len(prompts), initial=len(file.done), unit="prompt")
-    with stop.says_how_to_go_on(options.output), bar:
-        for batch in (prompts[first : first + size] for first in range(0, len(prompts), size)):
-            numbers, asked, seeds = zip(*batch, strict=True)
-            left = set(numbers) - file.done
-            if not left:
-                continue
-            answers = list(engine.generate(list(asked), sampling, limits, list(seeds), size))
-            check_finite(answers, numbers, options.target)
-            file.write(
-                {"token_ids": prompt + reply.token_ids, "prompt_tokens": len(prompt), "number": number}
-                for (number, prompt, _), reply in zip(batch, answers, strict=True)
-                if number in left
-            )
-            bar.update(len(left))
-
-
-def check_finite(answers: Sequence[Reply], numbers: Sequence[int], target: pathlib.Path) -> None:
-    """Raises BadInput where the reply to one of the prompts, which have these numbers, ended in an error."""
-    for number, reply in zip(numbers, answers, strict=True):
-        if reply.finish_reason == "error":
-            raise BadInput(
-                f"--target: the target's logits are not finite at prompt {number}; nothing of its batch was"
-                f" written; check the weights of {target}, and --dtype"
-            )
 
 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:

@@ -3,18 +3,35 @@
 Not here: JSON (`replies.py`), ids to text (`text.py`).
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
+import threading
+from collections.abc import Iterator
 
 from infer.text import Detokenizer
 from redrafter_jax.decode.reply import tokens_per_step
+from redrafter_jax.devices import processes
 
+PATIENCE_SECONDS = 1.0  # of compiling, before that is said where nobody watches a terminal
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 # A model's text should not steer the terminal: control characters are shown as their pictures, or, where there is none (C1), as
 # the replacement character. Line feeds and tabs are text.
 SHOWN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 SHOWN |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+@contextlib.contextmanager
+def compiling(is_shown: bool = True) -> Iterator[None]:
+    """Says on standard error that programs are being compiled: at once on a terminal, else where it takes longer than a second."""
+    say = threading.Timer(0.0 if sys.stderr.isatty() else PATIENCE_SECONDS, processes.say, ("compiling ...", sys.stderr))
+    if is_shown:
+        say.start()
+    try:
+        yield
+    finally:
+        say.cancel()
 
 
 class Stream:

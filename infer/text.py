@@ -7,8 +7,11 @@ import os
 import pathlib
 
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import json_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# AutoTokenizer finds the same class for these, after it has imported PyTorch (where that is installed) and every family's config
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 CONTEXT_TOKENS = 6  # of the prompt, behind which a first token is decoded, for its leading space
 MAX_CHARACTER_TOKENS = 16  # after which bytes that are no character are shown as they are
 
@@ -42,10 +45,13 @@ def require_tokenizer(folder: pathlib.Path, needed_by: str, option: str = "--tar
 
 def _read(folder: pathlib.Path):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says that it found no PyTorch, which nobody needs here
-    import transformers  # takes seconds, and prompts of token ids do not need it
+    import transformers  # takes a second, and prompts of token ids do not need it
 
     transformers.logging.set_verbosity_error()
-    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    fields = json_files.find_object(pathlib.Path(folder) / "tokenizer_config.json") or {}
+    is_plain = fields.get("tokenizer_class") in PLAIN_CLASSES and "auto_map" not in fields
+    kind = transformers.PreTrainedTokenizerFast if is_plain else transformers.AutoTokenizer
+    return kind.from_pretrained(folder, local_files_only=True)
 
 
 class Detokenizer:

@@ -1,8 +1,9 @@
 """The prompts of one `infer.generate`, decoded batch by batch, and each reply handed to where it goes."""
 
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -64,9 +65,9 @@ class Batches:
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
     def _decode(self, numbers: Sequence[int]) -> list[Reply]:
-        stream = self._open(numbers[0]) if self.streams else None
+        open_stream = functools.partial(self._open, numbers[0]) if self.streams else None
         ids, seeds = [self.ids[i] for i in numbers], [self.seeds[i] for i in numbers]
-        replies = decode(self.engine, self.task.decoding, ids, seeds, stream)
+        replies = decode(self.engine, self.task.decoding, ids, seeds, open_stream)
         self.totals.add(replies)
         return replies
 
@@ -94,14 +95,19 @@ class Batches:
 
 
 def decode(
-    engine: Engine, decoding: Decoding, ids: Sequence[list[int]], seeds: Sequence[int], stream: terminal.Stream | None
+    engine: Engine,
+    decoding: Decoding,
+    ids: Sequence[list[int]],
+    seeds: Sequence[int],
+    open_stream: Callable[[], terminal.Stream] | None,
 ) -> list[Reply]:
-    """One batch; a batch of one can be watched while it grows."""
-    rounds = ALL_ROUNDS if stream is None else None
+    """One batch; a batch of one can be watched while it grows, in a stream that is opened once its programs are compiled."""
+    rounds, stream = ALL_ROUNDS if open_stream is None else None, None
     replies: list[Reply] = []
     for progress in engine.stream(ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds):
         replies = progress.replies
-        if stream is not None:
+        if open_stream is not None:
+            stream = stream or open_stream()
             stream.show(replies[0])
     if stream is not None:
         stream.close()

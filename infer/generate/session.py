@@ -4,6 +4,7 @@ Not here: batch by batch (`batches.py`), the files of several processes (`parts.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -43,7 +44,10 @@ class Prepared:
 
     def fill(self) -> pair.Pair:
         """The pair with its weights."""
-        return pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), self.task.decoding.ignore_eos)
+        loaded = pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), self.task.decoding.ignore_eos)
+        is_read_by_a_program = self.task.destination.json and not sys.stdout.isatty()
+        loaded.engine.on_compile = functools.partial(terminal.compiling, not is_read_by_a_program)
+        return loaded
 
 
 def prepare(task: Task) -> Prepared:
@@ -199,9 +203,9 @@ def converse(task: Task) -> int:
 
     def answer(prompt: prompts.Prompt, turn: int) -> str:
         ids = prepared.encode(prompt)
-        stream = terminal.Stream(tokenizer, ids, terminal.coloured(task.destination.no_color))
-        compiled = engine.compile_seconds
-        replies = decode(engine, task.decoding, [ids], [(task.decoding.seed + turn) % 2**32], stream)
+        compiled, coloured = engine.compile_seconds, terminal.coloured(task.destination.no_color)
+        open_stream = functools.partial(terminal.Stream, tokenizer, ids, coloured)
+        replies = decode(engine, task.decoding, [ids], [(task.decoding.seed + turn) % 2**32], open_stream)
         totals = terminal.Totals()
         totals.add(replies)
         totals.compile_seconds = engine.compile_seconds - compiled

@@ -7,6 +7,7 @@
 Not here: text, files, options (`infer/`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -63,7 +64,8 @@ class Engine:
     """A target, perhaps a head, and the shape of a round; decodes batches of prompts on the mesh that the target lies on.
 
     ``drafter`` is the head as it decodes (`vocabulary.as_decoded`).
-    ``compile_seconds`` adds up what was spent on compiling.
+    ``compile_seconds`` adds up what was spent on compiling; ``on_compile`` makes a context that the programs of each bucket
+    are compiled in.
 
     Raises:
       BadInput: a stop id is none of the target's, or the head has fewer tokens to draft than ``shape`` has beams.
@@ -81,12 +83,15 @@ class Engine:
         self.shape = shape if drafter is not None else loop.AUTOREGRESSIVE
         self.stop_ids = np.asarray(sorted(check_stop_ids(stop_ids, target.config.vocab_size)) or [-1], np.int32)
         self.compile_seconds = 0.0
+        self.on_compile: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self._programs: dict[tuple, Programs] = {}
 
     def autoregressive(self) -> "Engine":
         """The same target without the head: plain decoding, by the same loop."""
         stops = [int(token) for token in self.stop_ids if token >= 0]
-        return Engine(self.target, None, stop_ids=stops)
+        plain = Engine(self.target, None, stop_ids=stops)
+        plain.on_compile = self.on_compile
+        return plain
 
     def generate(
         self,
@@ -184,7 +189,8 @@ class Engine:
         key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]))
         if key not in self._programs:
             began = time.perf_counter()
-            self._programs[key] = self._on_mesh(compile_programs, self.target, self.drafter, inputs, bucket, self.shape)
+            with self.on_compile():
+                self._programs[key] = self._on_mesh(compile_programs, self.target, self.drafter, inputs, bucket, self.shape)
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 

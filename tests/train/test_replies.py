@@ -158,6 +158,19 @@ def test_so_is_a_batch_of_one_of_several_processes(tmp_path, monkeypatch, asked)
         assert asked == left and [json.loads(line)["index"] for line in written] == [1, 4, 5]
 
 
+def test_lines_may_come_in_any_order_and_each_prompt_once(command, tmp_path, asked):
+    ids, path = [(number, 1) for number in range(1, 6)], tmp_path / "out.jsonl"
+    assert command("--batch-size", 2, ids=ids)[0] == 0
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[4] + lines[1] + lines[2][:50])
+    asked.clear()
+    assert command("--batch-size", 2, ids=ids)[0] == 0
+    assert asked == [[1, 2], [3, 4]] and path.read_text() == "".join(lines[number] for number in (4, 1, 0, 2, 3))
+    path.write_text("".join(lines) + lines[0])
+    code, told = command("--batch-size", 2, ids=ids)
+    assert code == 2 and "out.jsonl:6 answers prompt 0, as line 1 does" in told
+
+
 # What train.distill writes
 
 

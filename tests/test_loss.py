@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infer.evaluate import metrics
 from redrafter_jax import loss
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import weights
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import MODELS, golden, put
-from train import figures
 from train.data import rows as data
 from train.run import evaluation, step
 
@@ -164,7 +164,7 @@ def test_bits_per_byte_are_those_of_the_targets_own_logits(name):
     hidden, _ = step.read(target, data.put_unpacked(stream[None]))
     logits = np.asarray(target.logits(hidden), np.float64)[0, :-1]
     nats = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(59), stream[1:]]
-    found = figures.bits_per_byte(target, stream, bytes_=120, row_length=60, rows=1)
+    found = metrics.bits_per_byte(target, stream, bytes_=120, row_length=60, rows=1)
     assert found == pytest.approx(nats.mean() / np.log(2) * 60 / 120, rel=1e-4)
 
 

@@ -5,10 +5,9 @@ import dataclasses
 import pathlib
 import sys
 
-import tyro
 from etils import epath
 
-from infer.command import run_command
+from infer.command import read_options, run_command
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
 
@@ -155,9 +154,7 @@ def held_out_losses(options: Options, checkpoints: epath.Path, steps: list[int])
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(
-        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.export", config=(tyro.conf.FlagCreatePairsOff,)))
-    )
+    return run_command(lambda: main(read_options(Options, "train.export", arguments)))
 
 
 if __name__ == "__main__":

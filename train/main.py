@@ -12,7 +12,7 @@ import sys
 import tyro
 
 from infer import distributed
-from infer.command import run_command
+from infer.command import read_options, run_command
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from train.run import stop
@@ -164,8 +164,7 @@ def parse(arguments: list[str]) -> Options:
     finder.add_argument("--preset", choices=PRESETS)
     name = finder.parse_known_args(arguments)[0].preset
     default = Options(target=tyro.MISSING, preset=name, recipe=PRESETS[name]() if name else Recipe())
-    settings = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(Options, args=arguments, default=default, prog="python -m train.main", description=__doc__, config=settings)
+    return read_options(Options, "train.main", arguments, default=default, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ do not write at once (`lock.py`).
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import struct
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import json_files
 
 MAX_SIGNATURE_BYTES = 4096  # read from the start of a file to tell whose it is
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -91,7 +91,7 @@ def describe_model(folder: epath.PathLike) -> str | None:
     folder = epath.Path(folder)
     if not folder.is_dir():
         return None
-    config = json_object(folder / "config.json") or {}
+    config = json_files.find_object(folder / "config.json") or {}
     if _is_head_config(config):
         return "a draft head (config.json)"
     if "model_type" in config or "architectures" in config:
@@ -109,7 +109,7 @@ def check_head(folder: pathlib.Path, what: str) -> None:
     card, config = folder / "README.md", folder / "config.json"
     has_our_card = card.is_file() and card.read_bytes().startswith(CARD_SIGNATURE.encode())
     is_unfinished = not config.exists()
-    is_ours = has_our_card and (is_unfinished or _is_head_config(json_object(config) or {}))
+    is_ours = has_our_card and (is_unfinished or _is_head_config(json_files.find_object(config) or {}))
     if found is not None and not is_ours:
         raise BadInput(f"{what}: {folder} holds {found}, not of an earlier export of a head; name another folder")
 
@@ -143,15 +143,6 @@ def _name_option(path: pathlib.Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInput(f"{what}: {path} cannot be used ({error.strerror})") from None
-
-
-def json_object(file: epath.PathLike) -> dict | None:
-    """The content of a JSON file; None: it does not exist, or is not a JSON object."""
-    try:
-        found = json.loads(epath.Path(file).read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _read_software(beginning: bytes) -> str | None:

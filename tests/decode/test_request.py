@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from infer import options
 from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from infer.generate import checks
@@ -74,7 +75,7 @@ def test_a_tree_over_the_largest_is_refused_by_python_and_by_the_command():
     said = refusal(Shape, 1024, 64)
     assert said == "width 1024 and length 64 make 65537 nodes, over 4096; narrow them or give a budget"
     with pytest.raises(BadInput, match="--beam-width 1024 and --beam-length 64 make 65537 nodes, over 4096"):
-        checks.nodes(1024, 64, 0)
+        options.check_tree(1024, 64, 0)
     assert refusal(Shape, 1, 65) == "length should be 0 (no drafts) or from 1 to 64, not 65"
 
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer import distributed, replies
+from infer import distributed
 from infer.distributed import LOST_EXIT_CODE, LOST_SENTENCE, Group
 from infer.generate import __main__ as generate
+from infer.generate import parts
+from infer.replies import Owner, ReplyFile
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import damage, weights
@@ -218,25 +220,27 @@ def test_only_what_saves_leaves_sigterm_to_jax(saves, monkeypatch):
 
 
 def test_shares_are_whole_batches_in_turn():
-    assert replies.shares(7, 2, 2) == [[0, 1, 4, 5], [2, 3, 6]]
-    assert replies.shares(1, 4, 2) == [[0], []]
+    assert parts.shares(7, 2, 2) == [[0, 1, 4, 5], [2, 3, 6]]
+    assert parts.shares(1, 4, 2) == [[0], []]
 
 
 def test_parts_are_merged_in_order_or_not_at_all(tmp_path):
     path, runs = tmp_path / "out.jsonl", [f"run {n}" for n in range(5)]
-    shares = replies.shares(5, 1, 2)
+    shares = parts.shares(5, 1, 2)
     for index, share in enumerate(shares):
-        lines = replies.Lines(replies.part(path, index, 2), [runs[n] for n in share])
+        lines = ReplyFile(parts.part(path, index, 2), Owner.of_runs({n: runs[n] for n in share}))
         for number in share[: 1 if index else None]:
-            lines.write({"run": runs[number], "index": number})
+            lines.write([{"run": runs[number], "index": number}])
     with pytest.raises(BadInput, match="1-of-2 holds 1 of 2 replies"):
-        replies.merge(path, runs, shares)
+        parts.merge(path, runs, shares)
     assert not path.exists()
-    lines.write({"run": runs[3], "index": 3})
+    lines.write([{"run": runs[3], "index": 3}])
     with pytest.raises(BadInput, match="0-of-2:2 belongs to another run"):
-        replies.merge(path, [*runs[:2], "another", *runs[3:]], shares)
-    replies.Lines(replies.part(path, 0, 3), runs[:1]).write({"run": runs[0]})  # of an earlier start with three processes
-    replies.merge(path, runs, shares)
+        parts.merge(path, [*runs[:2], "another", *runs[3:]], shares)
+    ReplyFile(parts.part(path, 0, 3), Owner.of_runs({0: runs[0]})).write(
+        [{"run": runs[0]}]
+    )  # of an earlier start with three processes
+    parts.merge(path, runs, shares)
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1, 2, 3, 4]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -247,9 +251,9 @@ def test_replies_are_merged_into_the_file_that_a_link_names_and_beside_files_of_
     real.touch()
     link.symlink_to(real)
     merged.write_text("mine")
-    lines = replies.Lines(replies.part(link, 0, 1), ["run"])
-    lines.write({"run": "run"})
-    replies.merge(link, ["run"], [[0]])
+    lines = ReplyFile(parts.part(link, 0, 1), Owner.of_runs({0: "run"}))
+    lines.write([{"run": "run"}])
+    parts.merge(link, ["run"], [[0]])
     assert link.is_symlink() and real.read_text() == '{"run": "run"}\n'
     assert merged.read_text() == "mine" and set((tmp_path / "real").iterdir()) == {real, merged}
 

@@ -16,9 +16,10 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, weights
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
-from train import distill, export, main, plot
+from train import export, main, plot
 from train.demo import __main__ as demo
 from train.demo import corpus
+from train.distill import __main__ as distill
 from train.run import card, configuration, folders, log
 
 TARGET, HEAD = MODELS / "target_mha", MODELS / "drafter_mha_rnn"

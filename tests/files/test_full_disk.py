@@ -12,9 +12,9 @@ import pytest
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from infer import replies
-from infer.generate import session
+from infer.generate import session as infer_run
 from infer.generate.__main__ import main as generate
+from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint
 from redrafter_jax.model.drafter import Drafter
@@ -28,6 +28,7 @@ from train.data import datasets
 from train.demo import corpus
 from train.run import log, loop, step
 
+OWNER = Owner.of_runs({0: "run"})
 TARGET = MODELS / "target_mha"
 ROOT = pathlib.Path(__file__).parents[2]
 NO_ROOM = "there is no space left on the disk; make room and start the same command again"
@@ -60,7 +61,7 @@ def sentence(capsys) -> str:
 
 @pytest.mark.parametrize("place", ["_split_generators", "_read"])
 def test_while_a_dataset_is_built(place, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(datasets.TokenIds, place, full)
+    monkeypatch.setattr(datasets.TokenIdsBuilder, place, full)
     assert main.command(arguments) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"
 
@@ -121,7 +122,7 @@ def test_while_a_corpus_is_copied(tmp_path, monkeypatch, capsys):
 
 def test_while_replies_are_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"token_ids": [1, 2]}) + "\n")
-    monkeypatch.setattr(session, "run", lambda options, _: replies.Lines(options.output, ["run"]).write({"run": "run"}))
+    monkeypatch.setattr(infer_run, "run", lambda task, _: ReplyFile(task.destination.file, OWNER).write([{"run": "run"}]))
     monkeypatch.setattr(os, "fsync", full)
     assert generate(["--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"

@@ -15,8 +15,9 @@ from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import lock
 from tests.support import MODELS
-from train import distill, main
+from train import main
 from train.demo import __main__ as demo
+from train.distill import __main__ as distill
 
 HOLDER = """
 import pathlib, sys, time

@@ -20,7 +20,8 @@ from redrafter_jax.devices import mesh, processes
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
-from train import fit as train_fit
+from train.fit import __main__ as train_fit
+from train.fit import points as step_points
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
@@ -183,10 +184,10 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
 @needs_compiler
 def test_a_training_step_compiles_and_replaces_the_head_in_place(tmp_path, capsys):
     options = train_fit.Options("", batch=(4,), row_length=64, positions=3)
-    recipe = train_fit._recipe(options)
-    program = train_fit.compile_step(subject().slice, TARGET, options, recipe, MESH, 4)
+    trained = step_points.StepSubject(subject().slice, TARGET, train_fit.recipe_of(options), options.dtype)
+    program = step_points.compile_step(trained, MESH, 4)
     with jax.set_mesh(subject().slice.mesh(*MESH)):
-        state = train_fit._arrays(TARGET, options, recipe, 4)[1]
+        state = step_points.arrays(trained, 4)[1]
         size = compiler.bytes_of((state.drafter, state.optimizer))
     assert program.aliased >= 0.99 * size
     assert program.held < 0.2 * subject().slice.chip.usable_bytes

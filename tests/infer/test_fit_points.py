@@ -20,7 +20,9 @@ from redrafter_jax.model import drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
 from redrafter_jax.slices.chips import CHIPS
-from train import fit as train_fit
+from train.fit import __main__ as train_fit
+from train.fit import points as step_points
+from train.fit import report as step_report
 
 TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
@@ -137,10 +139,10 @@ def test_a_refused_training_step_shows_what_is_known_of_it(bytes_, shown, monkey
     def refuse(*_):
         raise compiler.DoesNotFit(bytes_)
 
-    monkeypatch.setattr(train_fit, "compile_step", refuse)
+    monkeypatch.setattr(step_points, "compile_step", refuse)
     deep = dataclasses.replace(TARGET, num_hidden_layers=8)
-    row = train_fit.row(nowhere(), deep, train_fit.Options(""), None, MESH, BATCH, whole=bytes_ is not None)
-    assert train_fit._cells(row)[2:4] == [shown, "no"]
+    row = step_points.row(step_points.StepSubject(nowhere(), deep, None, "bfloat16"), MESH, BATCH, whole=bytes_ is not None)
+    assert step_report.cells_of(row)[2:4] == [shown, "no"]
 
 
 def table() -> list[dict]:
@@ -191,7 +193,7 @@ def test_where_nothing_fits_with_all_layers_that_is_said():
     checked = checker(lambda *_: "all")
     advice, checks, refused = points.settle(table(), 8, 1.5, checked)
     assert advice.mesh is None and len(refused) == 2  # both meshes
-    said = fit_report.advised(advice, fit.Options(""), checks, refused, 16 << 30)
+    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
     assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
 
 
@@ -201,7 +203,7 @@ def test_recommendations_are_made_a_few_times_only():
     advice, checks, refused = points.settle(rows, 8, 1.5, checked)
     assert advice.mesh is None and len(checked.calls) == 1 + points.AGAIN
     assert "fits, and others were not tried; take more chips" in fit_report.advised(
-        advice, fit.Options(""), checks, refused, 16 << 30
+        advice, 1.5, "bfloat16", checks, refused, 16 << 30
     )
 
 
@@ -212,12 +214,12 @@ def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
     advice, checks, refused = points.settle(rows, 8, 1.5, checked)
     assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + points.AGAIN
     assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
-    said = fit_report.advised(advice, fit.Options(""), checks, refused, 16 << 30)
+    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
     assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
 
 
 def test_the_advice_is_in_options_of_generate():
-    said = fit_report.advised(points.Advice(8, (2, 4), "16x4", 1.25), fit.Options(""), [], [], 16 << 30)
+    said = fit_report.advised(points.Advice(8, (2, 4), "16x4", 1.25), 1.5, "bfloat16", [], [], 16 << 30)
     given = re.search(r"batch 8: (.*?): a round costs about 1.25", said)[1].split()
     options = tyro.cli(generate.Options, args=given, config=(tyro.conf.FlagCreatePairsOff,))
     assert (options.batch_size, options.mesh, options.dtype) == (8, (2, 4), "bfloat16")
@@ -236,14 +238,14 @@ def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
 def test_the_training_step_that_is_recommended_fits_with_all_layers():
     rows = [{"batch": batch, "fits": batch < 9, "whole": False, "tokens_per_second": batch} for batch in range(1, 12)]
     whole = lambda most: lambda row: row | {"whole": True, "fits": row["batch"] <= most}  # noqa: E731
-    best, refused = train_fit.settle(rows, whole(6))
+    best, refused = step_points.settle(rows, whole(6))
     assert best["batch"] == 6 and best["whole"] and [row["batch"] for row in refused] == [8, 7]
-    best, refused = train_fit.settle(rows, whole(0))
-    assert best is None and len(refused) == 1 + train_fit.AGAIN
-    assert train_fit._advice(best, refused, "model").startswith("none of the last 4 lines")
-    assert train_fit._advice(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
-    assert train_fit._advice(None, [], "data,model").startswith("nothing fits; take more chips")
-    advised = train_fit._advice({"mesh": [8, 1], "batch": 8}, [], "data,model")
+    best, refused = step_points.settle(rows, whole(0))
+    assert best is None and len(refused) == 1 + step_points.AGAIN
+    assert step_report.advised(best, refused, "model").startswith("none of the last 4 lines")
+    assert step_report.advised(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
+    assert step_report.advised(None, [], "data,model").startswith("nothing fits; take more chips")
+    advised = step_report.advised({"mesh": [8, 1], "batch": 8}, [], "data,model")
     assert advised.startswith("--mesh 8 1 --shard-target data,model with 8 rows at once")
 
 
@@ -253,14 +255,15 @@ def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
 
     monkeypatch.setattr(points, "compile_point", fail)
     monkeypatch.setattr(points, "compile_loop", fail)
-    monkeypatch.setattr(train_fit, "compile_step", fail)
+    monkeypatch.setattr(step_points, "compile_step", fail)
     subject = points.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000)
     row = points.row(subject, MESH, BATCH, SHAPE)
     assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
     check = points.check(subject, points.Advice(BATCH, MESH, "4x2", 1.2), "round")
     assert not check["fits"] and fit_report._sizes([check]) == "round the TPU compiler failed (INTERNAL: x)"
-    step = train_fit.row(nowhere(), TARGET, train_fit.Options(""), None, MESH, BATCH, whole=True)
-    assert not step["fits"] and "the TPU compiler failed (INTERNAL: x)" in train_fit._line(train_fit._cells(step))
+    step = step_points.row(step_points.StepSubject(nowhere(), TARGET, None, "bfloat16"), MESH, BATCH, whole=True)
+    said = fit_report.line(step_report.cells_of(step), step_report.COLUMNS)
+    assert not step["fits"] and "the TPU compiler failed (INTERNAL: x)" in said
 
 
 @pytest.fixture

@@ -5,15 +5,17 @@ import re
 import numpy as np
 import pytest
 
+from infer.evaluate import __main__ as evaluate
 from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import Load
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target
-from train import distill, main, measure
+from train import main
 from train.data import rows
 from train.demo import __main__ as demo
 from train.demo import dataset
 from train.demo import options as demo_options
+from train.distill import __main__ as distill
 from train.run import footprint, loop
 from train.run.recipe import Recipe
 
@@ -55,7 +57,7 @@ def test_a_recipe_out_of_all_proportion_is_refused(change, sentence):
 def test_measuring_more_than_there_is_is_refused(change, sentence, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("x = 1\n")
     given = ["--target", TARGET, "--drafter", MODELS / "drafter_mha_rnn", "--text", tmp_path / "text.txt", *change]
-    assert measure.command(list(map(str, given))) == 2
+    assert evaluate.main(list(map(str, given))) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {sentence}") and told.count("\n") == 1
 

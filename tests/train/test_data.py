@@ -13,15 +13,16 @@ import tensorflow_datasets as tfds
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from infer import folders
+from infer import pair, text_files
+from infer.text import require_tokenizer
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
 from tests import texts
-from train.data import datasets, examples, records
+from train.data import datasets, examples
 from train.data import rows as data
 
-TARGET = str(folders.embedded("target"))
+TARGET = str(pair.embedded("target"))
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -31,7 +32,7 @@ TURNS = [("user", "What is a list?"), ("assistant", "A sequence."), ("user", "An
 
 @pytest.fixture
 def tokenizer():
-    return datasets.tokenizer(TARGET)
+    return require_tokenizer(pathlib.Path(TARGET), "a test")
 
 
 def record(kind: str) -> dict:
@@ -108,12 +109,12 @@ def test_empty_files_in_a_folder_are_passed_over_and_those_named_are_malformed(t
     for name, content in (("__init__.py", ""), ("blank.py", " \n\n"), ("one.py", "x = 1\n")):
         (tmp_path / name).write_text(content)
     skips = examples.Skips(0.0)
-    assert [e.where for e in examples.text(records.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
+    assert [e.where for e in examples.text(text_files.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
     with pytest.raises(BadInput, match="__init__.py: is empty"):
-        list(examples.text(records.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
+        list(examples.text(text_files.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
     (tmp_path / "one.py").unlink()
     with pytest.raises(BadInput, match="neither empty nor hidden"):
-        records.files([tmp_path])
+        text_files.files([tmp_path])
 
 
 def test_a_text_begins_as_the_tokenizer_begins_prompts(tokenizer, tmp_path):
@@ -211,7 +212,7 @@ def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
 def test_what_stops_a_build_is_raised_as_it_is_unless_another_process_was_sooner(tmp_path, monkeypatch):
     file = write(tmp_path / "talk.jsonl", [record("messages")] * 4)
     source = datasets.Source("conversations", (file,), TARGET)
-    prepare = datasets.Conversations.download_and_prepare
+    prepare = datasets.ConversationsBuilder.download_and_prepare
 
     def full(builder):
         raise OSError("no space left")
@@ -220,11 +221,11 @@ def test_what_stops_a_build_is_raised_as_it_is_unless_another_process_was_sooner
         prepare(datasets._builder(source, tmp_path / "sets"))
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(datasets.Conversations, "download_and_prepare", full)
+    monkeypatch.setattr(datasets.ConversationsBuilder, "download_and_prepare", full)
     with pytest.raises(OSError, match="no space left") as raised:
         datasets.build(source, tmp_path / "sets")
     assert raised.value.__cause__ is None  # what looks for causes would turn in a circle
-    monkeypatch.setattr(datasets.Conversations, "download_and_prepare", later)
+    monkeypatch.setattr(datasets.ConversationsBuilder, "download_and_prepare", later)
     built = datasets.build(source, tmp_path / "sets")
     assert len(datasets.join([built], "train") or datasets.join([built], "validation")) == 4
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infer.evaluate import metrics
 from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, weights
 from tests.support import MODELS, load_target, put
-from train import figures, main
+from train import main
 from train.data import rows
 from train.demo import __main__ as demo
 from train.demo import corpus, pretrain, unlikelihood
@@ -175,21 +176,21 @@ def test_held_out_files_are_chosen_by_name_and_never_trained_on():
 
 
 def test_a_text_that_repeats_itself_is_a_loop_and_another_is_not():
-    assert figures.is_loop([1, 2, 3] * 16, 24)
-    assert figures.is_loop([7] * 48, 24)
-    assert not figures.is_loop(list(range(48)), 24)
-    assert not figures.is_loop([1, 2, 3] * 15 + [1, 2, 4], 24)
+    assert metrics.is_loop([1, 2, 3] * 16, 24)
+    assert metrics.is_loop([7] * 48, 24)
+    assert not metrics.is_loop(list(range(48)), 24)
+    assert not metrics.is_loop([1, 2, 3] * 15 + [1, 2, 4], 24)
 
 
 @pytest.mark.slow
 def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_path, monkeypatch):
     small = corpus.Corpus(corpus.read().train[:12], corpus.read().held_out[:4], [])
     monkeypatch.setattr(corpus, "read", lambda packages: small)
-    monkeypatch.setattr(figures, "SHAPES", ((2, 2),))
-    monkeypatch.setattr(figures, "TREES", ("search",))
-    monkeypatch.setattr(figures, "BATCH", 4)
+    monkeypatch.setattr(metrics, "SHAPES", ((2, 2),))
+    monkeypatch.setattr(metrics, "TREES", ("search",))
+    monkeypatch.setattr(metrics, "BATCH", 4)
     monkeypatch.setattr(demo, "HEADS", {"drafter_slim": "slim"})
-    monkeypatch.setattr(figures, "Prompts", lambda held_out, count=4, length=16: Prompts(held_out, min(count, 8), min(length, 32)))
+    monkeypatch.setattr(metrics, "Prompts", lambda held_out, count=4, length=16: Prompts(held_out, min(count, 8), min(length, 32)))
     monkeypatch.setattr(evaluation, "EVALUATED_SHAPES", ())
     options = demo.Options(
         work=tmp_path,
@@ -216,7 +217,7 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
     assert (tmp_path / "pair" / "drafter_slim" / "model.safetensors").stat().st_mtime_ns == before
 
 
-Prompts = figures.Prompts
+Prompts = metrics.Prompts
 
 
 @pytest.mark.parametrize("name", ["mha", "gqa"])

@@ -16,21 +16,21 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from infer.command import run_command
+from infer.command import read_options, run_command
+from infer.evaluate import metrics
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, lock, weights
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target
-from train import distill, figures
 from train.data.rows import read_stream
 from train.demo import dataset, pretrain, unlikelihood
 from train.demo.options import Options, check
+from train.demo.own_text import greedy_rows
 from train.run import loop, stop
 from train.run.recipe import PRESETS
 
@@ -124,7 +124,7 @@ def unloop_target(options: Options, target: Target) -> Target:
 
 def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:
     record = dataset.read_record(options)
-    return figures.bits_per_byte(
+    return metrics.bits_per_byte(
         pretrain.finished(target), dataset.read_stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
     )
 
@@ -162,7 +162,7 @@ def head_examples(options: Options, target: Target) -> list[dict]:
 
 
 def held_out_examples(options: Options) -> list[dict]:
-    rows = figures.Prompts(dataset.read_stream(options, "held_out"), count=64, length=options.row_length).cut()
+    rows = metrics.Prompts(dataset.read_stream(options, "held_out"), count=64, length=options.row_length).cut()
     return [{"tokens": np.asarray(row, np.int32), "labelled": np.ones(len(row), bool)} for row in rows]
 
 
@@ -171,8 +171,8 @@ def own_text(options: Options, target: Target) -> np.ndarray:
     file = options.work / "own_text.npy"
     if not file.exists():
         length = options.row_length // 4
-        prompts = figures.Prompts(dataset.read_stream(options, "train"), options.replies, length).cut()
-        rows = distill.greedy_rows(target, prompts, options.row_length)
+        prompts = metrics.Prompts(dataset.read_stream(options, "train"), options.replies, length).cut()
+        rows = greedy_rows(target, prompts, options.row_length)
         with replacing(file) as new, open(new, "wb") as opened:
             np.save(opened, rows.astype(np.uint16))
     rows = dataset.read_tokens(file)
@@ -186,30 +186,30 @@ def narrow(module):
 
 
 def report(options: Options, target: Target) -> None:
-    """Measures the pair on held-out files and writes `pair/figures.json`."""
+    """Measures the pair on held-out files and writes `pair/metrics.json`."""
     record, held_out = dataset.read_record(options), dataset.read_stream(options, "held_out")
-    prompts, contexts = figures.Prompts(held_out), figures.Prompts(held_out, count=512)
+    prompts, contexts = metrics.Prompts(held_out), metrics.Prompts(held_out, count=512)
     result = {
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}",
         "corpus": record["origins"],
         "held_out_files": record["held_out"],
         "target_parameters": sum(leaf.size for leaf in jax.tree.leaves(target)) - target.lm_head.size,
         "target_tokens_seen": options.steps * options.batch * options.row_length,
-        "bits_per_byte": figures.bits_per_byte(target, held_out, record["held_out_bytes"]),
-        "loops": figures.loop_share(figures.greedy_replies(target, prompts)),
+        "bits_per_byte": metrics.bits_per_byte(target, held_out, record["held_out_bytes"]),
+        "loops": metrics.loop_share(metrics.greedy_replies(target, prompts)),
     }
     for name in HEADS:
         head = weights.load_drafter(options.work / "pair" / name)
         result[f"{name}_parameters"] = sum(leaf.size for leaf in jax.tree.leaves(head))
-        result[name] = figures.tau_table(target, head, prompts, contexts, figures.SHAPES, figures.TREES)
+        result[name] = metrics.tau_table(target, head, prompts, contexts, metrics.SHAPES, metrics.TREES)
     text = json.dumps(result, indent=1)
-    (options.work / "pair" / "figures.json").write_text(text + "\n")
+    (options.work / "pair" / "metrics.json").write_text(text + "\n")
     print(text)
 
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.demo", description=__doc__)))
+    return run_command(lambda: main(read_options(Options, "train.demo", arguments, description=__doc__)))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 
-import tyro
-
-from infer.command import run_command
+from infer.command import read_options, run_command
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
+from redrafter_jax.files import claims, json_files
 
 SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3",
                    "idlelib", "turtledemo", "__pycache__", "__phello__", "_vendor", "include", "lib-dynload"}  # fmt: skip
@@ -139,7 +137,7 @@ def main(options: Options) -> None:
 def check_output(folder: pathlib.Path) -> None:
     """Raises BadInput where `train/` or `held_out/` cannot be written, or have files of another origin."""
     claims.check_folder(folder, "--output")
-    if (claims.json_object(folder / RECORD_FILE) or {}).get("command") == COMMAND:
+    if (json_files.find_object(folder / RECORD_FILE) or {}).get("command") == COMMAND:
         return
     for name in ("train", "held_out"):
         claims.check_empty(folder / name, "--output", "train.demo.corpus")
@@ -149,7 +147,7 @@ def check_output(folder: pathlib.Path) -> None:
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.demo.corpus")))
+    return run_command(lambda: main(read_options(Options, "train.demo.corpus", arguments)))
 
 
 if __name__ == "__main__":

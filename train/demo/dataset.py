@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
+from redrafter_jax.files import json_files
 from train.demo import corpus, tokenizer
 from train.demo.options import CORPUS_FILE, RECORD_FILE, Options
 
@@ -48,7 +48,7 @@ def read_record(options: Options) -> dict:
     Raises:
       BadInput: it cannot be read.
     """
-    record = claims.json_object(options.work / CORPUS_FILE)
+    record = json_files.find_object(options.work / CORPUS_FILE)
     if record is None:
         raise _broken(options.work / CORPUS_FILE)
     return record

@@ -6,7 +6,7 @@ import pathlib
 from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import bytes_of_target
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
+from redrafter_jax.files import claims, json_files
 from redrafter_jax.model.target import TargetConfig
 from train.demo import pretrain
 
@@ -94,6 +94,6 @@ def check(options: Options) -> None:
     memory.check_bytes(weights + logits, "--batch, --row-length, --vocab, --width, --layers and --feed-forward of this size")
     claims.check_folder(options.work, "--work")
     claims.check_no_model(options.work, "--work")
-    options_of, corpus_of = (claims.json_object(options.work / name) or {} for name in (RECORD_FILE, CORPUS_FILE))
+    options_of, corpus_of = (json_files.find_object(options.work / name) or {} for name in (RECORD_FILE, CORPUS_FILE))
     if not ("unloop_rounds" in options_of or "origins" in corpus_of):
         claims.check_empty(options.work, "--work", "a run of train.demo")

@@ -12,7 +12,7 @@ import typing
 from etils import epath
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims, fingerprint
+from redrafter_jax.files import claims, fingerprint, json_files
 from redrafter_jax.files.atomic import replacing
 from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, Recipe
 
@@ -53,7 +53,7 @@ def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: s
 def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) -> None:
     """Raises BadInput where the folder has a log, a head or the place of checkpoints of another run, or of this run
     with its checkpoints not in ``saved``, which has none."""
-    before = claims.json_object(folder / CONFIGURATION_FILE)
+    before = json_files.find_object(folder / CONFIGURATION_FILE)
     if before is None:
         return
     place = claims.resolve_folder(read_option(before, "checkpoints") or folder / CHECKPOINTS_FOLDER)
@@ -101,7 +101,7 @@ def read(checkpoints: epath.PathLike) -> dict | None:
     file = epath.Path(checkpoints) / CONFIGURATION_FILE
     if not file.exists():
         return None
-    found = claims.json_object(file)
+    found = json_files.find_object(file)
     if found is None or not _names_files(found.get(NOT_COMPARED, {})):
         raise BadInput(f"{file} should be the JSON object that train.main wrote")
     return found

@@ -12,7 +12,7 @@ from etils import epath
 
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims, lock
+from redrafter_jax.files import claims, json_files, lock
 from train.run import card, configuration
 from train.run.configuration import CHECKPOINTS_FOLDER, CONFIGURATION_FILE, HEAD_FOLDER, LOG_FILE
 
@@ -59,7 +59,7 @@ def check_run(folder: pathlib.Path, checkpoints: str | None = None) -> None:
     for what, place in places:
         claims.check_no_model(place, what)
         file = epath.Path(place) / CONFIGURATION_FILE
-        if file.exists() and not _is_run_configuration(claims.json_object(file)):
+        if file.exists() and not _is_run_configuration(json_files.find_object(file)):
             raise BadInput(f"{what}: {file} is not of a run of train.main and is kept; name another folder")
     if checkpoints:
         _check_no_run(folder, checkpoints)
@@ -78,7 +78,7 @@ def _check_no_run(folder: pathlib.Path, checkpoints: str) -> None:
     if place == claims.resolve_folder(folder):
         raise BadInput(f"--checkpoints: {checkpoints} is --output itself; leave it out, or name a folder for checkpoints alone")
     holds = [name for name in (LOG_FILE, HEAD_FOLDER, CHECKPOINTS_FOLDER) if (place / name).exists()]
-    output = configuration.read_option(claims.json_object(place / CONFIGURATION_FILE) or {}, "output")
+    output = configuration.read_option(json_files.find_object(place / CONFIGURATION_FILE) or {}, "output")
     if output is not None and claims.resolve_folder(output) == place:
         holds.append(CONFIGURATION_FILE)
     if holds:

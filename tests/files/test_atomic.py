@@ -1,4 +1,4 @@
-"""A file is replaced at once or not at all, and nobody's file of a similar name goes with it."""
+"""A file is replaced in one step or not at all, and no file of a similar name is touched."""
 
 import pytest
 

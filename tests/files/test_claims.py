@@ -1,4 +1,4 @@
-"""No command writes over what is not its own, and a command that refuses leaves nothing behind."""
+"""No command overwrites a file that it did not write, and a command that refuses leaves no file behind."""
 
 import json
 import pathlib
@@ -32,13 +32,13 @@ def contents(folder: pathlib.Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Runs a command that has to refuse, with one sentence, and to leave everything as it was; returns the sentence."""
+    """Runs a command that should refuse with one sentence and change no file; returns the sentence."""
 
     def run(command, *arguments) -> str:
         before = contents(tmp_path)
         assert command(list(map(str, arguments))) == 2
         assert contents(tmp_path) == before
-        told = capsys.readouterr().err.splitlines()[-1]  # behind bars of progress
+        told = capsys.readouterr().err.splitlines()[-1]  # after progress bars
         assert told.startswith("error: ")
         return told
 
@@ -133,7 +133,7 @@ def test_an_export_replaces_an_earlier_one_and_no_other_head(refused, model, tmp
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     card.write(load_pair("mha_rnn")[1], None, ours, f"{claims.CARD_SIGNATURE}---\n")
     claims.check_head(ours, "--output")
-    (ours / "config.json").unlink()  # the export was cut off
+    (ours / "config.json").unlink()  # as after an interrupted export
     claims.check_head(ours, "--output")
     shutil.copytree(HEAD, theirs)
     asked = ["--run", tmp_path / "run", "--target", model, "--output"]

@@ -1,4 +1,4 @@
-"""Checkpoints that a disk has damaged: found, named, put aside, and an older one taken."""
+"""Damaged checkpoints are found, named and renamed, and the run resumes from an older one."""
 
 import json
 import os
@@ -153,7 +153,7 @@ def test_sums_are_the_same_on_any_mesh():
 
 
 def test_all_processes_take_the_first_ones_verdict(folder, monkeypatch):
-    """The second process of two: it looks at nothing, renames nothing, and raises what the first found."""
+    """The second process of two reads nothing, renames nothing, and raises what the first found."""
     verdicts = iter([{"renamed": ["checkpoint 6 ..."]}, {"error": "no checkpoint can be read"}])
     monkeypatch.setattr(processes, "is_first", lambda: False)
     monkeypatch.setattr(processes, "broadcast_text", lambda text: json.dumps(next(verdicts)))
@@ -166,7 +166,7 @@ def test_all_processes_take_the_first_ones_verdict(folder, monkeypatch):
 
 def test_the_first_processs_text_is_everyones(monkeypatch):
     def gathers(texts):
-        """As the second of two processes, whose first brings another text."""
+        """Acts as the second of two processes; the first brings another text."""
         first = np.frombuffer(texts[0].encode(), np.uint8)
         return lambda own: np.stack([np.int32(len(first)) if own.ndim == 0 else first, own])
 

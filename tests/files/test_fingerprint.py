@@ -1,4 +1,4 @@
-"""A fingerprint sees every byte that matters, and reads large files once."""
+"""A fingerprint covers every byte that matters, and large files are read once."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
-    """The names of the files that were read."""
+    """Records the names of the files that are read."""
     found = []
     hash_of = fingerprint._hash
     monkeypatch.setattr(fingerprint, "_hash", lambda path: found.append(path.name) or hash_of(path))
@@ -29,7 +29,7 @@ def reads(monkeypatch) -> list[str]:
 
 
 def flip(path, at: float) -> None:
-    """Changes one bit of a file, in place."""
+    """Flips one bit of a file, in place."""
     content = bytearray(path.read_bytes())
     content[int(at * (len(content) - 1))] ^= 1
     path.write_bytes(content)

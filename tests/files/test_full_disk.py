@@ -1,4 +1,4 @@
-"""A full disk, wherever it is met, is one sentence and exit code 2; what was saved before stays."""
+"""A full disk gives one sentence and exit code 2, wherever it occurs; what was saved before stays."""
 
 import errno
 import json
@@ -72,7 +72,7 @@ def test_while_the_configuration_the_log_or_the_head_is_written(arguments, monke
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", full_in_safetensors)
         assert main.command(arguments) == 2 and sentence(capsys) == f"error: {NO_ROOM}"
-    monkeypatch.setattr(loop, "train_head", full)  # as the log's lines are
+    monkeypatch.setattr(loop, "train_head", full)  # as where a line of the log is written
     assert main.command(arguments) == 2 and sentence(capsys) == f"error: {NO_ROOM}"
 
 
@@ -85,7 +85,7 @@ def test_while_a_line_of_the_log_is_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["save_checkpointables_async", "close"])
 def test_while_a_checkpoint_is_written_in_the_background(place, tmp_path, monkeypatch):
-    """The thread that writes hands its error on at the next save or at the end."""
+    """The writing thread's error is raised at the next save or at the end."""
     with checkpoint.Checkpoints(tmp_path) as kept:
         kept.save(1, head=HEAD)
     with pytest.raises(BadInput) as found, checkpoint.Checkpoints(tmp_path) as kept:
@@ -98,7 +98,7 @@ def test_while_a_checkpoint_is_written_in_the_background(place, tmp_path, monkey
 
 
 class _Fails:
-    """A checkpointer one of whose methods meets a full disk."""
+    """A checkpointer with one method that fails with a full disk."""
 
     def __init__(self, checkpointer, name: str):
         self.checkpointer, self.name = checkpointer, name
@@ -131,7 +131,7 @@ def test_while_replies_are_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [50_000, 200_000])
 def test_a_process_that_may_not_write_large_files(room, tmp_path):
-    """The file of the dataset is above the first limit, that of a checkpoint above the second."""
+    """The dataset's file exceeds the first limit, a checkpoint's file the second."""
     line = json.dumps({"token_ids": [n % 500 for n in range(4000)], "prompt_tokens": 1})
     (tmp_path / "ids.jsonl").write_text(f"{line}\n" * 5)
     limit = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"

@@ -1,4 +1,4 @@
-"""One writer at a time: a second start is one sentence, and a process that is killed leaves no lock behind."""
+"""One writer at a time: a second start gets one sentence, and a killed process leaves no lock behind."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", "main"])
 def test_a_lock_that_the_first_process_does_not_get_is_said_to_the_others(command, tmp_path, monkeypatch, capsys):
-    """They would wait for it until it counts as lost."""
+    """The others would wait until it counts as lost."""
     (tmp_path / "text.txt").write_text("Some words.")
     run, said = tmp_path / "run", []
     start, taken, arguments = {

@@ -1,4 +1,4 @@
-"""Sizes that no machine has room for, and other slips of the keyboard: refused by name, before any work is done."""
+"""Sizes that fit no machine, and other typing errors, are refused by name before any work."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is read in a compiled program's text."""
+"""The figures that are read from a compiled program's text."""
 
 from redrafter_jax.slices import program_text
 

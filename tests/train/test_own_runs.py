@@ -1,4 +1,4 @@
-"""A run is known by all it leaves: checkpoints, a log, a head, its configuration. Another run never takes its place."""
+"""A run is recognised by its checkpoints, log, head and configuration, and another run never replaces it."""
 
 import json
 import pathlib

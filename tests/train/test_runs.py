@@ -1,4 +1,4 @@
-"""What a run keeps, compares and refuses: its configuration, checkpoints, log, evaluations and card."""
+"""What a run saves, compares and refuses: its configuration, checkpoints, log, evaluations and card."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def text(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def trained(target, text, tmp_path_factory) -> pathlib.Path:
-    """A run of 4 steps, of which 2 and 4 were kept."""
+    """A run of 4 steps with checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert main.command(training(target, text, folder, "--steps", 4, "--save-every", 2, "--head", "slim", "--no-rnn")) == 0
     return folder
@@ -60,7 +60,7 @@ def metrics(loss: float, norm: float, fill: float = 0.5) -> step.Metrics:
 
 
 def idle(state, *_, **__):
-    """A step that changes nothing, which compiles at once."""
+    """A step that changes nothing and compiles quickly."""
     return step.HeadState(state.step + 1, state.drafter, state.optimizer), metrics(2.0, 1.0)
 
 

@@ -82,7 +82,7 @@ def stops_after(batches, count: int):
 
 
 def is_asked_to_end(monkeypatch, batch: int):
-    """A run in this process gets SIGTERM while its batch of that number, counted from 0, is read."""
+    """Sends SIGTERM to this process while batch number ``batch``, from 0, is read."""
     batches = rows.read_batches
 
     def asks(*arguments):
@@ -270,7 +270,7 @@ def test_repetitions_are_those_of_their_definition():
 
 
 def test_what_the_target_repeats_becomes_less_likely():
-    """`unloop.step` against its definition, and its effect."""
+    """`unlikelihood.step` against its definition, and its effect."""
     rounds = unlikelihood.Rounds(count=1, steps=20, batch=2, muon_rate=0.02, adam_rate=5e-3, warmup=1)
     tokens = np.random.default_rng(0).integers(0, 97, (2, 40))
     text, own = put(tokens, np.int32), put(np.tile(tokens[:, :10], (1, 4)), np.int32)

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 from infer import prompts, text
 from infer.options import wrong_dtype
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
+from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.decode.request import (
     Rule,
     check_prompt,
@@ -31,7 +34,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.fields import shown
 from redrafter_jax.files import config, hub, weights
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
@@ -221,10 +224,17 @@ def load_of(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: 
     return meshes.Load(target, head, rows, size=size, cache=meshes.bytes_of_cache(target, rows, slots, itemsize))
 
 
-def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:
-    """Reads the weights onto the mesh, which the engine then keeps to itself."""
+def proposer_of(head: Drafter | None, shape: Shape, lookup: Lookup | None = None) -> Proposer | None:
+    """What drafts: a head, a lookup, or both at once; None for plain decoding."""
+    if head is None:
+        return lookup
+    return Recurrent(head, shape) if lookup is None else Union(Recurrent(head, shape), lookup)
+
+
+def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, lookup: Lookup | None = None) -> Pair:
+    """Reads the weights onto the mesh, which the engine then keeps to itself; ``lookup``: looks the prompt up as well."""
     stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer)
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
-        drafter = weights.load_drafter(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
+        head = weights.load_drafter(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
         target = weights.load_target(resolved.target, resolved.dtype, "--target")
-    return Pair(Engine(target, Recurrent(drafter, shape) if drafter is not None else None, stops), tokenizer)
+    return Pair(Engine(target, proposer_of(head, shape, lookup), stops), tokenizer)

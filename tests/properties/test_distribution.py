@@ -12,7 +12,9 @@ import pytest
 
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.propose import recurrent, search
+from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.model.drafter import Drafter, full
 from redrafter_jax.model.target import Target, TargetConfig
 from tests import support
@@ -57,14 +59,18 @@ def p_value(pairs: np.ndarray, expected: np.ndarray) -> float:
     return float(jax.scipy.stats.norm.sf(z))
 
 
-@pytest.mark.parametrize("rule", ["coupled", "independent"])
-def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule):
+LOOKUP = Lookup(2, 1, 2, 2)
+
+
+@pytest.mark.parametrize("rule, beside", [("coupled", None), ("independent", None), ("coupled", LOOKUP)], ids=str)
+def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule, beside):
     target, drafter = models
+    proposer = Recurrent(drafter, SHAPE) if beside is None else Union(Recurrent(drafter, SHAPE), beside)
     pairs, accepted = [], 0
     for first in range(0, DRAWS, BATCH):
         how = support.policy(BATCH, 1.0, rule=rule, seeds=np.arange(first, first + BATCH))
         state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how)
-        state = loop.run(target, Recurrent(drafter, SHAPE), state, 10)
+        state = loop.run(target, proposer, state, 10)
         pairs.append(np.asarray(support.texts(state))[:, 1:3])
         accepted += int((np.asarray(state.histogram) @ np.arange(3)).sum())
     assert accepted > DRAWS / 10  # speculation took part

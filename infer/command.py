@@ -1,10 +1,10 @@
-"""How every command ends: with an exit code, and one sentence where something is the user's to mend.
+"""How every command begins and ends: its options, `--version`, an exit code, and one sentence for a mistake of the user's.
 
 code    meaning
 0       done
 1       done, but the result is not what it should be (texts differ, a reply ended in an error); or a defect, with its traceback
 2       an option, a file or the machine's state has to be mended first: one sentence says what
-3       another process of the run was lost (`redrafter_jax.devices.processes`)
+3       another process of the run was lost (`infer.distributed`)
 130     interrupted (Ctrl-C); training has saved what it had
 141     whoever read standard output has closed it
 143     asked to end (SIGTERM); training has saved what it had
@@ -12,11 +12,40 @@ code    meaning
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
 
 from redrafter_jax.errors import as_bad_input
+from redrafter_jax.version import __version__
 
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 130, 141, 143
+Options = TypeVar("Options")
+
+
+def read_options(kind: type[Options], name: str, arguments: Sequence[str] | None, **settings: Any) -> Options:
+    """The options that the command ``python -m name`` was given, in an object of this dataclass.
+
+    Args:
+      arguments: those behind the command's name; None: of this process.
+      settings: `default` and `description`, as `tyro.cli` takes them.
+
+    Raises:
+      SystemExit: after `--version` or `--help`; code 2 where tyro cannot read an option.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    if "--version" in given:
+        print(f"redrafter_jax {__version__}")
+        raise SystemExit(0)
+    settings["description"] = f"{(settings.get('description') or kind.__doc__).strip()}\n\n--version prints the version and ends."
+    return tyro.cli(kind, args=given, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,), **settings)
+
+
+def moved(old: str, new: str) -> int:
+    """Says where a command has gone; returns the exit code."""
+    print(f"error: python -m {old} is now python -m {new}, with the same options", file=sys.stderr)
+    return BAD_INPUT
 
 
 def run_command(body: Callable[[], int | None]) -> int:

@@ -1,6 +1,6 @@
 """A target, its head and its tokenizer, loaded and ready to decode; what each device decodes with unless told otherwise.
 
-Not here: where folders are and what is in them (`folders.py`), decoding itself (`redrafter_jax.decode.engine`).
+Not here: the tokenizer (`text.py`), the hub and configs (`redrafter_jax.files`), decoding (`redrafter_jax.decode.engine`).
 """
 
 import dataclasses
@@ -11,9 +11,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from infer import folders, prompts, terminal
+from infer import prompts, text
+from infer.options import wrong_dtype
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
+from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.decode.request import (
     Rule,
     check_prompt,
@@ -30,14 +34,26 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.fields import shown
 from redrafter_jax.files import config, hub, weights
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
 CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=1, length=3), Shape(width=8, length=5)
 CACHE = 32 << 20  # bytes; of a CPU that does not say
-DTYPES = ("float32", "bfloat16")
+EMBEDDED = pathlib.Path(__file__).parent / "demo_pair"
 PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
+
+
+def embedded(part: str) -> pathlib.Path:
+    """A folder of the embedded pair: target, drafter or drafter_slim.
+
+    Raises:
+      BadInput: the pair is not there.
+    """
+    folder = EMBEDDED / part
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"the embedded pair lacks {folder}; give --target and --drafter, or train a pair with train.demo")
+    return folder
 
 
 def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
@@ -75,7 +91,7 @@ def default_dtype(platform: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Resolved:
     """A pair whose configs have been read and fit together, before any weight is: folders, configs, mesh, number format."""
 
     target: pathlib.Path
@@ -132,7 +148,7 @@ class Pair:
         prompt = [int(token) for token in prompt]
         shards = self.engine.mesh.shape["data"]
         reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed], batch=shards))
-        return Completion(terminal.text_of(self.tokenizer, prompt, reply.token_ids), reply)
+        return Completion(text.text_of(self.tokenizer, prompt, reply.token_ids), reply)
 
 
 def load(
@@ -151,25 +167,24 @@ def load(
     """
     dtype = default_dtype(jax.default_backend()) if dtype is None else dtype
     _check_loading(shape, dtype, mesh)
-    made = plan(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
-    shape = default_shape(jax.default_backend(), made.target_config, dtype) if shape is None else shape
-    if made.drafter_config is not None:
-        shape.check_vocabulary(made.target_config.vocab_size, made.drafter_config.draft_vocab)
-    tokenizer = folders.tokenizer(made.target)
-    return fill(made, tokenizer, shape, ignore_eos)
+    resolved = resolve(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
+    shape = default_shape(jax.default_backend(), resolved.target_config, dtype) if shape is None else shape
+    if resolved.drafter_config is not None:
+        shape.check_vocabulary(resolved.target_config.vocab_size, resolved.drafter_config.draft_vocab)
+    tokenizer = text.load_tokenizer(resolved.target)
+    return fill(resolved, tokenizer, shape, ignore_eos)
 
 
 def _check_loading(shape: Shape | None, dtype: str, mesh: tuple[int, int]) -> None:
     if shape is not None and not isinstance(shape, Shape):
         raise BadInput(f"shape should be a Shape, such as Shape(2, 2), not {shown(shape)}")
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype should be {' or '.join(DTYPES)}, not {shown(dtype)}")
+    require("dtype", wrong_dtype(dtype))
     pair_of_sizes = isinstance(mesh, Sequence) and len(mesh) == 2 and all(is_whole(size) and size >= 1 for size in mesh)
     if not pair_of_sizes:
         raise BadInput(f"mesh should be two whole numbers from 1 up, such as (1, 1), not {shown(mesh)}")
 
 
-def plan(
+def resolve(
     target: str | None,
     drafter: str | None,
     speculative: bool,
@@ -177,19 +192,19 @@ def plan(
     mesh: tuple[int, int] | None,
     rows: int = 1,
     new_tokens: int = 128,
-) -> Plan:
+) -> Resolved:
     """Finds the folders, reads their configs and checks that they fit each other and the mesh, or chooses one (``mesh`` None)
     for so many rows and new tokens.
 
     Raises:
       BadInput: as for `load`.
     """
-    folder = hub.locate(target, "--target") if target is not None else folders.embedded("target")
+    folder = hub.locate(target, "--target") if target is not None else embedded("target")
     target_config = config.target_config(config.read_json(folder, "--target"), "--target")
     head = head_config = None
     if speculative:
         default = default_head(jax.default_backend())
-        head = hub.locate(drafter, "--drafter") if drafter is not None else folders.embedded(default)
+        head = hub.locate(drafter, "--drafter") if drafter is not None else embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
     slots = min(target_config.max_position_embeddings, PROMPT + new_tokens)
@@ -198,7 +213,7 @@ def plan(
     halved = {"--dtype bfloat16": load_of(target_config, head_config, "bfloat16")}
     held = load_of(target_config, head_config, dtype)
     memory.check(held, mesh, f"--target in {dtype}", halved, "a smaller target or more devices")
-    return Plan(folder, target_config, head, head_config, mesh, dtype, why)
+    return Resolved(folder, target_config, head, head_config, mesh, dtype, why)
 
 
 def load_of(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0) -> meshes.Load:
@@ -209,10 +224,17 @@ def load_of(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: 
     return meshes.Load(target, head, rows, size=size, cache=meshes.bytes_of_cache(target, rows, slots, itemsize))
 
 
-def fill(plan: Plan, tokenizer, shape: Shape, ignore_eos: bool = False) -> Pair:
-    """Reads the weights onto the mesh, which the engine then keeps to itself."""
-    stops = [] if ignore_eos else config.stop_ids(plan.target, tokenizer)
-    with jax.set_mesh(meshes.make_mesh(*plan.mesh)):
-        head = weights.load_drafter(plan.drafter, plan.dtype, "--drafter") if plan.drafter else None
-        target = weights.load_target(plan.target, plan.dtype, "--target")
-    return Pair(Engine(target, Recurrent(head, shape) if head is not None else None, stops), tokenizer)
+def proposer_of(head: Drafter | None, shape: Shape, lookup: Lookup | None = None) -> Proposer | None:
+    """What drafts: a head, a lookup, or both at once; None for plain decoding."""
+    if head is None:
+        return lookup
+    return Recurrent(head, shape) if lookup is None else Union(Recurrent(head, shape), lookup)
+
+
+def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, lookup: Lookup | None = None) -> Pair:
+    """Reads the weights onto the mesh, which the engine then keeps to itself; ``lookup``: looks the prompt up as well."""
+    stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer)
+    with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
+        head = weights.load_drafter(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
+        target = weights.load_target(resolved.target, resolved.dtype, "--target")
+    return Pair(Engine(target, proposer_of(head, shape, lookup), stops), tokenizer)

@@ -1,6 +1,6 @@
 """Prompts: from options, files or standard input to token ids. Whatever is wrong with one is said with its place.
 
-Not here: the tokenizer itself (`folders.py`).
+Not here: the tokenizer itself (`text.py`).
 """
 
 import dataclasses
@@ -24,11 +24,12 @@ PATIENCE = 1.0  # seconds that a pipe nobody asked to read gets for its first by
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """One prompt as given. ``where`` names it in errors; ``kind`` says what ``content`` is: a text, the messages of a
-    chat, or token ids."""
+    chat, or token ids; ``is_default``: nobody gave it."""
 
     where: str
     kind: str
     content: str | list
+    is_default: bool = False
 
 
 def read(texts: tuple[str, ...], file: str | None) -> list[Prompt]:

@@ -1,26 +1,34 @@
-"""The JSONL of replies: what a line holds, and a file of them that survives being cut off.
+"""The JSON Lines file that `infer.generate --output` and `train.distill --output` write, and that a run resumes.
 
-Each line carries ``run``, a hash of its prompt and of every option that decides the reply. A file is gone on with only
-where the lines in it are those that this run would have written first.
+A line names its prompt by one field: `run`, a hash of the prompt and of every option that decides the reply, or `number`, where
+all that decides the replies stands in a file of settings beside them. Lines may come in any order. A file with anything else in
+it belongs to another run and stays as it is. Not here: parts of several processes (`generate/parts.py`).
 """
 
-import glob
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import re
+from collections.abc import Iterable, Mapping
 
-from redrafter_jax.devices import processes
+from redrafter_jax.decode.reply import Reply
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files import claims, fingerprint, json_files
+from redrafter_jax.files.atomic import replacing
 
-BEGINNING = re.compile(rb'\{"run": "([^"]*)"')  # of every line, whole or cut off, see `line`
-LONGEST_BEGINNING = 4096  # bytes of a part that are read to tell whose it is
+FINGERPRINTS = ("prompts", "target", "drafter")  # settings that are hashes of files, whatever these are called
+KNOWN_BY = "prompts"  # every file of settings holds it
+OF_ANOTHER_RUN = (
+    "--output: {path}:{number} belongs to another run (other files of the pair, another prompt or option that decides the"
+    " reply; in bfloat16 also another --batch-size or --mesh; of several processes also another number of them, or another"
+    " --batch-size); name another file, or remove this one"
+)
+NO_REPLY = "--output: {path}:{number} is no reply to a prompt of this run; give another file"
 
 
-def line(run: str, index: int, text: str | None, reply) -> dict:
-    """One reply as a JSON object; ``run`` stands first, which `Lines` relies on."""
+def line_of(run: str, index: int, text: str | None, reply: Reply) -> dict:
+    """One reply of `infer.generate` as a JSON object; ``run`` stands first, by which a line that was cut off is known."""
     return {
         "run": run,
         "index": index,
@@ -40,125 +48,149 @@ def run_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def shares(count: int, batch: int, parts: int) -> list[list[int]]:
-    """The numbers of the prompts that each of the processes decodes: whole batches, dealt out in turn."""
-    return [[number for number in range(count) if number // batch % parts == index] for index in range(parts)]
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """By what a run knows its lines.
 
-
-def part(path: pathlib.Path, index: int, parts: int) -> pathlib.Path:
-    """The file of one process's replies, until all are there to be merged: beside the output, where that really lies."""
-    real = _real(path)
-    return real.with_name(f"{real.name}.{index}-of-{parts}")
-
-
-def merge(path: pathlib.Path, runs: list[str], shares: list[list[int]]) -> None:
-    """Adds the replies of all processes to the file, in the order of the prompts, and removes the parts. The file changes at
-    once or, where a process is interrupted, not at all.
-
-    Raises:
-      BadInput: a part is not there, not whole, or of another run.
-    """
-    parts = [part(path, index, len(shares)) for index in range(len(shares))]
-    kept = Lines(path, runs).done
-    found: dict[int, bytes] = {}
-    for file, share in zip(parts, shares, strict=True):
-        numbers = [number for number in share if number >= kept]
-        lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-        if len(lines) != len(numbers):
-            raise BadInput(f"--output: {file} holds {len(lines)} of {len(numbers)} replies; all processes should see one folder")
-        for number, (prompt, line) in enumerate(zip(numbers, lines, strict=True), 1):
-            if _field(line, "run") != runs[prompt]:
-                raise BadInput(_FOREIGN.format(path=file, number=number))
-            found[prompt] = line
-    with replacing(_real(path)) as new, open(new, "wb") as file:
-        file.write(path.read_bytes() if path.exists() else b"")
-        file.writelines(found[number] for number in sorted(found))
-        file.flush()
-        os.fsync(file.fileno())
-    remove_parts(path, runs)
-
-
-def begun(path: pathlib.Path, runs: list[str]) -> "Lines":
-    """The output as it stands, which every process reads for itself and one mends."""
-    lines = Lines(path, runs, mends=processes.is_first())
-    if processes.is_first() and lines.done == len(runs):
-        remove_parts(path, runs)
-    return lines
-
-
-def remove_parts(path: pathlib.Path, runs: list[str]) -> None:
-    """Removes the parts of this run, also those of an earlier start with another number of processes. Any other file of
-    such a name, which is known by its first line, is kept."""
-    real = _real(path)
-    for found in real.parent.glob(f"{glob.escape(real.name)}.*-of-*"):
-        if re.fullmatch(r"\d+-of-\d+", found.name.removeprefix(f"{real.name}.")) and _first_run(found) in runs:
-            found.unlink(missing_ok=True)
-
-
-def _first_run(file: pathlib.Path) -> str | None:
-    """The run of a file's first line; None where there is none or the file cannot be read."""
-    if not file.is_file():
-        return None
-    try:
-        with open(file, "rb") as opened:
-            begins = BEGINNING.match(opened.read(LONGEST_BEGINNING))
-    except OSError:
-        return None
-    return begins.group(1).decode(errors="replace") if begins else None
-
-
-def _real(path: pathlib.Path) -> pathlib.Path:
-    """Where a file lies that may be named by a link; its lock lies there too."""
-    return pathlib.Path(os.path.realpath(path))
-
-
-class Lines:
-    """The file of a run whose lines should carry ``runs``, in order. ``done`` of them are there already. ``mends``: whether a
-    line that was cut off is taken off, which one process should do. ``failed`` of them end in an error.
-
-    Raises:
-      BadInput: the file holds anything else. It is then left as it was.
+    field: of a line, that names its prompt; prompts: number of the prompt of each name; settings: all that decides the
+    replies, kept in a file beside them, or None where the names themselves are hashes of it.
     """
 
-    def __init__(self, path: pathlib.Path, runs: list[str], mends: bool = True):
-        self.path, self.mends = path, mends
-        whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
-        lines = whole.split(b"\n") if whole else []
-        for number, found in enumerate(lines, 1):
-            if number > len(runs) or _field(found, "run") != runs[number - 1]:
-                raise BadInput(_FOREIGN.format(path=path, number=number))
-        self.done = len(lines)
-        self.failed = sum(_field(found, "finish_reason") == "error" for found in lines)
-        if torn:
-            self._drop(torn, runs)
+    field: str
+    prompts: Mapping[str | int, int]
+    settings: dict | None = None
 
-    def _drop(self, torn: bytes, runs: list[str]) -> None:
-        """Takes a line off that was cut off while it was written; its beginning says whether it is ours."""
-        start = json.dumps({"run": runs[self.done]}).encode()[:-1] if self.done < len(runs) else b"\n"
-        if torn[: len(start)] != start[: len(torn)]:
-            raise BadInput(_FOREIGN.format(path=self.path, number=self.done + 1))
-        if not self.mends:
-            return
-        with open(self.path, "r+b") as file:
-            file.truncate(self.path.stat().st_size - len(torn))
+    @classmethod
+    def of_runs(cls, runs: Mapping[int, str]) -> "Owner":
+        """Lines that carry ``runs``, a hash for the number of each prompt."""
+        return cls("run", {run: number for number, run in runs.items()})
 
-    def write(self, line: dict) -> None:
-        """Adds a whole line, on the disk when this returns."""
+    @classmethod
+    def of_settings(cls, settings: dict, numbers: Iterable[int]) -> "Owner":
+        """Lines that carry the numbers of their prompts, beside the settings that they were all made with."""
+        return cls("number", {number: number for number in numbers}, settings)
+
+    @property
+    def foreign(self) -> str:
+        return OF_ANOTHER_RUN if self.settings is None else NO_REPLY
+
+    def prompt_of(self, line: dict) -> int | None:
+        """The number of the prompt that a line replies to; None where it is no line of this run."""
+        name = line.get(self.field)
+        return self.prompts.get(name) if type(name) in (str, int) else None
+
+    def begins(self, torn: bytes, missing: set[int]) -> bool:
+        """Whether bytes without an end may be the beginning of a reply to one of the ``missing`` prompts."""
+        if self.settings is not None:
+            return True
+        starts = (json.dumps({self.field: name}).encode()[:-1] for name, number in self.prompts.items() if number in missing)
+        return any(torn[: len(start)] == start[: len(torn)] for start in starts)
+
+
+class ReplyFile:
+    """The replies of a run that are on the disk. ``done``: numbers of the prompts that they are of; ``failed`` of them end in an
+    error. Making one only reads; `begin` or the first `write` truncates a line that was cut off.
+
+    Raises:
+      BadInput: the file holds anything else, answers a prompt twice, or cannot be read or written.
+    """
+
+    def __init__(self, path: pathlib.Path, owner: Owner):
+        claims.check_file(path, "--output")
+        self.path, self.owner, self.is_begun = path, owner, False
+        content = _read(path)
+        self._check_settings(is_begun=bool(content))
+        *lines, torn = content.split(b"\n")
+        self.places: dict[int, int] = {}
+        self.failed = 0
+        for place, line in enumerate(lines, 1):
+            self._count(_parse(line), place)
+        if torn and not owner.begins(torn, set(owner.prompts.values()) - self.done):
+            raise BadInput(owner.foreign.format(path=path, number=len(lines) + 1))
+
+    @property
+    def done(self) -> set[int]:
+        return set(self.places)
+
+    def _count(self, line: dict, place: int) -> None:
+        prompt = self.owner.prompt_of(line)
+        if prompt is None:
+            raise BadInput(self.owner.foreign.format(path=self.path, number=place))
+        if prompt in self.places:
+            both = f"{self.path}:{place} answers prompt {prompt}, as line {self.places[prompt]} does"
+            raise BadInput(f"--output: {both}; remove one of them, or the file")
+        self.places[prompt] = place
+        self.failed += line.get("finish_reason") == "error"
+
+    def begin(self) -> None:
+        """Writes the settings, all of them or none, and truncates a line that was cut off; one process of a run does so.
+
+        Raises:
+          BadInput: the file cannot be written.
+        """
+        self.is_begun = True
+        try:
+            if self.owner.settings is not None:
+                with replacing(settings_file(self.path)) as new:
+                    new.write_text(json.dumps(self.owner.settings, indent=1) + "\n")
+            with open(self.path, "ab+") as opened:
+                opened.seek(0)
+                opened.truncate(opened.read().rfind(b"\n") + 1)
+        except OSError as error:
+            raise BadInput(f"--output: {self.path} cannot be written ({error.strerror})") from None
+
+    def write(self, lines: Iterable[dict]) -> None:
+        """Adds lines, which are on the disk when this returns."""
+        if not self.is_begun:
+            self.begin()
         with open(self.path, "ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 
+    def _check_settings(self, is_begun: bool) -> None:
+        """``is_begun``: the file holds something, so its settings have to be there and the same."""
+        wanted, beside = self.owner.settings, settings_file(self.path)
+        if wanted is None:
+            return
+        if not beside.exists():
+            if is_begun:
+                raise BadInput(f"--output: {self.path} exists and is not of this command; give another file")
+            return
+        before = json_files.find_object(beside)
+        if before is None or KNOWN_BY not in before:
+            what = "broken" if is_begun else "not of this command"
+            raise BadInput(f"--output: {beside}, where the settings of {self.path} should be, is {what}; give another file")
+        if is_begun and before != wanted:
+            names = sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
+            differences = "; ".join(_difference(name, before.get(name), wanted.get(name)) for name in names)
+            raise BadInput(f"--output: {self.path} belongs to another run ({differences}); give another file")
 
-_FOREIGN = (
-    "--output: {path}:{number} belongs to another run (other files of the pair, another prompt or option that decides the"
-    " reply; in bfloat16 also another --batch-size or --mesh; of several processes also another number of them, or another"
-    " --batch-size); name another file, or remove this one"
-)
+
+def settings_file(file: pathlib.Path) -> pathlib.Path:
+    """Where what the replies were made with is written down: beside them."""
+    return file.with_name(f"{file.name}.settings.json")
 
 
-def _field(line: bytes, name: str) -> str | None:
+def _difference(name: str, was: object, now: object) -> str:
+    if name in ("target", "drafter") and was is not None and not fingerprint.is_current(was):
+        return f"it was begun by an earlier version, which did not record all bytes of the {name}"
+    if name in FINGERPRINTS:
+        return f"the files of the {name} differ"
+    return f"{name} was {json.dumps(was)} and is {json.dumps(now)}"
+
+
+def _read(path: pathlib.Path) -> bytes:
     try:
-        return json.loads(line)[name]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise BadInput(f"--output: {path} cannot be read ({error.strerror})") from None
+
+
+def _parse(line: bytes) -> dict:
+    """A line's JSON object; empty where it holds none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

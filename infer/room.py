@@ -6,7 +6,7 @@ from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import Load
 
 
-def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> None:
+def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: int) -> None:
     """Refuses a batch whose cache does not fit beside the weights; names smaller options that would do.
 
     Args:
@@ -16,25 +16,26 @@ def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> No
       length: drafted tokens per beam, L.
 
     Raises:
-      BadInput: a device of the plan's mesh, or the host, has too little memory.
+      BadInput: a device of the resolved mesh, or the host, has too little memory.
     """
 
-    def load(rows: int = rows, new: int = new, dtype: str = plan.dtype) -> Load:
-        return pair.load_of(plan.target_config, plan.drafter_config, dtype, rows, prefill.bucket(longest, new, length).slots)
+    def load(rows: int = rows, new: int = new, dtype: str = resolved.dtype) -> Load:
+        slots = prefill.bucket(longest, new, length).slots
+        return pair.load_of(resolved.target_config, resolved.drafter_config, dtype, rows, slots)
 
-    if memory.shortage(load(), plan.mesh) is None:
+    if memory.shortage(load(), resolved.mesh) is None:
         return
-    ways, shards = {}, plan.mesh[0]
-    fewer = _first_that_fits({count: load(rows=count) for count in range(rows - shards, 0, -shards)}, plan.mesh)
-    shorter = _first_that_fits({count: load(new=count) for count in _smaller_buckets(new)}, plan.mesh)
+    ways, shards = {}, resolved.mesh[0]
+    fewer = _first_that_fits({count: load(rows=count) for count in range(rows - shards, 0, -shards)}, resolved.mesh)
+    shorter = _first_that_fits({count: load(new=count) for count in _smaller_buckets(new)}, resolved.mesh)
     if fewer is not None:
         ways[f"--batch-size {fewer}"] = load(rows=fewer)
     if shorter is not None:
         ways[f"--max-new-tokens {shorter}"] = load(new=shorter)
     ways["--dtype bfloat16"] = load(dtype="bfloat16")
     cache = f"the cache of --batch-size {rows}, prompts of up to {longest} tokens and --max-new-tokens {new}"
-    what = f"--target in {plan.dtype}, with {cache},"
-    memory.check(load(), plan.mesh, what, ways, "shorter prompts or more devices")
+    what = f"--target in {resolved.dtype}, with {cache},"
+    memory.check(load(), resolved.mesh, what, ways, "shorter prompts or more devices")
 
 
 def _first_that_fits(loads: dict[int, Load], mesh: tuple[int, int]) -> int | None:

@@ -1,57 +1,37 @@
 """What a person sees: text as it is decided, accepted drafts in another colour, and the closing line.
 
-Not here: JSON (`output.py`).
+Not here: JSON (`replies.py`), ids to text (`text.py`).
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
+import threading
+from collections.abc import Iterator
 
+from infer.text import Detokenizer
 from redrafter_jax.decode.reply import tokens_per_step
+from redrafter_jax.devices import processes
 
+PATIENCE_SECONDS = 1.0  # of compiling, before that is said where nobody watches a terminal
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 # A model's text should not steer the terminal: control characters are shown as their pictures, or, where there is none (C1), as
 # the replacement character. Line feeds and tabs are text.
 SHOWN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 SHOWN |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-CONTEXT = 6  # tokens of the prompt that a first token is decoded behind, for its leading space
-LONGEST_CHARACTER = 16  # tokens after which bytes that are no character are shown as they are
 
 
-class Detokenizer:
-    """Ids to text one by one; a character is given out once all of its bytes are there.
-
-    What has been given out, joined, is what decoding all the ids at once gives.
-    """
-
-    def __init__(self, tokenizer, prompt: list[int]):
-        self.decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self.shown = list(prompt[-CONTEXT:])
-        self.waiting: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The characters that this token completes, perhaps none."""
-        self.waiting.append(token)
-        before, after = self.decode(self.shown), self.decode(self.shown + self.waiting)
-        if after.endswith("\ufffd") and len(self.waiting) < LONGEST_CHARACTER:
-            return ""
-        return self._give_out(before, after)
-
-    def flush(self) -> str:
-        """What is left when no more tokens come."""
-        return self._give_out(self.decode(self.shown), self.decode(self.shown + self.waiting)) if self.waiting else ""
-
-    def _give_out(self, before: str, after: str) -> str:
-        self.shown, self.waiting = self.waiting or self.shown, []
-        return after[len(before) :]
-
-
-def text_of(tokenizer, prompt: list[int], ids: list[int]) -> str | None:
-    """The text of a reply behind its prompt; None without a tokenizer."""
-    if tokenizer is None:
-        return None
-    detokenizer = Detokenizer(tokenizer, prompt)
-    return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+@contextlib.contextmanager
+def compiling(is_shown: bool = True) -> Iterator[None]:
+    """Says on standard error that programs are being compiled: at once on a terminal, else where it takes longer than a second."""
+    say = threading.Timer(0.0 if sys.stderr.isatty() else PATIENCE_SECONDS, processes.say, ("compiling ...", sys.stderr))
+    if is_shown:
+        say.start()
+    try:
+        yield
+    finally:
+        say.cancel()
 
 
 class Stream:

@@ -1,3 +1,3 @@
-"""The version, in its one place: packaging reads it here, and so does ``--version`` of every command."""
+"""The version of the package, in one place: pyproject.toml and the commands' `--version` read it."""
 
 __version__ = "0.1.0"

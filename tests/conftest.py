@@ -29,7 +29,7 @@ def mesh():
 
 @pytest.fixture(autouse=True, scope="session")
 def fingerprints_are_remembered_for_the_tests_alone(tmp_path_factory):
-    fingerprint.MEMORY = tmp_path_factory.mktemp("fingerprints") / "fingerprints.json"
+    fingerprint.CACHE_FILE = tmp_path_factory.mktemp("fingerprints") / "fingerprints.json"
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ def empty_all(folder: pathlib.Path) -> None:
 
 
 def flip(path, at: float = 0.5) -> None:
-    """Changes one bit of a file, in place."""
+    """Flips one bit of a file, in place."""
     content = bytearray(path.read_bytes())
     content[int(at * (len(content) - 1))] ^= 1
     path.write_bytes(content)

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infer.evaluate import metrics
 from redrafter_jax import loss
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import weights
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import MODELS, golden, put
-from train import figures
 from train.data import rows as data
-from train.run import evaluation as evaluate_
-from train.run import step
+from train.run import evaluation, step
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -162,10 +161,10 @@ def test_paths_that_are_the_text_give_the_loss_of_the_text(mha):
 def test_bits_per_byte_are_those_of_the_targets_own_logits(name):
     target = weights.load_target(MODELS / name)
     stream = np.random.default_rng(0).integers(0, target.config.vocab_size, 60)
-    hidden, _ = step.read(target, data.unpacked(stream[None]))
+    hidden, _ = step.read(target, data.put_unpacked(stream[None]))
     logits = np.asarray(target.logits(hidden), np.float64)[0, :-1]
     nats = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(59), stream[1:]]
-    found = figures.bits_per_byte(target, stream, bytes_=120, row_length=60, rows=1)
+    found = metrics.bits_per_byte(target, stream, bytes_=120, row_length=60, rows=1)
     assert found == pytest.approx(nats.mean() / np.log(2) * 60 / 120, rel=1e-4)
 
 
@@ -182,6 +181,6 @@ def test_two_batches_with_a_draft_vocabulary_weigh_as_one_batch_of_both():
     parts = [how(drafter, target, *map(put, (tokens, counts, hidden)))[1] for counts in of_rows]
     shares = [part.inside / part.scored for part in parts[:2]]
     assert min(shares[0]) > 0.7 and max(shares[1]) < 0.4
-    two, one = evaluate_.joined(parts[:2]), evaluate_.joined(parts[2:])
+    two, one = evaluation.join_metrics(parts[:2]), evaluation.join_metrics(parts[2:])
     assert abs(two["loss"] - one["loss"]) < 1e-5
     np.testing.assert_allclose(two["accuracy"], one["accuracy"], atol=2e-4)

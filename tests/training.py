@@ -9,6 +9,7 @@ import numpy as np
 
 from redrafter_jax import loss as loss_of
 from train.data import rows
+from train.run import loop as run
 from train.run import step
 from train.run.recipe import Recipe
 
@@ -40,8 +41,8 @@ def stops_after(batches, count: int):
 
 
 def is_asked_to_end(monkeypatch, batch: int):
-    """A run in this process gets SIGTERM while its batch of that number, counted from 0, is read."""
-    batches = rows.batches
+    """Sends SIGTERM to this process while batch number ``batch``, from 0, is read."""
+    batches = rows.read_batches
 
     def asks(*arguments):
         for index, read in enumerate(batches(*arguments)):
@@ -49,7 +50,7 @@ def is_asked_to_end(monkeypatch, batch: int):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield read
 
-    monkeypatch.setattr(rows, "batches", asks)
+    monkeypatch.setattr(run, "read_batches", asks)
 
 
 def metrics(loss: float, norm: float, fill: float = 0.5) -> step.Metrics:
@@ -58,5 +59,5 @@ def metrics(loss: float, norm: float, fill: float = 0.5) -> step.Metrics:
 
 
 def idle(state, *_, **__):
-    """A step that changes nothing, which compiles at once."""
+    """A step that changes nothing and compiles quickly."""
     return step.HeadState(state.step + 1, state.drafter, state.optimizer), metrics(2.0, 1.0)

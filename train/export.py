@@ -5,10 +5,9 @@ import dataclasses
 import pathlib
 import sys
 
-import tyro
 from etils import epath
 
-from infer.command import run_command
+from infer.command import read_options, run_command
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
 
@@ -45,8 +44,7 @@ def main(options: Options) -> None:
     from infer import pair
     from redrafter_jax.devices import memory
     from redrafter_jax.devices.mesh import make_mesh
-    from redrafter_jax.files import checkpoint, fingerprint, hub, weights
-    from redrafter_jax.files import config as configs
+    from redrafter_jax.files import checkpoint, config, fingerprint, hub, weights
     from redrafter_jax.model.drafter import Drafter
     from train.run import card
     from train.run import configuration as configurations
@@ -55,7 +53,7 @@ def main(options: Options) -> None:
     if options.best and options.step is not None:
         raise BadInput("--best chooses the checkpoint that --step names; give one of them")
     claims.check_head(options.output, "--output")
-    checkpoints = checkpoint.located(options.checkpoints or options.run / "checkpoints")
+    checkpoints = checkpoint.resolve_folder(options.checkpoints or options.run / "checkpoints")
     if options.checkpoints is not None:
         configurations.check_place(options.checkpoints, "--checkpoints")
     configuration = configurations.read(checkpoints) if checkpoints.is_dir() else None
@@ -64,7 +62,7 @@ def main(options: Options) -> None:
     card.check_own(options.output, configuration, "--output")
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
-    target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
     is_comparable = fingerprint.is_current(configuration.get("target"))
     if is_comparable and configuration["target"] != fingerprint.fingerprint(options.target):
         raise BadInput(
@@ -74,9 +72,9 @@ def main(options: Options) -> None:
     if options.whole:
         load = pair.load_of(target_config, None, "float32")
         memory.check(load, (1, 1), "--target, whose LM head --whole takes over,", {}, "an export without --whole")
-    recipe = configurations.recipe_of(configuration, checkpoints / configurations.CONFIGURATION)
+    recipe = configurations.read_recipe(configuration, checkpoints / configurations.CONFIGURATION_FILE)
     jax.set_mesh(make_mesh())
-    like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.head_config(target_config, recipe)))
+    like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.make_head_config(target_config, recipe)))
     step = choose(options, checkpoints, like)
     if not is_comparable:
         print(
@@ -88,7 +86,7 @@ def main(options: Options) -> None:
         checkpoint.restore(checkpoints, step, head=like)["head"],
         weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
-        card.text(name, configuration, run.last_evaluation(options.run, step), step),
+        card.compose(name, configuration, run.read_last_evaluation(options.run, step), step),
     )
     print(f"the head of step {step} is in {options.output}")
 
@@ -105,7 +103,7 @@ def choose(options: Options, checkpoints: epath.Path, like) -> int:
     """
     from redrafter_jax.files import checkpoint, damage
 
-    steps = damage.steps(checkpoints)
+    steps = damage.list_steps(checkpoints)
     if not steps:
         raise BadInput(
             f"--run: {options.run} has no checkpoint, for it ended before its first save; start the same train.main command"
@@ -116,15 +114,15 @@ def choose(options: Options, checkpoints: epath.Path, like) -> int:
     losses = held_out_losses(options, checkpoints, steps) if options.best else {}
     wanted = sorted(losses, key=losses.get) if options.best else steps[::-1] if options.step is None else [options.step]
     try:
-        step, damaged = checkpoint.newest_sound(checkpoints, wanted, head=like)
-    except damage.Misfit as error:
+        step, damaged = checkpoint.find_newest_sound(checkpoints, wanted, head=like)
+    except damage.ShapeMismatch as error:
         raise BadInput(f"--target: the head of {options.run} does not fit {options.target} ({error})") from None
     if step is None and options.step is not None:
         others = ", ".join(str(other) for other in steps if other != options.step) or "none"
         reason = damaged[options.step]
         raise BadInput(f"--step: checkpoint {options.step} in {checkpoints} cannot be read ({reason}); others are {others}")
     if step is None:
-        raise BadInput(checkpoint.none_can_be_read(checkpoints, damaged))
+        raise BadInput(checkpoint.say_none_readable(checkpoints, damaged))
     for other, reason in damaged.items():
         print(f"checkpoint {other} in {checkpoints} cannot be read ({reason}); taking {step}", file=sys.stderr)
     if options.best:
@@ -144,7 +142,7 @@ def held_out_losses(options: Options, checkpoints: epath.Path, steps: list[int])
     found = {}
     for step in steps:
         with contextlib.suppress(ValueError):  # damaged: it is not the best of those that can be read
-            found[step] = damage.scores(checkpoints / str(step)).get(run.HELD_OUT)
+            found[step] = damage.read_scores(checkpoints / str(step)).get(run.HELD_OUT_SCORE)
     found = {step: loss for step, loss in found.items() if isinstance(loss, float)}
     if not found:
         raise BadInput(
@@ -156,9 +154,7 @@ def held_out_losses(options: Options, checkpoints: epath.Path, steps: list[int])
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(
-        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.export", config=(tyro.conf.FlagCreatePairsOff,)))
-    )
+    return run_command(lambda: main(read_options(Options, "train.export", arguments)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import sys
 
 import tyro
 
-from infer.command import run_command
+from infer import distributed
+from infer.command import read_options, run_command
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from train.run import stop
@@ -37,7 +38,7 @@ def main(options: Options) -> int:
     for place, option in ((options.checkpoints, "--checkpoints"), (options.profile, "--profile")):
         if place is not None:
             configurations.check_place(place, option)
-    with folders.claimed(options.output, options.checkpoints):
+    with folders.claim(options.output, options.checkpoints):
         return _train(options)
 
 
@@ -45,10 +46,9 @@ def _train(options: Options) -> int:
     import jax
 
     from infer import pair
-    from redrafter_jax.devices import memory, together
+    from redrafter_jax.devices import memory
     from redrafter_jax.devices import mesh as meshes
-    from redrafter_jax.files import config as configs
-    from redrafter_jax.files import fingerprint, hub, weights
+    from redrafter_jax.files import config, fingerprint, hub, weights
     from train.data import datasets
     from train.run import card, footprint, loop
     from train.run import configuration as configurations
@@ -56,7 +56,7 @@ def _train(options: Options) -> int:
     name = options.target
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     options = dataclasses.replace(options, target=hub.locate(name, "--target"), dtype=dtype)
-    target_config = configs.target_config(configs.read_json(options.target, "--target"), "--target")
+    target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
     longest = target_config.max_position_embeddings
     if options.recipe.row_length > longest:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
@@ -81,18 +81,18 @@ def _train(options: Options) -> int:
         "target": fingerprint.fingerprint(options.target),
         "data": [part.parent.name for part in parts],
     }
-    processes.agree(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
+    processes.check_same(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
     configuration[configurations.NOT_COMPARED] = {
         name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
     }
-    together.in_first(lambda: configurations.keep(options.output, configuration, options.resume, options.checkpoints))
+    processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
         head = loop.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
     except stop.Stopped as stopped:
         processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
         return stopped.code
-    card.write(head, None, folder, card.text(name, configuration, loop.last_evaluation(options.output, steps), steps))
+    card.write(head, None, folder, card.compose(name, configuration, loop.read_last_evaluation(options.output, steps), steps))
     processes.say(f"the head is in {folder}")
     return 0
 
@@ -119,7 +119,7 @@ def load_of(options: Options, target):
     from train.run import loop
 
     recipe = options.recipe
-    head = loop.head_config(target, recipe)
+    head = loop.make_head_config(target, recipe)
     size = meshes.bytes_of_target(target, 2 if options.dtype == "bfloat16" else 4) + meshes.bytes_of_head(head, 4 * 4)
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
@@ -152,8 +152,8 @@ def command(arguments: list[str] | None = None) -> int:
     def body() -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         check(options)
-        with stop.says_how_to_go_on(options.checkpoints or options.output):
-            return processes.run(options.group, lambda: main(options), saves=True)
+        with stop.says_how_to_resume(options.checkpoints or options.output):
+            return distributed.run(options.group, lambda: main(options), saves=True)
 
     return run_command(body)
 
@@ -164,8 +164,7 @@ def parse(arguments: list[str]) -> Options:
     finder.add_argument("--preset", choices=PRESETS)
     name = finder.parse_known_args(arguments)[0].preset
     default = Options(target=tyro.MISSING, preset=name, recipe=PRESETS[name]() if name else Recipe())
-    settings = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(Options, args=arguments, default=default, prog="python -m train.main", description=__doc__, config=settings)
+    return read_options(Options, "train.main", arguments, default=default, description=__doc__)
 
 
 if __name__ == "__main__":

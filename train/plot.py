@@ -5,9 +5,7 @@ import dataclasses
 import pathlib
 import sys
 
-import tyro
-
-from infer.command import run_command
+from infer.command import read_options, run_command
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
 
@@ -82,7 +80,7 @@ def _series(lines: list[dict], key: str) -> tuple[list[int], list]:
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.plot")))
+    return run_command(lambda: main(read_options(Options, "train.plot", arguments)))
 
 
 if __name__ == "__main__":

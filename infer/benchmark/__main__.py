@@ -11,10 +11,9 @@ import pathlib
 import sys
 from typing import Literal
 
-import tyro
-
-from infer.command import run_command
-from infer.generate import checks
+from infer.command import read_options, run_command
+from infer.options import check_nodes, check_ranges, check_temperature, check_top_p, read_beams
+from redrafter_jax.decode import request
 from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
@@ -29,8 +28,8 @@ RANGES = {
     "max_new_tokens": (3, 10**6),
     "prompt_length": (1, 10**6),
     "prompt_count": (1, 1000),
-    "draft_top_k": checks.RANGES["draft_top_k"],
-    "top_k": checks.RANGES["top_k"],
+    "draft_top_k": request.RANGES["draft_top_k"],
+    "top_k": request.RANGES["top_k"],
 }
 Shapes = Literal[
     "demo", "llama-7b", "llama-13b", "llama-33b", "llama-3.1-8b", "llama-3.1-70b", "smollm-135m", "smollm-360m", "qwen3-0.6b"
@@ -107,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> None:
-    options = tyro.cli(Options, args=arguments, prog="python -m infer.benchmark", config=(tyro.conf.FlagCreatePairsOff,))
+    options = read_options(Options, "infer.benchmark", arguments)
     _check(options)
     _write(run(options), options)
 
@@ -122,20 +121,17 @@ def _write(report: dict, options: Options) -> None:
 
 
 def _check(options: Options) -> None:
-    for name, (low, high) in RANGES.items():
-        checks.within(options, name, low, high)
+    check_ranges(RANGES, vars(options))
     if options.node_budget and options.node_budget < 2:
         raise BadInput(f"--node-budget should be 0 (all) or from 2 up, not {options.node_budget}")
     if any(not 0 <= rate <= 1 for rate in options.rates):
         raise BadInput(f"--rates should be from 0 to 1, not {' '.join(map(str, options.rates))}")
-    if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
-        raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
-    checks.temperature(options.temperature)
-    checks.top_p(options.top_p)
+    check_nodes(options.nodes)
+    check_temperature(options.temperature)
+    check_top_p(options.top_p)
     if options.bandwidth < 0 or options.bandwidth != options.bandwidth:
         raise BadInput(f"--bandwidth should be in GB/s, or 0, not {options.bandwidth}")
-    for text in options.beams:
-        beam(text)
+    read_beams(options.beams)
     if options.shape is None and (options.rates or options.layers is not None or options.head_vocab):
         raise BadInput("--rates, --layers and --head-vocab go with --shape: real weights have their own layers, head and drafts")
     if options.shape is not None and (options.target or options.drafter or options.prompts):
@@ -159,18 +155,6 @@ def _check(options: Options) -> None:
 def _is_report(beginning: bytes) -> bool:
     """Whether a file that begins so was written by `_write`: the command stands first in a report (`run`)."""
     return b" ".join(beginning.split()).startswith(f'{{ "command": "{COMMAND}'.encode())
-
-
-def beam(text: str) -> tuple[int, int]:
-    """W and L of a `--beams` value.
-
-    Raises:
-      BadInput: it is not of the form WxL, or out of range.
-    """
-    width, cross, length = text.partition("x")
-    if not (cross and width.isdecimal() and length.isdecimal() and 1 <= int(width) <= 1024 and 1 <= int(length) <= 64):
-        raise BadInput(f"--beams should be widths and lengths such as 4x4, not {text}")
-    return int(width), int(length)
 
 
 def run(options: Options) -> dict:
@@ -221,7 +205,7 @@ def _shapes(options: Options, platform: str) -> list:
     from redrafter_jax.decode.propose.recurrent import Shape
 
     names = options.beams or (CPU_BEAMS if platform == "cpu" else ACCELERATOR_BEAMS)
-    return [Shape(*beam(name), options.node_budget, options.tree, options.draft_top_k) for name in names]
+    return [Shape(width, length, options.node_budget, options.tree, options.draft_top_k) for width, length in read_beams(names)]
 
 
 if __name__ == "__main__":

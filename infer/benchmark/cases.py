@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer import folders, pair, prompts, room
+from infer import pair, prompts, room, text
 from infer.benchmark import synthetic
-from infer.generate import checks
+from infer.options import check_drafted, read_beam
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.proposer import Proposer
@@ -63,14 +63,14 @@ def on_disk(options) -> Subject:
     """The embedded pair, or the one that is named; end-of-text tokens are ignored, so that all replies are equally long."""
     head = options.drafter
     if head is None and options.head is not None:
-        head = str(folders.embedded(HEADS[options.head]))
-    plan = pair.plan(options.target, head, True, options.dtype, options.mesh, options.batch_size)
+        head = str(pair.embedded(HEADS[options.head]))
+    plan = pair.resolve(options.target, head, True, options.dtype, options.mesh, options.batch_size)
     _check_drafts(options, plan.target_config, plan.drafter_config)
-    tokenizer = folders.tokenizer(plan.target)
+    tokenizer = text.load_tokenizer(plan.target)
     longest = plan.target_config.max_position_embeddings - options.max_new_tokens
     if longest < 1:
         raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {longest + options.max_new_tokens}")
-    given = prompts.read((), options.prompts or str(folders.EMBEDDED / "prompts.jsonl"))
+    given = prompts.read((), options.prompts or str(pair.EMBEDDED / "prompts.jsonl"))
     which = options.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, longest + 1) for prompt in given]
     room.check(plan, max(map(len, ids)), options.max_new_tokens, options.batch_size, length=0)  # of plain decoding
@@ -112,9 +112,9 @@ def at_shape(options) -> Subject:
 
 def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
     if options.draft_top_k > DRAFT_TOP_K:
-        checks.to_draft("--draft-top-k", options.draft_top_k, target, head)
-    for text in options.beams:
-        checks.to_draft(f"--beams {text}: its width", int(text.partition("x")[0]), target, head)
+        check_drafted("--draft-top-k", options.draft_top_k, target.vocab_size, head.draft_vocab)
+    for shape in options.beams:
+        check_drafted(f"--beams {shape}: its width", read_beam(shape)[0], target.vocab_size, head.draft_vocab)
 
 
 def _load(config: TargetConfig, head: DrafterConfig, options) -> meshes.Load:

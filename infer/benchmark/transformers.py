@@ -18,7 +18,7 @@ class Transformers:
         except ImportError:
             raise BadInput("--against-transformers needs torch; install requirements-dev.txt") from None
         self.torch = torch
-        self.threads = processes.cores()
+        self.threads = processes.count_cores()
         torch.set_num_threads(self.threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

@@ -1,7 +1,7 @@
 """`python -m infer.fit`: will it fit on a slice, and which mesh and beam shape to take, before the slice is rented.
 
 The TPU compiler compiles the rounds for the slice on this machine; no weight is allocated and nothing runs. All times are
-estimates. Not here: the points (`points.py`), counting by hand (`roofline.py`), how it is said (`fit_report.py`), the compiler
+estimates. Not here: the points (`points.py`), counting by hand (`roofline.py`), how it is said (`report.py`), the compiler
 (`redrafter_jax/slices/compiler.py`).
 """
 
@@ -12,12 +12,10 @@ import os
 import sys
 from typing import Literal
 
-import tyro
-
-from infer.benchmark.__main__ import beam
-from infer.command import run_command
-from infer.fit import report as fit_report
-from infer.generate import checks
+from infer.command import read_options, run_command
+from infer.fit import report as tables
+from infer.options import check_each, check_nodes, check_once, read_beams
+from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.errors import BadInput
 
 LIMITS = (
@@ -77,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> None:
-    options = tyro.cli(Options, args=arguments, prog="python -m infer.fit", config=(tyro.conf.FlagCreatePairsOff,))
+    options = read_options(Options, "infer.fit", arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
     _check(options)
     report = run_floors(options) if options.floors else run(options)
@@ -86,21 +84,18 @@ def _main(arguments: list[str] | None) -> None:
 
 
 def _check(options: Options) -> None:
-    if not options.batch or any(not 1 <= rows <= 4096 for rows in options.batch):
-        raise BadInput(f"--batch should be from 1 to 4096, not {' '.join(map(str, options.batch)) or 'nothing'}")
+    check_each("batch", options.batch, 1, 4096)
     if not 64 <= options.context <= 10**6:
         raise BadInput(f"--context should be from 64 to 1000000, not {options.context}")
-    if any(not 1 <= count <= checks.MAX_NODES for count in options.nodes):
-        raise BadInput(f"--nodes should be from 1 to {checks.MAX_NODES}, not {' '.join(map(str, options.nodes))}")
+    check_nodes(options.nodes)
     if not options.most >= 1:
         raise BadInput(f"--most should be 1 or more, not {options.most}")
-    beams = [beam(text) for text in options.beams]
+    beams = read_beams(options.beams)
     for text, (width, length) in zip(options.beams, beams, strict=True):
-        if 1 + width * length > checks.MAX_NODES:
-            raise BadInput(f"--beams {text} makes {1 + width * length} nodes, over {checks.MAX_NODES}; narrow or shorten it")
+        if 1 + width * length > MAX_NODES:
+            raise BadInput(f"--beams {text} makes {1 + width * length} nodes, over {MAX_NODES}; narrow or shorten it")
     for name, values in (("batch", options.batch), ("nodes", options.nodes), ("beams", beams)):
-        if len(set(values)) < len(values):
-            raise BadInput(f"--{name} should name each once, not {' '.join(map(str, getattr(options, name)))}")
+        check_once(name, values, getattr(options, name))
     if options.floors:
         _check_floors(options)
 
@@ -118,12 +113,13 @@ def run(options: Options) -> dict:
     from redrafter_jax.slices import topology as slices
 
     subject = _subject(options)
-    meshes, left_out = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
-    subject = dataclasses.replace(subject, slice=slices.slice_of(options.topology))
-    untaken = slices.untaken(options.batch, meshes)
+    slices.parse_topology(options.topology, "--topology")
+    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, subject.config, subject.head, "--mesh")
+    subject = dataclasses.replace(subject, slice=slices.find_slice(options.topology, "--topology"))
+    untaken = slices.refuse_batches(options.batch, meshes, "--batch")
     left_out += untaken.values()
     say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
-    say(fit_report.heading(options, subject))
+    say(tables.heading(question_of(options), subject.slice))
     for reason in left_out:
         say(f"left out: {reason}")
     with compiler.side_by_side() as pool:
@@ -148,21 +144,21 @@ def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say)
     from infer.fit import points
     from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 
-    shapes = [AUTOREGRESSIVE, *(Shape(*beam(text)) for text in options.beams)]
+    shapes = [AUTOREGRESSIVE, *(Shape(*beam) for beam in read_beams(options.beams))]
     started = []
     for batch, mesh in ((batch, mesh) for batch in options.batch for mesh in meshes if batch % mesh[0] == 0):
         rounds = [pool.submit(points.row, subject, mesh, batch, shape) for shape in shapes]
         started.append((rounds, [pool.submit(points.node_row, subject, mesh, batch, count) for count in options.nodes]))
     rows, node_rows = [], []
-    say(fit_report.line([name for name, _ in fit_report.COLUMNS]))
+    say(tables.head_line())
     for rounds, passes in started:
         plain = rounds[0].result()
         for point in rounds:
             rows.append(point.result())
-            say(fit_report.line(fit_report.cells_of(rows[-1], plain)))
+            say(tables.line(tables.cells_of(rows[-1], plain)))
         for count, point in zip(options.nodes, passes, strict=True):
             node_rows.append(point.result())
-            say(fit_report.line(fit_report.cells_of(node_rows[-1] | {"shape": f"N={count}"}, plain)))
+            say(tables.line(tables.cells_of(node_rows[-1] | {"shape": f"N={count}"}, plain)))
     return rows, node_rows
 
 
@@ -176,7 +172,7 @@ def _advise(options: Options, subject, rows: list[dict], batches: list[int], poo
         advice, checked, refused = points.settle(rows, batch, options.most, check)
         before = [dataclasses.asdict(one) | {"checked": checks} for one, checks in refused]
         found.append(dataclasses.asdict(advice) | {"checked": checked, "refused": before})
-        say(fit_report.advised(advice, options, checked, refused, subject.slice.chip.usable_bytes))
+        say(tables.advised(advice, options.most, options.dtype, checked, refused, subject.slice.chip.usable_bytes))
     return found
 
 
@@ -186,13 +182,13 @@ def run_floors(options: Options) -> dict:
     from redrafter_jax.decode.propose.recurrent import Shape
     from redrafter_jax.slices import topology as slices
 
-    chip, _ = slices.chips_of(options.topology)
+    chip, _ = slices.parse_topology(options.topology, "--topology")
     subject = _subject(options)
-    splits, _ = slices.meshes(options.mesh, options.topology, subject.config, subject.head)
+    splits, _ = slices.choose_meshes(options.mesh, options.topology, subject.config, subject.head, "--mesh")
     split = max(splits, key=lambda split: split[1])
-    untaken = slices.untaken(options.batch, [split])
-    shapes = [Shape(*beam(text)) for text in options.beams]
-    nodes = options.nodes or fit_report.NODES
+    untaken = slices.refuse_batches(options.batch, [split], "--batch")
+    shapes = [Shape(*beam) for beam in read_beams(options.beams)]
+    nodes = options.nodes or tables.NODES
     rows = [points.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch if batch not in untaken]
     report = {
         "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
@@ -201,8 +197,14 @@ def run_floors(options: Options) -> dict:
         "rows": rows,
     }
     if not options.json:
-        print(fit_report.floors(report, options, chip, split))
+        print(tables.floors(report, question_of(options), chip, split, nodes, options.beams))
     return report
+
+
+def question_of(options: Options) -> tables.Question:
+    """What is asked, for headings."""
+    head = tables.head_of(options.head, options.head_vocab)
+    return tables.Question(options.model, options.topology, head, options.dtype, options.context, options.sampling)
 
 
 def _subject(options: Options):
@@ -212,7 +214,7 @@ def _subject(options: Options):
     from redrafter_jax.model import vocabulary
     from redrafter_jax.slices import topology as slices
 
-    target = slices.target_config(options.model)
+    target = slices.read_target_config(options.model, "--model")
     # a longer context than the target was made for has the same cost
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     if not 0 <= options.head_vocab <= target.vocab_size:

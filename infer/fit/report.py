@@ -1,4 +1,9 @@
-"""The table and the recommendation of `infer.fit`, for people. Not here: what is in them (`plan.py`)."""
+"""The tables of `infer.fit` and `train.fit`, and the recommendation of the former, for people. Not here: what is in them
+(`points.py`).
+"""
+
+import dataclasses
+from collections.abc import Sequence
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 COLUMNS = (
@@ -8,18 +13,52 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def line(cells: list[str]) -> str:
-    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=False)).rstrip()
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked, in the words of the options: whether ``model``, with this ``head`` in words, fits on ``topology``."""
+
+    model: str
+    topology: str
+    head: str
+    dtype: str
+    context: int
+    sampling: str = "greedy"
+
+
+def line(cells: Sequence[str], columns: Sequence[tuple[str, int]] = COLUMNS) -> str:
+    """Cells under their columns, each a name and a width."""
+    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, columns, strict=False)).rstrip()
+
+
+def head_line(columns: Sequence[tuple[str, int]] = COLUMNS) -> str:
+    """The names of the columns."""
+    return line([name for name, _ in columns], columns)
+
+
+def head_of(head: str, head_vocab: int) -> str:
+    """A head in words."""
+    return f"{head} head" + (f" of {head_vocab} tokens" if head_vocab else "")
+
+
+def gib(held: float | None, mark: str = "") -> str:
+    """Bytes in GiB; a question mark where they are not known."""
+    return "?" if held is None else f"{mark}{held / (1 << 30):.2f}"
+
+
+def facts_of(row: dict, mark: str, *names: str) -> tuple[list[str], bool]:
+    """The first cells of a row (mesh, batch, what stands under ``names``, GiB, whether it fits), and whether they are all there
+    is: where the compiler failed, or refused the program, there are no times."""
+    cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), *(str(row[name]) for name in names), gib(row["held"], mark)]
+    if "failed" in row:
+        return [*cells, "?", row["failed"]], True
+    return [*cells, "yes" if row["fits"] else "no"], not row.keys() & {"seconds", "step_seconds"}
 
 
 def cells_of(row: dict, plain: dict) -> list[str]:
     """A row for people; times in ms. Figures of a chip."""
-    cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), row["shape"], str(row["nodes"])]
-    roughly = "" if row.get("whole", False) else "~" if "seconds" in row else ">"
-    cells += [f"{roughly}{row['held'] / (1 << 30):.2f}", "yes" if row["fits"] else "no"]
-    if "failed" in row:
-        return [*cells[:-1], "?", row["failed"]]
-    if "seconds" not in row:
+    mark = "" if row.get("whole", False) else "~" if "seconds" in row else ">"
+    cells, is_all = facts_of(row, mark, "shape", "nodes")
+    if is_all:
         return cells
     seconds, floors = row["seconds"], row["floor_seconds"]
     cells += [f"{row['flops'] / 1e9:.1f}", f"{sum(row['flops_by_hand'].values()) / 1e9:.1f}"]
@@ -32,25 +71,26 @@ def cells_of(row: dict, plain: dict) -> list[str]:
     return [*cells, f"{row['links']:.0f}", f"{row['link_bytes'] / 1e6:.1f}"]
 
 
-def heading(options, subject) -> str:
-    chip = subject.slice.chip
+def heading(asked: Question, slice_) -> str:
+    """What stands above the table."""
+    chip = slice_.chip
     return (
-        f"{options.model}, {head_of(options)}, {options.dtype}, {options.context} tokens of context, {options.sampling}, on"
-        f" {len(subject.slice.devices)} chips of {chip.name} ({options.topology}): {chip.peak / 1e12:.0f} TFLOP/s,"
+        f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, {asked.sampling}, on"
+        f" {len(slice_.devices)} chips of {chip.name} ({asked.topology}): {chip.peak / 1e12:.0f} TFLOP/s,"
         f" {chip.bandwidth / 1e9:.0f} GB/s, {chip.usable_bytes / (1 << 30):.2f} GiB usable, ridge {chip.ridge:.0f} FLOP/byte\n"
         "All figures are of one chip. ~: from programs of 2 and 4 layers; >: weights and state alone; the rest is not known."
     )
 
 
-def head_of(options) -> str:
-    return f"{options.head} head" + (f" of {options.head_vocab} tokens" if options.head_vocab else "")
+def advised(advice, most: float, dtype: str, checked: list[dict], refused: list, usable: int) -> str:
+    """The recommendation for a batch, in options of `infer.generate`, after those that were found not to fit.
 
-
-def advised(advice, options, checked: list[dict], refused: list, usable: int) -> str:
-    """The recommendation for a batch, in options of `infer.generate`, after those that were found not to fit."""
+    Args:
+      most: plain steps that a round may cost.
+      usable: bytes of a chip.
+    """
     from infer.fit import points
 
-    most, dtype = options.most, options.dtype
     before = "".join(f"{_refusal(*one)}\n" for one in refused)
     if advice.mesh is None:
         what = f"none of these {len(refused)}" if refused else "nothing"
@@ -79,20 +119,19 @@ def _decoding(advice) -> str:
 
 
 def _sizes(checked: list[dict]) -> str:
-    gib = lambda held: "?" if held is None else f"{held / (1 << 30):.2f}"  # noqa: E731
     return ", ".join(f"{one['what']} {one.get('failed') or gib(one['held']) + ' GiB'}" for one in checked)
 
 
-def floors(report: dict, options, chip, split: tuple[int, int]) -> str:
+def floors(report: dict, asked: Question, chip, split: tuple[int, int], nodes: Sequence[int], beams: Sequence[str]) -> str:
     """The table of what is counted by hand."""
     lines = [
-        f"{options.model}, {head_of(options)}, {options.dtype}, {options.context} tokens of context, on {options.topology}, mesh"
+        f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, on {asked.topology}, mesh"
         f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {chip.usable_bytes / (1 << 30):.2f} GiB usable per chip.",
         "By hand: weights and state, and least times: a plain step in ms; passes over N nodes, drafts and rounds in plain steps.",
         *(f"left out: {reason}" for reason in report["left_out"]),
     ]
-    heads = [f"N={count}" for count in options.nodes or NODES]
-    heads += [f"{what} {text}" for what in ("draft", "round") for text in options.beams]
+    heads = [f"N={count}" for count in nodes]
+    heads += [f"{what} {text}" for what in ("draft", "round") for text in beams]
     lines.append("batch GiB/chip  step ms   knee " + " ".join(f"{head:>{max(5, len(head))}}" for head in heads))
     for row in report["rows"]:
         values = [*row["verify_over_plain"].values(), *row["draft_over_plain"].values(), *row["round_over_plain"].values()]

@@ -1,8 +1,8 @@
 """`python -m infer.generate`: text from a target and its draft head. The options, and the order in which things happen.
 
-Not here: what options may be (`checks.py`), reading prompts (`prompts.py`), loading (`folders.py`, `pair.py`), the JSONL
-file (`output.py`), what a person sees (`terminal.py`, `chat.py`), decoding (`redrafter_jax`). JAX is imported only once
-the options are known to be good.
+Not here: what options may be (`checks.py`), reading prompts (`prompts.py`), loading (`pair.py`), the JSONL file
+(`replies.py`), what a person sees (`terminal.py`, `chat.py`), decoding (`session.py`, `redrafter_jax`). The options end
+here, as a `Task`. JAX is imported only once they are known to be good.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer import prompts
-from infer.command import run_command
+from infer import distributed, prompts
+from infer.command import read_options, run_command
+from infer.distributed import Group
 from infer.generate import checks
-from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.devices import processes, together
-from redrafter_jax.devices.processes import Group
+from infer.generate.task import Beams, Decoding, Destination, Models, Task
+from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
+from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 
@@ -96,15 +97,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
-    options = tyro.cli(Options, args=arguments, prog="python -m infer.generate", config=(tyro.conf.FlagCreatePairsOff,))
+    options = read_options(Options, "infer.generate", arguments)
     checks.alone(options)
-    return processes.run(options.group, lambda: _decode(options))
+    return distributed.run(options.group, lambda: _decode(options))
+
+
+def task_of(options: Options) -> Task:
+    """The options that are good (`checks.alone`), but for prompts, the cache of programs and the group, in the library's types."""
+    beams = Beams(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
+    limits = Limits(options.max_new_tokens, options.max_length or 0)
+    return Task(
+        Models(options.target, options.drafter, options.dtype, options.mesh),
+        Decoding(options.decoding, beams, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
+        Destination(options.output, options.json, options.no_color),
+    )
 
 
 def _decode(options: Options) -> int:
     with contextlib.ExitStack() as stack:
         if options.output is not None:
-            together.in_first(lambda: _lock(stack, options.output))
+            processes.run_in_first(lambda: _lock(stack, options.output))
         return _run(options)
 
 
@@ -117,15 +130,17 @@ def _run(options: Options) -> int:
     given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
     if not given and not options.interactive:
         given = [_default_prompt(options)]
-    from infer.generate import session  # JAX is imported here
+    from infer import programs  # JAX is imported here
+    from infer.generate import session
 
-    return session.run(options, given)
+    programs.use_cache(options.cache_dir)
+    return session.converse(task_of(options)) if options.interactive else session.run(task_of(options), given)
 
 
 def _default_prompt(options: Options) -> prompts.Prompt:
     if options.target is not None:
         raise BadInput("--prompt is missing: give --prompt, --prompts or standard input (only the embedded pair has a default)")
-    return prompts.Prompt("the default prompt", "prompt", DEFAULT_PROMPT)
+    return prompts.Prompt("the default prompt", "prompt", DEFAULT_PROMPT, is_default=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 Not here: text, files, options (`infer/`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -63,8 +64,9 @@ def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: 
 class Engine:
     """A target and what proposes for it; decodes batches of prompts on the mesh of the target.
 
-    ``proposer``: None for plain decoding; kept as it decodes (`Proposer.prepare`).
-    ``compile_seconds`` adds up what was spent on compiling.
+    ``drafter`` is the head as it decodes (`vocabulary.as_decoded`).
+    ``compile_seconds`` adds up what was spent on compiling; ``on_compile`` makes a context that the programs of each bucket
+    are compiled in.
 
     Raises:
       BadInput: a stop id is none of the target's, or the proposer is none or does not fit the target.
@@ -78,11 +80,15 @@ class Engine:
             self.proposer = proposer.prepare(target)
         self.stop_ids = np.asarray(sorted(check_stop_ids(stop_ids, target.config.vocab_size)) or [-1], np.int32)
         self.compile_seconds = 0.0
+        self.on_compile: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self._programs: dict[tuple, Programs] = {}
 
-    def plain(self) -> "Engine":
-        """The same target with nothing that proposes: plain decoding, by the same loop."""
-        return Engine(self.target, stop_ids=[int(token) for token in self.stop_ids if token >= 0])
+    def autoregressive(self) -> "Engine":
+        """The same target without the head: plain decoding, by the same loop."""
+        stops = [int(token) for token in self.stop_ids if token >= 0]
+        plain = Engine(self.target, None, stop_ids=stops)
+        plain.on_compile = self.on_compile
+        return plain
 
     def generate(
         self,
@@ -180,7 +186,8 @@ class Engine:
         key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]))
         if key not in self._programs:
             began = time.perf_counter()
-            self._programs[key] = self._on_mesh(compile_programs, self.target, self.proposer, inputs, bucket)
+            with self.on_compile():
+                self._programs[key] = self._on_mesh(compile_programs, self.target, self.drafter, inputs, bucket, self.shape)
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 

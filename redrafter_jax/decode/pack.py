@@ -72,6 +72,12 @@ def pack_sequences(g_B: jax.Array, tokens_BWL: jax.Array, scores_BWL: jax.Array,
     return jax.vmap(lambda g, t, s: _select(g, _of_sequences(t, s), N, L))(g_B, tokens_BWL, scores_BWL)
 
 
+def merge(one: Tree, other: Tree, N: int, L: int) -> Tree:
+    """The N - 1 likeliest prefixes of two trees of the same roots, at most L deep. One that both have is a node once, with the
+    larger of its scores, so that no child is likelier than its parent."""
+    return jax.vmap(lambda one, other: _select(one.tokens[0], _of_trees(one, other, L), N, L))(one, other)
+
+
 def root_only(g_B: jax.Array) -> Tree:
     """The tree of plain autoregressive decoding."""
     one = jnp.zeros_like(g_B)[:, None]
@@ -96,6 +102,28 @@ def _of_sequences(tokens_WL: jax.Array, scores_WL: jax.Array) -> _Candidates:
     before = first_WL[beam, jnp.maximum(step - 1, 0)] * L + step - 1
     scores = jnp.where(first_WL == jnp.arange(W)[:, None], scores_WL, -jnp.inf)
     return _Candidates(tokens_WL.reshape(-1), jnp.where(step == 0, -1, before), step + 1, beam, scores.reshape(-1))
+
+
+def _of_trees(one: Tree, other: Tree, L: int) -> _Candidates:
+    """The drafted nodes of one tree, then those of the other whose prefix the first does not have."""
+    alike_NM = (one.tokens[:, None] == other.tokens) & (one.depth[:, None] == other.depth) & one.valid[:, None] & other.valid
+    same_NM = alike_NM & (one.depth[:, None] == 0)
+    for _ in range(L):
+        same_NM = alike_NM & ((one.depth[:, None] == 0) | same_NM[one.parent][:, other.parent])
+    shared_M, twin_M = jnp.any(same_NM, axis=0), jnp.argmax(same_NM, axis=0)
+    likelier_N = jnp.max(jnp.where(same_NM, other.scores, -jnp.inf), axis=1)
+    scores_N = jnp.where(one.valid, jnp.maximum(one.scores, likelier_N), -jnp.inf)
+    scores_M = jnp.where(other.valid & ~shared_M, other.scores, -jnp.inf)
+    # node n is candidate n - 1, and the root -1; behind them, node m of the other tree
+    candidate_M = jnp.where(shared_M, twin_M - 1, len(one.tokens) - 2 + jnp.arange(len(other.tokens)))
+    joined = lambda a, b: jnp.concatenate([a[1:], b[1:]])  # noqa: E731
+    return _Candidates(
+        tokens=joined(one.tokens, other.tokens),
+        parent=joined(one.parent - 1, candidate_M[other.parent]),
+        depth=joined(one.depth, other.depth),
+        beam=jnp.arange(len(one.tokens) + len(other.tokens) - 2),
+        scores=joined(scores_N, scores_M),
+    )
 
 
 def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:

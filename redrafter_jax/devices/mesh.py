@@ -182,7 +182,7 @@ def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tu
     Raises:
       BadInput: see `check` and `choose`; or the mesh leaves some of the processes out, or this host has not joined the others.
     """
-    processes.check_joined()
+    processes.check_joined("--distributed")
     own, every, group = jax.local_devices(), len(jax.devices()), jax.process_count() > 1
     if mesh is not None:
         whole = group and (together or mesh[0] * mesh[1] > len(own))

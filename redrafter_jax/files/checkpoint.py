@@ -1,11 +1,11 @@
 """Orbax checkpoints of a training run: written in the background, complete or absent, restored onto any mesh.
 
-Every process of a run writes and reads the shards of its own devices, in one folder that all of them see, which may be in a
-bucket (gs://); how many processes and devices wrote a checkpoint does not matter to those that read it.
+Every process writes and reads the shards of its own devices, in one folder that all processes see; it may be in a
+bucket (gs://). A checkpoint can be read by any number of processes and devices.
 
-A checkpoint holds named artefacts (``head``: the weights that decoding needs; ``train``: what only training needs), each
-a flat dictionary from the path of a leaf to its array, so that a file can be read without the classes that made it; and
-the sums of their bits, by which damage is found (`damage.py`).
+A checkpoint has named artefacts (``head``: the weights that decoding needs; ``train``: what only training needs). Each
+is a flat dictionary from the path of a leaf to its array, so that it can be read without the classes that made it.
+Beside them are the sums of their bits, which show damage (`damage.py`).
 """
 
 import contextlib
@@ -22,25 +22,29 @@ from orbax.checkpoint import v1 as ocp
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput, as_bad_input
 from redrafter_jax.files import damage
-from redrafter_jax.files.claims import located
+from redrafter_jax.files.claims import resolve_folder
 
 
-class Run:
-    """The checkpoints of one run's folder, the newest ``keep`` of them and, by the score named ``best``, the one where it
-    is lowest; a context manager. One process (or one group of them) writes to a folder: what an interrupted save left is removed.
-    Others may read meanwhile (`newest_sound`, `restore`)."""
+class Checkpoints:
+    """The checkpoints in one run's folder; a context manager. It keeps the newest ``keep`` and the one with the lowest
+    score ``best``. One process, or one group of processes, writes to a folder; others may read meanwhile
+    (`find_newest_sound`, `restore`). The remains of an interrupted save are removed.
+    """
 
     def __init__(self, folder: pathlib.Path | str, keep: int = 2, best: str | None = None):
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(keep)]
+        preserved = [policies.LatestN(keep)]
         if best is not None:
-            score = lambda scores: -scores[best]  # noqa: E731  (the policy keeps the highest)
-            kept.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
-        self.folder = located(folder)
-        logging.getLogger("absl").addFilter(_is_not_an_error_of_orbax)
+
+            def negate_score(scores: dict[str, float]) -> float:
+                return -scores[best]  # the policy keeps the highest
+
+            preserved.append(policies.BestN(get_metric_fn=negate_score, n=1, keep_checkpoints_without_metrics=False))
+        self.folder = resolve_folder(folder)
+        logging.getLogger("absl").addFilter(_is_not_from_orbax)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
         )
 
@@ -51,38 +55,38 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there."""
+        """The steps of the checkpoints in the folder."""
         return [found.step for found in self._checkpointer.checkpoints]
 
     def save(self, step: int, scores: dict[str, float] | None = None, **artefacts: Any) -> None:
-        """Starts writing pytrees of arrays, once what was being written is; they may be donated at once."""
+        """Starts to write pytrees of arrays, after the save before this one has ended; they may be donated at once."""
         flat = {name: _flatten(tree) for name, tree in artefacts.items()}
-        flat[damage.SUMS] = damage.sums(flat)
-        with self._names_the_folder():  # in errors of the save before this one, too
-            # without force a save is skipped while another is under way
+        flat[damage.SUMS] = damage.sum_bits(flat)
+        with self._name_folder_in_errors():  # errors of the save before this one arrive here too
+            # without force Orbax skips a save while another is under way
             self._checkpointer.save_checkpointables_async(step, flat, force=True, metrics=scores)
 
     def restore(self, step: int | None = None, **like: Any) -> dict[str, Any]:
-        """See `restore`; by default of the newest checkpoint."""
+        """See `restore`; by default the newest checkpoint."""
         return restore(self.folder, self.latest_step if step is None else step, **like)
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        """Waits for what is being written, also where the run was interrupted."""
+        """Waits for the save under way, also where the run was interrupted."""
         try:
-            with self._names_the_folder():
+            with self._name_folder_in_errors():
                 self._checkpointer.close()
         except BadInput:
-            if kind is None or not issubclass(kind, BadInput):  # else that one has said what is wrong already
+            if kind is None or not issubclass(kind, BadInput):  # that error says already what is wrong
                 raise
         finally:
-            logging.getLogger("absl").removeFilter(_is_not_an_error_of_orbax)
+            logging.getLogger("absl").removeFilter(_is_not_from_orbax)
 
     @contextlib.contextmanager
-    def _names_the_folder(self) -> Iterator[None]:
-        """Errors of writing that are the machine's, which the threads that write hand on here, become one sentence."""
+    def _name_folder_in_errors(self) -> Iterator[None]:
+        """Turns an error of the machine, which Orbax's threads raise here, into one sentence."""
         try:
             yield
         except Exception as error:
@@ -92,60 +96,63 @@ class Run:
             raise BadInput(f"a checkpoint in {self.folder} cannot be written: {found}") from error
 
 
-def _is_not_an_error_of_orbax(record: logging.LogRecord) -> bool:
-    """A filter: Orbax logs what its threads raise, with a traceback for every thread on the way, and raises it too."""
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    """A log filter: Orbax logs a traceback for every thread that an error passes through, and raises the error too."""
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def restore(folder: pathlib.Path | str, step: int, **like: Any) -> dict[str, Any]:
-    """The artefacts of these names of a checkpoint, each with the structure, dtypes and shardings of the tree given (arrays or
-    the result of ``jax.eval_shape``); all processes call together.
+    """Reads artefacts of a checkpoint; all processes call it together.
+
+    Args:
+      like: for each artefact, by its name, a tree of its structure, dtypes and shardings: arrays, or the result of
+        ``jax.eval_shape``.
 
     Raises:
-      BadInput: it cannot be read.
+      BadInput: the checkpoint cannot be read.
     """
-    folder = located(folder)
+    folder = resolve_folder(folder)
     abstract = {name: jax.tree.map(_abstract, _flatten(tree)) for name, tree in like.items()}
     try:
         loaded = ocp.load_checkpointables(folder / str(step), abstract)
-    except Exception as error:  # of Orbax, TensorStore or the file system
-        reason = " ".join(str(error).split())[: damage.LONGEST_REASON]
-        raise as_bad_input(error) or BadInput(_unread(folder, step, reason)) from error
+    except Exception as error:  # Orbax, TensorStore and the file system have their own
+        reason = " ".join(str(error).split())[: damage.MAX_REASON_CHARACTERS]
+        raise as_bad_input(error) or BadInput(_say_unreadable(folder, step, reason)) from error
     return {name: _unflatten(tree, loaded[name]) for name, tree in like.items()}
 
 
 def set_aside_damaged(folder: pathlib.Path | str, **like: Any) -> list[str]:
-    """Renames checkpoints that cannot be read to ``STEP.damaged``, from the newest down to the first that can, so that a
-    `Run` opened next goes on from that one and may save those steps again. The first process looks and renames; all call
-    together.
+    """Renames unreadable checkpoints to ``STEP.damaged``, from the newest down to the first readable one. The
+    `Checkpoints` that are opened next resume from that one, and may save the renamed steps again. The first process
+    reads and renames; all processes call it together.
 
     Args:
-      like: as for `Run.restore`.
+      like: as for `restore`.
 
     Returns:
-      A sentence about each, and one about the step to go on from.
+      A sentence about each renamed checkpoint, and one about the step to resume from.
 
     Raises:
-      BadInput: there are checkpoints and none can be read; then nothing is renamed. Or their arrays have other shapes.
+      BadInput: no checkpoint can be read (then nothing is renamed), or an array has another shape.
     """
-    folder = located(folder)
-    verdict = _verdict(folder, like) if processes.is_first() else {}
-    processes.wait(f"a checkpoint in {folder} that can be read")  # which may take the first process minutes
-    verdict = json.loads(processes.of_first(json.dumps(verdict)))
+    folder = resolve_folder(folder)
+    verdict = _set_aside(folder, like) if processes.is_first() else {}
+    processes.wait(f"a checkpoint in {folder} that can be read")  # the first process may take minutes
+    verdict = json.loads(processes.broadcast_text(json.dumps(verdict)))
     if "error" in verdict:
         raise BadInput(verdict["error"])
     return verdict["renamed"]
 
 
-def _verdict(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
-    """`set_aside_damaged` in the first process: its sentences, or that of an error, which all processes are to raise."""
+def _set_aside(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
+    """`set_aside_damaged` in the first process: its sentences, or the sentence that all processes should raise."""
     try:
-        sound, damaged = newest_sound(folder, **like)
+        sound, damaged = find_newest_sound(folder, **like)
         if damaged and sound is None:
-            return {"error": none_can_be_read(folder, damaged)}
-        for step in damage.steps(folder):  # an older one is not restored, but Orbax reads the scores of all
-            damaged |= {} if step in damaged or step == sound else _of_scores(folder, step)
-        renamed = [f"{_unread(folder, *found)}; it is {_rename(folder, found[0])} now" for found in damaged.items()]
+            return {"error": say_none_readable(folder, damaged)}
+        for step in damage.list_steps(folder):  # Orbax reads the scores of all, also of those that are not restored
+            damaged |= {} if step in damaged or step == sound else _check_scores(folder, step)
+        renamed = [f"{_say_unreadable(folder, *found)}; it is {_rename(folder, found[0])} now" for found in damaged.items()]
     except Exception as error:
         found = as_bad_input(error)
         if found is None:
@@ -154,42 +161,42 @@ def _verdict(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
     return {"renamed": [*renamed, *[f"going on from step {sound}"] * bool(damaged)]}
 
 
-def newest_sound(folder: pathlib.Path | str, among: list[int] | None = None, **like: Any) -> tuple[int | None, dict[int, str]]:
-    """The newest step whose checkpoint can be read, None if there is none; and the steps that were looked at before it,
-    with what is wrong with them. One process may call it alone.
+def find_newest_sound(folder: pathlib.Path | str, among: list[int] | None = None, **like: Any) -> tuple[int | None, dict[int, str]]:
+    """The newest step with a readable checkpoint (None: there is none), and what is wrong with each step that was read
+    before it. One process may call it alone.
 
     Args:
-      among: steps to look at, in this order; by default all, the newest first.
-      like: as for `Run.restore`.
+      among: steps to read, in this order; by default all, the newest first.
+      like: as for `restore`.
 
     Raises:
       damage.Misfit: an array has another shape than ``like`` says.
     """
-    folder, damaged = located(folder), {}
+    folder, damaged = resolve_folder(folder), {}
     flat = {name: _flatten(tree) for name, tree in like.items()}
-    for step in reversed(damage.steps(folder)) if among is None else among:
-        reason = damage.find(folder / str(step), flat)
+    for step in reversed(damage.list_steps(folder)) if among is None else among:
+        reason = damage.find_damage(folder / str(step), flat)
         if reason is None:
             return step, damaged
         damaged[step] = reason
     return None, damaged
 
 
-def _unread(folder: epath.Path, step: int, reason: str) -> str:
+def _say_unreadable(folder: epath.Path, step: int, reason: str) -> str:
     return f"checkpoint {step} in {folder} cannot be read ({reason})"
 
 
-def none_can_be_read(folder: pathlib.Path | str, damaged: dict[int, str]) -> str:
-    """The sentence for checkpoints of which none can be read."""
+def say_none_readable(folder: pathlib.Path | str, damaged: dict[int, str]) -> str:
+    """The sentence for a folder in which no checkpoint can be read."""
     reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
     return f"no checkpoint in {folder} can be read ({reasons}); put back a copy, or begin anew in another folder"
 
 
-def _of_scores(folder: epath.Path, step: int) -> dict[int, str]:
+def _check_scores(folder: epath.Path, step: int) -> dict[int, str]:
     try:
-        damage.scores(folder / str(step))
+        damage.read_scores(folder / str(step))
     except ValueError as error:
-        return {step: " ".join(str(error).split())[: damage.LONGEST_REASON]}
+        return {step: " ".join(str(error).split())[: damage.MAX_REASON_CHARACTERS]}
     return {}
 
 

@@ -1,11 +1,10 @@
-"""What a command may write over: nothing but what it wrote itself. Commands say by what they know their own.
+"""What a command may overwrite: only files that it wrote itself. Each command says how it recognises its own.
 
-Nothing here writes. ``what`` names, in errors, the option or argument that a path came from. Not here: that two
-processes do not write at once (`lock.py`).
+Nothing here writes. ``what`` is the option or argument that a path came from, for errors. Not here: that two processes
+do not write at once (`lock.py`).
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import struct
@@ -14,17 +13,18 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import json_files
 
-BEGINNING = 4096  # bytes of a file that are read to tell whose it is
-PNG = b"\x89PNG\r\n\x1a\n"
-CARD_BEGINS = "---\nlibrary_name: redrafter_jax\n"  # the README.md of every head that was exported
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+MAX_SIGNATURE_BYTES = 4096  # read from the start of a file to tell whose it is
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CARD_SIGNATURE = "---\nlibrary_name: redrafter_jax\n"  # begins the README.md of every exported head
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def check_file(path: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless a file is there that can be written, or can be made."""
-    with _named(path, what):
+    """Raises BadInput unless the path is a writable file, or one can be made there."""
+    with _name_option(path, what):
         _check_file(path, what)
 
 
@@ -38,36 +38,36 @@ def _check_file(path: pathlib.Path, what: str) -> None:
 
 
 def check_replaceable(path: pathlib.Path, what: str, is_ours: Callable[[bytes], bool], ours: str) -> None:
-    """Raises BadInput where a file cannot be written, or holds something that is not the command's own.
+    """Raises BadInput where a file cannot be written, or was not written by the command.
 
     Args:
-      is_ours: whether a file that begins with these bytes (`BEGINNING` of them at most) was written by the command.
+      is_ours: whether the command wrote a file that begins with these bytes, at most `MAX_SIGNATURE_BYTES`.
       ours: what the command writes, for the message.
     """
     check_file(path, what)
     if not path.exists():
         return
     with open(path, "rb") as opened:
-        beginning = opened.read(BEGINNING)
+        beginning = opened.read(MAX_SIGNATURE_BYTES)
     if beginning and not is_ours(beginning):
         raise BadInput(f"{what}: {path} is not {ours} and is kept; name another file, or remove this one")
 
 
 def check_picture(path: pathlib.Path, what: str, software: str) -> None:
-    """Raises BadInput unless a picture can be written there: a PNG file that is not there yet, or one of ours, whose
-    text chunk `Software` says ``software``."""
+    """Raises BadInput unless a PNG file can be written there: a new one, or one whose text chunk `Software` says
+    ``software``."""
     if path.suffix.lower() != ".png":
         raise BadInput(f"{what}: {path} should end in .png, which is the format of the picture")
 
     def is_ours(beginning: bytes) -> bool:
-        return _software(beginning) == software
+        return _read_software(beginning) == software
 
     check_replaceable(path, what, is_ours, f"a picture that {software} wrote")
 
 
 def check_folder(folder: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless files can be written into the folder, which need not be there yet."""
-    with _named(folder, what):
+    """Raises BadInput unless files can be written into the folder, which need not exist."""
+    with _name_option(folder, what):
         _check_folder(folder, what)
 
 
@@ -80,80 +80,75 @@ def _check_folder(folder: pathlib.Path, what: str) -> None:
 
 
 def check_no_model(folder: epath.PathLike, what: str) -> None:
-    """Raises BadInput where a folder, which need not be there and may be in a bucket, holds a model or a draft head."""
-    found = model_in(folder)
+    """Raises BadInput where a folder contains a model or a draft head. It need not exist, and may be in a bucket."""
+    found = describe_model(folder)
     if found is not None:
-        raise BadInput(f"{what}: {folder} holds {found}, which is not written over; name another folder")
+        raise BadInput(f"{what}: {folder} holds {found}, which is not overwritten; name another folder")
 
 
-def model_in(folder: epath.PathLike) -> str | None:
-    """What model a folder holds, for messages; None where it holds none."""
+def describe_model(folder: epath.PathLike) -> str | None:
+    """Which model a folder contains, for messages; None: it contains none."""
     folder = epath.Path(folder)
     if not folder.is_dir():
         return None
-    config = json_object(folder / "config.json") or {}
-    if _is_of_a_head(config):
+    config = json_files.find_object(folder / "config.json") or {}
+    if _is_head_config(config):
         return "a draft head (config.json)"
     if "model_type" in config or "architectures" in config:
         return "a model (config.json)"
-    names = [path.name for pattern in (*WEIGHTS, *TOKENIZER) for path in folder.glob(pattern)]
+    names = [path.name for pattern in (*WEIGHT_PATTERNS, *TOKENIZER_FILES) for path in folder.glob(pattern)]
     return f"a model ({names[0]})" if names else None
 
 
 def check_head(folder: pathlib.Path, what: str) -> None:
-    """Raises BadInput unless a head can be exported to a folder: one that holds none of the files of a head, or an
-    earlier export, which is known by its card and may be unfinished."""
+    """Raises BadInput unless a head can be exported to a folder: one without files of a head, or with an earlier
+    export, which its card identifies and which may be unfinished."""
     check_folder(folder, what)
     taken = [name for name in ("config.json", "model.safetensors", "README.md") if (folder / name).exists()]
-    found = model_in(folder) or (taken[0] if taken else None)
+    found = describe_model(folder) or (taken[0] if taken else None)
     card, config = folder / "README.md", folder / "config.json"
-    has_our_card = card.is_file() and card.read_bytes().startswith(CARD_BEGINS.encode())
+    has_our_card = card.is_file() and card.read_bytes().startswith(CARD_SIGNATURE.encode())
     is_unfinished = not config.exists()
-    is_ours = has_our_card and (is_unfinished or _is_of_a_head(json_object(config) or {}))
+    is_ours = has_our_card and (is_unfinished or _is_head_config(json_files.find_object(config) or {}))
     if found is not None and not is_ours:
         raise BadInput(f"{what}: {folder} holds {found}, not of an earlier export of a head; name another folder")
 
 
-def _is_of_a_head(config: dict) -> bool:
-    from redrafter_jax.files.config import DRAFTER_TYPE  # imports JAX, which files do not need
+def _is_head_config(config: dict) -> bool:
+    from redrafter_jax.files.config import DRAFTER_TYPE  # imports JAX, which nothing else here needs
 
     return config.get("model_type") == DRAFTER_TYPE
 
 
 def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:
-    """Raises BadInput where a folder, which need not be there, holds anything but hidden files; ``whose`` it is not."""
+    """Raises BadInput where a folder, which need not exist, contains files that are not hidden.
+
+    Args:
+      whose: the command that did not write them, for the message.
+    """
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
     if names:
         raise BadInput(f"{what}: {folder} holds files ({min(names)}) that are not of {whose}; name an empty folder")
 
 
-def located(folder: pathlib.Path | str) -> epath.Path:
-    """The folder by its full name. A bucket's is full already; `resolve` would make a local folder of it."""
+def resolve_folder(folder: pathlib.Path | str) -> epath.Path:
+    """The folder's absolute path. A bucket's stays as it is; `resolve` would turn it into a local folder."""
     return epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
 
 
 @contextlib.contextmanager
-def _named(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Says which option's path the file system has no use for (a name that is too long)."""
+def _name_option(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Names the option whose path the file system refuses, such as a name that is too long."""
     try:
         yield
     except OSError as error:
         raise BadInput(f"{what}: {path} cannot be used ({error.strerror})") from None
 
 
-def json_object(file: epath.PathLike) -> dict | None:
-    """What a JSON file holds; None if it is not there or no JSON object."""
-    try:
-        found = json.loads(epath.Path(file).read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _software(beginning: bytes) -> str | None:
-    """What a PNG file's text chunk `Software` says."""
-    at, key = len(PNG), b"Software\0"
-    while beginning.startswith(PNG) and at + 8 <= len(beginning):
+def _read_software(beginning: bytes) -> str | None:
+    """The text of a PNG file's chunk `Software`; None: it has none."""
+    at, key = len(PNG_SIGNATURE), b"Software\0"
+    while beginning.startswith(PNG_SIGNATURE) and at + 8 <= len(beginning):
         length, kind = struct.unpack_from(">I4s", beginning, at)
         text = beginning[at + 8 : at + 8 + length]
         if kind == b"tEXt" and text.startswith(key):

@@ -1,8 +1,8 @@
-"""What tells two folders of models apart: a hash of every byte that decides what a model writes.
+"""The fingerprint of a model's folder: a hash of every byte that decides what the model writes.
 
-Hashing large weights takes as long as reading them (2.0 GB/s of one core's time, AMD EPYC with SHA instructions; files
-are hashed side by side). So the hash of a weight file is remembered, with the file's size, inode and times, in a small
-file of the user's, and a later start asks the file system only. Not here: what the files mean (`config.py`, `weights.py`).
+To hash large weights takes as long as to read them (2.0 GB/s on one core, AMD EPYC with SHA instructions; files are
+hashed in parallel). So the hash of a weight file is cached in the user's cache folder, with the file's size, inode and
+times, and a later start reads these only. Not here: what the files mean (`config.py`, `weights.py`).
 """
 
 import concurrent.futures
@@ -16,15 +16,15 @@ import time
 
 from redrafter_jax.devices import processes
 
-VERSION = "2:"  # how a fingerprint begins; it changes with what is hashed, so that an earlier version's can be told
-MEMORY = pathlib.Path("~/.cache/redrafter_jax/fingerprints.json")
-SETTLED = 2.0  # seconds; a file that changed later may change again within the same tick of its file system's clock
-THREADS = 4  # hashing lets go of Python's lock; more threads than this read no faster from one disk
-INDEX = "model.safetensors.index.json"
-SMALL = (
+VERSION_PREFIX = "2:"  # begins a fingerprint; it changes when other bytes are hashed, to recognise earlier versions
+CACHE_FILE = pathlib.Path("~/.cache/redrafter_jax/fingerprints.json")
+MIN_AGE_SECONDS = 2.0  # a younger file may change again within the same tick of its file system's clock
+MAX_HASH_THREADS = 4  # hashing releases Python's lock; more threads read no faster from one disk
+WEIGHT_INDEX = "model.safetensors.index.json"
+SMALL_FILES = (
     "config.json",
     "generation_config.json",
-    INDEX,
+    WEIGHT_INDEX,
     "tokenizer*",
     "*.model",
     "vocab.*",
@@ -38,63 +38,64 @@ SMALL = (
 
 
 def fingerprint(folder: pathlib.Path | None) -> str:
-    """`VERSION` and the SHA-256 of a model's files, names and contents: configuration, generation configuration, tokenizer, chat
-    templates, index, and the weights that the model consists of; no other files of the folder. ``None``: no model.
+    """`VERSION_PREFIX` and the SHA-256 of the names and contents of a model's files: configuration, generation
+    configuration, tokenizer, chat templates, index, and weights. Other files of the folder do not count. ``None``: no
+    model.
 
-    It changes with every byte of them, with one exception. A weight file that was hashed before and then changed in
-    place, by something that put back its size and both its times (of content and of inode), is taken for the old one.
+    Any changed byte changes it, with one exception: a weight file that was hashed before, and then changed in place by
+    a program that restored its size and both its times (of content and of inode), counts as unchanged.
 
     Raises:
       OSError: a file cannot be read.
     """
-    small = [path for path in _matching(folder, SMALL) if path.is_file()] if folder else []
-    large = _weights(folder) if folder else []
+    small = [path for path in _match(folder, SMALL_FILES) if path.is_file()] if folder else []
+    large = _list_weights(folder) if folder else []
     digest = hashlib.sha256()
-    for path, found in [(path, _hash(path)) for path in small] + list(zip(large, _remembered(large), strict=True)):
+    for path, found in [(path, _hash(path)) for path in small] + list(zip(large, _hash_or_recall(large), strict=True)):
         digest.update(f"{os.path.relpath(path, folder)} {found}\n".encode())
-    return VERSION + digest.hexdigest()
+    return VERSION_PREFIX + digest.hexdigest()
 
 
 def is_current(found: object) -> bool:
-    """Whether a fingerprint that was kept can be compared with those of this version. Those of earlier versions cannot:
-    they did not see every byte."""
-    return isinstance(found, str) and found.startswith(VERSION)
+    """Whether a stored fingerprint can be compared with those of this version. Those of earlier versions cannot: they
+    did not cover every byte."""
+    return isinstance(found, str) and found.startswith(VERSION_PREFIX)
 
 
-def _matching(folder: pathlib.Path, patterns: tuple[str, ...]) -> list[pathlib.Path]:
+def _match(folder: pathlib.Path, patterns: tuple[str, ...]) -> list[pathlib.Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
-def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that `weights.load_target` reads; a broken index and what is missing are refused there."""
+def _list_weights(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `weights.load_target` reads; it also refuses a broken index and missing files."""
     try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        names = set(json.loads((folder / WEIGHT_INDEX).read_text())["weight_map"].values())
         named = [folder / name for name in sorted(names)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         named = [folder / "model.safetensors"]
     return [path for path in named if path.is_file()]
 
 
-def _remembered(paths: list[pathlib.Path]) -> list[str]:
-    """The hash of each file; only those that are not known as they are now are read."""
-    file = MEMORY.expanduser()
-    known, places = _read(file), [path.resolve() for path in paths]
-    states = {place: _state(place) for place in places}
+def _hash_or_recall(paths: list[pathlib.Path]) -> list[str]:
+    """The hash of each file, from the cache where the file has not changed since."""
+    file = CACHE_FILE.expanduser()
+    known, places = _read_cache(file), [path.resolve() for path in paths]
+    states = {place: _read_state(place) for place in places}
     found = {place: known[str(place)][-1] for place in places if known.get(str(place), [])[:-1] == states[place]}
     unknown = [place for place in states if place not in found]
     if unknown:
-        latest = time.time_ns() - int(SETTLED * 1e9)
-        with concurrent.futures.ThreadPoolExecutor(min(THREADS, processes.cores(), len(unknown))) as pool:
+        latest = time.time_ns() - int(MIN_AGE_SECONDS * 1e9)
+        with concurrent.futures.ThreadPoolExecutor(min(MAX_HASH_THREADS, processes.count_cores(), len(unknown))) as pool:
             found |= dict(zip(unknown, pool.map(_hash, unknown), strict=True))
-        is_settled = {place: states[place] == _state(place) and max(states[place][-2:]) < latest for place in unknown}
+        is_settled = {place: states[place] == _read_state(place) and max(states[place][-2:]) < latest for place in unknown}
         new = {str(place): [*states[place], found[place]] for place in unknown if is_settled[place]}
-        with contextlib.suppress(OSError):  # it can be done without
-            _write(file, new)
+        with contextlib.suppress(OSError):  # the cache only saves time
+            _add_to_cache(file, new)
     return [found[place] for place in places]
 
 
-def _state(path: pathlib.Path) -> list[int]:
-    """What changes whenever a file does, as far as the file system tells."""
+def _read_state(path: pathlib.Path) -> list[int]:
+    """Numbers of the file system that change whenever the file does."""
     found = path.stat()
     return [found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
 
@@ -104,7 +105,7 @@ def _hash(path: pathlib.Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _read(file: pathlib.Path) -> dict[str, list]:
+def _read_cache(file: pathlib.Path) -> dict[str, list]:
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
@@ -112,11 +113,11 @@ def _read(file: pathlib.Path) -> dict[str, list]:
     return {name: entry for name, entry in known.items() if isinstance(entry, list)} if isinstance(known, dict) else {}
 
 
-def _write(file: pathlib.Path, new: dict[str, list]) -> None:
-    """Adds to what is remembered, less what is gone; the file changes at once or not at all."""
+def _add_to_cache(file: pathlib.Path, new: dict[str, list]) -> None:
+    """Adds entries to the cache and drops those of deleted files; replaces the cache file in one step."""
     if not new:
         return
-    known = {name: entry for name, entry in _read(file).items() if os.path.exists(name)} | new
+    known = {name: entry for name, entry in _read_cache(file).items() if os.path.exists(name)} | new
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f"{file.name}.", delete=False) as draft:
         draft.write(json.dumps(known, indent=1) + "\n")

@@ -1,8 +1,9 @@
 """JSON from outside: whatever is wrong with it is one sentence. Not here: what its fields mean (`config.py`)."""
 
 import json
-import pathlib
 from typing import Any
+
+from etils import epath
 
 from redrafter_jax.errors import BadInput
 
@@ -19,16 +20,24 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_object(path: pathlib.Path, what: str) -> dict[str, Any]:
+def read_object(path: epath.PathLike, what: str) -> dict[str, Any]:
     """The JSON object in a file; ``what`` is the option that the file was named by.
 
     Raises:
       BadInput: the file cannot be read as JSON, or holds something else than an object.
     """
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        found = parse(epath.Path(path).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise BadInput(f"{what}: {path} cannot be read as JSON ({error})") from None
     if not isinstance(found, dict):
         raise BadInput(f"{what}: {path} should hold a JSON object, not a {type(found).__name__}")
     return found
+
+
+def find_object(file: epath.PathLike) -> dict[str, Any] | None:
+    """The JSON object in a file, which may be in a bucket; None if there is no file, or no JSON object in it."""
+    try:
+        return read_object(file, "")
+    except BadInput:
+        return None

@@ -1,8 +1,9 @@
-"""One writer at a time: locks on files and folders, which the operating system takes back from a process that ends.
+"""One writer at a time: locks on files and folders, which the operating system releases when a process ends.
 
-The lock of a file lies beside it (`.NAME.lock`), that of a folder in it (`.redrafter_jax.lock`), and says who has it.
-It is removed at the end; one that a killed process left behind locks nothing. Two hosts see each other's locks where
-their shared file system passes `flock` on (NFS from version 4, Lustre mounted with `flock`), not in a bucket.
+The lock of a file is beside it (`.NAME.lock`), the lock of a folder is in it (`.redrafter_jax.lock`). It names the
+process that has it. It is removed at the end; a lock file of a killed process locks nothing. Two hosts see each other's
+locks where their shared file system supports `flock` (NFS from version 4, Lustre mounted with `flock`), not in a
+bucket.
 """
 
 import contextlib
@@ -18,27 +19,31 @@ import filelock
 
 from redrafter_jax.errors import BadInput
 
-IN_FOLDER = ".redrafter_jax.lock"
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+FOLDER_LOCK_NAME = ".redrafter_jax.lock"
+NO_LOCK_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
 def file(path: pathlib.Path, what: str) -> Iterator[None]:
-    """While this is open no other process gets the file's lock. ``what`` names it in errors. It need not be there.
+    """Locks a file, which need not exist, while this context is open.
+
+    Args:
+      what: the option that names the file, for errors.
 
     Raises:
       BadInput: another process has the lock, or its folder cannot be written.
     """
-    real = pathlib.Path(os.path.realpath(path))  # a link to the file has the file's lock
+    real = pathlib.Path(os.path.realpath(path))  # a link shares the lock of its file
     if not real.parent.is_dir():
         raise BadInput(f"{what}: there is no folder {real.parent}")
-    with _locked(real.with_name(f".{real.name}.lock"), f"{what}: {path}", "file"):
+    with _lock(real.with_name(f".{real.name}.lock"), f"{what}: {path}", "file"):
         yield
 
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path, what: str) -> Iterator[None]:
-    """As `file`, of a folder, which is made where it is not there, and removed at the end where it is then empty.
+    """Locks a folder while this context is open. Makes the folder where it does not exist; removes it at the end if it
+    is empty and was made here.
 
     Raises:
       BadInput: another process has the lock, or the folder cannot be made or written.
@@ -49,7 +54,7 @@ def folder(path: pathlib.Path, what: str) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"{what}: the folder {path} cannot be made ({error.strerror})") from None
-        with _locked(path / IN_FOLDER, f"{what}: {path}", "folder"):
+        with _lock(path / FOLDER_LOCK_NAME, f"{what}: {path}", "folder"):
             yield
     finally:
         for each in made:
@@ -58,15 +63,15 @@ def folder(path: pathlib.Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
-    lock = filelock.FileLock(place, blocking=False, fallback_to_soft=False, on_acquired=_sign)
+def _lock(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
+    lock = filelock.FileLock(place, blocking=False, fallback_to_soft=False, on_acquired=_write_holder)
     try:
         lock.acquire()
     except filelock.Timeout:
-        who = f"another process{_holder(place)}"
+        who = f"another process{_read_holder(place)}"
         raise BadInput(f"{name} is being written by {who}; wait for it or name another {kind}") from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in NO_LOCK_ERRNOS:
             raise BadInput(f"{name} cannot be locked: {place} cannot be written ({error.strerror})") from None
         print(f"note: {name} has no lock, for its file system has none; let no other process write it", file=sys.stderr)
         yield
@@ -75,19 +80,19 @@ def _locked(place: pathlib.Path, name: str, kind: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            place.unlink()  # still locked: whoever has opened it sees then that it has no name, and starts over
+            place.unlink()  # still locked: a process that has it open sees that it has no name, and starts over
         lock.release()
 
 
-def _sign(opened: int) -> None:
-    """Writes into a lock who has it."""
+def _write_holder(opened: int) -> None:
+    """Writes into a lock file which process has the lock."""
     os.ftruncate(opened, 0)
     os.pwrite(opened, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
 
 
-def _holder(place: pathlib.Path) -> str:
+def _read_holder(place: pathlib.Path) -> str:
     try:
         found = json.loads(place.read_text())
         return f" (pid {found['pid']} on host {found['host']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return ""  # it has just got the lock, or just given it back
+        return ""  # the other process has just acquired or released the lock

@@ -19,8 +19,8 @@ import safetensors.numpy
 from redrafter_jax.devices import mesh, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config as configs
+from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.weight_files import Stored, files_of_tensors
-from redrafter_jax.files.whole_files import replacing
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.layers import Rope

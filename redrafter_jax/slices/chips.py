@@ -1,10 +1,10 @@
-"""What TPU chips can do, as their maker publishes it, and what the compiler for them assumes. Not here: any measurement.
+"""Published figures of TPU chips, and what the TPU compiler assumes of them. Not here: any measurement.
 
-Sources: the "System architecture" tables of cloud.google.com/tpu/docs for v5e, v5p and v6e (peak, bandwidth, HBM, links, chips
-of a pod).
-``usable_bytes`` is the HBM that libtpu 0.0.42 leaves to a program: the figure in its own out-of-memory message.
-``clock`` is not published. It is what makes the compiler's cycle counts agree with the published peak: four 128 x 128
-multiply-accumulate arrays per core of v5e and v5p (two cores), four times that per cycle on v6e.
+Sources: the "System architecture" tables of cloud.google.com/tpu/docs for v5e, v5p and v6e (peak, bandwidth, HBM,
+links, chips of a pod). ``usable_bytes`` is the HBM that libtpu 0.0.42 leaves to a program; its out-of-memory message
+states it. ``clock`` is not published. It is derived: with it the compiler's cycle counts agree with the published peak,
+for four 128 x 128 multiply-accumulate arrays per core of v5e and v5p (two cores), and four times as many operations per
+cycle on v6e.
 """
 
 import dataclasses
@@ -14,8 +14,16 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """peak: dense bfloat16 FLOP/s; bandwidth: HBM bytes/s; hbm_gb, usable_bytes: HBM as sold, and as a program may use it;
-    links: bytes/s between chips, both directions together; clock: cycles/s; pod: chips of the largest slice there is."""
+    """One kind of chip.
+
+    Attributes:
+      peak: dense bfloat16 FLOP/s.
+      bandwidth: HBM bytes/s.
+      hbm_gb, usable_bytes: HBM as sold, and as a program may use it.
+      links: bytes/s over all links to other chips, both directions together.
+      clock: cycles/s.
+      pod: chips of the largest slice.
+    """
 
     name: str
     peak: float
@@ -27,14 +35,14 @@ class Chip:
     pod: int
 
     def transfer(self, sent: float, mesh: tuple[int, int]) -> float:
-        """Seconds that a chip needs at least to send so many bytes (`hlo.Traffic`) over all its links: as if all went to the
-        shards of the smaller axis of the mesh that has any, since its own part each shard has."""
+        """The least seconds in which a chip sends ``sent`` bytes (`program_text.Traffic`) over all its links. The bound
+        counts all traffic on the smaller mesh axis above 1, where each of n shards has 1/n of the result already."""
         shards = min((size for size in mesh if size > 1), default=1)
         return sent * (1 - 1 / shards) / (self.links / 2)
 
     @property
     def ridge(self) -> float:
-        """FLOPs per byte of HBM traffic at which computing takes as long as reading."""
+        """FLOPs per byte of HBM traffic at which computation takes as long as reading."""
         return self.peak / self.bandwidth
 
 

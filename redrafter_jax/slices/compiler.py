@@ -105,7 +105,7 @@ class Program:
     link_sent: float
     whole: bool
     compile_seconds: float
-    text: program_text.Text | None = None
+    text: program_text.ProgramText | None = None
 
     @property
     def held(self) -> float:
@@ -146,7 +146,7 @@ def _keep_programs_in(folder: str | None) -> None:
 def side_by_side():
     """A pool of threads that compile beside each other, as many as there are cores and at most `JOBS`. What has not begun when
     the context ends is dropped."""
-    pool = ThreadPoolExecutor(min(JOBS, processes.cores()))
+    pool = ThreadPoolExecutor(min(JOBS, processes.count_cores()))
     with without_persistent_cache():
         try:
             yield pool

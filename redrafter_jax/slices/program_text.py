@@ -1,9 +1,9 @@
-"""What a compiled program says of itself in its text: cycles by stage, traffic between chips, gathered logits, copies in loops.
+"""Reads the text of a compiled program: cycles by stage, traffic between chips, gathered logits, copies in loops.
 
-The compiler writes the cycles that it expects of an operation beside it (`estimated_cycles`). Their sum over the program,
-loops multiplied by their trip counts, is the time of the operations one after the other. Traffic between chips has no
-such figure, and what waits for memory elsewhere (prefetches) has none either. An update in place has none where it stands
-alone; it is taken to cost what the least of operations does. Not here: what the figures mean for a user.
+The compiler writes the cycles that it expects beside each operation (`estimated_cycles`). Their sum over the program,
+with loops multiplied by their trip counts, is the time of the operations in sequence. Traffic between chips and waits
+for prefetches have no such figure. An update in place has none where it stands alone; it counts as the cheapest
+operation. Not here: what the figures mean for a user.
 """
 
 import collections
@@ -14,10 +14,12 @@ from collections.abc import Iterator
 
 STAGES = ("noise", "draft", "pack", "verify", "commit")
 OTHER = "other"
-LEAST = 1824  # cycles that the compiler expects of any operation, however small
+MIN_OP_CYCLES = 1824  # that the compiler expects of the smallest operation
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 _ON_CHIP = "S(1)"  # of a layout: the array is not in HBM
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
+BYTES_PER_ELEMENT = {
+    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
+}  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(?:(ENTRY) )?%?(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z-]*)\(")
@@ -32,9 +34,10 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Operations between chips that run in one execution, and the bytes of their results on a chip.
+    """Operations between chips in one execution, and the bytes of their results on a chip.
 
-    sent: bytes that each chip sends at least, if there are many of it: a sum twice (its parts, then their sums), all else once.
+    Attributes:
+      sent: the least bytes that each of many chips sends: for a sum its result twice (parts, then sums), else once.
     """
 
     count: int
@@ -43,35 +46,35 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """A compiled program's text, cut into its computations."""
+class ProgramText:
+    """A compiled program's text, split into its computations."""
 
     computations: dict[str, list[str]]
     entry: str
 
     def cycles(self) -> dict[str, float]:
-        """Expected cycles by stage (the named scopes of a round); what belongs to none is `other`."""
+        """Expected cycles by stage (the named scopes of a round); operations of no stage are `other`."""
         totals: dict[str, float] = collections.defaultdict(float)
         for line, times, stage in self._executed(self.entry, 1, OTHER):
             found = _CYCLES.search(line)
             if found:
                 totals[stage] += times * int(found[1])
             elif " dynamic-update-slice(" in line:
-                totals[stage] += times * LEAST
+                totals[stage] += times * MIN_OP_CYCLES
         return dict(totals)
 
     def traffic(self) -> Traffic:
-        """Operations between chips."""
+        """The operations between chips in one execution."""
         count = size = sent = 0
         for line, times, _ in self._executed(self.entry, 1, OTHER):
             found = _INSTRUCTION.match(line)
             if not found:
                 continue
             kind = found[3].removesuffix("-start")
-            if found[3] in COLLECTIVES:  # several arrays may travel together
+            if found[3] in COLLECTIVES:  # one operation may send several arrays
                 result = sum(_sizes(found[2]))
             elif kind in COLLECTIVES or found[1].startswith("async-collective-start"):
-                result = max(_sizes(found[2]), default=0)  # of what is sent and what comes
+                result = max(_sizes(found[2]), default=0)  # it lists what is sent and what is received
             else:
                 continue
             count += times
@@ -80,7 +83,7 @@ class Text:
         return Traffic(count, size, sent)
 
     def gathers_of(self, elements: int) -> list[str]:
-        """The gathers between chips whose result has at least so many elements."""
+        """The all-gathers whose result has at least ``elements`` elements."""
         return [
             line.strip()
             for lines in self.computations.values()
@@ -90,8 +93,8 @@ class Text:
         ]
 
     def copies_in_loops(self, elements: int) -> list[str]:
-        """The copies and transposes inside loops whose result has so many elements: of a buffer of that size, in any order of its
-        axes. A move between a TPU's HBM and its on-chip memory (`S(1)` in a layout) is not one of them."""
+        """The copies and transposes inside loops whose result has ``elements`` elements, in any order of axes. A move
+        between a TPU's HBM and its on-chip memory (`S(1)` in a layout) does not count."""
         return [
             line.strip()
             for name in self._of_loops()
@@ -120,7 +123,7 @@ class Text:
             here = _stage(line) or stage
             yield line, times, here
             inside = times * self._trips(line) if found[3] == "while" else times
-            if found[3] == "conditional":  # a fast way, and one for the rare cases that it does not settle
+            if found[3] == "conditional":  # a fast branch, and a slow one for rare cases
                 yield from self._executed(min(_called(line), key=self._cycles_of), inside, here)
             elif found[3] in ("while", "call"):
                 for called in _called(line):
@@ -130,15 +133,16 @@ class Text:
         return sum(times * int(found[1]) for line, times, _ in self._executed(name, 1, OTHER) if (found := _CYCLES.search(line)))
 
     def _trips(self, line: str) -> int:
-        """How often a loop runs: the one whole number that its condition compares with; 1 where that cannot be seen."""
+        """How often a loop runs: the only integer that its condition compares with; 1 where there is not exactly
+        one."""
         condition = re.search(r"condition=%?([\w.-]+)", line)
         lines = self.computations.get(condition[1], ()) if condition else ()
         bounds = {int(n) for text in lines for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)}
         return bounds.pop() if len(bounds) == 1 else 1
 
 
-def parse(text: str) -> Text:
-    """Reads what `jax.stages.Compiled.as_text` gives."""
+def parse(text: str) -> ProgramText:
+    """Parses the text that `jax.stages.Compiled.as_text` returns."""
     computations: dict[str, list[str]] = {}
     entry = current = ""
     for line in text.splitlines():
@@ -149,7 +153,7 @@ def parse(text: str) -> Text:
             entry = current if start[1] else entry
         elif current and line.startswith("  "):
             computations[current].append(line)
-    return Text(computations, entry)
+    return ProgramText(computations, entry)
 
 
 def _stage(line: str) -> str | None:
@@ -165,8 +169,8 @@ def _called(line: str) -> list[str]:
 
 
 def _arrays(shape: str) -> list[tuple[str, list[int]]]:
-    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _ARRAY.findall(shape) if kind in BYTES]
+    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _ARRAY.findall(shape) if kind in BYTES_PER_ELEMENT]
 
 
 def _sizes(shape: str) -> list[int]:
-    return [BYTES[kind] * math.prod(dims) for kind, dims in _arrays(shape)]
+    return [BYTES_PER_ELEMENT[kind] * math.prod(dims) for kind, dims in _arrays(shape)]

@@ -8,6 +8,7 @@ import pytest
 
 from infer import terminal
 from infer.benchmark import trials
+from infer.evaluate import metrics
 from infer.generate import __main__ as generate
 from infer.generate import session
 from redrafter_jax.decode import reply
@@ -15,12 +16,12 @@ from redrafter_jax.decode.engine import Progress, Sampling
 from redrafter_jax.errors import BadInput
 from tests import fakes
 from tests.support import MODELS
-from train import distill, figures
+from train.demo import own_text
 from train.run import evaluation as evaluate
 
 SAID = "2 of 2 replies ended early, for the target's logits were not finite; check the weights of --target, and --dtype"
 FAILED = dataclasses.replace(fakes.REPLY, token_ids=[], drafted=[], finish_reason="error", rounds=0)
-PROMPTS = figures.Prompts(np.arange(10), count=2, length=4)
+PROMPTS = metrics.Prompts(np.arange(10), count=2, length=4)
 
 
 class Fake(fakes.Fake):
@@ -85,16 +86,16 @@ def test_a_benchmark_times_no_reply_that_failed():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: figures.tokens_per_step(Fake(), PROMPTS, Sampling()),
-        lambda: figures.tokens_per_step_along_text(Fake(), PROMPTS),
-        lambda: figures.greedy_replies(None, PROMPTS),
-        lambda: distill.greedy_rows(None, [[1], [2]], 4),
+        lambda: metrics.tokens_per_step(Fake(), PROMPTS, Sampling()),
+        lambda: metrics.tokens_per_step_along_text(Fake(), PROMPTS),
+        lambda: metrics.greedy_replies(None, PROMPTS),
+        lambda: own_text.greedy_rows(None, [[1], [2]], 4),
     ],
     ids=["generated", "along text", "loops", "own text"],
 )
 def test_figures_are_made_of_whole_replies_alone(call, monkeypatch):
-    monkeypatch.setattr(figures, "Engine", Fake)
-    monkeypatch.setattr(distill, "Engine", Fake)
+    monkeypatch.setattr(metrics, "Engine", Fake)
+    monkeypatch.setattr(own_text, "Engine", Fake)
     with pytest.raises(BadInput) as caught:
         call()
     assert str(caught.value) == SAID.replace("the weights of --target, and --dtype", "the target's weights")
@@ -106,4 +107,4 @@ def test_an_evaluation_leaves_out_the_tokens_per_step_that_there_are_not(mha, mo
     evaluation = evaluate.Evaluation(target, None, None)
     evaluation.prompts = [[1, 2], [3, 4]]
     monkeypatch.setattr(evaluation, "_metrics", lambda _: {"loss": 2.0})
-    assert evaluation.whole(drafter) == {"loss": 2.0}
+    assert evaluation.measure(drafter) == {"loss": 2.0}

@@ -1,4 +1,4 @@
-"""No command writes over what is not its own, and a command that refuses leaves nothing behind."""
+"""No command overwrites a file that it did not write, and a command that refuses leaves no file behind."""
 
 import json
 import pathlib
@@ -16,9 +16,10 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, weights
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
-from train import distill, export, main, plot
+from train import export, main, plot
 from train.demo import __main__ as demo
 from train.demo import corpus
+from train.distill import __main__ as distill
 from train.run import card, configuration, folders, log
 
 TARGET, HEAD = MODELS / "target_mha", MODELS / "drafter_mha_rnn"
@@ -31,13 +32,13 @@ def contents(folder: pathlib.Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Runs a command that has to refuse, with one sentence, and to leave everything as it was; returns the sentence."""
+    """Runs a command that should refuse with one sentence and change no file; returns the sentence."""
 
     def run(command, *arguments) -> str:
         before = contents(tmp_path)
         assert command(list(map(str, arguments))) == 2
         assert contents(tmp_path) == before
-        told = capsys.readouterr().err.splitlines()[-1]  # behind bars of progress
+        told = capsys.readouterr().err.splitlines()[-1]  # after progress bars
         assert told.startswith("error: ")
         return told
 
@@ -100,10 +101,10 @@ def test_a_file_of_another_program_in_the_runs_folder_is_kept(refused, model, te
 
 
 def test_a_run_goes_on_in_its_own_folder(tmp_path):
-    with folders.claimed(tmp_path / "run"):
-        configuration.keep(tmp_path / "run", RUN, "auto")
+    with folders.claim(tmp_path / "run"):
+        configuration.save(tmp_path / "run", RUN, "auto")
     log.path(tmp_path / "run").write_text("{}\n")
-    card.write(load_pair("mha_rnn")[1], None, tmp_path / "run" / "head", f"{claims.CARD_BEGINS}---\n")
+    card.write(load_pair("mha_rnn")[1], None, tmp_path / "run" / "head", f"{claims.CARD_SIGNATURE}---\n")
     folders.check_run(tmp_path / "run", str(tmp_path / "run" / "checkpoints"))
 
 
@@ -117,7 +118,7 @@ def test_a_refused_run_keeps_the_datasets_that_were_there(tmp_path):
     kept = tmp_path / "datasets" / "text" / "data"
     kept.parent.mkdir(parents=True)
     kept.write_text("x")
-    with pytest.raises(KeyError), folders.claimed(tmp_path):
+    with pytest.raises(KeyError), folders.claim(tmp_path):
         (tmp_path / "datasets" / "empty" / "1.1.0").mkdir(parents=True)
         raise KeyError
     assert contents(tmp_path) == {"datasets": None, "datasets/text": None, "datasets/text/data": b"x"}
@@ -130,16 +131,16 @@ def test_an_export_does_not_replace_a_model(refused, model, tmp_path):
 
 def test_an_export_replaces_an_earlier_one_and_no_other_head(refused, model, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    card.write(load_pair("mha_rnn")[1], None, ours, f"{claims.CARD_BEGINS}---\n")
+    card.write(load_pair("mha_rnn")[1], None, ours, f"{claims.CARD_SIGNATURE}---\n")
     claims.check_head(ours, "--output")
-    (ours / "config.json").unlink()  # the export was cut off
+    (ours / "config.json").unlink()  # as after an interrupted export
     claims.check_head(ours, "--output")
     shutil.copytree(HEAD, theirs)
     asked = ["--run", tmp_path / "run", "--target", model, "--output"]
     assert "holds a draft head" in refused(export.command, *asked, theirs)
     shutil.copy(model / "config.json", ours)
     assert "holds a model" in refused(export.command, *asked, ours)
-    configuration.keep(tmp_path / "run", RUN, "auto")
+    configuration.save(tmp_path / "run", RUN, "auto")
     assert "holds config.json" in refused(export.command, *asked, tmp_path / "run")
 
 
@@ -149,7 +150,7 @@ def test_the_demo_works_in_a_folder_of_its_own(refused, model, tmp_path):
 
 
 def test_a_corpus_is_written_into_no_other_folder_of_its_names(refused, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(corpus, "_files", lambda folder: [corpus.Source("a.py", "x = 1\n")])
+    monkeypatch.setattr(corpus, "_read_files", lambda folder: [corpus.SourceFile("a.py", "x = 1\n")])
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.py").write_text("mine")
     assert "holds files (a.py) that are not of train.demo.corpus" in refused(corpus.command, "--output", tmp_path)
@@ -194,7 +195,7 @@ def test_a_picture_replaces_one_of_its_command_and_nothing_else(refused, tmp_pat
     photo, ours = drawn(tmp_path / "photo.png"), drawn(tmp_path / "ours.png", metadata={"Software": benchmark.SOFTWARE})
     claims.check_picture(ours, "--plot", benchmark.SOFTWARE)
     shutil.copy(model / "config.json", tmp_path / "config.png")
-    (tmp_path / "cut.png").write_bytes(claims.PNG)
+    (tmp_path / "cut.png").write_bytes(claims.PNG_SIGNATURE)
     for path in (photo, tmp_path / "config.png", tmp_path / "cut.png"):
         assert f"--plot: {path} is not a picture that redrafter_jax infer.benchmark wrote" in refused(
             benchmark.main, "--plot", path
@@ -241,8 +242,8 @@ def test_what_can_be_no_file_is_refused(tmp_path):
 
 def test_every_head_that_is_written_can_be_told_from_a_model(tmp_path):
     weights.save_drafter(load_pair("mha_rnn")[1], tmp_path)
-    assert claims.model_in(tmp_path) == "a draft head (config.json)"
-    assert claims.model_in(TARGET) == "a model (config.json)" and claims.model_in(tmp_path / "none") is None
+    assert claims.describe_model(tmp_path) == "a draft head (config.json)"
+    assert claims.describe_model(TARGET) == "a model (config.json)" and claims.describe_model(tmp_path / "none") is None
 
 
 def test_the_cache_of_programs_does_not_grow_without_bound(tmp_path, monkeypatch):

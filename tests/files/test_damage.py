@@ -1,4 +1,4 @@
-"""Checkpoints that a disk has damaged: found, named, put aside, and an older one taken."""
+"""Damaged checkpoints are found, named and renamed, and the run resumes from an older one."""
 
 import json
 import os
@@ -23,7 +23,7 @@ LIKE = {"head": HEAD, "train": TRAIN}
 def saved(tmp_path_factory) -> pathlib.Path:
     """Checkpoints of steps 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("saved") / "run"
-    with checkpoint.Run(folder, keep=3, best="loss") as kept:
+    with checkpoint.Checkpoints(folder, keep=3, best="loss") as kept:
         for step in (2, 4, 6):
             kept.save(step, {"loss": 1.0 / step}, head=HEAD | {"a": HEAD["a"] + step}, train=TRAIN)
     return folder
@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_the_newest(n
     said, goes_on = checkpoint.set_aside_damaged(folder, **LIKE)
     assert said.startswith(f"checkpoint 6 in {folder} cannot be read (") and said.endswith("; it is 6.damaged now")
     assert goes_on == "going on from step 4"
-    with checkpoint.Run(folder, best="loss") as kept:
+    with checkpoint.Checkpoints(folder, best="loss") as kept:
         assert kept.steps == [2, 4]
         np.testing.assert_array_equal(kept.restore(**LIKE)["head"]["a"], HEAD["a"] + 4)
 
@@ -65,9 +65,9 @@ def test_a_step_that_was_damaged_is_saved_again_and_damaged_again(folder):
     for count in (1, 2):
         empty_all(folder / "6")
         checkpoint.set_aside_damaged(folder, **LIKE)
-        with checkpoint.Run(folder, keep=3, best="loss") as kept:
+        with checkpoint.Checkpoints(folder, keep=3, best="loss") as kept:
             kept.save(6, {"loss": 0.1}, head=HEAD, train=TRAIN)
-        with checkpoint.Run(folder, keep=3, best="loss") as kept:
+        with checkpoint.Checkpoints(folder, keep=3, best="loss") as kept:
             assert kept.steps == [2, 4, 6] and checkpoint.set_aside_damaged(folder, **LIKE) == []
             np.testing.assert_array_equal(kept.restore(**LIKE)["head"]["a"], HEAD["a"])
         assert len(list(folder.glob("6.damaged*"))) == count
@@ -77,13 +77,14 @@ def test_two_damaged_ones_are_both_named(folder):
     flip(largest(folder / "6" / "head"))
     empty_all(folder / "4")
     *said, goes_on = checkpoint.set_aside_damaged(folder, **LIKE)
-    assert [sentence.split()[1] for sentence in said] == ["6", "4"] and goes_on.endswith("step 2") and damage.steps(folder) == [2]
+    assert [sentence.split()[1] for sentence in said] == ["6", "4"] and goes_on.endswith("step 2")
+    assert damage.list_steps(folder) == [2]
 
 
 def test_an_older_ones_scores_do_not_stop_a_run(folder):
     os.truncate(folder / "2" / "metrics" / "metrics", 0)
     assert "checkpoint 2 in" in checkpoint.set_aside_damaged(folder, **LIKE)[0]
-    with checkpoint.Run(folder, best="loss") as kept:
+    with checkpoint.Checkpoints(folder, best="loss") as kept:
         assert kept.steps == [4, 6]
 
 
@@ -92,25 +93,25 @@ def test_where_none_can_be_read_nothing_is_renamed(folder):
         empty_all(folder / str(step))
     with pytest.raises(BadInput, match="no checkpoint in .* can be read .6: .*4: .*2: .*begin anew"):
         checkpoint.set_aside_damaged(folder, **LIKE)
-    assert damage.steps(folder) == [2, 4, 6]
+    assert damage.list_steps(folder) == [2, 4, 6]
 
 
 def test_numbers_that_are_not_finite_are_damage(tmp_path):
-    with checkpoint.Run(tmp_path) as kept:
+    with checkpoint.Checkpoints(tmp_path) as kept:
         kept.save(1, head=HEAD)
         kept.save(2, head=HEAD | {"b": HEAD["b"].at[3].set(jnp.nan)})
-    assert checkpoint.newest_sound(tmp_path, head=HEAD) == (1, {2: "head['b'] holds numbers that are not finite"})
+    assert checkpoint.find_newest_sound(tmp_path, head=HEAD) == (1, {2: "head['b'] holds numbers that are not finite"})
 
 
 def test_arrays_of_other_shapes_are_no_damage(folder):
-    with pytest.raises(damage.Misfit, match=r"head\['a'\] is float32 \[64, 64\], not float32 \[64, 65\]"):
-        checkpoint.newest_sound(folder, head=HEAD | {"a": jnp.zeros((64, 65))})
+    with pytest.raises(damage.ShapeMismatch, match=r"head\['a'\] is float32 \[64, 64\], not float32 \[64, 65\]"):
+        checkpoint.find_newest_sound(folder, head=HEAD | {"a": jnp.zeros((64, 65))})
 
 
 def test_checkpoints_of_earlier_versions_have_no_sums_and_are_read(folder):
     for step in (2, 4, 6):
         shutil.rmtree(folder / str(step) / "sums")
-    assert checkpoint.newest_sound(folder, **LIKE) == (6, {})
+    assert checkpoint.find_newest_sound(folder, **LIKE) == (6, {})
 
 
 def test_a_folder_without_checkpoints_has_nothing_damaged(tmp_path):
@@ -119,8 +120,8 @@ def test_a_folder_without_checkpoints_has_nothing_damaged(tmp_path):
 
 def test_a_bucket_is_no_local_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(checkpoint.located("gs://bucket/run")) == "gs://bucket/run"
-    assert str(checkpoint.located("run")) == str(tmp_path / "run")
+    assert str(checkpoint.resolve_folder("gs://bucket/run")) == "gs://bucket/run"
+    assert str(checkpoint.resolve_folder("run")) == str(tmp_path / "run")
 
 
 def test_sums_are_the_same_on_any_mesh():
@@ -131,28 +132,28 @@ def test_sums_are_the_same_on_any_mesh():
     for shape in ((1, 1), (4, 2)):
         jax.set_mesh(make_mesh(*shape))
         on = jax.device_put(leaf, jax.P("data", "model"))
-        found.append(int(damage.sums({"head": {"a": on}})["head"][0]))
+        found.append(int(damage.sum_bits({"head": {"a": on}})["head"][0]))
     assert found == [int(leaf.view(np.uint32).sum(dtype=np.uint32))] * 2
 
 
 def test_all_processes_take_the_first_ones_verdict(folder, monkeypatch):
-    """The second process of two: it looks at nothing, renames nothing, and raises what the first found."""
+    """The second process of two reads nothing, renames nothing, and raises what the first found."""
     verdicts = iter([{"renamed": ["checkpoint 6 ..."]}, {"error": "no checkpoint can be read"}])
     monkeypatch.setattr(processes, "is_first", lambda: False)
-    monkeypatch.setattr(processes, "of_first", lambda text: json.dumps(next(verdicts)))
+    monkeypatch.setattr(processes, "broadcast_text", lambda text: json.dumps(next(verdicts)))
     empty_all(folder / "6")
     assert checkpoint.set_aside_damaged(folder, **LIKE) == ["checkpoint 6 ..."]
     with pytest.raises(BadInput, match="no checkpoint can be read"):
         checkpoint.set_aside_damaged(folder, **LIKE)
-    assert damage.steps(folder) == [2, 4, 6]
+    assert damage.list_steps(folder) == [2, 4, 6]
 
 
 def test_the_first_processs_text_is_everyones(monkeypatch):
     def gathers(texts):
-        """As the second of two processes, whose first brings another text."""
+        """Acts as the second of two processes; the first brings another text."""
         first = np.frombuffer(texts[0].encode(), np.uint8)
         return lambda own: np.stack([np.int32(len(first)) if own.ndim == 0 else first, own])
 
     monkeypatch.setattr(processes, "is_first", lambda: False)
     monkeypatch.setattr(processes, "gather", gathers(["the first's, ä"]))
-    assert processes.of_first("another") == "the first's, ä"
+    assert processes.broadcast_text("another") == "the first's, ä"

@@ -1,4 +1,4 @@
-"""A fingerprint sees every byte that matters, and reads large files once."""
+"""A fingerprint covers every byte that matters, and large files are read once."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
-    """The names of the files that were read."""
+    """Records the names of the files that are read."""
     found = []
     hash_of = fingerprint._hash
     monkeypatch.setattr(fingerprint, "_hash", lambda path: found.append(path.name) or hash_of(path))
@@ -72,7 +72,7 @@ def test_the_files_that_an_index_names_are_the_weights(tmp_path):
     for name in ("model-1.safetensors", "model-2.safetensors", "other.safetensors"):
         (folder / name).write_bytes(name.encode())
     named = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-    (folder / fingerprint.INDEX).write_text(json.dumps({"weight_map": named}))
+    (folder / fingerprint.WEIGHT_INDEX).write_text(json.dumps({"weight_map": named}))
     before = fingerprint.fingerprint(folder)
     flip(folder / "other.safetensors", 0.5)
     assert fingerprint.fingerprint(folder) == before
@@ -86,7 +86,7 @@ def test_two_heads_of_the_same_shape_are_told_apart():
 
 
 def test_a_second_start_does_not_read_the_weights_and_a_changed_file_is_read_again(model, reads, monkeypatch):
-    monkeypatch.setattr(fingerprint, "SETTLED", 0.0)
+    monkeypatch.setattr(fingerprint, "MIN_AGE_SECONDS", 0.0)
     before = fingerprint.fingerprint(model)
     assert "model.safetensors" in reads
     reads.clear()
@@ -105,22 +105,22 @@ def test_a_file_that_has_just_been_written_is_not_remembered(model, reads):
 
 
 def test_what_is_remembered_can_be_lost_broken_or_impossible_to_write(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "SETTLED", 0.0)
+    monkeypatch.setattr(fingerprint, "MIN_AGE_SECONDS", 0.0)
     before = fingerprint.fingerprint(model)
     for content in ("", "[]", '{"x": 1}', json.dumps({str(model / "model.safetensors"): [1, 2]})):
-        fingerprint.MEMORY.write_text(content)
+        fingerprint.CACHE_FILE.write_text(content)
         assert fingerprint.fingerprint(model) == before
     (tmp_path / "file").touch()
-    monkeypatch.setattr(fingerprint, "MEMORY", tmp_path / "file" / "fingerprints.json")
+    monkeypatch.setattr(fingerprint, "CACHE_FILE", tmp_path / "file" / "fingerprints.json")
     assert fingerprint.fingerprint(model) == before
 
 
 def test_files_that_are_gone_are_forgotten(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "SETTLED", 0.0)
-    monkeypatch.setattr(fingerprint, "MEMORY", tmp_path / "fingerprints.json")
+    monkeypatch.setattr(fingerprint, "MIN_AGE_SECONDS", 0.0)
+    monkeypatch.setattr(fingerprint, "CACHE_FILE", tmp_path / "fingerprints.json")
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
     fingerprint.fingerprint(copy)
     shutil.rmtree(copy)
     fingerprint.fingerprint(model)
-    assert list(json.loads(fingerprint.MEMORY.read_text())) == [str(model / "model.safetensors")]
+    assert list(json.loads(fingerprint.CACHE_FILE.read_text())) == [str(model / "model.safetensors")]

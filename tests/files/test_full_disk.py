@@ -1,4 +1,4 @@
-"""A full disk, wherever it is met, is one sentence and exit code 2; what was saved before stays."""
+"""A full disk gives one sentence and exit code 2, wherever it occurs; what was saved before stays."""
 
 import json
 import os
@@ -10,9 +10,9 @@ import jax
 import pytest
 import safetensors.numpy
 
-from infer import replies
 from infer.generate import session as infer_run
 from infer.generate.__main__ import main as generate
+from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint
 from redrafter_jax.model.drafter import Drafter
@@ -24,6 +24,7 @@ from train.data import datasets
 from train.demo import corpus
 from train.run import log, loop, step
 
+OWNER = Owner.of_runs({0: "run"})
 TARGET = MODELS / "target_mha"
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -43,18 +44,18 @@ def sentence(capsys) -> str:
 
 @pytest.mark.parametrize("place", ["_split_generators", "_read"])
 def test_while_a_dataset_is_built(place, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(datasets.TokenIds, place, full)
+    monkeypatch.setattr(datasets.TokenIdsBuilder, place, full)
     assert main.command(arguments) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"
 
 
 def test_while_the_configuration_the_log_or_the_head_is_written(arguments, monkeypatch, capsys):
-    head = Drafter(jax.random.key(0), loop.head_config(load_target("mha").config, recipe(2)))
+    head = Drafter(jax.random.key(0), loop.make_head_config(load_target("mha").config, recipe(2)))
     monkeypatch.setattr(loop, "train_head", lambda *_: head)
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", full_in_safetensors)
         assert main.command(arguments) == 2 and sentence(capsys) == f"error: {NO_ROOM}"
-    monkeypatch.setattr(loop, "train_head", full)  # as the log's lines are
+    monkeypatch.setattr(loop, "train_head", full)  # as where a line of the log is written
     assert main.command(arguments) == 2 and sentence(capsys) == f"error: {NO_ROOM}"
 
 
@@ -67,20 +68,20 @@ def test_while_a_line_of_the_log_is_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["save_checkpointables_async", "close"])
 def test_while_a_checkpoint_is_written_in_the_background(place, tmp_path, monkeypatch):
-    """The thread that writes hands its error on at the next save or at the end."""
-    with checkpoint.Run(tmp_path) as kept:
+    """The writing thread's error is raised at the next save or at the end."""
+    with checkpoint.Checkpoints(tmp_path) as kept:
         kept.save(1, head=HEAD)
-    with pytest.raises(BadInput) as found, checkpoint.Run(tmp_path) as kept:
+    with pytest.raises(BadInput) as found, checkpoint.Checkpoints(tmp_path) as kept:
         real = kept._checkpointer
         kept._checkpointer = _Fails(real, place)
         kept.save(2, head=HEAD)
     real.close()
     assert str(found.value) == f"a checkpoint in {tmp_path} cannot be written: {NO_ROOM}"
-    assert checkpoint.newest_sound(tmp_path, head=HEAD)[0] in (1, 2)
+    assert checkpoint.find_newest_sound(tmp_path, head=HEAD)[0] in (1, 2)
 
 
 class _Fails:
-    """A checkpointer one of whose methods meets a full disk."""
+    """A checkpointer with one method that fails with a full disk."""
 
     def __init__(self, checkpointer, name: str):
         self.checkpointer, self.name = checkpointer, name
@@ -97,7 +98,7 @@ def test_while_a_corpus_is_copied(tmp_path, monkeypatch, capsys):
 
 def test_while_replies_are_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"token_ids": [1, 2]}) + "\n")
-    monkeypatch.setattr(infer_run, "run", lambda options, _: replies.Lines(options.output, ["run"]).write({"run": "run"}))
+    monkeypatch.setattr(infer_run, "run", lambda task, _: ReplyFile(task.destination.file, OWNER).write([{"run": "run"}]))
     monkeypatch.setattr(os, "fsync", full)
     assert generate(["--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"
@@ -106,7 +107,7 @@ def test_while_replies_are_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [50_000, 200_000])
 def test_a_process_that_may_not_write_large_files(room, tmp_path):
-    """The file of the dataset is above the first limit, that of a checkpoint above the second."""
+    """The dataset's file exceeds the first limit, a checkpoint's file the second."""
     line = json.dumps({"token_ids": [n % 500 for n in range(4000)], "prompt_tokens": 1})
     (tmp_path / "ids.jsonl").write_text(f"{line}\n" * 5)
     limit = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"

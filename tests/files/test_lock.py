@@ -1,4 +1,4 @@
-"""One writer at a time: a second start is one sentence, and a process that is killed leaves no lock behind."""
+"""One writer at a time: a second start gets one sentence, and a killed process leaves no lock behind."""
 
 import json
 import os
@@ -15,8 +15,9 @@ from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import lock
 from tests.support import MODELS
-from train import distill, main
+from train import main
 from train.demo import __main__ as demo
+from train.distill import __main__ as distill
 
 HOLDER = """
 import pathlib, sys, time
@@ -100,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", "main"])
 def test_a_lock_that_the_first_process_does_not_get_is_said_to_the_others(command, tmp_path, monkeypatch, capsys):
-    """They would wait for it until it counts as lost."""
+    """The others would wait until it counts as lost."""
     (tmp_path / "text.txt").write_text("Some words.")
     run, said = tmp_path / "run", []
     start, taken, arguments = {
@@ -108,7 +109,7 @@ def test_a_lock_that_the_first_process_does_not_get_is_said_to_the_others(comman
         "main": (main.command, lock.folder(run, ""), ["--target", "x", "--text", tmp_path / "text.txt", "--output", run]),
     }[command]
     monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "of_first", lambda text: said.append(text) or said[0])
+    monkeypatch.setattr(processes, "broadcast_text", lambda text: said.append(text) or said[0])
     with taken:
         for is_first in (True, False):
             monkeypatch.setattr(processes, "is_first", lambda is_first=is_first: is_first)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from infer import folders
+from infer import pair as pairs
 from infer.generate.__main__ import main
 from tests.options import IDS, PAIR
 from tests.support import MODELS
@@ -207,7 +207,7 @@ def test_options_that_exclude_each_other_are_refused(refuse, ids):
 
 
 def test_a_missing_embedded_pair_is_said_plainly(refuse, monkeypatch, tmp_path):
-    monkeypatch.setattr(folders, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(pairs, "EMBEDDED", tmp_path)
     assert "the embedded pair lacks" in refuse(pair=[])
 
 

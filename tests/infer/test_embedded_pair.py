@@ -3,7 +3,7 @@
 import pytest
 
 import infer
-from infer import folders
+from infer.pair import EMBEDDED
 from redrafter_jax.decode.engine import Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
 
@@ -31,4 +31,4 @@ def test_it_writes_python(pair):
 
 
 def test_it_is_at_most_24_megabytes():
-    assert sum(file.stat().st_size for file in folders.EMBEDDED.rglob("*") if file.is_file()) <= 24e6
+    assert sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) <= 24e6

@@ -20,7 +20,8 @@ from redrafter_jax.devices import mesh, processes
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
-from train import fit as train_fit
+from train.fit import __main__ as train_fit
+from train.fit import points as step_points
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
@@ -32,7 +33,7 @@ MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 @functools.cache
 def subject(sampling: str = "greedy") -> points.Subject:
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    return points.Subject(topology.slice_of("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
+    return points.Subject(topology.find_slice("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def cache_bytes(shape: Shape) -> int:
 @needs_compiler
 @pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4", "v5p:4x4x4"])
 def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
-    slice_ = topology.slice_of(name)
+    slice_ = topology.find_slice(name)
     chips = len(slice_.devices)
     for model in (size for size in range(1, chips + 1) if chips % size == 0):
         found = slice_.mesh(chips // model, model)
@@ -58,7 +59,7 @@ def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
 
 @needs_compiler
 def test_a_mesh_is_laid_over_chips_that_fill_no_box_too():
-    devices = topology.slice_of("v6e:2x4").devices[:5]
+    devices = topology.find_slice("v6e:2x4").devices[:5]
     assert list(mesh.over(devices, 5, 1).devices.flat) == list(devices)
 
 
@@ -167,7 +168,7 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
         ran.append(number)
         end.wait(60)
 
-    together = min(compiler.JOBS, processes.cores())
+    together = min(compiler.JOBS, processes.count_cores())
     with pytest.raises(KeyError), compiler.side_by_side() as pool:
         for number in range(100):
             pool.submit(work, number)
@@ -183,10 +184,10 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
 @needs_compiler
 def test_a_training_step_compiles_and_replaces_the_head_in_place(tmp_path, capsys):
     options = train_fit.Options("", batch=(4,), row_length=64, positions=3)
-    recipe = train_fit._recipe(options)
-    program = train_fit.compile_step(subject().slice, TARGET, options, recipe, MESH, 4)
+    trained = step_points.StepSubject(subject().slice, TARGET, train_fit.recipe_of(options), options.dtype)
+    program = step_points.compile_step(trained, MESH, 4)
     with jax.set_mesh(subject().slice.mesh(*MESH)):
-        state = train_fit._arrays(TARGET, options, recipe, 4)[1]
+        state = step_points.arrays(trained, 4)[1]
         size = compiler.bytes_of((state.drafter, state.optimizer))
     assert program.aliased >= 0.99 * size
     assert program.held < 0.2 * subject().slice.chip.usable_bytes

@@ -20,25 +20,27 @@ from redrafter_jax.model import drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
 from redrafter_jax.slices.chips import CHIPS
-from train import fit as train_fit
+from train.fit import __main__ as train_fit
+from train.fit import points as step_points
+from train.fit import report as step_report
 
 TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-LLAMA_33B = topology.target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
+LLAMA_33B = topology.read_target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
 HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
 
 
 @pytest.mark.parametrize("given", [(-1, -8), (0, 8), (2, 2)])
 def test_a_mesh_has_all_chips(given):
-    with pytest.raises(BadInput, match="--mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
-        topology.meshes(given, "v5e:2x4", TARGET, HEAD)
+    with pytest.raises(BadInput, match="^mesh should be two numbers whose product is the 8 chips of v5e:2x4"):
+        topology.choose_meshes(given, "v5e:2x4", TARGET, HEAD)
 
 
 def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if_not():
-    with pytest.raises(BadInput, match="--mesh 1 8 cannot split this target: 8 does not divide"):
-        topology.meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B)
-    tried, left_out = topology.meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
+    with pytest.raises(BadInput, match="^--mesh 1 8 cannot split this target: 8 does not divide"):
+        topology.choose_meshes((1, 8), "v5e:2x4", LLAMA_33B, HEAD_33B, "--mesh")
+    tried, left_out = topology.choose_meshes(None, "v5e:2x4", LLAMA_33B, HEAD_33B)
     assert tried == [(8, 1), (4, 2), (2, 4)]
     assert left_out == ["mesh 1x8: 8 does not divide the target's num_attention_heads 52"]
 
@@ -46,10 +48,10 @@ def test_a_mesh_that_cannot_split_the_target_is_refused_if_given_and_left_out_if
 def test_a_batch_that_no_mesh_takes_is_named():
     tried = [(8, 1), (4, 2), (2, 4)]
     said = "no mesh of all 8 chips takes batch 1; data shards are 2, 4, 8; give a multiple"
-    assert topology.untaken((1, 2, 12), tried) == {1: said}
-    assert topology.untaken((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
-    with pytest.raises(BadInput, match=f"--batch: {said}"):
-        topology.untaken((1, 3), tried)
+    assert topology.refuse_batches((1, 2, 12), tried) == {1: said}
+    assert topology.refuse_batches((1, 8), [(8, 1)]) == {1: "mesh 8x1 does not take batch 1; data shards are 8; give a multiple"}
+    with pytest.raises(BadInput, match=f"^--batch: {said}"):
+        topology.refuse_batches((1, 3), tried, "--batch")
 
 
 FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
@@ -137,10 +139,10 @@ def test_a_refused_training_step_shows_what_is_known_of_it(bytes_, shown, monkey
     def refuse(*_):
         raise compiler.DoesNotFit(bytes_)
 
-    monkeypatch.setattr(train_fit, "compile_step", refuse)
+    monkeypatch.setattr(step_points, "compile_step", refuse)
     deep = dataclasses.replace(TARGET, num_hidden_layers=8)
-    row = train_fit.row(nowhere(), deep, train_fit.Options(""), None, MESH, BATCH, whole=bytes_ is not None)
-    assert train_fit._cells(row)[2:4] == [shown, "no"]
+    row = step_points.row(step_points.StepSubject(nowhere(), deep, None, "bfloat16"), MESH, BATCH, whole=bytes_ is not None)
+    assert step_report.cells_of(row)[2:4] == [shown, "no"]
 
 
 def table() -> list[dict]:
@@ -191,7 +193,7 @@ def test_where_nothing_fits_with_all_layers_that_is_said():
     checked = checker(lambda *_: "all")
     advice, checks, refused = points.settle(table(), 8, 1.5, checked)
     assert advice.mesh is None and len(refused) == 2  # both meshes
-    said = fit_report.advised(advice, fit.Options(""), checks, refused, 16 << 30)
+    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
     assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
 
 
@@ -201,7 +203,7 @@ def test_recommendations_are_made_a_few_times_only():
     advice, checks, refused = points.settle(rows, 8, 1.5, checked)
     assert advice.mesh is None and len(checked.calls) == 1 + points.AGAIN
     assert "fits, and others were not tried; take more chips" in fit_report.advised(
-        advice, fit.Options(""), checks, refused, 16 << 30
+        advice, 1.5, "bfloat16", checks, refused, 16 << 30
     )
 
 
@@ -212,12 +214,12 @@ def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
     advice, checks, refused = points.settle(rows, 8, 1.5, checked)
     assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + points.AGAIN
     assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
-    said = fit_report.advised(advice, fit.Options(""), checks, refused, 16 << 30)
+    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
     assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
 
 
 def test_the_advice_is_in_options_of_generate():
-    said = fit_report.advised(points.Advice(8, (2, 4), "16x4", 1.25), fit.Options(""), [], [], 16 << 30)
+    said = fit_report.advised(points.Advice(8, (2, 4), "16x4", 1.25), 1.5, "bfloat16", [], [], 16 << 30)
     given = re.search(r"batch 8: (.*?): a round costs about 1.25", said)[1].split()
     options = tyro.cli(generate.Options, args=given, config=(tyro.conf.FlagCreatePairsOff,))
     assert (options.batch_size, options.mesh, options.dtype) == (8, (2, 4), "bfloat16")
@@ -236,14 +238,14 @@ def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
 def test_the_training_step_that_is_recommended_fits_with_all_layers():
     rows = [{"batch": batch, "fits": batch < 9, "whole": False, "tokens_per_second": batch} for batch in range(1, 12)]
     whole = lambda most: lambda row: row | {"whole": True, "fits": row["batch"] <= most}  # noqa: E731
-    best, refused = train_fit.settle(rows, whole(6))
+    best, refused = step_points.settle(rows, whole(6))
     assert best["batch"] == 6 and best["whole"] and [row["batch"] for row in refused] == [8, 7]
-    best, refused = train_fit.settle(rows, whole(0))
-    assert best is None and len(refused) == 1 + train_fit.AGAIN
-    assert train_fit._advice(best, refused, "model").startswith("none of the last 4 lines")
-    assert train_fit._advice(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
-    assert train_fit._advice(None, [], "data,model").startswith("nothing fits; take more chips")
-    advised = train_fit._advice({"mesh": [8, 1], "batch": 8}, [], "data,model")
+    best, refused = step_points.settle(rows, whole(0))
+    assert best is None and len(refused) == 1 + step_points.AGAIN
+    assert step_report.advised(best, refused, "model").startswith("none of the last 4 lines")
+    assert step_report.advised(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
+    assert step_report.advised(None, [], "data,model").startswith("nothing fits; take more chips")
+    advised = step_report.advised({"mesh": [8, 1], "batch": 8}, [], "data,model")
     assert advised.startswith("--mesh 8 1 --shard-target data,model with 8 rows at once")
 
 
@@ -253,14 +255,15 @@ def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
 
     monkeypatch.setattr(points, "compile_point", fail)
     monkeypatch.setattr(points, "compile_loop", fail)
-    monkeypatch.setattr(train_fit, "compile_step", fail)
+    monkeypatch.setattr(step_points, "compile_step", fail)
     subject = points.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000)
     row = points.row(subject, MESH, BATCH, SHAPE)
     assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
     check = points.check(subject, points.Advice(BATCH, MESH, "4x2", 1.2), "round")
     assert not check["fits"] and fit_report._sizes([check]) == "round the TPU compiler failed (INTERNAL: x)"
-    step = train_fit.row(nowhere(), TARGET, train_fit.Options(""), None, MESH, BATCH, whole=True)
-    assert not step["fits"] and "the TPU compiler failed (INTERNAL: x)" in train_fit._line(train_fit._cells(step))
+    step = step_points.row(step_points.StepSubject(nowhere(), TARGET, None, "bfloat16"), MESH, BATCH, whole=True)
+    said = fit_report.line(step_report.cells_of(step), step_report.COLUMNS)
+    assert not step["fits"] and "the TPU compiler failed (INTERNAL: x)" in said
 
 
 @pytest.fixture
@@ -278,7 +281,7 @@ def made_up(monkeypatch):
         facts = {"mesh": list(mesh), "batch": batch, "shape": points.name(shape), "nodes": shape.nodes, "held": 1 << 30}
         return facts | costs | counts | {"fits": True, "floor_seconds": {"verify": cost}, "verify_is_bound_by": "memory"}
 
-    monkeypatch.setattr(topology, "slice_of", lambda name: nowhere())
+    monkeypatch.setattr(topology, "find_slice", lambda *names: nowhere())
     monkeypatch.setattr(points, "row", point)
     monkeypatch.setattr(points, "node_row", lambda subject, mesh, batch, count: point(subject, mesh, batch, Shape(count, 1)))
     monkeypatch.setattr(points, "check", lambda subject, advice, what: {"what": what, "held": 1 << 30, "fits": True})
@@ -329,7 +332,7 @@ def test_bad_input_is_one_sentence_and_named_before_a_missing_compiler(command, 
 def test_a_missing_compiler_is_named_with_its_installation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="pip install"):
-        topology.slice_of("v5e:2x4")
+        topology.find_slice("v5e:2x4")
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=list(CHIPS))

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from infer import folders
+from infer import pair as pairs
 from infer.generate import compare
 from infer.generate.__main__ import DEFAULT_PROMPT, main
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
@@ -157,7 +157,7 @@ def test_text_streams_to_the_same_text_as_json(command, tmp_path):
 def test_without_arguments_the_embedded_pair_continues_the_default_prompt(command, tmp_path, monkeypatch):
     with_tokenizer(tmp_path / "target")
     shutil.copytree(MODELS / "drafter_mha_rnn", tmp_path / "drafter_slim")
-    monkeypatch.setattr(folders, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(pairs, "EMBEDDED", tmp_path)
     code, out, _ = command(pair=[])
     assert code == 0
     assert out.startswith(DEFAULT_PROMPT) and len(out) > len(DEFAULT_PROMPT) + 1

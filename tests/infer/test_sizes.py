@@ -1,19 +1,21 @@
-"""Sizes that no machine has room for, and other slips of the keyboard: refused by name, before any work is done."""
+"""Sizes that fit no machine, and other typing errors, are refused by name before any work."""
 
 import re
 
 import numpy as np
 import pytest
 
+from infer.evaluate import __main__ as evaluate
 from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import Load
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target
-from train import distill, main, measure
+from train import main
 from train.data import rows
 from train.demo import __main__ as demo
 from train.demo import dataset
 from train.demo import options as demo_options
+from train.distill import __main__ as distill
 from train.run import footprint, loop
 from train.run.recipe import Recipe
 
@@ -55,7 +57,7 @@ def test_a_recipe_out_of_all_proportion_is_refused(change, sentence):
 def test_measuring_more_than_there_is_is_refused(change, sentence, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("x = 1\n")
     given = ["--target", TARGET, "--drafter", MODELS / "drafter_mha_rnn", "--text", tmp_path / "text.txt", *change]
-    assert measure.command(list(map(str, given))) == 2
+    assert evaluate.main(list(map(str, given))) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {sentence}") and told.count("\n") == 1
 
@@ -86,19 +88,19 @@ def test_what_the_demo_kept_and_cannot_use_is_named(tmp_path):
     options = demo.Options(work=tmp_path, vocab=300, row_length=16)
     np.save(tmp_path / "train.npy", np.array([1, 299, 300], np.uint16))
     with pytest.raises(BadInput, match="--vocab 300: .* a corpus of a larger vocabulary; give another --work"):
-        dataset.stream(options, "train")
+        dataset.read_stream(options, "train")
     np.save(tmp_path / "own_text.npy", np.zeros((2, 17), np.uint16))
     with pytest.raises(BadInput, match="--row-length 16: .*own_text.npy has rows of 17 tokens; give another --work"):
         demo.own_text(options, None)
     for name, read in (
-        ("train.npy", lambda: dataset.stream(options, "train")),
-        ("corpus.json", lambda: dataset.record(options)),
+        ("train.npy", lambda: dataset.read_stream(options, "train")),
+        ("corpus.json", lambda: dataset.read_record(options)),
     ):
         (tmp_path / name).write_bytes(b"{")
         with pytest.raises(BadInput, match=f"--work: .*{name} is not as train.demo wrote it; remove .*corpus.json"):
             read()
     with pytest.raises(BadInput, match="--batch 4: the corpus has 60 tokens, which do not fill that many rows of 17"):
-        next(rows.stream_rows(np.arange(60), 17, 4, 0, 0, 1))
+        next(rows.read_stream(np.arange(60), 17, 4, 0, 0, 1))
 
 
 def test_a_target_that_the_machine_cannot_train_is_refused_by_the_options_that_make_it_large(monkeypatch):
@@ -111,7 +113,7 @@ def test_a_target_that_the_machine_cannot_train_is_refused_by_the_options_that_m
 @pytest.mark.parametrize("mesh", [(1, 1), (4, 1)])
 def test_a_batch_that_no_device_has_room_for_is_refused(mesh, monkeypatch):
     recipe, config = Recipe(batch=64, row_length=512), load_target("mha").config
-    head = loop.head_config(config, recipe)
+    head = loop.make_head_config(config, recipe)
     load = Load(config, head, 64, "--batch", 1e6)
     need = 1e6 + 4 * 5 * 64 * 512 * 2 * config.hidden_size / mesh[0]  # float32 exits at 5 positions
     monkeypatch.setattr(memory, "of_host", lambda: 1.01 * need * mesh[0])

@@ -24,9 +24,9 @@ LLAMA3 = (
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    from infer import folders
+    from infer.text import load_tokenizer
 
-    return folders.tokenizer(with_tokenizer(tmp_path_factory.mktemp("tokenizer") / "target", template=True))
+    return load_tokenizer(with_tokenizer(tmp_path_factory.mktemp("tokenizer") / "target", template=True))
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, examples.VICUNA, LLAMA3], ids=["short", "Vicuna's", "Llama 3's kind"])

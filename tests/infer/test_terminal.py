@@ -7,6 +7,7 @@ import pytest
 import transformers
 
 from infer import terminal
+from infer.text import Detokenizer, text_of
 from tests.texts import byte_tokenizer
 
 
@@ -24,7 +25,7 @@ class Reply:
 def test_a_character_is_given_out_once_it_is_whole(tokenizer):
     text = "aé漢🙂b"
     ids = tokenizer(text)["input_ids"]
-    detokenizer = terminal.Detokenizer(tokenizer, [])
+    detokenizer = Detokenizer(tokenizer, [])
     pieces = [detokenizer.push(token) for token in ids]
     assert [piece for piece in pieces if piece] == list(text)
     assert len(ids) == len(text.encode())
@@ -33,22 +34,22 @@ def test_a_character_is_given_out_once_it_is_whole(tokenizer):
 
 def test_pieces_join_to_the_whole_even_where_bytes_are_no_text(tokenizer):
     ids = tokenizer("ok漢")["input_ids"][:-1] + tokenizer("é!")["input_ids"]
-    detokenizer = terminal.Detokenizer(tokenizer, [])
+    detokenizer = Detokenizer(tokenizer, [])
     joined = "".join(map(detokenizer.push, ids)) + detokenizer.flush()
     assert joined == tokenizer.decode(ids)
 
 
 def test_an_unfinished_character_is_shown_at_the_end(tokenizer):
-    assert terminal.text_of(tokenizer, [], tokenizer("a漢")["input_ids"][:-1]) == "a\ufffd"
+    assert text_of(tokenizer, [], tokenizer("a漢")["input_ids"][:-1]) == "a\ufffd"
 
 
 def test_special_tokens_are_not_text(tokenizer):
-    assert terminal.text_of(tokenizer, [], [*tokenizer("a")["input_ids"], 256]) == "a"
+    assert text_of(tokenizer, [], [*tokenizer("a")["input_ids"], 256]) == "a"
 
 
 def test_a_character_that_the_prompt_began_does_not_spoil_the_text(tokenizer):
     ids = tokenizer("漢x")["input_ids"]
-    assert terminal.text_of(tokenizer, ids[:1], ids[1:]).endswith("x")
+    assert text_of(tokenizer, ids[:1], ids[1:]).endswith("x")
 
 
 def test_accepted_drafts_are_coloured(tokenizer, capsys):

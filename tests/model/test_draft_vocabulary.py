@@ -35,7 +35,7 @@ def frequent(mha):
     """The U ids that the target says most, and plain decoding's text for greedy and coupled sampling."""
     ways = {way: list(Engine(mha[0]).generate(PROMPTS, way, Limits(60), batch=5)) for way in (Sampling(), Sampling(1.0))}
     said = [{"tokens": r.token_ids, "labelled": np.ones(len(r.token_ids))} for replies in ways.values() for r in replies]
-    return rows.most_frequent(said, 503, U), {way: [r.token_ids for r in replies] for way, replies in ways.items()}
+    return rows.find_most_frequent(said, 503, U), {way: [r.token_ids for r in replies] for way, replies in ways.items()}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind):
         schedule, config = step.Schedule(10, warmup=0), dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
         state = jax.jit(functools.partial(step.start, jax.random.key(1), config, schedule, np.arange(64) * 4, over_data))()
         update = jax.jit(functools.partial(step.step, schedule=schedule, config=loss.LossConfig(2, 0.5)))
-        batch = rows.unpacked(np.random.default_rng(0).integers(0, 256, (4, 16)))
+        batch = rows.put_unpacked(np.random.default_rng(0).integers(0, 256, (4, 16)))
         for _ in range(2):
             state, metrics = update(state, target, batch)
         losses.append(np.asarray(metrics.loss.loss))

@@ -68,7 +68,7 @@ def test_the_tokens_are_the_same_with_everything_that_is_padded_on_a_tpu(mha, sh
 
 def cycles(function, *shapes: tuple[tuple[int, ...], P]) -> float:
     """That the compiler for v5e expects."""
-    slice_ = topology.slice_of("v5e:2x2")
+    slice_ = topology.find_slice("v5e:2x2")
     with jax.set_mesh(slice_.mesh(1, 4)):
         arrays = [compiler.abstract(shape, jnp.bfloat16, spec) for shape, spec in shapes]
         return sum(compiler.compile_program(jax.jit(function), *arrays).cycles.values())

@@ -112,7 +112,7 @@ def test_a_draft_vocabulary_adds_the_noise_of_its_tokens_to_a_sampled_round(samp
 def test_a_draft_vocabulary_adds_its_columns_of_the_targets_lm_head_to_a_step():
     B, T, U = 8, 32, 1024
     jax.set_mesh(mesh.make_mesh(DATA, MODEL))
-    schedule, loss, batch = step.Schedule(10), LossConfig(3, 0.5, chunk=8), data.unpacked(np.zeros((B, T)))
+    schedule, loss, batch = step.Schedule(10), LossConfig(3, 0.5, chunk=8), data.put_unpacked(np.zeros((B, T)))
     update = jax.jit(functools.partial(step.step, schedule=schedule, config=loss), donate_argnums=0)
 
     def sent(vocab: int, draft_vocab: int) -> int:
@@ -134,7 +134,7 @@ def test_a_step_sends_activations_once_per_use_and_each_gradient_once(spread):
     target = whole(jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), CONFIG, jnp.float32), spread)))
     schedule, config = step.Schedule(10), LossConfig(K, 0.5, chunk=N)
     state = whole(jax.eval_shape(lambda: step.start(jax.random.key(1), full(V, D), schedule, spread=spread)))
-    batch = data.unpacked(np.zeros((B, T)))
+    batch = data.put_unpacked(np.zeros((B, T)))
     update = jax.jit(functools.partial(step.step, schedule=schedule, config=config), donate_argnums=0)
     found = collectives(update.lower(state, target, batch).compile())
     assert {kind for kind, _, _ in found} == {"all-gather", "all-reduce"}

@@ -12,7 +12,9 @@ import pytest
 
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.propose import recurrent, search
+from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.model.drafter import Drafter, full
 from redrafter_jax.model.target import Target, TargetConfig
 from tests import support
@@ -57,18 +59,46 @@ def p_value(pairs: np.ndarray, expected: np.ndarray) -> float:
     return float(jax.scipy.stats.norm.sf(z))
 
 
-@pytest.mark.parametrize("rule", ["coupled", "independent"])
-def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule):
+LOOKUP = Lookup(2, 1, 2, 2)
+
+
+@pytest.mark.parametrize("rule, beside", [("coupled", None), ("independent", None), ("coupled", LOOKUP)], ids=str)
+def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule, beside):
     target, drafter = models
+    proposer = Recurrent(drafter, SHAPE) if beside is None else Union(Recurrent(drafter, SHAPE), beside)
     pairs, accepted = [], 0
     for first in range(0, DRAWS, BATCH):
         how = support.policy(BATCH, 1.0, rule=rule, seeds=np.arange(first, first + BATCH))
         state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how)
-        state = loop.run(target, Recurrent(drafter, SHAPE), state, 10)
+        state = loop.run(target, proposer, state, 10)
         pairs.append(np.asarray(support.texts(state))[:, 1:3])
         accepted += int((np.asarray(state.histogram) @ np.arange(3)).sum())
     assert accepted > DRAWS / 10  # speculation took part
     assert p_value(np.concatenate(pairs), joint(target)) > 1e-4
+
+
+def test_rows_beside_rows_that_sample_otherwise_are_distributed_as_the_target_says(models):
+    """Every batch mixes four kinds of rows. The greedy ones all have the target's likeliest tokens; the typical ones, whose rule
+    changes the distribution, are the control: the test rejects them."""
+    target, drafter = models
+    proposer = Recurrent(drafter, SHAPE)
+    temperatures, rules = [0.0, 1.0, 1.0, 1.0], ["coupled", "coupled", "independent", "typical"]
+    pairs: list[list[np.ndarray]] = [[], [], [], []]
+    for first in range(0, DRAWS, BATCH):
+        seeds = np.arange(first, first + BATCH)
+        how = support.policy(BATCH, np.tile(temperatures, BATCH // 4), rule=np.tile(rules, BATCH // 4), seeds=seeds)
+        state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how)
+        text = np.asarray(support.texts(loop.run(target, proposer, state, 10)))[:, 1:3]
+        for kind in range(4):
+            pairs[kind].append(text[kind::4])
+    greedy, coupled, independent, typical = (np.concatenate(drawn) for drawn in pairs)
+    expected = joint(target)
+    likeliest = support.texts(loop.run(target, Recurrent(drafter, SHAPE), support.started(target, [PROMPT], 3, SHAPE.length), 10))[
+        0
+    ]
+    assert (greedy == likeliest[1:]).all()
+    assert p_value(coupled, expected) > 1e-4 and p_value(independent, expected) > 1e-4
+    assert p_value(typical, expected) < 1e-6
 
 
 def test_a_wrong_distribution_is_noticed(models):

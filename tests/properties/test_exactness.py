@@ -9,7 +9,11 @@ import pytest
 
 from redrafter_jax.decode import pack, verify
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.scripted import Scripted, scripted
+from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.files import weights
 from redrafter_jax.model import attention
 from tests import support
@@ -47,6 +51,37 @@ def test_speculation_changes_no_token(mha, plain, shape):
     assert tokens >= 2000  # five shapes: 10,000 tokens and more
     alone = list(plain)[SHAPES.index(shape) % len(plain)]
     assert [reply.token_ids for reply in engine.generate(PROMPTS, alone, Limits(NEW), batch=1)] == plain[alone]
+
+
+def right_half_the_time(head, texts: list[list[int]]) -> Scripted:
+    """The known replies, at half of the places."""
+    tokens = np.zeros((len(PROMPTS), 32 + NEW), np.int32)
+    for row, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
+        tokens[row, : len(prompt) + NEW] = prompt + text
+    return scripted(Recurrent(head, Shape(2, 3)), tokens, [0.5] * 3)
+
+
+WAYS = {
+    "plain": lambda head, texts: Plain(),
+    "lookup": lambda head, texts: Lookup(3, 1, 4, 2),
+    "union": lambda head, texts: Union(Recurrent(head, Shape(2, 3)), Lookup(4, 1, 5)),
+    "a part of a union": lambda head, texts: Union(Lookup(2, 1, 3, 2), Recurrent(head, Shape(3, 2, tree="beams")), nodes=6),
+    "scripted": right_half_the_time,
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_way_to_propose_changes_a_token(mha, plain, name):
+    drafted = 0
+    for way in (Sampling(), Sampling(1.0, 5, 0.95)):
+        engine = Engine(mha[0], WAYS[name](mha[1], plain[way]))
+        for rule in ("coupled", "independent") if way.temperature else ("coupled",):
+            replies = list(engine.generate(PROMPTS, dataclasses.replace(way, rule=rule), Limits(NEW), batch=5))
+            assert [reply.token_ids for reply in replies] == plain[way]
+            drafted += sum(sum(reply.drafted) for reply in replies)
+    assert (drafted > 100) == (name != "plain")
+    if name != "scripted":  # which has a script for five rows
+        assert [reply.token_ids for reply in engine.generate(PROMPTS[:2], way, Limits(NEW), batch=1)] == plain[way][:2]
 
 
 def test_the_independent_rule_gives_the_same_text_with_other_drafts(mha, plain):

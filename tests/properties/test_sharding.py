@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import weight_files, weights
 from redrafter_jax.loss import LossConfig
@@ -33,11 +35,12 @@ def folder(tmp_path_factory):
 
 
 @functools.cache
-def decode(folder, shape: tuple[int, int], head, sampling: Sampling) -> list[list[int]]:
+def decode(folder, shape: tuple[int, int], head, sampling: Sampling, beside: Lookup | None = None) -> list[list[int]]:
     jax.set_mesh(make_mesh(*shape))
     target = weights.load_target(folder)
     drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), head(256, 64), jnp.float32)
-    engine = Engine(target, Recurrent(drafter, Shape(4, 3)))
+    recurrent = Recurrent(drafter, Shape(4, 3))
+    engine = Engine(target, Union(recurrent, beside) if beside else recurrent)
     return [reply.token_ids for reply in engine.generate(PROMPTS, sampling, Limits(24), batch=8)]
 
 
@@ -54,6 +57,12 @@ def test_a_slim_head_and_filters_run_split_as_well(folder):
     assert decode(folder, (2, 4), slim, sampling) == decode(folder, (1, 1), slim, sampling)
 
 
+@pytest.mark.parametrize("mesh_shape", [(2, 4), (8, 1)], ids=str)
+def test_a_union_with_a_lookup_gives_the_tokens_of_one_device(folder, mesh_shape):
+    how = Sampling(1.0, 20, 0.9)
+    assert decode(folder, mesh_shape, slim, how, Lookup(3, 1, 3, 2)) == decode(folder, (1, 1), slim, how)
+
+
 @functools.cache
 def trained(folder, shape: tuple[int, int], spread: bool = False):
     """The loss, its gradients and the head after an update, on the host; and which axes split the matrices."""
@@ -61,7 +70,7 @@ def trained(folder, shape: tuple[int, int], spread: bool = False):
     target = weights.load_target(folder, spread=spread)
     schedule, config = step.Schedule(10, warmup=0), LossConfig(2, 0.5, chunk=5)
     state = jax.jit(functools.partial(step.start, spread=spread), static_argnums=(1, 2))(jax.random.key(1), full(256, 64), schedule)
-    batch = rows.unpacked(np.random.default_rng(0).integers(0, 256, (8, 16)))
+    batch = rows.put_unpacked(np.random.default_rng(0).integers(0, 256, (8, 16)))
     aim = lambda drafter: step.evaluate(drafter, target, batch, config)  # noqa: E731
     (loss, _), gradients = jax.jit(jax.value_and_grad(aim, has_aux=True))(state.drafter)
     after, _ = jax.jit(step.step, static_argnums=(3, 4))(state, target, batch, schedule, config)

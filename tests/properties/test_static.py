@@ -4,11 +4,14 @@ import contextlib
 
 import jax
 import numpy as np
+import pytest
 
 from redrafter_jax.decode import engine as engines
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.union import Union
 from tests import support
 
 SHAPE = Shape(2, 3)
@@ -30,8 +33,10 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_requests_of_a_bucket_share_one_program_and_rounds_compile_nothing(mha):
-    engine = Engine(mha[0], Recurrent(mha[1], Shape(2, 7)))  # a bucket that no other test has compiled in this process
+@pytest.mark.parametrize("beside", [None, Lookup(3, 1, 7)], ids=["recurrent", "union"])
+def test_requests_of_a_bucket_share_one_program_and_rounds_compile_nothing(mha, beside):
+    recurrent = Recurrent(mha[1], Shape(2, 7))  # a bucket that no other test has compiled in this process
+    engine = Engine(mha[0], Union(recurrent, beside) if beside else recurrent)
     with compilations() as found:
         list(engine.stream([[1, 2, 3]], Sampling(0.7), Limits(40), seeds=[5], rounds=2))
     assert len(found) >= 2

@@ -1,4 +1,4 @@
-"""What is read in a compiled program's text."""
+"""The figures that are read from a compiled program's text."""
 
 from redrafter_jax.slices import program_text
 
@@ -30,7 +30,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_cycles_are_added_by_stage_and_multiplied_in_loops():
     text = program_text.parse(TEXT)
-    assert text.cycles() == {"commit": 7 * (10 + program_text.LEAST), "verify": 5, "other": 3}
+    assert text.cycles() == {"commit": 7 * (10 + program_text.MIN_OP_CYCLES), "verify": 5, "other": 3}
     assert text.traffic() == program_text.Traffic(2, (4 * 8 + 8 + 2) * 4, (4 * 8 + 2 * (8 + 2)) * 4)
     assert len(text.gathers_of(32)) == 1 and not text.gathers_of(33)
 

@@ -16,14 +16,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from infer import pair
+from infer.evaluate import __main__ as evaluate
 from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import weights
 from redrafter_jax.model.drafter import Drafter, slim
 from tests.support import MODELS
 from tests.texts import with_tokenizer
-from train import distill, export, main, measure, plot
+from train import export, main, plot
 from train.demo import corpus
+from train.distill import __main__ as distill
 from train.run import card, log
 
 ANSWER = '{"token_ids": [1, 2], "prompt_tokens": 1, "number": 0}\n'
@@ -75,14 +77,14 @@ def test_heads_are_measured_side_by_side_on_text(target, tmp_path, capsys):
     arguments = ["--target", target, "--text", tmp_path / "text.txt", "--beams", "2x3", "--trees", "search", "--prompts", "3"]
     arguments = list(map(str, [*arguments, "--contexts", "40", "--new-tokens", "48", "--json"]))
     heads = ["--drafter", str(MODELS / "drafter_mha_rnn"), str(MODELS / "drafter_mha_rand")]
-    assert measure.command([*arguments, *heads]) == 0
+    assert evaluate.main([*arguments, *heads]) == 0
     result = json.loads(capsys.readouterr().out)
     assert list(result["heads"]) == heads[1:]
     for rows in result["heads"].values():
         assert rows[0]["shape"] == "2x3" and 1 <= rows[0]["along_text"] <= 4 and 1 <= rows[0]["coupled"] <= 4
-    assert measure.command([*arguments, "--drafter", str(MODELS / "drafter_gqa_proj")]) == 2
+    assert evaluate.main([*arguments, "--drafter", str(MODELS / "drafter_gqa_proj")]) == 2
     assert "hidden_size" in capsys.readouterr().err
-    assert measure.command([*arguments, *heads, "--beams", "4"]) == 2
+    assert evaluate.main([*arguments, *heads, "--beams", "4"]) == 2
     assert "--beams" in capsys.readouterr().err
 
 
@@ -240,7 +242,7 @@ def test_a_broken_tokenizer_is_one_sentence(command, few, tmp_path, capsys):
     (tmp_path / "target" / "tokenizer.json").write_text('{"version": "1.0"}')
     target = ["--target", str(tmp_path / "target")]
     arguments = {"main": [*few[:6], *SMALL], "distill": few, "measure": [*target, "--drafter", HEAD, "--text", few[3]]}[command]
-    assert {"main": main, "distill": distill, "measure": measure}[command].command(arguments) == 2
+    assert {"main": main.command, "distill": distill.command, "measure": evaluate.main}[command](arguments) == 2
     assert "has no tokenizer" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -252,7 +254,7 @@ def test_text_is_not_measured_on_with_ids_that_the_target_does_not_know(few, tmp
     shutil.copytree(HEAD, head)
     (head / "config.json").write_text(json.dumps(json.loads((head / "config.json").read_text()) | {"vocab_size": 20}))
     text = str(tmp_path / "head.txt")
-    assert measure.command(["--target", str(tmp_path / "target"), "--drafter", str(head), "--text", text]) == 2
+    assert evaluate.main(["--target", str(tmp_path / "target"), "--drafter", str(head), "--text", text]) == 2
     assert "vocab_size in config.json is 20" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -261,7 +263,7 @@ def test_a_target_that_is_too_large_to_measure_is_refused_before_it_is_read(few,
     monkeypatch.setattr(weights, "load_target", lambda *_, **__: pytest.fail("the target was read"))
     (tmp_path / "good.txt").write_text("x = 1\n" * 2000)
     arguments = ["--target", str(tmp_path / "target"), "--drafter", HEAD, "--text", str(tmp_path / "good.txt")]
-    assert measure.command(arguments) == 2
+    assert evaluate.main(arguments) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("error: --target in float32, with the cache of 32 contexts, needs 0.0")
     assert told.endswith("are there; --new-tokens 48, a smaller target would do")
@@ -271,7 +273,7 @@ def test_a_file_that_is_no_text_is_not_left_out_of_what_is_measured(few, tmp_pat
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
     (tmp_path / "good.txt").write_text("x = 1\n" * 2000)
     text = [str(tmp_path / "good.txt"), str(tmp_path / "bad.txt")]
-    assert measure.command(["--target", str(tmp_path / "target"), "--drafter", HEAD, "--text", *text]) == 2
+    assert evaluate.main(["--target", str(tmp_path / "target"), "--drafter", HEAD, "--text", *text]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("error: --text: bad.txt") and "UTF-8" in told
 
@@ -326,7 +328,7 @@ def test_a_target_that_cannot_be_loaded_leaves_no_output_behind(few, tmp_path, c
 def test_replies_to_other_prompts_of_another_target_or_with_torn_settings_are_not_mixed(few, tmp_path, monkeypatch, capsys):
     output, settings = tmp_path / "own.jsonl", tmp_path / "own.jsonl.settings.json"
     monkeypatch.setattr(distill, "Engine", lambda *_: None)
-    monkeypatch.setattr(distill, "answer", lambda options, *_: options.output.write_text(ANSWER))
+    monkeypatch.setattr(distill.answers, "write", lambda file, *_: file.path.write_text(ANSWER))
     assert distill.command(few) == 0 and distill.command(few) == 0
     assert "all 1 replies are in" in capsys.readouterr().out and not list(tmp_path.glob("*.part"))
     weights_file = tmp_path / "target" / "model.safetensors"

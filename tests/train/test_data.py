@@ -13,15 +13,16 @@ import tensorflow_datasets as tfds
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from infer import folders
+from infer import pair, text_files
+from infer.text import require_tokenizer
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED
 from tests import texts
-from train.data import datasets, examples, records
+from train.data import datasets, examples
 from train.data import rows as data
 
-TARGET = str(folders.embedded("target"))
+TARGET = str(pair.embedded("target"))
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -31,7 +32,7 @@ TURNS = [("user", "What is a list?"), ("assistant", "A sequence."), ("user", "An
 
 @pytest.fixture
 def tokenizer():
-    return datasets.tokenizer(TARGET)
+    return require_tokenizer(pathlib.Path(TARGET), "a test")
 
 
 def record(kind: str) -> dict:
@@ -108,12 +109,12 @@ def test_empty_files_in_a_folder_are_passed_over_and_those_named_are_malformed(t
     for name, content in (("__init__.py", ""), ("blank.py", " \n\n"), ("one.py", "x = 1\n")):
         (tmp_path / name).write_text(content)
     skips = examples.Skips(0.0)
-    assert [e.where for e in examples.text(records.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
+    assert [e.where for e in examples.text(text_files.files([tmp_path]), tokenizer, skips)] == ["one.py"] and skips.read == 1
     with pytest.raises(BadInput, match="__init__.py: is empty"):
-        list(examples.text(records.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
+        list(examples.text(text_files.files([tmp_path / "__init__.py"]), tokenizer, examples.Skips(0.0)))
     (tmp_path / "one.py").unlink()
     with pytest.raises(BadInput, match="neither empty nor hidden"):
-        records.files([tmp_path])
+        text_files.files([tmp_path])
 
 
 def test_a_text_begins_as_the_tokenizer_begins_prompts(tokenizer, tmp_path):
@@ -211,7 +212,7 @@ def test_a_build_that_was_killed_leaves_nothing_that_looks_complete(tmp_path):
 def test_what_stops_a_build_is_raised_as_it_is_unless_another_process_was_sooner(tmp_path, monkeypatch):
     file = write(tmp_path / "talk.jsonl", [record("messages")] * 4)
     source = datasets.Source("conversations", (file,), TARGET)
-    prepare = datasets.Conversations.download_and_prepare
+    prepare = datasets.ConversationsBuilder.download_and_prepare
 
     def full(builder):
         raise OSError("no space left")
@@ -220,11 +221,11 @@ def test_what_stops_a_build_is_raised_as_it_is_unless_another_process_was_sooner
         prepare(datasets._builder(source, tmp_path / "sets"))
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(datasets.Conversations, "download_and_prepare", full)
+    monkeypatch.setattr(datasets.ConversationsBuilder, "download_and_prepare", full)
     with pytest.raises(OSError, match="no space left") as raised:
         datasets.build(source, tmp_path / "sets")
     assert raised.value.__cause__ is None  # what looks for causes would turn in a circle
-    monkeypatch.setattr(datasets.Conversations, "download_and_prepare", later)
+    monkeypatch.setattr(datasets.ConversationsBuilder, "download_and_prepare", later)
     built = datasets.build(source, tmp_path / "sets")
     assert len(datasets.join([built], "train") or datasets.join([built], "validation")) == 4
 
@@ -279,7 +280,7 @@ def test_nothing_labelled_is_said_and_not_trained_on():
 
 def test_what_a_step_reads_depends_on_seed_step_and_batch_alone():
     rows = data.Rows([example(8, start=10 * n) for n in range(50)], 8)
-    read = lambda seed, first, last: [numbers.tolist() for _, numbers in data.batches(rows, 4, seed, first, last)]  # noqa: E731
+    read = lambda seed, first, last: [numbers.tolist() for _, numbers in data.read_batches(rows, 4, seed, first, last)]  # noqa: E731
     whole = read(1, 0, 40)
     assert whole[30:] == read(1, 30, 40) and whole[0] != read(2, 0, 1)[0]
     first_epoch = sum(whole, [])[:50]
@@ -288,11 +289,11 @@ def test_what_a_step_reads_depends_on_seed_step_and_batch_alone():
 
 def test_processes_read_parts_of_the_same_batches_in_the_same_order(monkeypatch):
     rows = data.Rows([example(8, start=10 * n) for n in range(50)], 8)
-    read = lambda: [numbers.tolist() for _, numbers in data.batches(rows, 4, 1, 3, 10)]  # noqa: E731
+    read = lambda: [numbers.tolist() for _, numbers in data.read_batches(rows, 4, 1, 3, 10)]  # noqa: E731
     whole, parts = read(), []
-    monkeypatch.setattr(data, "on_mesh", lambda host, batch: host)
+    monkeypatch.setattr(data, "put_batch", lambda host, batch: host)
     for mine in ([0, 1], [2, 3]):
-        monkeypatch.setattr(data, "held", lambda batch, mine=mine: np.array(mine))
+        monkeypatch.setattr(data, "find_local_rows", lambda batch, mine=mine: np.array(mine))
         parts.append(read())
     assert [one + other for one, other in zip(*parts, strict=True)] == whole
 
@@ -302,7 +303,7 @@ def test_every_mesh_reads_the_same_rows_into_the_same_places(mesh):
     rows, found = data.Rows([example(8, start=10 * n) for n in range(50)], 8), []
     for shape in ((1, 1), mesh):
         jax.set_mesh(make_mesh(*shape))
-        found.append([np.asarray(batch.tokens) for batch, _ in data.batches(rows, 8, 1, 2, 6)])
+        found.append([np.asarray(batch.tokens) for batch, _ in data.read_batches(rows, 8, 1, 2, 6)])
     np.testing.assert_array_equal(*found)
 
 
@@ -313,7 +314,7 @@ def test_what_two_processes_hold_of_a_batch_is_the_whole_batch_once(monkeypatch)
     def held(process: int) -> list[int]:
         own = lambda self, shape: {device: part for device, part in whole(self, shape).items() if device.id // 4 == process}  # noqa: E731
         monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", own)
-        return data.held(8).tolist()
+        return data.find_local_rows(8).tolist()
 
     jax.set_mesh(make_mesh(4, 2))
     assert [held(0), held(1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -19,8 +19,8 @@ def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smalle
         {"tokens": np.array([9, 9, 9, 9, 2]), "labelled": np.array([0, 0, 0, 0, 1], bool)},
         {"tokens": np.array([7, 7, 5, 4, 6]), "labelled": np.ones(5, bool)},
     ]
-    assert rows.most_frequent(text, 10, 3).tolist() == [2, 4, 7]
-    assert rows.most_frequent(text, 10, 7).tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert rows.find_most_frequent(text, 10, 3).tolist() == [2, 4, 7]
+    assert rows.find_most_frequent(text, 10, 7).tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
 @pytest.mark.slow
@@ -28,14 +28,14 @@ def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smalle
 def test_a_head_learns_in_its_vocabulary_and_a_stopped_run_goes_on(head, tmp_path, monkeypatch):
     target, how = load_target("mha"), recipe(20, head=head, rate=1e-2, head_vocab=12, save_every=10, evaluate_every=20)
     whole = run.train_head(target, examples(), how, tmp_path / "whole_", examples(5))
-    assert whole.ids[...].tolist() == rows.most_frequent(examples(), 503, 12).tolist()
+    assert whole.ids[...].tolist() == rows.find_most_frequent(examples(), 503, 12).tolist()
     lines = [line for line in log.read(tmp_path / "whole_") if "loss" in line]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
-    monkeypatch.setattr(rows, "batches", stops_after(rows.batches, 11))
+    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 11))
     with pytest.raises(KeyboardInterrupt):
         run.train_head(target, examples(), how, tmp_path / "cut_", examples(5))
     monkeypatch.undo()
-    monkeypatch.setattr(rows, "most_frequent", None)  # the table comes from the checkpoint
+    monkeypatch.setattr(run, "find_most_frequent", None)  # the table comes from the checkpoint
     same(run.train_head(target, examples(), how, tmp_path / "cut_", examples(5)), whole)
 
 
@@ -50,6 +50,6 @@ def test_a_run_from_before_the_option_existed_goes_on(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "2").mkdir()
     (tmp_path / "checkpoints" / "config.json").write_text(json.dumps({"steps": 4}))
-    configurations.keep(tmp_path, configuration, "auto")
+    configurations.save(tmp_path, configuration, "auto")
     with pytest.raises(BadInput, match="head_vocab was 0 and is 8"):
-        configurations.keep(tmp_path, configuration | {"head_vocab": 8}, "auto")
+        configurations.save(tmp_path, configuration | {"head_vocab": 8}, "auto")

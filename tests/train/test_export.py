@@ -30,10 +30,10 @@ def saved(tmp_path_factory) -> pathlib.Path:
     """Checkpoints of three heads."""
     jax.set_mesh(make_mesh())
     folder, recipe = tmp_path_factory.mktemp("saved") / "run", Recipe(head="slim")
-    with checkpoint.Run(folder / "checkpoints", keep=3) as kept:
+    with checkpoint.Checkpoints(folder / "checkpoints", keep=3) as kept:
         for step, loss in LOSSES.items():
-            head = Drafter(jax.random.key(step), loop.head_config(load_target("mha").config, recipe))
-            kept.save(step, {"loss": loss, loop.HELD_OUT: loss}, head=head)
+            head = Drafter(jax.random.key(step), loop.make_head_config(load_target("mha").config, recipe))
+            kept.save(step, {"loss": loss, loop.HELD_OUT_SCORE: loss}, head=head)
     configuration = {**dataclasses.asdict(recipe), "dtype": "float32", "target": fingerprint.fingerprint(TARGET), "data": []}
     (folder / "checkpoints" / "config.json").write_text(json.dumps(configuration))
     return folder
@@ -60,7 +60,7 @@ def exports(folder, tmp_path, capsys):
 def step_of(head: pathlib.Path) -> int:
     """Which of the saved heads lies in a folder."""
     found = load_file(head / "model.safetensors")["rnn_u.weight"]
-    config = loop.head_config(load_target("mha").config, Recipe(head="slim"))
+    config = loop.make_head_config(load_target("mha").config, Recipe(head="slim"))
     return next(step for step in LOSSES if (Drafter(jax.random.key(step), config).rnn_u.weight[...] == found.T).all())
 
 

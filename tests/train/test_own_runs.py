@@ -1,4 +1,4 @@
-"""A run is known by all it leaves: checkpoints, a log, a head, its configuration. Another run never takes its place."""
+"""A run is recognised by its checkpoints, log, head and configuration, and another run never replaces it."""
 
 import json
 import pathlib
@@ -22,8 +22,8 @@ def configuration(output: pathlib.Path, checkpoints: pathlib.Path | None = None,
 def begin(output: pathlib.Path, checkpoints: pathlib.Path | None = None, resumes: str = "auto", **changed) -> None:
     """What `train.main` does before it trains."""
     place = str(checkpoints) if checkpoints else None
-    with folders.claimed(output, place):
-        configurations.keep(output, configuration(output, checkpoints, **changed), resumes, place)
+    with folders.claim(output, place):
+        configurations.save(output, configuration(output, checkpoints, **changed), resumes, place)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def finished(tmp_path):
     (saves / "2").mkdir()
     (run / "log.jsonl").write_text('{"step": 1}\n')
     (run / "head").mkdir()
-    (run / "head" / card.CARD).write_text(claims.CARD_BEGINS)
+    (run / "head" / card.CARD_FILE).write_text(claims.CARD_SIGNATURE)
     return run, saves
 
 
@@ -58,7 +58,7 @@ def test_a_finished_run_whose_checkpoints_are_elsewhere_is_not_begun_anew(left, 
     if left != "log.jsonl":
         (run / "log.jsonl").unlink()
     if left != "head":
-        (run / "head" / card.CARD).unlink()
+        (run / "head" / card.CARD_FILE).unlink()
         (run / "head").rmdir()
     refused(f"--output: {run} holds a run of another configuration: rate was 0.1 and is 0.2", run, rate=0.2)
     refused(f"--output: {run} holds a run whose checkpoints are in {saves}; name that folder with --checkpoints", run)
@@ -90,7 +90,7 @@ def test_checkpoints_are_not_put_into_the_output_of_a_run(left, finished, refuse
     run, _ = finished
     if left == "checkpoints":
         (run / left).mkdir()
-    for name in {"log.jsonl", f"head/{card.CARD}"} - {left, f"{left}/{card.CARD}"}:
+    for name in {"log.jsonl", f"head/{card.CARD_FILE}"} - {left, f"{left}/{card.CARD_FILE}"}:
         (run / name).unlink()
     if left != "head":
         (run / "head").rmdir()
@@ -108,14 +108,14 @@ def test_a_head_without_its_run_is_not_written_over(finished, refused):
     run, _ = finished
     (run / "config.json").unlink()
     (run / "log.jsonl").unlink()
-    refused(f"{run / 'head' / card.CARD} is not of a run of train.main and is kept", run)
+    refused(f"{run / 'head' / card.CARD_FILE} is not of a run of train.main and is kept", run)
 
 
 @pytest.mark.parametrize("kept", ["ab" * 32, None])
 def test_a_run_of_an_earlier_version_is_not_said_to_have_another_target(kept, tmp_path):
-    configurations.keep(tmp_path, RATE if kept is None else RATE | {"target": kept}, "auto")
+    configurations.save(tmp_path, RATE if kept is None else RATE | {"target": kept}, "auto")
     (tmp_path / "checkpoints" / "2").mkdir()
     now = RATE | {"target": fingerprint.fingerprint(None)}
     with pytest.raises(BadInput, match="made by an earlier version, which did not record all of the target's bytes.*train.export"):
-        configurations.keep(tmp_path, now, "auto")
+        configurations.save(tmp_path, now, "auto")
     assert json.loads((tmp_path / "config.json").read_text()).get("target") == kept

@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 
-from infer import replies as output
+from infer import text_files
 from infer.generate import __main__ as generate
-from infer.generate import session
+from infer.generate import batches, parts, session
+from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
 from tests.damaged import flip
 from tests.fakes import Fake
 from tests.texts import with_tokenizer
-from train import distill, main
-from train.data import records, replies
+from train import main
+from train.distill import __main__ as distill
 
 SHORT = ["--max-new-tokens", "3", "--decoding", "autoregressive"]
 
@@ -28,7 +29,7 @@ def command(model, tmp_path, monkeypatch, capsys):
     """Runs `infer.generate` on prompts of ids, with the fake engine; returns exit code and standard error."""
 
     def start(*arguments, ids=((1, 2), (3, 4))):
-        monkeypatch.setattr(session.pair, "fill", lambda plan, tokenizer, *_: session.pair.Pair(Fake(), tokenizer))
+        monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Fake(), tokenizer))
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"token_ids": prompt}) + "\n" for prompt in ids))
         files = ["--target", model, "--prompts", tmp_path / "prompts.jsonl", "--output", tmp_path / "out.jsonl"]
         code = generate.main([*map(str, [*files, *SHORT, "--cache-dir", tmp_path / "cache", *arguments])])
@@ -70,7 +71,7 @@ def test_in_bfloat16_another_batch_is_another_run(command, tmp_path):
 
 
 def test_files_are_not_hashed_where_no_line_is_written(monkeypatch, model, capsys):
-    monkeypatch.setattr(session.pair, "fill", lambda plan, tokenizer, *_: session.pair.Pair(Fake(), tokenizer))
+    monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Fake(), tokenizer))
     monkeypatch.setattr(session.fingerprint, "fingerprint", lambda _: pytest.fail("the weights were read"))
     assert generate.main(["--target", str(model), *SHORT, "--prompt", "x"]) == 0
 
@@ -124,17 +125,31 @@ def test_so_is_a_batch_of_one_of_several_processes(tmp_path, monkeypatch, asked)
     ids, runs = [[number, 1] for number in range(7)], [f"run {number}" for number in range(7)]
     for name, value in {"index": 0, "count": 2, "is_first": True, "wait": None}.items():
         monkeypatch.setattr(session.processes, name, lambda *_, value=value: value)
-    monkeypatch.setattr(output, "merge", lambda *_: None)
+    monkeypatch.setattr(parts, "merge", lambda *_: None)
     options = generate.Options(output=tmp_path / "out.jsonl", batch_size=2, prompts="x")
-    part, written = output.part(options.output, 0, 2), []
-    output.Lines(options.output, runs).write({"run": runs[0]})  # the reply to prompt 0 is in the output, others in the part
+    owner = Owner.of_runs(dict(enumerate(runs)))
+    part, written = parts.part(options.output, 0, 2), []
+    ReplyFile(options.output, owner).write([{"run": runs[0]}])  # the reply to prompt 0 is in the output, others in the part
     for kept, left in ((0, [[0, 1], [4, 5]]), (2, [[4, 5]]), (3, [])):
         asked.clear()
         part.write_text("".join(written[:kept]))
-        lines = output.Lines(options.output, runs)
-        session.share_out(session.Session(options, session.pair.Pair(Fake(), None), None, ids, [0] * 7, runs, lines))
+        file, loaded = ReplyFile(options.output, owner), session.pair.Pair(Fake(), None)
+        session.share_out(batches.Batches(generate.task_of(options), loaded, None, ids, [0] * 7, runs, file))
         written = part.read_text().splitlines(keepends=True)
         assert asked == left and [json.loads(line)["index"] for line in written] == [1, 4, 5]
+
+
+def test_lines_may_come_in_any_order_and_each_prompt_once(command, tmp_path, asked):
+    ids, path = [(number, 1) for number in range(1, 6)], tmp_path / "out.jsonl"
+    assert command("--batch-size", 2, ids=ids)[0] == 0
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[4] + lines[1] + lines[2][:50])
+    asked.clear()
+    assert command("--batch-size", 2, ids=ids)[0] == 0
+    assert asked == [[1, 2], [3, 4]] and path.read_text() == "".join(lines[number] for number in (4, 1, 0, 2, 3))
+    path.write_text("".join(lines) + lines[0])
+    code, told = command("--batch-size", 2, ids=ids)
+    assert code == 2 and "out.jsonl:6 answers prompt 0, as line 1 does" in told
 
 
 # What train.distill writes
@@ -246,14 +261,15 @@ def test_hidden_files_of_a_folder_are_not_read(tmp_path):
     for name in ("b.txt", ".own.jsonl.lock", ".git/config"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("Some words.")
-    assert records.files([tmp_path]) == [tmp_path / "b.txt"]
-    assert records.files([tmp_path / ".own.jsonl.lock"]) == [tmp_path / ".own.jsonl.lock"]
+    assert text_files.files([tmp_path]) == [tmp_path / "b.txt"]
+    assert text_files.files([tmp_path / ".own.jsonl.lock"]) == [tmp_path / ".own.jsonl.lock"]
 
 
 def test_numbers_that_are_no_numbers_are_refused(tmp_path):
     file = tmp_path / "own.jsonl"
-    replies.claim(file, {"prompts": "x"})
+    owner = Owner.of_settings({"prompts": "x"}, {0, 1})
+    ReplyFile(file, owner).begin()
     for line in ("{", "[1]", '{"number": true}', '{"number": 1.0}', "[" * 10000):
         file.write_text(line + "\n")
         with pytest.raises(BadInput, match=":1 is no reply to a prompt"):
-            replies.done(file, {"prompts": "x"}, {0, 1})
+            ReplyFile(file, owner)

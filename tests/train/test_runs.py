@@ -1,4 +1,4 @@
-"""What a run keeps, compares and refuses: its configuration, checkpoints, log, evaluations and card."""
+"""What a run saves, compares and refuses: its configuration, checkpoints, log, evaluations and card."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def text(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def trained(target, text, tmp_path_factory) -> pathlib.Path:
-    """A run of 4 steps, of which 2 and 4 were kept."""
+    """A run of 4 steps with checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert main.command(training(target, text, folder, "--steps", 4, "--save-every", 2, "--head", "slim", "--no-rnn")) == 0
     return folder
@@ -63,7 +63,7 @@ def stopped(*_):
 def test_a_run_removes_what_an_interrupted_save_left(tmp_path):
     unfinished = tmp_path / "4.orbax-checkpoint-tmp" / "head"
     unfinished.mkdir(parents=True)
-    with checkpoint.Run(tmp_path):
+    with checkpoint.Checkpoints(tmp_path):
         end = time.monotonic() + 10  # it is removed by a thread
         while unfinished.exists() and time.monotonic() < end:
             time.sleep(0.01)
@@ -81,38 +81,38 @@ def test_export_only_reads(target, trained, tmp_path):
 
 def test_checkpoints_are_compared_by_themselves_whatever_the_output(tmp_path):
     elsewhere = tmp_path / "elsewhere"
-    configuration.keep(tmp_path / "one", {"rate": 0.1}, "auto", str(elsewhere))
+    configuration.save(tmp_path / "one", {"rate": 0.1}, "auto", str(elsewhere))
     saved(elsewhere, 2)
-    configuration.keep(tmp_path / "two", {"rate": 0.1}, "auto", str(elsewhere))
+    configuration.save(tmp_path / "two", {"rate": 0.1}, "auto", str(elsewhere))
     with pytest.raises(BadInput, match="--checkpoints: .*elsewhere .* rate was 0.1 and is 0.2"):
-        configuration.keep(tmp_path / "three", {"rate": 0.2}, "auto", str(elsewhere))
+        configuration.save(tmp_path / "three", {"rate": 0.2}, "auto", str(elsewhere))
     with pytest.raises(BadInput, match="--checkpoints: .*--resume auto"):
-        configuration.keep(tmp_path / "three", {"rate": 0.1}, "never", str(elsewhere))
+        configuration.save(tmp_path / "three", {"rate": 0.1}, "never", str(elsewhere))
     assert not (tmp_path / "three").exists()
 
 
 def test_checkpoints_without_a_configuration_are_refused_with_what_to_do(tmp_path):
     elsewhere = saved(tmp_path / "elsewhere", 2)
     with pytest.raises(BadInput, match="--checkpoints: .*config.json.*copy it"):
-        configuration.keep(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
+        configuration.save(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
     (elsewhere / "config.json").write_text("[")
     with pytest.raises(BadInput, match="config.json should be"):
-        configuration.keep(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
+        configuration.save(tmp_path / "new", {"rate": 0.1}, "auto", str(elsewhere))
 
 
 def test_a_configuration_without_a_checkpoint_binds_nobody(tmp_path):
-    configuration.keep(tmp_path, {"rate": 0.1}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1}, "auto")
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
-    configuration.keep(tmp_path, {"rate": 0.2}, "never")
+    configuration.save(tmp_path, {"rate": 0.2}, "never")
     assert json.loads((tmp_path / "config.json").read_text()) == {"rate": 0.2}
 
 
 def test_the_targets_number_format_is_compared_and_an_older_runs_was_float32(tmp_path):
     saved(tmp_path / "checkpoints", 2)
     (tmp_path / "checkpoints" / "config.json").write_text(json.dumps({"rate": 0.1}))
-    configuration.keep(tmp_path, {"rate": 0.1, "dtype": "float32"}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1, "dtype": "float32"}, "auto")
     with pytest.raises(BadInput, match="dtype was float32 and is bfloat16"):
-        configuration.keep(tmp_path, {"rate": 0.1, "dtype": "bfloat16"}, "auto")
+        configuration.save(tmp_path, {"rate": 0.1, "dtype": "bfloat16"}, "auto")
 
 
 def test_the_command_compares_before_it_trains_and_keeps_all_options(target, text, trained, tmp_path, capsys):
@@ -137,7 +137,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(tmp_
     loop.train_head(load_target("mha"), examples(), recipe(4), tmp_path)
     told = capsys.readouterr().err
     assert f"checkpoint 4 in {saves} cannot be read (" in told and "it is 4.damaged now\ngoing on from step 2\n" in told
-    assert damage.steps(saves) == [2, 4] and (saves / "4.damaged").is_dir()
+    assert damage.list_steps(saves) == [2, 4] and (saves / "4.damaged").is_dir()
     assert [line["step"] for line in log.read(tmp_path)] == [1, 2, 3, 4]
 
 
@@ -152,14 +152,14 @@ def test_a_gradient_that_is_no_number_is_never_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "step", poisoned)
     with pytest.raises(BadInput, match="norm of the gradient is inf at step 4, which read example.*last good checkpoint is step 2"):
         loop.train_head(load_target("mha"), examples(), recipe(6), tmp_path)
-    assert damage.steps(tmp_path / "checkpoints") == [2]
+    assert damage.list_steps(tmp_path / "checkpoints") == [2]
 
 
 @pytest.mark.parametrize("every", [1, 100])
 def test_a_held_out_loss_that_is_no_number_is_never_saved(every, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "step", idle)
     monkeypatch.setattr(evaluation.Evaluation, "_metrics", lambda *_: {"loss": math.nan})
-    monkeypatch.setattr(evaluation, "SHAPES", ())
+    monkeypatch.setattr(evaluation, "EVALUATED_SHAPES", ())
     with pytest.raises(BadInput, match="held-out examples is nan after step .*last good checkpoint is none"):
         loop.train_head(load_target("mha"), examples(), recipe(6, evaluate_every=every), tmp_path, examples(3))
     assert not any("held_out_loss" in line for line in log.read(tmp_path))
@@ -168,7 +168,7 @@ def test_a_held_out_loss_that_is_no_number_is_never_saved(every, tmp_path, monke
 def test_a_resumed_run_is_measured_against_its_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "step", idle)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(rows, "batches", stops_after(rows.batches, 3))
+        patch.setattr(loop, "read_batches", stops_after(rows.read_batches, 3))
         loop.train_head(load_target("mha"), examples(), recipe(6), tmp_path)
     first, *rest = log.read(tmp_path)
     log.path(tmp_path).write_text("".join(json.dumps(line) + "\n" for line in [first | {"loss": 0.1}, *rest]))
@@ -253,7 +253,7 @@ def test_the_held_out_loss_is_computed_once_a_step_and_not_at_all_without_evalua
     counted = []
     monkeypatch.setattr(step, "step", idle)
     monkeypatch.setattr(evaluation.Evaluation, "_metrics", lambda *_: counted.append(1) or {"loss": 1.0})
-    monkeypatch.setattr(evaluation, "SHAPES", ())
+    monkeypatch.setattr(evaluation, "EVALUATED_SHAPES", ())
     loop.train_head(load_target("mha"), examples(), recipe(6, evaluate_every=every), tmp_path, examples(3))
     assert len(counted) == count
 
@@ -261,7 +261,7 @@ def test_the_held_out_loss_is_computed_once_a_step_and_not_at_all_without_evalua
 def test_a_run_that_is_asked_to_end_at_its_last_step_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "step", idle)
     is_asked_to_end(monkeypatch, batch=1)
-    monkeypatch.setattr(evaluation, "SHAPES", ())
+    monkeypatch.setattr(evaluation, "EVALUATED_SHAPES", ())
     loop.train_head(load_target("mha"), examples(), recipe(2), tmp_path, examples(3))
     assert log.read(tmp_path)[-1]["held_out_loss"] > 0
 
@@ -299,7 +299,7 @@ def test_a_card_has_the_figures_of_its_own_step_and_the_command_without_folders(
     shutil.copytree(trained, folder)
     figures = [{"step": number, "held_out_loss": float(number), "held_out_accuracy": []} for number in (1, 3, 4)]
     log.path(folder).write_text("".join(json.dumps(line) + "\n" for line in figures))
-    assert loop.last_evaluation(folder, 2)["held_out_loss"] == 1.0 and loop.last_evaluation(folder, 0) == {}
+    assert loop.read_last_evaluation(folder, 2)["held_out_loss"] == 1.0 and loop.read_last_evaluation(folder, 0) == {}
     assert export.command(exporting(folder, target, tmp_path / "head", "--step", 2)) == 0
     card = (tmp_path / "head" / "README.md").read_text()
     assert "held-out examples after 1 updates" in card and "| loss | 1.000 |" in card and "2 updates of `train.main`" in card

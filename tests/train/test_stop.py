@@ -1,4 +1,4 @@
-"""How a run is asked to end, and what its process then ends with."""
+"""How a run is asked to end, and with which exit code."""
 
 import signal
 
@@ -36,7 +36,7 @@ def test_sigterm_then_ctrl_c_still_saves():
 
 
 def test_in_a_group_ctrl_c_is_passed_on_as_the_signal_that_jax_waits_for(monkeypatch):
-    """JAX catches SIGTERM there, by a handler of its own, and tells the other processes."""
+    """JAX catches SIGTERM there with its own handler, and tells the other processes."""
     caught = []
     before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
     monkeypatch.setattr(processes, "count", lambda: 2)

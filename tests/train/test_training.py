@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infer.evaluate import metrics
 from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, weights
 from tests.support import MODELS, load_target, put
 from tests.training import examples, is_asked_to_end, recipe, same, stops_after
-from train import figures, main
+from train import main
 from train.data import rows
 from train.demo import __main__ as demo
 from train.demo import corpus, pretrain, unlikelihood
@@ -45,7 +46,7 @@ def test_a_slim_head_is_exported_with_the_targets_lm_head_for_apples_code(tmp_pa
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
     target = load_target("mha")
     whole = run.train_head(target, examples(), recipe(6), tmp_path / "whole_")
-    monkeypatch.setattr(rows, "batches", stops_after(rows.batches, 4))
+    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 4))
     with pytest.raises(KeyboardInterrupt):
         run.train_head(target, examples(), recipe(6), tmp_path / "cut_")
     monkeypatch.undo()
@@ -92,7 +93,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr(evaluation.Evaluation, "loss", lambda self, drafter: next(scores))
     run.train_head(load_target("mha"), examples(), recipe(12), tmp_path)
-    with checkpoint.Run(tmp_path / "checkpoints") as kept:
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as kept:
         assert sorted(kept.steps) == [4, 10, 12]
 
 
@@ -116,13 +117,13 @@ def test_a_run_compiles_its_step_once(tmp_path):
 
 
 def test_another_configuration_of_what_matters_is_refused_with_the_difference(tmp_path):
-    configuration.keep(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1, "save_every": 2}, "auto")
     (tmp_path / "checkpoints" / "2").mkdir()
-    configuration.keep(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1, "save_every": 3}, "auto")
     with pytest.raises(BadInput, match="rate was 0.1 and is 0.2"):
-        configuration.keep(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")
+        configuration.save(tmp_path, {"rate": 0.2, "save_every": 3}, "auto")
     with pytest.raises(BadInput, match="--resume"):
-        configuration.keep(tmp_path, {"rate": 0.1, "save_every": 3}, "never")
+        configuration.save(tmp_path, {"rate": 0.1, "save_every": 3}, "never")
 
 
 def test_held_out_files_are_chosen_by_name_and_never_trained_on():
@@ -135,22 +136,22 @@ def test_held_out_files_are_chosen_by_name_and_never_trained_on():
 
 
 def test_a_text_that_repeats_itself_is_a_loop_and_another_is_not():
-    assert figures.is_loop([1, 2, 3] * 16, 24)
-    assert figures.is_loop([7] * 48, 24)
-    assert not figures.is_loop(list(range(48)), 24)
-    assert not figures.is_loop([1, 2, 3] * 15 + [1, 2, 4], 24)
+    assert metrics.is_loop([1, 2, 3] * 16, 24)
+    assert metrics.is_loop([7] * 48, 24)
+    assert not metrics.is_loop(list(range(48)), 24)
+    assert not metrics.is_loop([1, 2, 3] * 15 + [1, 2, 4], 24)
 
 
 @pytest.mark.slow
 def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_path, monkeypatch):
     small = corpus.Corpus(corpus.read().train[:12], corpus.read().held_out[:4], [])
     monkeypatch.setattr(corpus, "read", lambda packages: small)
-    monkeypatch.setattr(figures, "SHAPES", ((2, 2),))
-    monkeypatch.setattr(figures, "TREES", ("search",))
-    monkeypatch.setattr(figures, "BATCH", 4)
+    monkeypatch.setattr(metrics, "SHAPES", ((2, 2),))
+    monkeypatch.setattr(metrics, "TREES", ("search",))
+    monkeypatch.setattr(metrics, "BATCH", 4)
     monkeypatch.setattr(demo, "HEADS", {"drafter_slim": "slim"})
-    monkeypatch.setattr(figures, "Prompts", lambda held_out, count=4, length=16: Prompts(held_out, min(count, 8), min(length, 32)))
-    monkeypatch.setattr(evaluation, "SHAPES", ())
+    monkeypatch.setattr(metrics, "Prompts", lambda held_out, count=4, length=16: Prompts(held_out, min(count, 8), min(length, 32)))
+    monkeypatch.setattr(evaluation, "EVALUATED_SHAPES", ())
     options = demo.Options(
         work=tmp_path,
         vocab=300,
@@ -176,7 +177,7 @@ def test_the_demo_recipe_runs_from_source_to_figures_and_skips_what_is_done(tmp_
     assert (tmp_path / "pair" / "drafter_slim" / "model.safetensors").stat().st_mtime_ns == before
 
 
-Prompts = figures.Prompts
+Prompts = metrics.Prompts
 
 
 @pytest.mark.parametrize("name", ["mha", "gqa"])
@@ -185,7 +186,7 @@ def test_greedy_labels_are_what_the_target_generates_from_every_place(name):
     target, rng = load_target(name), np.random.default_rng(0)
     pieces = [{"tokens": rng.integers(1, 90, n).astype(np.int32), "labelled": np.ones(n, bool)} for n in (9, 4)]
     row = rows.Rows(pieces, 15)[0]
-    batch = rows.on_mesh({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
+    batch = rows.put_batch({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
     paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, *step.read(target, batch), 4))())
     prompts = [piece["tokens"][: end + 1].tolist() for piece in pieces for end in range(len(piece["tokens"]))]
     replies = Engine(target).generate(prompts, limits=Limits(4), batch=len(prompts))
@@ -229,7 +230,7 @@ def test_repetitions_are_those_of_their_definition():
 
 
 def test_what_the_target_repeats_becomes_less_likely():
-    """`unloop.step` against its definition, and its effect."""
+    """`unlikelihood.step` against its definition, and its effect."""
     rounds = unlikelihood.Rounds(count=1, steps=20, batch=2, muon_rate=0.02, adam_rate=5e-3, warmup=1)
     tokens = np.random.default_rng(0).integers(0, 97, (2, 40))
     text, own = put(tokens, np.int32), put(np.tile(tokens[:, :10], (1, 4)), np.int32)

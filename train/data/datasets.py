@@ -19,15 +19,16 @@ from typing import Literal
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
+from infer import text, text_files
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
-from train.data import examples, records
+from train.data import examples
 
 Kind = Literal["conversations", "text", "token_ids"]
 RELEASE = "1.1.0"  # changes with how examples are made, so that what was built otherwise is not read
+NEEDS_TOKENIZER = "training data"  # in the sentence for a target without one
 HELD_OUT_PARTS = 1000  # the share that is held out is counted in parts of this
 
 
@@ -55,7 +56,7 @@ class Source:
         digest = hashlib.sha256(f"{RELEASE} {self.kind} {self.held_out} {self.malformed}".encode())
         tokenizer = pathlib.Path(self.tokenizer)
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "config.json")
-        for file in [*records.files(self.paths), *(tokenizer / name for name in names)]:
+        for file in [*text_files.files(self.paths), *(tokenizer / name for name in names)]:
             if file.is_file():
                 digest.update(f"{file.name} {file.stat().st_size} ".encode())
                 with open(file, "rb") as opened:
@@ -99,31 +100,40 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     def _read(self) -> Iterator[examples.Example]:
         raise NotImplementedError
 
+    def _tokenizer(self):
+        return text.require_tokenizer(pathlib.Path(self.source.tokenizer), NEEDS_TOKENIZER)
 
-class Conversations(_Builder):
+
+class ConversationsBuilder(_Builder):
     """ShareGPT, messages or Alpaca records, written out by the tokenizer's chat template."""
 
+    name = "conversations"  # of the dataset on disk
+
     def _read(self) -> Iterator[examples.Example]:
-        found = examples.conversations(records.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        found = examples.conversations(text_files.files(self.source.paths), self._tokenizer(), self.skips)
         return examples.known(found, self.source.vocabulary())
 
 
-class Text(_Builder):
+class TextBuilder(_Builder):
     """Plain files."""
 
+    name = "text"  # of the dataset on disk
+
     def _read(self) -> Iterator[examples.Example]:
-        found = examples.text(records.files(self.source.paths), tokenizer(self.source.tokenizer), self.skips)
+        found = examples.text(text_files.files(self.source.paths), self._tokenizer(), self.skips)
         return examples.known(found, self.source.vocabulary())
 
 
-class TokenIds(_Builder):
+class TokenIdsBuilder(_Builder):
     """Token ids as they stand, such as `train.distill` writes."""
 
+    name = "token_ids"  # of the dataset on disk
+
     def _read(self) -> Iterator[examples.Example]:
-        return examples.token_ids(records.files(self.source.paths), self.source.vocabulary(), self.skips)
+        return examples.token_ids(text_files.files(self.source.paths), self.source.vocabulary(), self.skips)
 
 
-BUILDERS = {"conversations": Conversations, "text": Text, "token_ids": TokenIds}
+BUILDERS = {"conversations": ConversationsBuilder, "text": TextBuilder, "token_ids": TokenIdsBuilder}
 
 
 def build(source: Source, folder: pathlib.Path) -> pathlib.Path:
@@ -200,19 +210,6 @@ def is_held_out(tokens: np.ndarray, share: float) -> bool:
     """Whether an example belongs to `validation`: a function of its tokens, so that copies of it land together."""
     digest = hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).digest()
     return int.from_bytes(digest[:4], "big") % HELD_OUT_PARTS < share * HELD_OUT_PARTS
-
-
-def tokenizer(folder: str):
-    """The tokenizer of a target.
-
-    Raises:
-      BadInput: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"--target: {folder} has no tokenizer, which training data needs ({reason})") from None
 
 
 def _mistake(error: BaseException) -> BadInput | None:

@@ -2,7 +2,8 @@
 
 Conversations may be ShareGPT (`conversations`), messages (`messages`) or Alpaca (`instruction`), as JSON Lines or as one
 JSON array. They are written out by the tokenizer's chat template (Vicuna's where it has none), and the assistant's
-tokens are the labels. Not here: reading files (`records.py`), datasets on disk (`builders.py`), rows (`data.py`).
+tokens are the labels. Not here: reading files (`records.py`, `infer/text_files.py`), datasets on disk (`datasets.py`), rows
+(`rows.py`).
 """
 
 import collections
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from infer import templates
+from infer import templates, text_files
 from redrafter_jax.errors import BadInput
 from train.data import records
 
@@ -27,7 +28,7 @@ VICUNA = (
 )
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
             "assistant": "assistant", "system": "system"}  # fmt: skip
-AT_ONCE = 256  # records that are tokenised together, in parallel
+RECORDS_AT_ONCE = 256  # that are tokenised together, in parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,27 +166,11 @@ def conversations(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Ite
 
 
 def text(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Example]:
-    """One example per file of plain text, opened by the beginning-of-text id where the tokenizer opens texts with one, as it
-    does prompts, and closed by the end-of-text id; every token is a label."""
-    begin = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for batch in _batches(paths):
-        read = []
-        for path in batch:
-            skips.read += 1
-            try:
-                content = records.text_of(path)
-            except BadInput as error:
-                skips.skip(path.name, str(error))
-                continue
-            if content.strip():
-                read.append((path.name, content))
-            else:
-                skips.skip(path.name, "is empty")
-        encoded = tokenizer([content for _, content in read], add_special_tokens=False, verbose=False)["input_ids"] if read else []
-        for (name, _), ids in zip(read, encoded, strict=True):
-            tokens = np.asarray(begin + ids + end, np.int32)
-            yield Example(tokens, np.ones(len(tokens), bool), name)
+    """One example per file of plain text (`infer.text_files.tokenise`); every token is a label."""
+    paths = list(paths)
+    skips.read += len(paths)
+    for name, ids in text_files.tokenise(paths, tokenizer, skips.skip):
+        yield Example(np.asarray(ids, np.int32), np.ones(len(ids), bool), name)
     skips.check()
 
 
@@ -217,25 +202,15 @@ def known(found: Iterable[Example], vocabulary: int) -> Iterator[Example]:
       BadInput: one is not, so the tokenizer is not this target's.
     """
     for example in found:
-        check_known(example.tokens, example.where, vocabulary)
+        text_files.check_known(example.tokens, example.where, vocabulary)
         yield example
-
-
-def check_known(tokens: np.ndarray, where: str, vocabulary: int) -> None:
-    """Raises BadInput for a token that the tokenizer has and the target has not."""
-    highest = int(np.max(tokens, initial=0))
-    if highest >= vocabulary:
-        raise BadInput(
-            f"--target: the tokenizer writes token id {highest} ({where}), but vocab_size in config.json is {vocabulary};"
-            " it should be the tokenizer that the target was trained with"
-        )
 
 
 def _batches(items: Iterable) -> Iterator[list]:
     waiting = collections.deque()
     for item in items:
         waiting.append(item)
-        if len(waiting) == AT_ONCE:
+        if len(waiting) == RECORDS_AT_ONCE:
             yield list(waiting)
             waiting.clear()
     if waiting:

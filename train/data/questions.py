@@ -5,6 +5,7 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
+from infer import text_files
 from train.data import examples, records
 
 
@@ -30,7 +31,7 @@ def read(
       BadInput: a file cannot be read, or the tokenizer writes ids beyond the target's.
     """
     skips, long = examples.Skips(1.0), 0
-    for record in (record for path in records.files(conversations) for record in records.read(path)):
+    for record in (record for path in text_files.files(conversations) for record in records.read(path)):
         skips.read += 1
         try:
             turns = examples.messages(record.content)
@@ -40,13 +41,13 @@ def read(
             skips.skip(record.where, str(reason))
             continue
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        examples.check_known(ids, record.where, vocab_size)
+        text_files.check_known(ids, record.where, vocab_size)
         if 0 < len(ids) <= room:
             yield ids
         else:
             long += 1
     longest = min(room, pieces.length)
-    found = examples.text(records.files(texts), tokenizer, skips) if texts else ()
+    found = examples.text(text_files.files(texts), tokenizer, skips) if texts else ()
     for example in examples.known(found, vocab_size):
         for start in range(0, len(example.tokens) - longest, pieces.stride):
             yield example.tokens[start : start + longest].tolist()

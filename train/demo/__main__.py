@@ -1,8 +1,8 @@
 """`python -m train.demo`: trains the embedded pair from Python source that is on this machine.
 
-corpus -> tokenizer -> target -> draft heads -> figures, each stage kept in `--work`; a run that was stopped goes on where
-it stopped. Not here: the options (`demo_options`), the corpus (`demo_corpus`), what the other stages do (`pretrain`, `run`,
-`figures`).
+corpus -> tokenizer -> target -> draft heads -> figures; each stage is saved in `--work`, and a stopped run resumes
+there. Not here: the options (`options.py`), the corpus (`dataset.py`), the other stages (`pretrain.py`,
+`unlikelihood.py`, `train/run`).
 """
 
 import dataclasses
@@ -16,36 +16,36 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from infer.command import run_command
+from infer.command import read_options, run_command
+from infer.evaluate import metrics
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, lock, weights
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files.atomic import replacing
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target
-from train import distill, figures
-from train.data import rows as data
+from train.data.rows import read_stream
 from train.demo import dataset, pretrain, unlikelihood
 from train.demo.options import Options, check
+from train.demo.own_text import greedy_rows
 from train.run import loop, stop
-from train.run import recipe as recipes
+from train.run.recipe import PRESETS
 
 HEADS = {"drafter_slim": "slim", "drafter": "full"}
 
 
 def main(options: Options) -> int:
-    """Does what is not done yet; returns the exit code, which is not 0 where the run was asked to end.
+    """Runs the stages that are not done; returns the exit code, which is not 0 where the run was asked to end.
 
     Raises:
-      BadInput: whatever is wrong with the options, the packages or the folder.
+      BadInput: an option, a package or the folder is wrong.
     """
     check(options)
     try:
-        with lock.folder(options.work, "--work"), stop.says_how_to_go_on(options.work):
+        with lock.folder(options.work, "--work"), stop.says_how_to_resume(options.work):
             make(options)
     except stop.Stopped as stopped:
         print(f"{stopped}; the same command goes on from what is saved in {options.work}")
@@ -54,7 +54,7 @@ def main(options: Options) -> int:
 
 
 def make(options: Options) -> None:
-    """The stages, one after the other."""
+    """Runs the stages in turn."""
     jax.set_mesh(make_mesh())
     dataset.prepare(options)
     pair = options.work / "pair"
@@ -68,14 +68,14 @@ def make(options: Options) -> None:
 
 
 def train_target(options: Options) -> Target:
-    """The trained target, from the newest checkpoint or from random weights."""
+    """Trains the target, from the newest checkpoint or from random weights."""
     schedule = options.schedule()
     start = functools.partial(pretrain.start, jax.random.key(0), options.target_config(), schedule)
     _set_aside_damaged(options.work / "target", jax.eval_shape(start))
-    with checkpoint.Run(options.work / "target") as kept:
-        resumes = kept.latest_step is not None
-        state = kept.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
-        return _train_target(options, kept, state).target
+    with checkpoint.Checkpoints(options.work / "target") as saved:
+        resumes = saved.latest_step is not None
+        state = saved.restore(train=jax.eval_shape(start))["train"] if resumes else jax.jit(start)()
+        return _train_target(options, saved, state).target
 
 
 def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> None:
@@ -83,11 +83,11 @@ def _set_aside_damaged(folder: pathlib.Path, state: pretrain.PretrainState) -> N
         print(sentence, file=sys.stderr)
 
 
-def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.PretrainState) -> pretrain.PretrainState:
+def _train_target(options: Options, saved: checkpoint.Checkpoints, state: pretrain.PretrainState) -> pretrain.PretrainState:
     schedule, first = options.schedule(), int(state.step)
     step = jax.jit(functools.partial(pretrain.step, schedule=schedule), donate_argnums=0)
-    tokens, length = dataset.stream(options, "train"), options.row_length + 1
-    batches = data.stream_rows(tokens, length, options.batch, 0, first, schedule.steps)
+    tokens, length = dataset.read_stream(options, "train"), options.row_length + 1
+    batches = read_stream(tokens, length, options.batch, 0, first, schedule.steps)
     progress = tqdm(batches, "target", initial=first, total=schedule.steps)
     average, began = None, time.perf_counter()
     with stop.Stop() as asked:
@@ -97,7 +97,7 @@ def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.Pretra
             progress.set_postfix(loss=f"{average:.3f}")
             stops = asked.is_asked(index)
             if index % options.save_every == 0 or index == schedule.steps or stops:
-                kept.save(index, train=state)
+                saved.save(index, train=state)
                 speed = (index - first) * options.batch * options.row_length / (time.perf_counter() - began)
                 bits = held_out_bits(options, state.target)
                 _log(options, {"step": index, "train_nats": average, "tokens_per_second": speed, "bits_per_byte": bits})
@@ -107,25 +107,25 @@ def _train_target(options: Options, kept: checkpoint.Run, state: pretrain.Pretra
 
 
 def unloop_target(options: Options, target: Target) -> Target:
-    """The target after the rounds of `unloop`, a checkpoint after each."""
+    """Trains the target further with the rounds of `unlikelihood.py`, with a checkpoint after each."""
     rounds = unlikelihood.Rounds(options.unloop_rounds, row_length=options.row_length)
     state = pretrain.begin(target, rounds.schedule())
     _set_aside_damaged(options.work / "unloop", state)
-    with checkpoint.Run(options.work / "unloop") as kept:
-        done = kept.latest_step or 0
+    with checkpoint.Checkpoints(options.work / "unloop") as saved:
+        done = saved.latest_step or 0
         if done:
-            state = kept.restore(train=state)["train"]
+            state = saved.restore(train=state)["train"]
         for number in range(done, rounds.count):
-            state, line = unlikelihood.run(state, dataset.stream(options, "train"), rounds, number)
-            kept.save(number + 1, train=state)
+            state, line = unlikelihood.run(state, dataset.read_stream(options, "train"), rounds, number)
+            saved.save(number + 1, train=state)
             _log(options, line | {"bits_per_byte": held_out_bits(options, state.target)})
     return state.target
 
 
 def held_out_bits(options: Options, target: Target, rows: int = 64) -> float:
-    record = dataset.record(options)
-    return figures.bits_per_byte(
-        pretrain.finished(target), dataset.stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
+    record = dataset.read_record(options)
+    return metrics.bits_per_byte(
+        pretrain.finished(target), dataset.read_stream(options, "held_out"), record["held_out_bytes"], options.row_length, rows
     )
 
 
@@ -135,7 +135,7 @@ def _log(options: Options, line: dict) -> None:
 
 
 def export_target(options: Options, target: Target) -> None:
-    """The target in bfloat16 as a Hugging Face folder with its tokenizer."""
+    """Writes the target in bfloat16 as a Hugging Face folder with its tokenizer."""
     folder = options.work / "pair" / "target"
     for file in (options.work / "tokenizer").iterdir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,38 +144,38 @@ def export_target(options: Options, target: Target) -> None:
 
 
 def train_head(options: Options, target: Target, name: str, kind: str) -> None:
-    """Trains one head through the same code as `train.main`, and writes it beside the target."""
+    """Trains one head with the code of `train.main`, and writes it beside the target."""
     steps = options.slim_steps if kind == "slim" else options.head_steps
-    recipe = dataclasses.replace(recipes.demo(kind, steps), row_length=options.row_length)
+    recipe = dataclasses.replace(PRESETS["demo"](kind, steps), row_length=options.row_length)
     examples = head_examples(options, target)
     head = loop.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
     weights.save_drafter(narrow(head), options.work / "pair" / name)
 
 
 def head_examples(options: Options, target: Target) -> list[dict]:
-    """Rows of the target's own text, and as many of the corpus."""
+    """Rows of the target's own text, and equally many rows of the corpus."""
     own = own_text(options, target)
-    text = dataset.stream(options, "train")
+    text = dataset.read_stream(options, "train")
     starts = np.random.default_rng(0).integers(0, len(text) - options.row_length, len(own))
     rows = [*own, *(text[start : start + options.row_length] for start in starts)]
     return [{"tokens": row, "labelled": np.ones(len(row), bool)} for row in rows]
 
 
 def held_out_examples(options: Options) -> list[dict]:
-    rows = figures.Prompts(dataset.stream(options, "held_out"), count=64, length=options.row_length).cut()
+    rows = metrics.Prompts(dataset.read_stream(options, "held_out"), count=64, length=options.row_length).cut()
     return [{"tokens": np.asarray(row, np.int32), "labelled": np.ones(len(row), bool)} for row in rows]
 
 
 def own_text(options: Options, target: Target) -> np.ndarray:
-    """``[replies, row_length]``: the target's greedy continuations of places in the corpus, made once."""
+    """``[replies, row_length]``: the target's greedy continuations of places in the corpus, decoded once."""
     file = options.work / "own_text.npy"
     if not file.exists():
         length = options.row_length // 4
-        prompts = figures.Prompts(dataset.stream(options, "train"), options.replies, length).cut()
-        rows = distill.greedy_rows(target, prompts, options.row_length)
+        prompts = metrics.Prompts(dataset.read_stream(options, "train"), options.replies, length).cut()
+        rows = greedy_rows(target, prompts, options.row_length)
         with replacing(file) as new, open(new, "wb") as opened:
             np.save(opened, rows.astype(np.uint16))
-    rows = dataset.tokens(file)
+    rows = dataset.read_tokens(file)
     if rows.shape[1:] != (options.row_length,):
         raise BadInput(f"--row-length {options.row_length}: {file} has rows of {rows.shape[-1]} tokens; give another --work")
     return rows
@@ -186,30 +186,30 @@ def narrow(module):
 
 
 def report(options: Options, target: Target) -> None:
-    """Measures the pair on held-out files and writes `pair/figures.json`."""
-    record, held_out = dataset.record(options), dataset.stream(options, "held_out")
-    prompts, contexts = figures.Prompts(held_out), figures.Prompts(held_out, count=512)
+    """Measures the pair on held-out files and writes `pair/metrics.json`."""
+    record, held_out = dataset.read_record(options), dataset.read_stream(options, "held_out")
+    prompts, contexts = metrics.Prompts(held_out), metrics.Prompts(held_out, count=512)
     result = {
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), jax {jax.__version__}",
         "corpus": record["origins"],
         "held_out_files": record["held_out"],
         "target_parameters": sum(leaf.size for leaf in jax.tree.leaves(target)) - target.lm_head.size,
         "target_tokens_seen": options.steps * options.batch * options.row_length,
-        "bits_per_byte": figures.bits_per_byte(target, held_out, record["held_out_bytes"]),
-        "loops": figures.loop_share(figures.greedy_replies(target, prompts)),
+        "bits_per_byte": metrics.bits_per_byte(target, held_out, record["held_out_bytes"]),
+        "loops": metrics.loop_share(metrics.greedy_replies(target, prompts)),
     }
     for name in HEADS:
         head = weights.load_drafter(options.work / "pair" / name)
         result[f"{name}_parameters"] = sum(leaf.size for leaf in jax.tree.leaves(head))
-        result[name] = figures.tau_table(target, head, prompts, contexts, figures.SHAPES, figures.TREES)
+        result[name] = metrics.tau_table(target, head, prompts, contexts, metrics.SHAPES, metrics.TREES)
     text = json.dumps(result, indent=1)
-    (options.work / "pair" / "figures.json").write_text(text + "\n")
+    (options.work / "pair" / "metrics.json").write_text(text + "\n")
     print(text)
 
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.demo", description=__doc__)))
+    return run_command(lambda: main(read_options(Options, "train.demo", arguments, description=__doc__)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The corpus that `train.demo` keeps in its folder: made once, and read as it was made or refused."""
+"""The tokenised corpus in the folder of `train.demo`: written once; what cannot be read is refused."""
 
 import dataclasses
 import json
@@ -7,54 +7,54 @@ import pathlib
 import numpy as np
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
+from redrafter_jax.files import json_files
 from train.demo import corpus, tokenizer
-from train.demo.options import CORPUS, RECORD, Options
+from train.demo.options import CORPUS_FILE, RECORD_FILE, Options
 
 
 def prepare(options: Options) -> None:
-    """Writes the tokenizer, the token streams and a record of where the text came from."""
-    if (options.work / CORPUS).exists():
+    """Writes the tokenizer, the token streams and a record of the text's origins, unless they exist."""
+    if (options.work / CORPUS_FILE).exists():
         return
     text = corpus.read(options.packages)
     trained = tokenizer.train(text.train, options.vocab)
-    (options.work / RECORD).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
+    (options.work / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(options), default=str, indent=1) + "\n")
     trained.save_pretrained(options.work / "tokenizer")
-    kept = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
+    record = {"origins": text.origins, "held_out": [source.name for source in text.held_out]}
     for name, sources in (("train", text.train), ("held_out", text.held_out)):
         files = tokenizer.encode(trained, sources)
         np.save(options.work / f"{name}.npy", np.concatenate(files).astype(np.uint16))
-        kept[f"{name}_tokens"] = sum(map(len, files))
-        kept[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
-    (options.work / CORPUS).write_text(json.dumps(kept, indent=1))
-    print(f"corpus: {kept['train_tokens']:,} tokens to train on, {kept['held_out_tokens']:,} held out")
+        record[f"{name}_tokens"] = sum(map(len, files))
+        record[f"{name}_bytes"] = sum(len(source.text.encode()) for source in sources)
+    (options.work / CORPUS_FILE).write_text(json.dumps(record, indent=1))
+    print(f"corpus: {record['train_tokens']:,} tokens to train on, {record['held_out_tokens']:,} held out")
 
 
-def stream(options: Options, name: str) -> np.ndarray:
+def read_stream(options: Options, name: str) -> np.ndarray:
     """The tokens of a part of the corpus.
 
     Raises:
-      BadInput: they cannot be read, or are of a larger vocabulary than --vocab says.
+      BadInput: they cannot be read, or their vocabulary is larger than --vocab.
     """
-    found = tokens(options.work / f"{name}.npy")
+    found = read_tokens(options.work / f"{name}.npy")
     if found.max(initial=0) >= options.vocab:
         raise BadInput(f"--vocab {options.vocab}: {options.work} holds a corpus of a larger vocabulary; give another --work")
     return found
 
 
-def record(options: Options) -> dict:
-    """What `prepare` wrote down.
+def read_record(options: Options) -> dict:
+    """The record that `prepare` wrote.
 
     Raises:
       BadInput: it cannot be read.
     """
-    kept = claims.json_object(options.work / CORPUS)
-    if kept is None:
-        raise _broken(options.work / CORPUS)
-    return kept
+    record = json_files.find_object(options.work / CORPUS_FILE)
+    if record is None:
+        raise _broken(options.work / CORPUS_FILE)
+    return record
 
 
-def tokens(file: pathlib.Path) -> np.ndarray:
+def read_tokens(file: pathlib.Path) -> np.ndarray:
     """The token ids in a file of --work.
 
     Raises:
@@ -67,5 +67,5 @@ def tokens(file: pathlib.Path) -> np.ndarray:
 
 
 def _broken(file: pathlib.Path) -> BadInput:
-    made_with = CORPUS if file.name != "own_text.npy" else file.name
+    made_with = CORPUS_FILE if file.name != "own_text.npy" else file.name
     return BadInput(f"--work: {file} is not as train.demo wrote it; remove {file.parent / made_with}, and it is made again")

@@ -1,4 +1,4 @@
-"""What `train.demo` can be told, and what it refuses before it does any work."""
+"""The options of `train.demo`, and their checks."""
 
 import dataclasses
 import pathlib
@@ -6,13 +6,13 @@ import pathlib
 from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import bytes_of_target
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
+from redrafter_jax.files import claims, json_files
 from redrafter_jax.model.target import TargetConfig
 from train.demo import pretrain
 
-RECORD = "demo.json"  # the options; by it a run knows its folder
-CORPUS = "corpus.json"
-CONTEXT = 2048  # tokens that the target is made for
+RECORD_FILE = "demo.json"  # the options; it marks the folder of a run
+CORPUS_FILE = "corpus.json"
+CONTEXT_TOKENS = 2048  # of the target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Options:
     work: pathlib.Path = pathlib.Path("demo-run")
     """Folder of the run: tokens, checkpoints, logs, and the finished `pair/`."""
     packages: tuple[str, ...] = ()
-    """Installed packages whose Python files are trained on besides the standard library."""
+    """Installed packages whose Python files are added to the standard library's for training."""
     vocab: int = 2048
     """Tokens in the vocabulary."""
     width: int = 320
@@ -42,7 +42,7 @@ class Options:
     decay: float = 0.5
     """Share of the target's steps over which its learning rate falls to zero."""
     unloop_rounds: int = 5
-    """Rounds in which the repetitions in the target's own text are made unlikely, so that it does not end in loops."""
+    """Rounds that make repetitions in the target's own text unlikely, so that it does not end in loops."""
     save_every: int = 100
     """Steps between checkpoints."""
     slim_steps: int = 600
@@ -50,26 +50,26 @@ class Options:
     head_steps: int = 600
     """Training steps of the paper's head."""
     replies: int = 2400
-    """Rows of the target's own greedy text, each begun by 64 tokens of the corpus, that the heads learn from beside as many
-    rows of the corpus."""
+    """Rows of the target's own greedy text that the heads learn from, beside equally many rows of the corpus. Each row
+    continues 64 tokens of the corpus."""
 
     def target_config(self) -> TargetConfig:
         return TargetConfig(
             self.vocab, self.width, self.feed_forward, self.layers, self.heads, 1, self.width // self.heads,
-            tie_word_embeddings=True, max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True, max_position_embeddings=CONTEXT_TOKENS,
         )  # fmt: skip
 
     def schedule(self) -> pretrain.Schedule:
         return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
 
 
-RANGES = {  # of each whole number
+OPTION_RANGES = {  # of each integer
     "vocab": (257, 1 << 16),  # 256 bytes and the end of a text; ids are kept in 16 bits
     "width": (1, 1 << 14),
     "layers": (1, 256),
     "heads": (1, 256),
     "feed_forward": (1, 1 << 17),
-    "row_length": (16, CONTEXT),
+    "row_length": (16, CONTEXT_TOKENS),
     "batch": (1, 4096),
     "steps": (1, 10**8),
     "unloop_rounds": (0, 1000),
@@ -81,8 +81,8 @@ RANGES = {  # of each whole number
 
 
 def check(options: Options) -> None:
-    """Raises BadInput for options out of range, and for a target that the memory has no room to train."""
-    for name, (low, high) in RANGES.items():
+    """Raises BadInput for options out of range, and for a target that is too large to train in the memory."""
+    for name, (low, high) in OPTION_RANGES.items():
         if not low <= getattr(options, name) <= high:
             raise BadInput(f"--{name.replace('_', '-')} should be from {low} to {high}, not {getattr(options, name)}")
     if not 0 < options.decay <= 1:
@@ -94,6 +94,6 @@ def check(options: Options) -> None:
     memory.check_bytes(weights + logits, "--batch, --row-length, --vocab, --width, --layers and --feed-forward of this size")
     claims.check_folder(options.work, "--work")
     claims.check_no_model(options.work, "--work")
-    options_of, corpus_of = (claims.json_object(options.work / name) or {} for name in (RECORD, CORPUS))
+    options_of, corpus_of = (json_files.find_object(options.work / name) or {} for name in (RECORD_FILE, CORPUS_FILE))
     if not ("unloop_rounds" in options_of or "origins" in corpus_of):
         claims.check_empty(options.work, "--work", "a run of train.demo")

@@ -3,13 +3,13 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from train.demo.corpus import Source
+from train.demo.corpus import SourceFile
 
 END_OF_TEXT = "<|endoftext|>"
 
 
-def train(sources: list[Source], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``vocab_size`` ids; id 0 is the end of a file, and nothing is ever unknown."""
+def train(sources: list[SourceFile], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer of ``vocab_size`` ids; id 0 ends a file, and no text is unknown."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -21,7 +21,7 @@ def train(sources: list[Source], vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, sources: list[Source]) -> list[list[int]]:
-    """Ids of every file, each closed by the end-of-text id."""
+def encode(tokenizer: PreTrainedTokenizerFast, sources: list[SourceFile]) -> list[list[int]]:
+    """The ids of every file, each with the end-of-text id at its end."""
     encoded = tokenizer(([source.text for source in sources]), add_special_tokens=False, verbose=False)["input_ids"]
     return [ids + [tokenizer.eos_token_id] for ids in encoded]

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from redrafter_jax.model.target import Target
-from train import distill
 from train.demo import pretrain
+from train.demo.own_text import greedy_rows
 
 LONGEST_PERIOD = 64
 SHORTEST_REPETITION = 12  # tokens
@@ -51,7 +51,7 @@ def run(state: pretrain.PretrainState, corpus: np.ndarray, rounds: Rounds, numbe
     starts = rng.integers(0, len(corpus) - rounds.row_length, (rounds.prompts,))
     length = rounds.row_length // 4
     prompts = [corpus[start : start + length].tolist() for start in starts]
-    rows = distill.greedy_rows(pretrain.finished(state.target), prompts, rounds.row_length + 1)
+    rows = greedy_rows(pretrain.finished(state.target), prompts, rounds.row_length + 1)
     repeated = np.stack([repetitions(row, length) for row in rows])
     looping = np.flatnonzero(repeated[:, -1])
     report = {"round": number, "loops": len(looping) / len(rows)}

@@ -1,4 +1,5 @@
-"""A head with its model card: what a run's end and `train.export` write, and by which a later export knows its own.
+"""Writes a head with its model card, at the end of a run and in `train.export`. A later export recognises its own head
+by the card.
 
 Not here: which checkpoint (`export.py`), the weights' format (`redrafter_jax/files/weights.py`).
 """
@@ -10,32 +11,32 @@ import shlex
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
-from redrafter_jax.files.whole_files import replacing
-from train.run.configuration import DATA, NOT_COMPARED
+from redrafter_jax.files.atomic import replacing
+from train.run.configuration import DATA_OPTIONS, NOT_COMPARED
 from train.run.options import Options
-from train.run.recipe import OF_NO_CONSEQUENCE, PRESETS, Recipe
+from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
 
-CARD = "README.md"
-SETTINGS = "| setting | value |\n|---|---|\n"  # above the table of them, with which a card ends
-OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # others that the command repeats
+CARD_FILE = "README.md"
+SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
+CARD_OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
 
 
 def write(head, target, folder: pathlib.Path, content: str) -> None:
-    """Writes the head and its card; as Apple's code can read it where the target is given."""
+    """Writes the head and its card; with ``target`` in a form that Apple's code can read."""
     from redrafter_jax.files import weights
 
-    if processes.is_first():  # the card is written first, since a later export knows by it that the folder is its own
+    if processes.is_first():  # the card comes first: by it a later export recognises an unfinished one
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / CARD) as new:
+        with replacing(folder / CARD_FILE) as new:
             new.write_text(content)
     weights.save_drafter(head, folder, target)
 
 
-def text(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
-    """The model card: base model, data, steps, figures, command. Files are named without their folders.
+def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
+    """The text of the model card: base model, data, steps, figures, command. Files are named without their folders.
 
     Args:
-      configuration: as it is saved with the run.
+      configuration: as saved with the run.
       figures: of the last evaluation before the checkpoint, with its step.
       step: of the checkpoint.
     """
@@ -45,41 +46,41 @@ def text(target: pathlib.Path, configuration: dict, figures: dict, step: int) ->
     after = f" after {figures['step']} updates" if shown else ""
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
-        f"{claims.CARD_BEGINS}tags: [speculative-decoding, redrafter]\n---\n"
+        f"{claims.CARD_SIGNATURE}tags: [speculative-decoding, redrafter]\n---\n"
         f"# A ReDrafter head for {target.name}\n\n"
         "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
         f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"
         f"    python -m infer.generate --target {target.name} --drafter THIS_FOLDER --prompt ...\n\n"
         f"## Figures on held-out examples{after}\n\n| figure | value |\n|---|---|\n"
         f"{measured or '| none | there was no evaluation |'}\n\n## Training\n\n{step} updates of `train.main`:"
-        f"{begun}{SETTINGS}{_table(compared)}"
+        f"{begun}{SETTINGS_HEADER}{_table(compared)}"
     )
 
 
 def check_own(folder: pathlib.Path, configuration: dict, what: str) -> None:
-    """Raises BadInput where a folder holds the head of another run, by the settings in its card. An export may replace one of
-    the same run, of another step or in another format, since it can be made again from that run.
+    """Raises BadInput where a folder contains the head of another run, by the settings in its card. An export may
+    replace a head of the same run, of another step or in another format, since that run can make it again.
 
     Args:
-      configuration: of the run, as it is saved with it.
+      configuration: as saved with the run.
       what: the option that names the folder.
     """
-    file = folder / CARD
+    file = folder / CARD_FILE
     if not file.exists():
         return
-    before = file.read_text(errors="replace").partition(SETTINGS)[2]
+    before = file.read_text(errors="replace").partition(SETTINGS_HEADER)[2]
     changed = set(before.splitlines()) ^ set(_table(_settings(configuration)).splitlines())
-    names = {line.removeprefix("| ").partition(" | ")[0] for line in changed} - {*OF_NO_CONSEQUENCE}
+    names = {line.removeprefix("| ").partition(" | ")[0] for line in changed} - {*DOES_NOT_CHANGE_WEIGHTS}
     if names:
         raise BadInput(f"{what}: {folder} holds a head of another run (another {min(names)}); name another folder")
 
 
 def _settings(configuration: dict) -> dict:
-    """What decided the weights, with the names of the files that were trained on, where they are known."""
+    """The settings that decided the weights, with the names of the training files where they are known."""
     settings = {name: value for name, value in configuration.items() if name != NOT_COMPARED}
     options = configuration.get(NOT_COMPARED)
     if options is not None:
-        settings["data"] = ", ".join(_name(path) for kind in DATA for path in options.get(kind, ()))
+        settings["data"] = ", ".join(_name(path) for kind in DATA_OPTIONS for path in options.get(kind, ()))
     return settings
 
 
@@ -88,17 +89,17 @@ def _table(settings: dict) -> str:
 
 
 def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
-    """The command that trained the head, as far as it decides the weights."""
+    """The command that trained the head, with the options that decide the weights."""
     preset = options.get("preset")
     usual = dataclasses.asdict(PRESETS[preset]() if preset in PRESETS else Recipe())
-    usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *OPTIONS)}
-    given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA}
-    given |= {name: options[name] for name in ("preset", *OPTIONS) if name in options}
-    given |= {name: compared[name] for name in usual if name in compared and name not in OF_NO_CONSEQUENCE}
+    usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *CARD_OPTIONS)}
+    given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA_OPTIONS}
+    given |= {name: options[name] for name in ("preset", *CARD_OPTIONS) if name in options}
+    given |= {name: compared[name] for name in usual if name in compared and name not in DOES_NOT_CHANGE_WEIGHTS}
     words = ["python", "-m", "train.main", "--target", target.name]
     for name, value in given.items():
         option = name.replace("_", "-")
-        if not value and name in DATA or value == usual.get(name):
+        if not value and name in DATA_OPTIONS or value == usual.get(name):
             continue
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

@@ -1,4 +1,4 @@
-"""The configuration that a run is kept with, and the refusal to go on with it under another.
+"""A run's saved configuration: a run resumes under the same configuration only.
 
 Not here: what the options are (`recipe.py`, `main.py`), the checkpoints themselves (`redrafter_jax.files.checkpoint`).
 """
@@ -12,76 +12,76 @@ import typing
 from etils import epath
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims, fingerprint
-from redrafter_jax.files.whole_files import replacing
-from train.run.recipe import OF_NO_CONSEQUENCE, Recipe
+from redrafter_jax.files import claims, fingerprint, json_files
+from redrafter_jax.files.atomic import replacing
+from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, Recipe
 
-CONFIGURATION = "config.json"
-CHECKPOINTS, HEAD, LOG = "checkpoints", "head", "log.jsonl"  # what else a run's folder holds
-DATA = ("conversations", "text", "token_ids")  # options of train.main that name the data
-NOT_COMPARED = "not_compared"  # what a saved configuration holds beside that which a resumed run has to have again
+CONFIGURATION_FILE = "config.json"
+CHECKPOINTS_FOLDER, HEAD_FOLDER, LOG_FILE = "checkpoints", "head", "log.jsonl"  # in a run's folder
+DATA_OPTIONS = ("conversations", "text", "token_ids")  # options of train.main that name the data
+NOT_COMPARED = "not_compared"  # the key of a saved configuration for options that a resumed run may change
 
 
-def keep(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
-    """Writes the run's configuration into its folder and beside its checkpoints. Where a run has left checkpoints, or a log or
-    a head in the folder, compares it with that run's before that.
+def save(folder: pathlib.Path, configuration: dict, resumes: str, checkpoints: str | None = None) -> None:
+    """Writes the run's configuration into its folder and beside its checkpoints. First compares it with the
+    configuration of the run that left checkpoints, a log or a head there.
 
     Raises:
-      BadInput: they are of another configuration of what decides the weights, or of none that is known, or should not be
-        gone on from; or the run in the folder has its checkpoints elsewhere.
+      BadInput: what decides the weights differs, or is unknown; there are checkpoints and ``resumes`` is never; or the
+        run in the folder has its checkpoints elsewhere.
     """
-    saved = epath.Path(checkpoints or folder / CHECKPOINTS)
+    saved = epath.Path(checkpoints or folder / CHECKPOINTS_FOLDER)
     _check_folder(folder, configuration, saved)
     what, other = ("--checkpoints", "--checkpoints and --output folders") if checkpoints else ("--output", "folder")
     place = checkpoints or folder
     if has_checkpoints(saved):
         if resumes == "never":
-            raise BadInput(f"{what}: {place} holds a run already; give another {other}, or --resume auto to go on with it")
+            raise BadInput(f"{what}: {place} holds a run already; give another {other}, or --resume auto to resume it")
         before = read(saved)
         if before is None:
             raise BadInput(
-                f"{what}: {place} holds checkpoints without the {CONFIGURATION} of their run;"
+                f"{what}: {place} holds checkpoints without the {CONFIGURATION_FILE} of their run;"
                 f" copy it from that run's --output to {saved}, or give another {other}"
             )
         _compare(before, configuration, f"{what}: {place}", f"give another {other}")
     for parent in (saved, epath.Path(folder)):
         parent.mkdir(parents=True, exist_ok=True)
-        with replacing(parent / CONFIGURATION) as new:
+        with replacing(parent / CONFIGURATION_FILE) as new:
             new.write_text(json.dumps(configuration, indent=1) + "\n")
 
 
 def _check_folder(folder: pathlib.Path, configuration: dict, saved: epath.Path) -> None:
-    """Raises BadInput where a run left a log, a head or word of checkpoints elsewhere in its folder, and is another run, or
-    has its checkpoints in another place than ``saved``, which holds none."""
-    before = claims.json_object(folder / CONFIGURATION)
+    """Raises BadInput where the folder has a log, a head or the place of checkpoints of another run, or of this run
+    with its checkpoints not in ``saved``, which has none."""
+    before = json_files.find_object(folder / CONFIGURATION_FILE)
     if before is None:
         return
-    place = claims.located(option_of(before, "checkpoints") or folder / CHECKPOINTS)
-    is_elsewhere = place != claims.located(saved)
-    has_left = (folder / LOG).exists() or (folder / HEAD).exists()
+    place = claims.resolve_folder(read_option(before, "checkpoints") or folder / CHECKPOINTS_FOLDER)
+    is_elsewhere = place != claims.resolve_folder(saved)
+    has_left = (folder / LOG_FILE).exists() or (folder / HEAD_FOLDER).exists()
     if not has_left and not (is_elsewhere and ("://" in str(place) or has_checkpoints(place))):
         return
     _compare(before, configuration, f"--output: {folder}", "give another folder")
     if is_elsewhere and not has_checkpoints(saved):
         raise BadInput(
             f"--output: {folder} holds a run whose checkpoints are in {place};"
-            " name that folder with --checkpoints to go on with it, or give another --output"
+            " name that folder with --checkpoints to resume it, or give another --output"
         )
 
 
-def option_of(configuration: dict, name: str) -> str | None:
-    """An option of a saved configuration that is not compared; None where it was not given, or not kept."""
+def read_option(configuration: dict, name: str) -> str | None:
+    """An option of a saved configuration that is not compared; None: it was not given, or not saved."""
     options = configuration.get(NOT_COMPARED)
     value = options.get(name) if isinstance(options, dict) else None
     return value if isinstance(value, str) else None
 
 
 def _compare(before: dict, now: dict, place: str, instead: str) -> None:
-    """Raises BadInput where a run was begun with another configuration of what decides the weights."""
+    """Raises BadInput where a run began with another setting of what decides the weights."""
     if "target" in now and not fingerprint.is_current(before.get("target")):
         raise BadInput(
             f"{place} holds a run that was made by an earlier version, which did not record all of the target's bytes, so it"
-            f" cannot be gone on with; export its head with train.export, or {instead}"
+            f" cannot be resumed; export its head with train.export, or {instead}"
         )
     differences = _differences(_defaults(now) | before, now)
     if differences:
@@ -93,41 +93,42 @@ def has_checkpoints(saved: epath.Path) -> bool:
 
 
 def read(checkpoints: epath.PathLike) -> dict | None:
-    """The configuration of the run whose checkpoints these are, which lies beside them; None if there is none.
+    """The configuration of a run, from the folder of its checkpoints; None: there is none.
 
     Raises:
       BadInput: it is not a JSON object as train.main writes it.
     """
-    file = epath.Path(checkpoints) / CONFIGURATION
+    file = epath.Path(checkpoints) / CONFIGURATION_FILE
     if not file.exists():
         return None
-    found = claims.json_object(file)
+    found = json_files.find_object(file)
     if found is None or not _names_files(found.get(NOT_COMPARED, {})):
         raise BadInput(f"{file} should be the JSON object that train.main wrote")
     return found
 
 
 def _names_files(options: object) -> bool:
-    """Whether the options of a saved configuration name their data by lists of texts."""
+    """Whether the options of a saved configuration name their data as lists of texts."""
     if not isinstance(options, dict):
         return False
-    names = [options.get(kind, []) for kind in DATA]
+    names = [options.get(kind, []) for kind in DATA_OPTIONS]
     return all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in names)
 
 
 def _differences(before: dict, now: dict) -> list[str]:
-    names = sorted({*before, *now} - {*OF_NO_CONSEQUENCE, NOT_COMPARED})
+    names = sorted({*before, *now} - {*DOES_NOT_CHANGE_WEIGHTS, NOT_COMPARED})
     return [f"{name} was {before.get(name)} and is {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
 def _defaults(configuration: dict) -> dict:
-    """What a run that was begun before an option existed has for it."""
+    """The values of options for a run that began before they existed."""
     values = {**dataclasses.asdict(Recipe()), "dtype": "float32"}
     return {name: value for name, value in values.items() if name in configuration}
 
 
 def check_place(place: str, option: str) -> None:
-    """Raises BadInput unless files can be written into the place, as far as can be told; it may be in a bucket."""
+    """Raises BadInput where files cannot be written into a place, which may be in a bucket; a bucket's access is not
+    tried."""
     if "://" not in place:
         claims.check_folder(pathlib.Path(place), option)
     elif not place.startswith("gs://"):
@@ -136,18 +137,18 @@ def check_place(place: str, option: str) -> None:
         raise BadInput(f"{option}: {place} needs a package that is not installed (pip install gcsfs)")
 
 
-def recipe_of(configuration: dict, file: epath.PathLike) -> Recipe:
+def read_recipe(configuration: dict, file: epath.PathLike) -> Recipe:
     """The recipe in a run's configuration.
 
     Raises:
-      BadInput: it holds a value that train.main could not have written.
+      BadInput: it has a value that train.main does not write.
     """
     saved = {field.name: configuration[field.name] for field in dataclasses.fields(Recipe) if field.name in configuration}
     kinds = typing.get_type_hints(Recipe)
     for name, value in saved.items():
         choices = typing.get_args(kinds[name])
         if value not in choices if choices else not _is_a(value, kinds[name]):
-            raise BadInput(f"{file}: {name} should be {_named(kinds[name])}, not {json.dumps(value)[:100]}")
+            raise BadInput(f"{file}: {name} should be {_describe_kind(kinds[name])}, not {json.dumps(value)[:100]}")
     recipe = Recipe(**saved)
     try:
         recipe.check()
@@ -162,6 +163,6 @@ def _is_a(value: object, kind: type) -> bool:
     return type(value) is kind
 
 
-def _named(kind: type) -> str:
+def _describe_kind(kind: type) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false"}
     return words.get(kind) or " or ".join(map(str, typing.get_args(kind)))

@@ -1,4 +1,4 @@
-"""A head on held-out examples: its loss and accuracies, and tokens per step of real decoding at two beam shapes."""
+"""Evaluates a head on held-out examples: loss, accuracies, and tokens per step of real decoding at two beam shapes."""
 
 import functools
 
@@ -13,32 +13,32 @@ from redrafter_jax.loss import LossConfig, Metrics
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
-from train.data import rows as data
+from train.data.rows import Rows, put_batch
 from train.run import step
 from train.run.recipe import Recipe
 
-SHAPES = (Shape(1, 4), Shape(4, 4))
-NEW = 64  # tokens that each prompt is continued by
-LONGEST_PROMPT = 128
-BATCH = 8
+EVALUATED_SHAPES = (Shape(1, 4), Shape(4, 4))
+NEW_TOKENS = 64  # decoded after each prompt
+MAX_PROMPT_TOKENS = 128
+MIN_BATCH_PROMPTS = 8
 
 
 class Evaluation:
-    """What is evaluated and how; ``held_out`` None, or --evaluate-every 0: nothing is."""
+    """The batches and prompts of an evaluation; empty where ``held_out`` is None or the recipe evaluates never."""
 
     def __init__(self, target: Target, recipe: Recipe, held_out):
         self.target, self.recipe = target, recipe
         self.batches, self.prompts = [], []
         if held_out is None or recipe.evaluate_every == 0:
             return
-        rows = data.Rows(held_out, recipe.row_length, "--held-out")
+        rows = Rows(held_out, recipe.row_length, "--held-out")
         size = recipe.batch // recipe.accumulate
         numbers = np.linspace(0, len(rows) - 1, -(-min(recipe.evaluation_rows, len(rows)) // size) * size).astype(int)
         for part in numbers.reshape(-1, size):
             read = [rows[int(number)] for number in part]
             arrays = {name: np.stack([row[name] for row in read]) for name in read[0] if name != "index"}
-            self.batches.append(data.on_mesh(arrays))
-        self.prompts = prompts(held_out, recipe.evaluation_rows, target.config.max_position_embeddings)
+            self.batches.append(put_batch(arrays))
+        self.prompts = cut_prompts(held_out, recipe.evaluation_rows, target.config.max_position_embeddings)
         self.update = jax.jit(functools.partial(step.evaluate, config=LossConfig(recipe.positions, 0.0)))
 
     def is_due(self, index: int) -> bool:
@@ -46,26 +46,26 @@ class Evaluation:
         return bool(self.batches) and (index % every == 0 or index == self.recipe.steps)
 
     def loss(self, drafter: Drafter) -> float | None:
-        """Cross-entropy in nats against the text, summed over drafted positions."""
+        """Cross-entropy against the text, in nats, summed over drafted positions; None: no examples are held out."""
         return self._metrics(drafter)["loss"] if self.batches else None
 
-    def whole(self, drafter: Drafter) -> dict:
-        """The loss, top-1..5 accuracies per position, and tokens per step of greedy decoding by beam shape, where there
-        are any."""
+    def measure(self, drafter: Drafter) -> dict:
+        """The loss, top-1..5 accuracies per position, and, where there are prompts, tokens per step of greedy decoding
+        by beam shape."""
         figures = self._metrics(drafter)
         narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
-        for shape in SHAPES if self.prompts else ():
-            found = tokens_per_step(self.target, narrow, shape, self.prompts)
+        for shape in EVALUATED_SHAPES if self.prompts else ():
+            found = measure_tokens_per_step(self.target, narrow, shape, self.prompts)
             if found is not None:
                 figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found
         return figures
 
     def _metrics(self, drafter: Drafter) -> dict:
-        return joined([self.update(drafter, self.target, batch)[1] for batch in self.batches])
+        return join_metrics([self.update(drafter, self.target, batch)[1] for batch in self.batches])
 
 
-def joined(parts: list[Metrics]) -> dict:
-    """The loss and the accuracies ``[K, RANKS]`` of several batches with hard labels, as of one batch."""
+def join_metrics(parts: list[Metrics]) -> dict:
+    """The loss and the accuracies ``[K, RANKS]`` over several batches with hard labels, as if they were one batch."""
     loss, accuracy, scored, inside = (
         np.stack([np.asarray(getattr(part, name)) for part in parts]) for name in ("loss", "accuracy", "scored", "inside")
     )
@@ -74,22 +74,22 @@ def joined(parts: list[Metrics]) -> dict:
     return {"loss": float(loss_K.sum()), "accuracy": accuracy_KR.round(4).tolist()}
 
 
-def prompts(examples, count: int, context: int) -> list[list[int]]:
-    """The beginnings of examples, up to where the labels start or, in plain text, a quarter of the example."""
+def cut_prompts(examples, count: int, context: int) -> list[list[int]]:
+    """Token ids of prompts: examples up to their first label or, in plain text, a quarter of the example."""
     found = []
     for number in np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int):
         tokens, labelled = (np.asarray(examples[int(number)][name]) for name in ("tokens", "labelled"))
         end = int(np.argmax(labelled)) or len(tokens) // 4
-        begin = max(0, end - min(LONGEST_PROMPT, context - NEW))
+        begin = max(0, end - min(MAX_PROMPT_TOKENS, context - NEW_TOKENS))
         if end > begin:
             found.append(tokens[begin:end].tolist())
     return found
 
 
-def tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
-    """Tokens that a target pass yields, the +1 counted, over all greedy continuations of the prompts. None where one of them ended
-    in an error, for the target's logits were not finite."""
+def measure_tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
+    """Tokens per target pass after the prefill, over greedy continuations of the prompts. None: a reply ended in an
+    error, because the target's logits were not finite."""
     shards = jax.sharding.get_abstract_mesh().shape["data"]
-    rows = -(-BATCH // shards) * shards
-    replies = list(Engine(target, Recurrent(drafter, shape)).generate(given, Sampling(), Limits(new=NEW), batch=rows))
+    rows = -(-MIN_BATCH_PROMPTS // shards) * shards
+    replies = list(Engine(target, Recurrent(drafter, shape)).generate(given, Sampling(), Limits(new=NEW_TOKENS), batch=rows))
     return None if failures.count(replies) else mean_tokens_per_step(replies)

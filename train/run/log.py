@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files.atomic import replacing
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 from redrafter_jax.slices.chips import CHIPS

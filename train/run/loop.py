@@ -1,8 +1,8 @@
 """A training run of a head: the loop, its checkpoints, its log, and how it ends.
 
-Resuming is exact: a checkpoint holds the head, the optimizer's state and the step, and what a step reads follows from
-the step. Not here: the update (`step.py`), rows (`data.py`), evaluations (`evaluate.py`), the log (`log.py`),
-what it is kept with (`configurations.py`), how it is asked to end (`stop.py`).
+Resuming is exact: a checkpoint has the head, the optimizer's state and the step, and the step decides what is read. Not
+here: the update (`step.py`), rows (`rows.py`), evaluations (`evaluation.py`), the log (`log.py`), the saved
+configuration (`configuration.py`), how a run is asked to end (`stop.py`).
 """
 
 import functools
@@ -19,23 +19,23 @@ from redrafter_jax.files import checkpoint
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
-from train.data import rows as data
-from train.run import evaluation as evaluate
+from train.data.rows import Rows, find_most_frequent, read_batches
 from train.run import log, step
+from train.run.evaluation import Evaluation
 from train.run.recipe import Recipe
 from train.run.stop import Stop, Stopped
 
-DIVERGED = 3.0  # times the loss of the first step
-HELD_OUT = "held_out_loss"  # a checkpoint's score, where there were evaluations
-PROFILED = (5, 8)  # a trace begins and ends after these updates; the first ones compile
+MAX_LOSS_RATIO = 3.0  # times the loss of the first step
+HELD_OUT_SCORE = "held_out_loss"  # a checkpoint's score, where the run evaluates
+PROFILED_UPDATES = (5, 8)  # a trace begins and ends after these updates; the first ones compile
 
 
 class Diverged(BadInput):
-    """The loss or its gradient is not a number any more, or the loss is far above where it started."""
+    """The loss or its gradient is not finite, or the loss is above `MAX_LOSS_RATIO` times that of the first step."""
 
 
-def head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
-    """The shapes of the head that a recipe asks for.
+def make_head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
+    """The shapes of a recipe's head.
 
     Raises:
       BadInput: its draft vocabulary is larger than the target's.
@@ -47,7 +47,7 @@ def head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
     return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, recipe.head == "slim", recipe.head_vocab)
 
 
-def schedule(recipe: Recipe) -> step.Schedule:
+def make_schedule(recipe: Recipe) -> step.Schedule:
     return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate)
 
 
@@ -60,69 +60,70 @@ def train_head(
     checkpoints: str | None = None,
     profile: str | None = None,
 ) -> Drafter:
-    """The trained head, from the newest checkpoint in ``folder`` that can be read or from random weights; those that
-    cannot be read are put aside, and named.
+    """Trains a head, from the newest readable checkpoint in ``folder`` or from random weights, and returns it.
+    Unreadable checkpoints are renamed, and printed.
 
     Args:
-      examples, held_out: sequences of `tokens` and `labelled` (`data.Rows`); ``held_out`` may be None.
+      examples, held_out: sequences of `tokens` and `labelled` (`rows.Rows`); ``held_out`` may be None.
       checkpoints: their folder; by default in ``folder``.
       profile: folder for a trace of a few updates; None: no trace.
 
     Raises:
-      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read, or
-        the loss diverged.
-      Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved what it had.
+      BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read,
+        or the loss diverged.
+      Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved a checkpoint.
     """
-    config = head_config(target.config, recipe)
-    rows = data.Rows(examples, recipe.row_length)
+    config = make_head_config(target.config, recipe)
+    rows = Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
     start = functools.partial(_start, recipe, config, mesh.is_spread(target))
     place = checkpoints or folder / "checkpoints"
     for sentence in checkpoint.set_aside_damaged(place, **_artefacts(jax.eval_shape(start))):
         processes.say(sentence, sys.stderr)
-    with checkpoint.Run(place, best="loss") as kept:
-        if kept.latest_step is not None:
-            state = resume(kept, start)
+    with checkpoint.Checkpoints(place, best="loss") as saved:
+        if saved.latest_step is not None:
+            state = resume(saved, start)
         else:
-            ids = data.most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
+            ids = find_most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
             state = jax.jit(functools.partial(start, ids=ids))()
-        run = _Run(target, rows, recipe, folder, kept, evaluate.Evaluation(target, recipe, held_out))
+        run = _Run(target, rows, recipe, folder, saved, Evaluation(target, recipe, held_out))
         with _Profile(profile) as trace:
             return run.go(state, trace)
 
 
 def _start(recipe: Recipe, config: DrafterConfig, spread: bool, ids: np.ndarray | None = None) -> step.HeadState:
-    return step.start(jax.random.key(recipe.seed), config, schedule(recipe), ids, spread)  # a key made outside spans processes
+    key = jax.random.key(recipe.seed)  # inside jit, since a key made outside would span processes
+    return step.start(key, config, make_schedule(recipe), ids, spread)
 
 
-def resume(kept: checkpoint.Run, start) -> step.HeadState:
-    """The newest checkpoint's state."""
-    loaded = kept.restore(**_artefacts(jax.eval_shape(start)))
+def resume(saved: checkpoint.Checkpoints, start) -> step.HeadState:
+    """Restores the newest checkpoint's state."""
+    loaded = saved.restore(**_artefacts(jax.eval_shape(start)))
     return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1])
 
 
 def _artefacts(state: step.HeadState) -> dict:
-    """What a checkpoint holds, by name."""
+    """The artefacts of a checkpoint, by name."""
     return {"head": state.drafter, "train": (state.step, state.optimizer)}
 
 
 class _Run:
-    """What a run's steps share; ``go`` is all there is to call."""
+    """What the steps of a run share; call ``go`` alone."""
 
-    def __init__(self, target, rows: data.Rows, recipe: Recipe, folder, kept: checkpoint.Run, evaluation):
-        self.target, self.rows, self.recipe, self.kept, self.evaluation = target, rows, recipe, kept, evaluation
+    def __init__(self, target, rows: Rows, recipe: Recipe, folder, saved: checkpoint.Checkpoints, evaluation: Evaluation):
+        self.target, self.rows, self.recipe, self.checkpoints, self.evaluation = target, rows, recipe, saved, evaluation
         self.folder = folder
         config = LossConfig(recipe.positions, recipe.distill_weight)
-        update = functools.partial(step.step, schedule=schedule(recipe), config=config, labels=recipe.labels)
+        update = functools.partial(step.step, schedule=make_schedule(recipe), config=config, labels=recipe.labels)
         self.update = jax.jit(update, donate_argnums=0)
-        self.recent: list[tuple[int, np.ndarray, step.Metrics]] = []  # since the last look: step, rows read, what it gave
+        self.recent: list[tuple[int, np.ndarray, step.Metrics]] = []  # since the last check: step, rows read, metrics
         self.first_loss: float | None = None
 
     def go(self, state: step.HeadState, trace: "_Profile") -> Drafter:
         recipe, parts = self.recipe, self.recipe.accumulate
         first, of_update = int(state.step) // parts, []
         self.first_loss = self._loss_at_start(first)
-        batches = data.batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
+        batches = read_batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
         with self._log(first, state.drafter) as lines, Stop() as stop:
             for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
                 state, metrics = self.update(state, self.target, batch)
@@ -137,11 +138,11 @@ class _Run:
                 is_evaluated = self.evaluation.is_due(index) and (not stops or index == recipe.steps)
                 if index % recipe.log_every == 0 or index == first + 1 or ends or is_evaluated or index % recipe.save_every == 0:
                     self._check()
-                    lines.step(index, of_update, schedule(recipe).rate_at(index - 1))
+                    lines.step(index, of_update, make_schedule(recipe).rate_at(index - 1))
                 lines.advance()
                 held_out = None
                 if is_evaluated:
-                    figures = self._measure(self.evaluation.whole, state, lines)
+                    figures = self._measure(self.evaluation.measure, state, lines)
                     held_out = self._checked(index, figures["loss"])
                     lines.evaluation(index, figures)
                 if index % recipe.save_every == 0 or ends:
@@ -152,7 +153,7 @@ class _Run:
         return state.drafter
 
     def _loss_at_start(self, first: int) -> float | None:
-        """The loss of the run's first step, where it goes on from step ``first`` and the log has it; in every process."""
+        """The loss of the run's first step, in every process; None: the run starts, or its log does not have it."""
         lines = log.read(self.folder) if first and processes.is_first() else []
         known = [line["loss"] for line in lines if "loss" in line and line["step"] <= first]
         loss = float(processes.gather(np.asarray(known[0] if known else math.nan, np.float32))[0])
@@ -164,11 +165,11 @@ class _Run:
         return log.Log(self.folder, self.recipe, first, log.flops(self.target, drafter, self.recipe))
 
     def _check(self) -> None:
-        """Stops at a loss or a gradient that is not a number, or a loss that has run away, and names where."""
+        """Raises Diverged at a loss or gradient that is not finite, or a loss that is too high."""
         for index, numbers, metrics in self.recent:
             loss, norm = _loss_of(metrics), float(metrics.gradient_norm)
             self.first_loss = loss if self.first_loss is None else self.first_loss
-            is_sound = math.isfinite(loss) and loss <= DIVERGED * self.first_loss
+            is_sound = math.isfinite(loss) and loss <= MAX_LOSS_RATIO * self.first_loss
             if is_sound and math.isfinite(norm):
                 continue
             numbers = np.ravel(processes.gather(numbers))
@@ -178,19 +179,19 @@ class _Run:
         self.recent.clear()
 
     def _checked(self, index: int, held_out: float | None) -> float | None:
-        """The loss on held-out examples; stops where it is not a number."""
+        """The loss on held-out examples; raises Diverged where it is not finite."""
         if held_out is not None and not math.isfinite(held_out):
             raise self._diverged(f"the loss on held-out examples is {held_out} after step {index}")
         return held_out
 
     def _diverged(self, what: str) -> Diverged:
-        good = self.kept.latest_step
+        good = self.checkpoints.latest_step
         return Diverged(
-            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.kept.folder}"
+            f"{what}; the last good checkpoint is {f'step {good}' if good is not None else 'none'} in {self.checkpoints.folder}"
         )
 
     def _measure(self, figures_of, state: step.HeadState, lines: log.Log | log.Silent):
-        """Figures of the head; the time they take is not training's."""
+        """Figures of the head; their time does not count as training."""
         jax.block_until_ready(state)
         with lines.pause():
             return figures_of(state.drafter)
@@ -199,8 +200,8 @@ class _Run:
         if held_out is None:
             held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
         loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
-        scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT: held_out}
-        self.kept.save(index, scores, **_artefacts(state))
+        scores = {"loss": loss} if held_out is None else {"loss": loss, HELD_OUT_SCORE: held_out}
+        self.checkpoints.save(index, scores, **_artefacts(state))
 
 
 def _loss_of(metrics: step.Metrics) -> float:
@@ -208,7 +209,7 @@ def _loss_of(metrics: step.Metrics) -> float:
 
 
 class _Profile:
-    """A trace of updates PROFILED[0] + 1 to PROFILED[1] of those that this process does; a context manager."""
+    """A trace of updates PROFILED_UPDATES[0] + 1 to PROFILED_UPDATES[1] after the start; a context manager."""
 
     def __init__(self, folder: str | None):
         self.folder, self.is_on = folder, False
@@ -221,8 +222,8 @@ class _Profile:
             jax.profiler.stop_trace()
 
     def after(self, count: int, state: step.HeadState) -> None:
-        """``count`` updates are under way or done."""
-        if self.folder is None or count not in PROFILED:
+        """Starts or stops the trace after ``count`` updates of this process."""
+        if self.folder is None or count not in PROFILED_UPDATES:
             return
         jax.block_until_ready(state)
         if self.is_on:
@@ -232,7 +233,7 @@ class _Profile:
         self.is_on = not self.is_on
 
 
-def last_evaluation(folder: pathlib.Path, step: int) -> dict:
-    """The figures of the last evaluation up to a step, with its own step; empty if there is none."""
+def read_last_evaluation(folder: pathlib.Path, step: int) -> dict:
+    """The figures of the last evaluation up to ``step``, with its own step; empty: there is none."""
     lines = [line for line in log.read(folder) if "held_out_loss" in line and line["step"] <= step]
     return lines[-1] if lines else {}

@@ -1,4 +1,4 @@
-"""The options of `train.main`, beside the recipe. Not here: what they may be (`main.py`), the recipe (`recipe.py`)."""
+"""The options of `train.main`, beside the recipe. Not here: their checks (`main.py`), the recipe (`recipe.py`)."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from redrafter_jax.devices.processes import Group
+from infer.distributed import Group
 from train.run.recipe import Recipe
 
 
@@ -28,23 +28,23 @@ class Options:
     """Folder of the checkpoints of this run alone, one for all processes; it may be gs://BUCKET/FOLDER. By default
     OUTPUT/checkpoints."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest checkpoint, if there is one; never: refuse where there is one."""
+    """auto: resume from the newest checkpoint, if there is one; never: refuse where there is one."""
     held_out: float = 0.02
     """Share of the examples that is never trained on, for the evaluations."""
     max_malformed: float = 0.01
-    """Share of the records that may be malformed and are then skipped; beyond it the command fails."""
+    """Share of the records that may be malformed and skipped; above it the command fails."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """The target's number format, by default float32 on a CPU and bfloat16 elsewhere; the head trains in float32."""
     mesh: tuple[int, int] | None = None
-    """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
-    target's size suggest."""
+    """Devices over which the batch (D) and the models (M) are split; by default chosen by the devices, their memory and
+    the target's size."""
     shard_target: Literal["model", "data,model"] = "model"
-    """data,model: split the target, the head and the optimizer's state over all devices; weights are gathered as they are
-    used, which takes time and leaves room for a larger target."""
+    """data,model: shard the target, the head and the optimizer's state over all devices; weights are gathered when they
+    are used, which takes time and leaves memory for a larger target."""
     profile: str | None = None
-    """Folder, or gs:// path, for a trace by JAX's profiler of a few updates after the first ones, of every process."""
+    """Folder, or gs:// path, for a trace by JAX's profiler of a few early updates, of every process."""
     config: bool = False
-    """Print the whole configuration and stop."""
+    """Print the configuration and stop."""
     preset: Literal["demo", "vicuna-7b"] | None = None
     """A recipe that the options below change."""
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe()

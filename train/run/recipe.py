@@ -1,4 +1,4 @@
-"""How a head is trained, whatever its target and its text are; and recipes that are known to work."""
+"""Recipes: how a head is trained, for any target and text; and recipes that are known to work."""
 
 import dataclasses
 from typing import Literal
@@ -6,8 +6,8 @@ from typing import Literal
 from redrafter_jax.errors import BadInput
 
 Labels = Literal["text", "greedy"]
-MOST_TOKENS = 1 << 26  # that an update reads at a time: a gibibyte on the host
-MOST = {  # of each whole number of a recipe; beyond it lies a slip of the keyboard
+MAX_TOKENS_PER_PART = 1 << 26  # that an update reads at once: a gibibyte on the host
+MAX_VALUES = {  # of each integer of a recipe; a larger one is a typing error
     "blocks": 256,
     "positions": 64,
     "steps": 10**8,
@@ -26,13 +26,13 @@ MAY_BE_ZERO = ("head_vocab", "warmup", "evaluate_every")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What decides the weights, and how often the run looks at itself."""
+    """What decides the weights, and how often a run saves, logs and evaluates."""
 
     head: Literal["full", "slim"] = "full"
     """full: the paper's head; slim: exits at the target's width into the target's own LM head."""
     head_vocab: int = 0
-    """Tokens that the head can draft: those most frequent among the labelled tokens of the training data. 0: all of the
-    target's. The LM head is most of a head's bytes, so fewer tokens make a round cheaper, and some drafts impossible."""
+    """Tokens that the head can draft: the most frequent labelled tokens of the training data. 0: all tokens of the
+    target. The LM head is most of a head's bytes, so fewer tokens make a round cheaper, and some drafts impossible."""
     rnn: bool = True
     """Whether the head's state is recurrent (the paper's) or the sum of the embeddings."""
     blocks: int = 2
@@ -40,8 +40,8 @@ class Recipe:
     positions: int = 5
     """Drafted positions that are trained (K)."""
     labels: Labels = "text"
-    """text: the head reads and predicts the text; greedy: from every place of the text, the tokens that the target would
-    generate there (the paper's recipe), at the price of another target pass for every drafted position."""
+    """text: the head reads and predicts the text; greedy: it predicts, at every place of the text, the tokens that the
+    target would generate there (the paper's recipe). That costs another target pass for every drafted position."""
     distill_weight: float = 1.0
     """Share of soft labels, the target's own distributions, in the loss; the rest is the text itself."""
     steps: int = 1000
@@ -49,8 +49,9 @@ class Recipe:
     batch: int = 8
     """Rows in an update."""
     accumulate: int = 1
-    """Parts in which the rows of an update are read, one after the other, where they do not fit at once. Each part is averaged
-    over its own labels and counts the same, so this is the update of the whole batch where the parts have as many labels."""
+    """Parts of an update's rows that are read in turn, where the rows do not fit at once. Each part is averaged over
+    its own labels, and the parts count equally; this equals the update of one batch where the parts have equally many
+    labels."""
     row_length: int = 256
     """Tokens in a row; examples are packed into rows, and attention never crosses from one to the next."""
     rate: float = 2e-3
@@ -66,24 +67,24 @@ class Recipe:
     save_every: int = 100
     """Updates between checkpoints."""
     log_every: int = 10
-    """Updates between lines of the log; only then does the device wait for the host."""
+    """Updates between lines of the log; the device waits for the host at these only."""
     evaluate_every: int = 200
     """Updates between evaluations on held-out examples; 0: none."""
     evaluation_rows: int = 32
-    """Held-out rows of an evaluation, and held-out prompts that it decodes for tokens per step."""
+    """Held-out rows of an evaluation, and held-out prompts that it decodes to measure tokens per step."""
 
     def check(self) -> None:
         """Raises BadInput for a number out of its range."""
-        for name, high in MOST.items():
+        for name, high in MAX_VALUES.items():
             low = 0 if name in MAY_BE_ZERO else 1
             if not low <= getattr(self, name) <= high:
                 raise BadInput(f"--{name.replace('_', '-')} should be from {low} to {high}, not {getattr(self, name)}")
         if self.batch % self.accumulate:
             raise BadInput(f"--accumulate should divide --batch, but {self.accumulate} does not divide {self.batch}")
-        if self.batch // self.accumulate * self.row_length > MOST_TOKENS:
+        if self.batch // self.accumulate * self.row_length > MAX_TOKENS_PER_PART:
             raise BadInput(
                 f"--batch {self.batch} rows of --row-length {self.row_length} in --accumulate {self.accumulate} parts are more than"
-                f" {MOST_TOKENS} tokens at a time; give fewer, shorter, or more parts"
+                f" {MAX_TOKENS_PER_PART} tokens at a time; give fewer, shorter, or more parts"
             )
         if self.row_length < self.positions + 2:
             raise BadInput(f"--row-length should be at least --positions + 2, not {self.row_length}")
@@ -101,17 +102,17 @@ class Recipe:
             raise BadInput(f"--seed should be from 0 to {2**32 - 1}, not {self.seed}")
 
 
-OF_NO_CONSEQUENCE = ("save_every", "log_every", "evaluate_every", "evaluation_rows")
-"""Fields that a resumed run may change: they do not touch the weights."""
+DOES_NOT_CHANGE_WEIGHTS = ("save_every", "log_every", "evaluate_every", "evaluation_rows")
+"""Fields that a resumed run may change."""
 
 
 def demo(head: Literal["full", "slim"] = "slim", steps: int = 600) -> Recipe:
-    """For the embedded pair's target, on two CPU cores."""
+    """The recipe for the embedded pair's target, on two CPU cores."""
     return Recipe(head=head, steps=steps, batch=8, row_length=256, rate=1e-2)
 
 
 def vicuna_7b() -> Recipe:
-    """The paper's setting for Vicuna 7B: rows of 2048 tokens, 5 drafted positions, the full head."""
+    """The paper's recipe for Vicuna 7B: rows of 2048 tokens, 5 drafted positions, the full head."""
     return Recipe(head="full", steps=8000, batch=32, accumulate=4, row_length=2048, rate=1e-3, warmup=200, save_every=500)
 
 

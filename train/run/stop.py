@@ -1,4 +1,4 @@
-"""How a run is asked to end early: Ctrl-C, or SIGTERM as pre-emption sends it. It saves after the update under way and
+"""Ends a run early: on Ctrl-C, or on SIGTERM, which pre-emption sends. The run saves after the update under way and
 ends with the signal's exit code, so that it does not look finished."""
 
 import contextlib
@@ -11,7 +11,7 @@ from redrafter_jax.devices import processes
 
 
 class Stopped(Exception):
-    """A run was asked to end, and has saved what it had after update ``step``; ``code``: its process's exit code."""
+    """A run was asked to end, and has saved a checkpoint after update ``step``; ``code``: the process's exit code."""
 
     def __init__(self, step: int, code: int):
         super().__init__(f"stopped after step {step}")
@@ -19,9 +19,10 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Whether the run was asked to end; a context manager, within which signals only ask. A second Ctrl-C ends at once.
+    """Whether the run was asked to end; a context manager, inside which a signal only asks. A second Ctrl-C ends at
+    once.
 
-    Several processes leave SIGTERM to JAX, which finds a step that all of them can end at; Ctrl-C is passed on as SIGTERM.
+    Of several processes, SIGTERM goes to JAX, which finds a step at which all can end; Ctrl-C is passed on as SIGTERM.
     """
 
     def __init__(self):
@@ -29,7 +30,7 @@ class Stop:
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "Stop":
-        with contextlib.suppress(ValueError):  # not the main thread: nobody asks
+        with contextlib.suppress(ValueError):  # not the main thread, which alone gets signals
             for number in (signal.SIGINT, signal.SIGTERM) if processes.count() == 1 else (signal.SIGINT,):
                 self.before[number] = signal.signal(number, self._ask)
         return self
@@ -39,7 +40,7 @@ class Stop:
             signal.signal(number, handler)
 
     def is_asked(self, index: int) -> bool:
-        """Whether update ``index`` should be the last; in a group every process asks at every update."""
+        """Whether update ``index`` should be the last; each of several processes asks at every update."""
         return self.asked is not None if processes.count() == 1 else processes.is_asked_to_stop(index)
 
     @property
@@ -57,8 +58,8 @@ class Stop:
 
 
 @contextlib.contextmanager
-def says_how_to_go_on(place: pathlib.Path | str) -> Iterator[None]:
-    """Ctrl-C in here ends with a line about where the work is saved."""
+def says_how_to_resume(place: pathlib.Path | str) -> Iterator[None]:
+    """Prints, on Ctrl-C in this context, where the work is saved."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,12 +1,12 @@
-"""A file is replaced at once or not at all, and nobody's file of a similar name goes with it."""
+"""A file is replaced in one step or not at all, and no file of a similar name is touched."""
 
 import pytest
 
+from infer.replies import Owner, ReplyFile
 from redrafter_jax.files import weights
-from redrafter_jax.files.whole_files import replacing
+from redrafter_jax.files.atomic import replacing
 from tests.support import load_pair
 from tests.training import recipe
-from train.data import replies
 from train.run import configuration, log
 
 
@@ -28,9 +28,9 @@ def test_files_of_others_beside_what_is_written_are_kept(tmp_path):
     names = ("config.tmp", "log.tmp", "model.safetensors.incomplete", "config.json.incomplete", "own.jsonl.settings.json.draft")
     for name in names:
         (tmp_path / name).write_text("mine")
-    configuration.keep(tmp_path, {"rate": 0.1}, "auto")
+    configuration.save(tmp_path, {"rate": 0.1}, "auto")
     log.Log(tmp_path, recipe(4), 0, 1.0)
-    replies.claim(tmp_path / "own.jsonl", {"prompts": "x"})
+    ReplyFile(tmp_path / "own.jsonl", Owner.of_settings({"prompts": "x"}, [])).begin()
     weights.save_drafter(load_pair("mha_rnn")[1], tmp_path)
     assert all((tmp_path / name).read_text() == "mine" for name in names)
     written = {"config.json", "checkpoints", "log.jsonl", "own.jsonl", "own.jsonl.settings.json", "model.safetensors"}

@@ -1,40 +1,36 @@
 """`python -m train.distill`: the target answers prompts itself, into token ids that `train.main --token-ids` reads.
 
 Text that the target wrote is what a head will have to draft. Decoding is this project's own, in batches, speculative
-where a head is given. Prompts come in whole batches, each written at once, so a run that was stopped goes on where it
-stopped and leaves no half-written line. Not here: which prompts (`questions.py`), the file of replies (`replies.py`).
+where a head is given. The replies to a batch are written at once, and a run that was stopped resumes behind them. Not here:
+which prompts (`data/questions.py`), batch by batch (`answers.py`), the file of replies (`infer/replies.py`).
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import tyro
-from tqdm import tqdm
 
-from infer import failures, pair
-from infer.command import run_command
-from infer.generate import checks
+from infer import pair, text_files
+from infer.command import read_options, run_command
+from infer.options import check_number, check_range, check_temperature, wrong_dtype
+from infer.replies import Owner, ReplyFile
+from infer.text import require_tokenizer
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
-from redrafter_jax.decode.request import MAX_NODES, MAX_SEED, require, wrong_number
+from redrafter_jax.decode.propose.recurrent import Shape
+from redrafter_jax.decode.request import MAX_NODES, require, wrong_number
 from redrafter_jax.devices import memory, mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, fingerprint, hub, lock, weights
-from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
-from redrafter_jax.model.target import Target, TargetConfig
-from train.data import datasets, questions, records, replies
+from redrafter_jax.model.target import TargetConfig
+from train.data import datasets, questions, records
+from train.distill import answers
 from train.run import stop
 
-BATCH = 64
-MOST_TOKENS = 10**7  # of a prompt, and from one to the next
-PROMPT = 2048  # tokens of a conversation's question; what a mesh leaves room for in the cache, before any prompt is known
+MAX_TOKENS = 10**7  # of a prompt, and from one to the next
+QUESTION_TOKENS = 2048  # what a mesh leaves room for in the cache, before any question is known
 FILES = ("output", "target", "conversations", "text", "drafter")  # compared by their contents, not by their names
 SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
 
@@ -66,7 +62,7 @@ class Options:
     """Prompt i, counted from 0, is sampled with seed + i."""
     max_new_tokens: int = 192
     """New tokens per prompt at most."""
-    batch_size: int = BATCH
+    batch_size: int = 64
     """Prompts decoded together."""
     shard: tuple[int, int] = (0, 1)
     """Which part of how many of the prompts to answer (0 1: all), for several machines; each writes a file of its own."""
@@ -77,15 +73,6 @@ class Options:
     target's size suggest."""
 
 
-def greedy_rows(target: Target, prompts: Sequence[list[int]], length: int, batch: int = BATCH) -> np.ndarray:
-    """``[n, length]``: prompts, all of the same length, with the target's greedy continuation."""
-    new = length - len(prompts[0])
-    decoded = Engine(target).generate(prompts, limits=Limits(new=new), batch=min(batch, len(prompts)))
-    written = list(tqdm(decoded, "own text", len(prompts)))
-    failures.check(written)
-    return np.asarray([prompt + reply.token_ids for prompt, reply in zip(prompts, written, strict=True)], np.int32)
-
-
 def main(options: Options) -> None:
     """Answers what is not answered yet.
 
@@ -94,7 +81,7 @@ def main(options: Options) -> None:
     """
     check(options)
     records.check_outside(options.output, options.conversations or options.text)
-    records.files(options.conversations or options.text)
+    text_files.files(options.conversations or options.text)
     with lock.file(options.output, "--output"):
         _main(options)
 
@@ -111,30 +98,31 @@ def _main(options: Options) -> None:
     shape, why = mesh.settle(load, options.mesh, together=True)
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
-    tokenizer = datasets.tokenizer(str(options.target))
+    tokenizer = require_tokenizer(options.target, datasets.NEEDS_TOKENIZER)
     stops = config.stop_ids(options.target, tokenizer)
     pieces = questions.Pieces(options.prompt_tokens, options.stride)
-    vocabulary_size = target_config.vocab_size
-    prompts = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, vocabulary_size))
-    mine = list(enumerate(prompts))[options.shard[0] :: options.shard[1]]
-    if not mine:
+    found = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, target_config.vocab_size))
+    prompts = answers.share(found, options.seed, *options.shard)
+    if not prompts:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
-    if options.seed + len(prompts) - 1 > MAX_SEED:
-        raise BadInput(f"--seed should be at most {MAX_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {options.seed}")
-    wanted = settings_of(options, stops, shape)
-    done = replies.done(options.output, wanted, {number for number, _ in mine})
-    if len(done) == len(mine):
-        print(f"all {len(done)} replies are in {options.output} already")
+    settings = settings_of(options, stops, shape)
+    file = ReplyFile(options.output, Owner.of_settings(settings, [prompt.number for prompt in prompts]))
+    if len(file.done) == len(prompts):
+        print(f"all {len(prompts)} replies are in {options.output} already")
         return
     if why is not None:
         print(why, file=sys.stderr)
     jax.set_mesh(mesh.make_mesh(*shape))
-    proposer = None
-    if options.drafter is not None:
-        proposer = Recurrent(weights.load_drafter(options.drafter, options.dtype, "--drafter"), Shape(*options.beam))
-    engine = Engine(weights.load_target(options.target, options.dtype, "--target"), proposer, stops)
-    replies.claim(options.output, wanted)
-    answer(options, engine, mine, done)
+    engine = Engine(
+        weights.load_target(options.target, options.dtype, "--target"),
+        None if options.drafter is None else weights.load_drafter(options.drafter, options.dtype, "--drafter"),
+        Shape(*options.beam),
+        stops,
+    )
+    file.begin()
+    sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
+    with stop.says_how_to_resume(options.output):
+        answers.write(file, engine, prompts, sampling, limits, options.batch_size, options.target)
 
 
 def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | None) -> int:
@@ -160,44 +148,9 @@ def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | Non
 
 def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> mesh.Load:
     """What the devices have to carry: both models' weights, and the cache of a batch."""
-    itemsize = jnp.dtype(options.dtype).itemsize
-    slots = min(target.max_position_embeddings, (options.prompt_tokens if options.text else PROMPT) + options.max_new_tokens)
-    size = mesh.bytes_of_target(target, itemsize)
-    size += mesh.bytes_of_head(vocabulary.untied_config(head), itemsize) if head else 0
-    cache = mesh.bytes_of_cache(target, options.batch_size, slots, itemsize)
-    return mesh.Load(target, head, options.batch_size, "--batch-size", size, cache=cache)
-
-
-def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], done: set[int]) -> None:
-    """Writes the replies to the prompts whose numbers are not ``done``, in order. A batch of which some are done is decoded
-    whole, for in bfloat16 another batch may give another text.
-
-    Raises:
-      BadInput: the target's logits are not finite. Nothing of that batch is written.
-    """
-    sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
-    bar = tqdm(total=len(mine), initial=len(done), unit="prompt")
-    with stop.says_how_to_go_on(options.output), open(options.output, "a") as file, bar:
-        for batch in (mine[first : first + options.batch_size] for first in range(0, len(mine), options.batch_size)):
-            left = {number for number, _ in batch} - done
-            if not left:
-                continue
-            seeds = [options.seed + number for number, _ in batch]
-            asked = [prompt for _, prompt in batch]
-            answers = list(engine.generate(asked, sampling, limits, seeds, options.batch_size))
-            for (number, _), reply in zip(batch, answers, strict=True):
-                if reply.finish_reason == "error":
-                    raise BadInput(
-                        f"--target: the target's logits are not finite at prompt {number}; nothing of its batch was"
-                        f" written; check the weights of {options.target}, and --dtype"
-                    )
-            lines = [
-                {"token_ids": prompt + reply.token_ids, "prompt_tokens": len(prompt), "number": number}
-                for (number, prompt), reply in zip(batch, answers, strict=True)
-                if number in left
-            ]
-            replies.add(file, lines)
-            bar.update(len(left))
+    prompt = options.prompt_tokens if options.text else QUESTION_TOKENS
+    slots = min(target.max_position_embeddings, prompt + options.max_new_tokens)
+    return pair.load_of(target, head, options.dtype, options.batch_size, slots)
 
 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:
@@ -221,18 +174,18 @@ def check(options: Options) -> None:
     if bool(options.conversations) == bool(options.text):
         raise BadInput("there is nothing to answer: give --conversations or --text, and one of them")
     for name in ("max_new_tokens", "batch_size", "seed"):
-        require(f"--{name.replace('_', '-')}", wrong_number(name, getattr(options, name)))
+        check_number(name, getattr(options, name))
     for name in ("prompt_tokens", "stride"):
-        checks.within(options, name, 1, MOST_TOKENS)
-    checks.temperature(options.temperature)
+        check_range(name, getattr(options, name), 1, MAX_TOKENS)
+    check_temperature(options.temperature)
     width, length = options.beam
     require("--beam: its width", wrong_number("beam_width", width))
     require("--beam: its length", wrong_number("beam_length", length))
     part, parts = options.shard
     if not 0 <= part < parts:
         raise BadInput(f"--shard should be a part, counted from 0, of a number of parts, not {part} {parts}")
-    if options.dtype not in (None, *pair.DTYPES):
-        raise BadInput(f"--dtype should be {' or '.join(pair.DTYPES)}, not {options.dtype}")
+    if options.dtype is not None:
+        require("--dtype", wrong_dtype(options.dtype))
     if options.output.is_dir():
         raise BadInput(f"--output: {options.output} is a folder; it should be a file")
     if not options.output.absolute().parent.is_dir():
@@ -241,9 +194,7 @@ def check(options: Options) -> None:
 
 def command(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(
-        lambda: main(tyro.cli(Options, args=arguments, prog="python -m train.distill", config=(tyro.conf.FlagCreatePairsOff,)))
-    )
+    return run_command(lambda: main(read_options(Options, "train.distill", arguments)))
 
 
 if __name__ == "__main__":

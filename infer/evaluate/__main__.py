@@ -1,0 +1,155 @@
+"""`python -m infer.evaluate`: a target and its heads on text that neither was trained on.
+
+Tokens per step of every head, side by side on the same contexts; how well the target predicts the text, and how often
+its greedy text ends in a loop, which flatters every head. Not here: the figures (`metrics.py`), the table (`report.py`), speed.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+from infer import text_files
+from infer.command import read_options, run_command
+from infer.evaluate import report
+from infer.options import check_range, read_beams
+from infer.text import require_tokenizer
+from redrafter_jax.errors import BadInput
+
+PROMPT_TOKENS = 64  # of a context (`metrics.Prompts`)
+MIN_NEW_TOKENS = 48  # a loop shows in the last 48 tokens of a reply
+MIN_TEXT_TOKENS = 1000
+MAX_CONTEXTS = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Tokens per step of draft heads on held-out text."""
+
+    target: pathlib.Path
+    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
+    drafter: tuple[pathlib.Path, ...]
+    """Folders of the heads."""
+    text: tuple[pathlib.Path, ...]
+    """Text files, or folders of them, that nothing was trained on."""
+    beams: tuple[str, ...] = ("1x3", "4x4", "8x5")
+    """Beam shapes, W x L."""
+    trees: tuple[str, ...] = ("search", "beams")
+    """Trees: search, and beams (the paper's), whose drafts are cut to the 50 likeliest tokens as in Apple's code."""
+    prompts: int = 64
+    """Contexts that are continued by --new-tokens tokens."""
+    contexts: int = 512
+    """Contexts along the text, one round from each."""
+    new_tokens: int = 128
+    """Tokens that each prompt is continued by."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(read_options(Options, "infer.evaluate", arguments)))
+
+
+def _main(options: Options) -> None:
+    shapes = read_beams(options.beams)
+    check(options)
+    files = text_files.files(options.text)
+    import jax  # only once the options are known to be good
+
+    from infer.evaluate import metrics
+    from redrafter_jax.devices.mesh import make_mesh
+    from redrafter_jax.files import hub, weights
+
+    jax.set_mesh(make_mesh())
+    folder = hub.locate(options.target, "--target")
+    config = check_pairs(folder, options)
+    stream = read_stream(files, folder, config.vocab_size)
+    size = sum(len(file.read_bytes()) for file in files)
+    prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
+    check_memory(config, options.new_tokens, max(length for _, length in shapes))
+    target = weights.load_target(folder, what="--target")
+    result = {
+        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "tokens": len(stream),
+        "bits_per_byte": metrics.bits_per_byte(target, stream, size),
+        "loops": metrics.loop_share(metrics.greedy_replies(target, prompts, options.new_tokens)),
+        "heads": {},
+    }
+    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))  # a head's rows once they are there
+    say(report.heading(result))
+    for drafter in options.drafter:
+        head = weights.load_drafter(drafter, what="--drafter")
+        rows = metrics.tau_table(target, head, prompts, contexts, shapes, options.trees, options.new_tokens)
+        result["heads"][str(drafter)] = rows
+        say("\n".join(report.line(drafter, row) for row in rows))
+    if options.json:
+        print(json.dumps(result, indent=1))
+
+
+def check(options: Options) -> None:
+    """Raises BadInput for options out of range."""
+    for name in ("prompts", "contexts"):
+        check_range(name, getattr(options, name), 1, MAX_CONTEXTS)
+    if options.new_tokens < MIN_NEW_TOKENS:
+        raise BadInput(f"--new-tokens should be {MIN_NEW_TOKENS} or more, not {options.new_tokens}")
+    for name in options.trees:
+        if name not in ("search", "beams"):
+            raise BadInput(f"--trees: {name!r} should be search or beams")
+    if not options.drafter or not options.text:
+        raise BadInput("give at least one --drafter and one --text")
+
+
+def check_pairs(folder: pathlib.Path, options: Options):
+    """The target's config. Raises BadInput where the replies do not fit its context, or a head does not fit the target."""
+    from redrafter_jax.files import config as configs
+
+    config = configs.target_config(configs.read_json(folder, "--target"), "--target")
+    room = config.max_position_embeddings - PROMPT_TOKENS
+    if options.new_tokens > room:
+        raise BadInput(
+            f"--new-tokens should be at most {room}, which the target's context leaves after {PROMPT_TOKENS} tokens of a prompt,"
+            f" not {options.new_tokens}"
+        )
+    for drafter in options.drafter:
+        configs.check_pair(config, configs.drafter_config(configs.read_json(drafter, "--drafter"), "--drafter"), "--drafter")
+    return config
+
+
+def read_stream(files: list[pathlib.Path], target: pathlib.Path, vocab_size: int):
+    """The token ids of all files, one after the other, as one array.
+
+    Raises:
+      BadInput: the target has no tokenizer or does not know all ids, a file holds no text, or they are too few.
+    """
+    import numpy as np
+
+    tokenizer, wrong = require_tokenizer(target, "text to evaluate on"), []
+    read = list(text_files.tokenise(files, tokenizer, lambda name, reason: wrong.append(f"{name}: {reason}")))
+    if wrong:
+        raise BadInput(f"--text: {wrong[0]}; it should be text, in UTF-8")
+    for name, ids in read:
+        text_files.check_known(ids, name, vocab_size)
+    stream = np.concatenate([np.asarray(ids, np.int32) for _, ids in read])
+    if len(stream) < MIN_TEXT_TOKENS:
+        raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give {MIN_TEXT_TOKENS:,} or more")
+    return stream
+
+
+def check_memory(target, new_tokens: int, length: int) -> None:
+    """Raises BadInput for a target (a `TargetConfig`) that does not fit in memory with the cache of a batch of contexts;
+    ``length``: drafted tokens per beam at most."""
+    from infer import pair
+    from infer.evaluate import metrics
+    from redrafter_jax.decode import prefill
+    from redrafter_jax.devices import memory
+
+    slots = prefill.bucket(PROMPT_TOKENS, new_tokens, length).slots
+    load = pair.load_of(target, None, "float32", metrics.BATCH, slots)
+    shorter = pair.load_of(target, None, "float32", metrics.BATCH, prefill.bucket(PROMPT_TOKENS, MIN_NEW_TOKENS, length).slots)
+    what = f"--target in float32, with the cache of {metrics.BATCH} contexts,"
+    memory.check(load, (1, 1), what, {f"--new-tokens {MIN_NEW_TOKENS}": shorter}, "a smaller target")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

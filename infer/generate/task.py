@@ -1,0 +1,68 @@
+"""What `infer.generate` is asked to do, in types: which models, how to decode, where the replies go. Nothing here starts JAX."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """A pair by folders or hub names (None: the embedded one), its number format and mesh (None: what suits the devices)."""
+
+    target: str | None = None
+    drafter: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    mesh: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Beams:
+    """The fields of a `Shape`; a width or length of None is what suits the device, a budget of 0 is all nodes."""
+
+    width: int | None = None
+    length: int | None = None
+    budget: int = 0
+    tree: Literal["search", "beams"] = "search"
+    draft_top_k: int = DRAFT_TOP_K
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together."""
+
+    kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
+    beams: Beams = Beams()
+    sampling: Sampling = Sampling()
+    limits: Limits = Limits()
+    seed: int = 0
+    batch: int = 1
+    ignore_eos: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the text is the target's own; greedy decoding has no use for the acceptance rule."""
+        return self.sampling.temperature == 0 or self.sampling.rule != "typical"
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """Where replies go: into a file, to standard output as JSON lines, or there as text, which may be coloured."""
+
+    file: pathlib.Path | None = None
+    json: bool = False
+    no_color: bool = False
+
+    @property
+    def shows_text(self) -> bool:
+        return self.file is None and not self.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A command line of `infer.generate`, but for its prompts."""
+
+    models: Models = Models()
+    decoding: Decoding = Decoding()
+    destination: Destination = Destination()

@@ -1,0 +1,117 @@
+"""What options of several commands may be: ranges, beam shapes, nodes, number formats, seeds.
+
+Each check raises BadInput, one sentence that begins with the option. The ranges that hold in Python as well, and their
+sentences, are those of `redrafter_jax/decode/request.py`. Nothing here starts JAX.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from redrafter_jax.decode.request import (
+    MAX_NODES,
+    MAX_SEED,
+    require,
+    wrong_for_vocabulary,
+    wrong_number,
+    wrong_temperature,
+    wrong_top_p,
+)
+from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
+
+DTYPES = ("float32", "bfloat16")
+MAX_WIDTH, MAX_LENGTH = 1024, 64  # of a beam shape WxL
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """A number out of its range; None is the default and always fine."""
+    if value is not None and not low <= value <= high:
+        raise BadInput(f"{flag(name)} should be from {low} to {high}, not {value}")
+
+
+def check_ranges(ranges: Mapping[str, tuple[int, int]], values: Mapping[str, float | None]) -> None:
+    """Of every name in ``ranges``, the value."""
+    for name, (low, high) in ranges.items():
+        check_range(name, values[name], low, high)
+
+
+def check_number(name: str, value: int | None, more: str = "") -> None:
+    """A number out of the range that it has in Python too; ``more`` is said behind the sentence."""
+    wrong = None if value is None else wrong_number(name, value)
+    require(flag(name), wrong and wrong + more)
+
+
+def check_temperature(value: float) -> None:
+    """A temperature that is neither 0 nor one at which float32 can sample."""
+    require("--temperature", wrong_temperature(value))
+
+
+def check_top_p(value: float) -> None:
+    """A share of the probability that is none."""
+    require("--top-p", wrong_top_p(value))
+
+
+def wrong_dtype(value: object) -> str | None:
+    """What is wrong with a number format of weights and cache."""
+    return None if value in DTYPES else f"should be {' or '.join(DTYPES)}, not {shown(value)}"
+
+
+def read_beam(text: str) -> tuple[int, int]:
+    """W and L of a `--beams` value.
+
+    Raises:
+      BadInput: it is not of the form WxL, or out of range.
+    """
+    width, cross, length = text.partition("x")
+    is_a_shape = cross and width.isdecimal() and length.isdecimal()
+    if not (is_a_shape and 1 <= int(width) <= MAX_WIDTH and 1 <= int(length) <= MAX_LENGTH):
+        raise BadInput(f"--beams should be widths and lengths such as 4x4, not {text}")
+    return int(width), int(length)
+
+
+def read_beams(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """W and L of each. Raises BadInput as `read_beam`."""
+    return list(map(read_beam, texts))
+
+
+def check_tree(width: int, length: int, budget: int) -> None:
+    """A tree with more nodes than a pass scores."""
+    count = min(budget, 1 + width * length) if budget else 1 + width * length
+    if count > MAX_NODES:
+        raise BadInput(f"--beam-width {width} and --beam-length {length} make {count} nodes, over {MAX_NODES};"
+                       " narrow them or give a --node-budget")  # fmt: skip
+
+
+def check_each(name: str, values: Sequence[int], low: int, high: int) -> None:
+    """No value at all, or one out of its range."""
+    if not values or any(not low <= value <= high for value in values):
+        raise BadInput(f"{flag(name)} should be from {low} to {high}, not {' '.join(map(str, values)) or 'nothing'}")
+
+
+def check_nodes(counts: Sequence[int]) -> None:
+    """Numbers of nodes that a pass cannot score."""
+    if counts:
+        check_each("nodes", counts, 1, MAX_NODES)
+
+
+def check_once(name: str, values: Sequence, said: Sequence) -> None:
+    """A value that stands twice among those of an option; ``said``: the values as they were given."""
+    if len(set(values)) < len(values):
+        raise BadInput(f"{flag(name)} should name each once, not {' '.join(map(str, said))}")
+
+
+def check_drafted(option: str, value: int, vocab_size: int, draft_vocab: int = 0) -> None:
+    """More beams, or a larger --draft-top-k, than there are tokens to draft: the target's, or the head's where it has its own."""
+    require(option, wrong_for_vocabulary(value, vocab_size, draft_vocab))
+
+
+def read_seeds(first: int, count: int) -> list[int]:
+    """The seed of each of ``count`` prompts: the first one's and its number."""
+    highest = MAX_SEED - count + 1
+    if first > highest:
+        raise BadInput(f"--seed should be at most {highest}, not {first}, which leaves too few seeds for {count} prompts")
+    return [first + index for index in range(count)]

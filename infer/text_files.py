@@ -1,0 +1,85 @@
+"""Text files as their users name them: which files, the text in them, and its token ids. Nothing here starts JAX."""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from redrafter_jax.errors import BadInput
+
+FILES_AT_ONCE = 256  # that are tokenised together, in parallel
+
+
+def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The files that paths name, and the files in the folders among them, in order of name, less those that are empty and
+    those that are hidden or in a hidden folder.
+
+    Raises:
+      BadInput: a path is missing, or a folder has no file that is not empty.
+    """
+    found = []
+    for path in paths:
+        if not (path.is_dir() or path.is_file()):
+            raise BadInput(f"there is no file or folder {path}")
+        inside = sorted(file for file in path.rglob("*") if _is_read(file, path)) if path.is_dir() else [path]
+        if not inside:
+            raise BadInput(f"there is no file in {path} that is neither empty nor hidden")
+        found += inside
+    return found
+
+
+def _is_read(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    is_hidden = any(name.startswith(".") for name in file.relative_to(folder).parts)
+    return not is_hidden and file.is_file() and not _is_blank(file)
+
+
+def _is_blank(file: pathlib.Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return not any(map(bytes.strip, opened))
+    except OSError:
+        return False  # whoever reads it says what is wrong
+
+
+def read_text(path: pathlib.Path) -> str:
+    """The text of a file. Raises BadInput where it cannot be read, or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"{path} cannot be read as UTF-8 text ({error})") from None
+
+
+def tokenise(paths: Iterable[pathlib.Path], tokenizer, skip: Callable[[str, str], None]) -> Iterator[tuple[str, list[int]]]:
+    """The name and the token ids of each file, which begin with the beginning-of-text id where the tokenizer's prompts do, and
+    end with the end-of-text id.
+
+    Args:
+      skip: called with the name of a file that holds no text, and the reason.
+    """
+    begin = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    waiting = iter(paths)
+    while batch := list(itertools.islice(waiting, FILES_AT_ONCE)):
+        texts = {path: text for path in batch if (text := _text_or_skip(path, skip))}
+        encoded = tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        for path, ids in zip(texts, encoded, strict=True):
+            yield path.name, begin + ids + end
+
+
+def _text_or_skip(path: pathlib.Path, skip: Callable[[str, str], None]) -> str | None:
+    try:
+        text = read_text(path)
+    except BadInput as error:
+        return skip(path.name, str(error))
+    return text if text.strip() else skip(path.name, "is empty")
+
+
+def check_known(tokens: Sequence[int] | np.ndarray, where: str, vocab_size: int) -> None:
+    """Raises BadInput for a token that the tokenizer has and the target has not; ``where`` it was read."""
+    highest = int(np.max(tokens, initial=0))
+    if highest >= vocab_size:
+        raise BadInput(
+            f"--target: the tokenizer writes token id {highest} ({where}), but vocab_size in config.json is {vocab_size};"
+            " it should be the tokenizer that the target was trained with"
+        )

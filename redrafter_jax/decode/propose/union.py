@@ -1,0 +1,58 @@
+"""Two proposers at once: their trees merged, each prefix once, so that a pass of the target checks what either of them drafts."""
+
+import dataclasses
+
+import jax
+
+from redrafter_jax.decode.pack import Tree, merge
+from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
+from redrafter_jax.decode.request import MAX_NODES
+from redrafter_jax.decode.verify import Verdict
+from redrafter_jax.errors import BadInput
+from redrafter_jax.model.target import Target
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Union(Proposer):
+    """The ``nodes`` likeliest of both trees by their scores, or all of them (0). Its memory is the pair of their memories.
+
+    Raises:
+      BadInput: there are too many nodes.
+    """
+
+    one: Proposer
+    other: Proposer
+    nodes: int = dataclasses.field(metadata={"static": True}, default=0)
+
+    @property
+    def round(self) -> Round:
+        one, other = self.one.round, self.other.round
+        most = one.nodes + other.nodes - 1
+        return Round(max(one.length, other.length), min(self.nodes, most) if self.nodes else most)
+
+    def prepare(self, target: Target) -> Proposer:
+        if not 0 <= self.nodes <= MAX_NODES or self.round.nodes > MAX_NODES:
+            raise BadInput(f"nodes should be from 2 to {MAX_NODES}, or 0 for all, not {self.nodes or self.round.nodes}")
+        return dataclasses.replace(self, one=self.one.prepare(target), other=self.other.prepare(target))
+
+    def begin(self, target: Target, view: View) -> Memory:
+        return self.one.begin(target, view), self.other.begin(target, view)
+
+    def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
+        trees, memories = [], []
+        for proposer, its_own in zip((self.one, self.other), memory, strict=True):
+            tree, its_own = proposer.propose(target, _shortened(view, proposer.round.length), its_own)
+            trees.append(tree)
+            memories.append(its_own)
+        with jax.named_scope("pack"):
+            return merge(*trees, self.round.nodes, self.round.length), tuple(memories)
+
+    def accept(self, memory: Memory, tree: Tree, verdict: Verdict) -> Memory:
+        one, other = memory
+        return self.one.accept(one, tree, verdict), self.other.accept(other, tree, verdict)
+
+
+def _shortened(view: View, length: int) -> View:
+    """With the noise of so many positions."""
+    return view if view.noise is None else dataclasses.replace(view, noise=view.noise[:, :length])

@@ -1,0 +1,134 @@
+"""`python -m train.fit`: does a training step of a head fit on a TPU slice, and what would it cost, before the slice is rented.
+
+The TPU compiler compiles the step for the slice on this machine; no weight is allocated and nothing runs. All times are
+estimates. Not here: the points (`points.py`), how they are said (`report.py`), the compiler (`redrafter_jax/slices/compiler.py`).
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from typing import Literal
+
+from infer.command import read_options, run_command
+from infer.fit.report import head_line, line
+from infer.options import check_each
+from redrafter_jax.errors import BadInput
+
+LIMITS = (
+    "All of this is the compiler's estimate and arithmetic, not a measurement. The step takes the cycles that the compiler expects"
+    " of its operations, one after the other, and no less than its floor: the operations that the mathematics needs at the chip's"
+    " published peak. `send` is what a chip needs at least for its part of the operations between chips, at the published bandwidth"
+    " of its links, one way. It is not in the step, since XLA lets much of it go on beside computing; nor is what the `links`"
+    " operations wait for each other, nor reading data."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compile a training step of a head for a TPU slice that is not here, and say what fits and what it would cost."""
+
+    model: str
+    """A known shape (llama-7b, vicuna-7b, llama-13b, llama-33b, llama-3.1-8b, llama-3.1-70b) or a folder with config.json."""
+    topology: str = "v5e:2x4"
+    """The slice: a chip and a grid, such as v5e:2x2, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1, v5p:2x2x2."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which the batch (D) and the target (M) are split; by default every mesh of all chips is tried."""
+    batch: tuple[int, ...] = (8,)
+    """Rows read at once (with --accumulate A, an update has A times as many)."""
+    accumulate: int = 1
+    """As in train.main: parts in which the rows of an update are read; above 1 the gradients' sum is held too."""
+    row_length: int = 2048
+    """Tokens in a row."""
+    positions: int = 5
+    """Drafted positions that are trained."""
+    distill_weight: float = 1.0
+    """Share of soft labels in the loss."""
+    head: Literal["full", "slim"] = "full"
+    """full: the paper's head; slim: exits into the target's own LM head."""
+    head_vocab: int = 0
+    """Tokens that the head can draft; 0: all of the target's."""
+    labels: Literal["text", "greedy"] = "text"
+    """As in train.main; greedy goes with --distill-weight 0."""
+    shard_target: Literal["model", "data,model"] = "model"
+    """As in train.main: data,model splits target, head and optimizer over all chips, and gathers weights as they are used."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the target; the head trains in float32."""
+    whole: bool = False
+    """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
+    only what is recommended is compiled whole."""
+    json: bool = False
+    """Print the report as JSON instead."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> None:
+    options = read_options(Options, "train.fit", arguments)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
+    report = run(options)
+    if options.json:
+        print(json.dumps(report, indent=1))
+
+
+def run(options: Options) -> dict:
+    """Compiles, and prints unless JSON is wanted; returns the whole report."""
+    from redrafter_jax.slices import topology as slices
+    from train.fit import points
+    from train.fit import report as tables
+    from train.run import loop
+
+    recipe = recipe_of(options)
+    target = slices.read_target_config(options.model, "--model")
+    if recipe.row_length > target.max_position_embeddings:
+        longest = target.max_position_embeddings
+        raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
+    slices.parse_topology(options.topology, "--topology")
+    head = loop.make_head_config(target, recipe)
+    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, target, head, "--mesh")
+    slice_ = slices.find_slice(options.topology, "--topology")
+    left_out += slices.refuse_batches(options.batch, meshes, "--batch").values()
+    subject = points.StepSubject(slice_, target, recipe, options.dtype, options.shard_target == "data,model")
+    command, chips = " ".join(["python -m train.fit", *sys.argv[1:]]), len(slice_.devices)
+    report = {"command": command, "chips": chips, "left_out": left_out, "rows": [], "limits": LIMITS}
+    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
+    say(tables.heading(subject, options.model, options.topology))
+    for reason in left_out:
+        say(f"left out: {reason}")
+    say(head_line(tables.COLUMNS))
+
+    def row(mesh: tuple[int, int], batch: int, whole: bool) -> dict:
+        found = points.row(subject, mesh, batch, whole)
+        say(line(tables.cells_of(found), tables.COLUMNS))
+        return found
+
+    for data, model in meshes:
+        report["rows"] += [row((data, model), batch, options.whole) for batch in options.batch if batch % data == 0]
+    advice = points.settle(report["rows"], lambda found: row(found["mesh"], found["batch"], whole=True))
+    report["advice"], report["refused"] = advice
+    say(tables.advised(*advice, options.shard_target))
+    say(LIMITS)
+    return report
+
+
+def recipe_of(options: Options):
+    """The recipe of `train.main` with these options."""
+    from train.run.recipe import Recipe
+
+    check_each("batch", options.batch, 1, 65536)
+    if options.accumulate < 1:
+        raise BadInput(f"--accumulate should be 1 or more, not {options.accumulate}")
+    recipe = Recipe(
+        head=options.head, head_vocab=options.head_vocab, positions=options.positions, labels=options.labels,
+        distill_weight=options.distill_weight, row_length=options.row_length, batch=options.accumulate * max(options.batch),
+        accumulate=options.accumulate,
+    )  # fmt: skip
+    recipe.check()
+    return recipe
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The points of `train.fit`: a mesh and a batch, the training step compiled for a slice; and which of them to take.
+
+Not here: the step (`train/run/step.py`), compiling (`redrafter_jax/slices/compiler.py`), options, tables (`report.py`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from infer.fit.points import AGAIN
+from redrafter_jax.loss import LossConfig
+from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.slices import compiler
+from redrafter_jax.slices.topology import Slice
+from train.data.rows import Batch
+from train.run import log, loop, step
+from train.run.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSubject:
+    """What is to be trained on a slice. dtype: of the target; spread: its weights are split over both axes of a mesh."""
+
+    slice: Slice
+    target: TargetConfig
+    recipe: Recipe
+    dtype: str
+    spread: bool = False
+
+    def of_depth(self, layers: int) -> "StepSubject":
+        """The same with a target of so many layers."""
+        return dataclasses.replace(self, target=dataclasses.replace(self.target, num_hidden_layers=layers))
+
+
+def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:
+    """The row of most tokens per second that fits with all layers, and those that seemed to be it but do not.
+
+    Args:
+      of_all_layers: gives the row with all layers compiled; it is called for at most 1 + `AGAIN` of them.
+    """
+    refused = []
+    fitting = sorted((row for row in rows if row["fits"]), key=lambda row: -row["tokens_per_second"])
+    for found in fitting[: 1 + AGAIN]:
+        whole = found if found["whole"] else of_all_layers(found)
+        if whole["fits"]:
+            return whole, refused
+        refused.append(whole)
+    return None, refused
+
+
+def row(subject: StepSubject, mesh: tuple[int, int], batch: int, whole: bool) -> dict:
+    """One mesh and batch as a row of the table; bytes and operations of one chip, times in seconds."""
+    chip, target = subject.slice.chip, subject.target
+    facts = {"mesh": list(mesh), "batch": batch}
+
+    def of_depth(layers: int):
+        return compile_step(subject.of_depth(layers), mesh, batch)
+
+    try:
+        program = compiler.at_depth(of_depth, target.num_hidden_layers, whole)
+    except compiler.DoesNotFit as refused:
+        return facts | {"held": refused.bytes, "fits": False, "whole": refused.bytes is not None}
+    except compiler.CompilerFailed as failed:
+        return facts | {"held": None, "fits": False, "whole": whole, "failed": str(failed)}
+    flops = _flops(subject, mesh, batch)
+    seconds = max(program.seconds(chip), flops / chip.peak)
+    return facts | {
+        "held": program.held,
+        "fits": compiler.fits(program.held, chip),
+        "whole": program.whole,
+        "memory": {k: getattr(program, k) for k in ("arguments", "outputs", "aliased", "temporaries", "code")},
+        "flops_by_hand": flops,
+        "floor_seconds": flops / chip.peak,
+        "compiler_seconds": program.seconds(chip),
+        "step_seconds": seconds,
+        "tokens_per_second": batch * subject.recipe.row_length / seconds,
+        "peak_share": flops / chip.peak / seconds,
+        "links": program.links,
+        "link_bytes": program.link_bytes,
+        "link_sent": program.link_sent,
+        "send_seconds": chip.transfer(program.link_sent, mesh),
+        "compile_seconds": program.compile_seconds,
+    }
+
+
+def compile_step(subject: StepSubject, mesh: tuple[int, int], batch: int) -> compiler.Program:
+    """`step.step` as the run compiles it, for a target of these shapes.
+
+    Raises:
+      DoesNotFit: the compiler refused it for its memory.
+    """
+    recipe = subject.recipe
+    with jax.set_mesh(subject.slice.mesh(*mesh)):
+        frozen, state, rows = arrays(subject, batch)
+        config = LossConfig(recipe.positions, recipe.distill_weight)
+        update = functools.partial(step.step, schedule=loop.make_schedule(recipe), config=config, labels=recipe.labels)
+        return compiler.compile_program(jax.jit(update, donate_argnums=0), state, frozen, rows)
+
+
+def arrays(subject: StepSubject, batch: int) -> tuple:
+    """The target, the state of the head and a batch on the current mesh; none of them exists."""
+    recipe = subject.recipe
+    frozen = compiler.target(subject.target, subject.dtype, subject.spread)
+    head, schedule = loop.make_head_config(subject.target, recipe), loop.make_schedule(recipe)
+    start = functools.partial(step.start, config=head, schedule=schedule, spread=subject.spread)
+    state = jax.eval_shape(lambda: start(jax.random.key(0)))
+    tokens = compiler.abstract((batch, recipe.row_length), jnp.int32, jax.P("data", None))
+    return frozen, state, Batch(tokens, tokens, tokens, tokens)
+
+
+def _flops(subject: StepSubject, mesh: tuple[int, int], batch: int) -> float:
+    """Operations that the mathematics of a step needs, on one chip (`log.flops`; attention is not counted)."""
+    with jax.set_mesh(subject.slice.mesh(*mesh)):
+        frozen, state, _ = arrays(subject, batch)
+        part, counted = dataclasses.replace(subject.recipe, batch=batch), []
+        jax.eval_shape(lambda *models: counted.append(log.flops(*models, part)), frozen, state.drafter)
+        return counted[0] / len(subject.slice.devices)

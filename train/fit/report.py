@@ -1,0 +1,44 @@
+"""The table and the recommendation of `train.fit`, for people, as far as they are not those of `infer.fit`."""
+
+from infer.fit.report import facts_of, head_of
+from train.fit.points import AGAIN, StepSubject
+
+COLUMNS = (
+    ("mesh", 5), ("batch", 5), ("GiB/chip", 8), ("fits", 4), ("TFLOP", 7), ("step ms", 8), ("floor ms", 8), ("of peak", 7),
+    ("tokens/s", 9), ("send ms", 7), ("links", 6), ("MB", 8),
+)  # fmt: skip
+
+
+def heading(subject: StepSubject, model: str, topology: str) -> str:
+    """What stands above the table."""
+    recipe, slice_ = subject.recipe, subject.slice
+    head = head_of(recipe.head, recipe.head_vocab)
+    return (
+        f"{model}, {head} in float32, target in {subject.dtype}, rows of {recipe.row_length} tokens,"
+        f" {recipe.positions} positions, on {len(slice_.devices)} chips of {slice_.chip.name} ({topology},"
+        f" {slice_.chip.usable_bytes / (1 << 30):.2f} GiB usable each)\nAll figures but tokens/s are of one chip."
+    )
+
+
+def cells_of(row: dict) -> list[str]:
+    """A row for people. Figures of a chip, but for the tokens per second."""
+    cells, is_all = facts_of(row, "" if row["whole"] else "~")
+    if is_all:
+        return cells
+    return cells + [
+        f"{row['flops_by_hand'] / 1e12:.2f}", f"{row['step_seconds'] * 1e3:.1f}", f"{row['floor_seconds'] * 1e3:.1f}",
+        f"{row['peak_share']:.0%}", f"{row['tokens_per_second']:.0f}", f"{row['send_seconds'] * 1e3:.1f}",
+        f"{row['links']:.0f}", f"{row['link_bytes'] / 1e6:.1f}",
+    ]  # fmt: skip
+
+
+def advised(best: dict | None, refused: list[dict], split_over: str) -> str:
+    """The recommendation, in options of `train.main`; ``split_over`` as its --shard-target."""
+    if best is None:
+        what = f"none of the last {len(refused)} lines, with all layers compiled, fits" if refused else "nothing fits"
+        what += ", and others were not tried" if len(refused) > AGAIN else ""
+        more = "" if split_over == "data,model" else "--shard-target data,model, "
+        return f"{what}; take {more}more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
+    data, model = best["mesh"]
+    mesh = f"--mesh {data} {model}" + (" --shard-target data,model" if split_over == "data,model" else "")
+    return f"{mesh} with {best['batch']} rows at once has all layers compiled and fits"

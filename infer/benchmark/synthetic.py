@@ -80,7 +80,8 @@ def put_in(beams: draft.Beams, known: Known, state: DecodeState) -> draft.Beams:
     L = beams.tokens.shape[1]
     ahead_BL = jnp.minimum(state.count[:, None] + jnp.arange(L), known.text.shape[1] - 1)
     right_BL = pick(known.text, ahead_BL)
-    draws_BL = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count), (L,)))(state.policy.keys, state.count)
+    draw = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count), (L,)))
+    draws_BL = draw(state.policy.keys_B, state.count)
     lucky_BL = draws_BL < known.rates
     first_W = jnp.arange(beams.tokens.shape[2]) == 0
     tokens = jnp.where(lucky_BL[..., None] & first_W, right_BL[..., None], beams.tokens)

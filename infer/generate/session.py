@@ -46,7 +46,7 @@ def run(options, given: list[prompts.Prompt]) -> int:
         if lines.done == len(ids):
             return exit_code(lines.failed, len(ids))
     if not is_exact(options):
-        processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
+        processes.say(f"note: --acceptance {options.acceptance} changes the distribution of the text", sys.stderr)
     room.check(plan, max(map(len, ids)), min(options.max_new_tokens, context(options, plan)), rows, shape.length if shape else 0)
     loaded = pair.fill(plan, tokenizer, shape or Shape(), options.ignore_eos)
     if plan.why is not None:
@@ -72,8 +72,8 @@ def shape_of(options, plan: pair.Plan) -> Shape:
 
 
 def is_exact(options) -> bool:
-    """Whether the text is the target's own; greedy decoding has no use for the acceptance rule."""
-    return options.temperature == 0 or options.acceptance != "typical"
+    """Whether the text has the target's own distribution."""
+    return sampling_of(options).is_exact
 
 
 def context(options, plan: pair.Plan) -> int:

@@ -6,7 +6,7 @@ Autoregressive decoding is the same loop over a tree of one node.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +63,9 @@ AUTOREGRESSIVE = Shape(width=1, length=0)
 
 def search(target: Target, drafter: Drafter, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> draft.Beams:
     """The head's beam search from where each row stands, as its policy wants it."""
-    policy = state.policy
-    temperature_B = policy.temperature if policy.sampled else None
-    shown = noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
+    divisor_B, shown_BLV = sample.divisor(state.policy), sample.show_noise(state.policy, noise_BMV)
     cut = shape.draft_top_k if shape.width > 1 else 0
-    return draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, temperature_B, shown, cut)
+    return draft.draft(target, drafter, state.h, state.g, shape.width, shape.length, divisor_B, shown_BLV, cut)
 
 
 def propose(target: Target, drafter: Drafter | None, state: DecodeState, noise_BMV: jax.Array | None, shape: Shape) -> pack.Tree:
@@ -96,15 +94,35 @@ def one_round(target: Target, drafter, state: DecodeState, shape: Shape, propose
         return commit(state, verdict)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "propose"), donate_argnames="state")
+Until = Literal["all", "any"]
+"""What ends a run before its rounds do: all rows are done, or any row that was not done when the run began is done."""
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "propose", "until"), donate_argnames="state")
 def run(
-    target: Target, drafter, state: DecodeState, rounds: jax.Array | int, shape: Shape, propose: Propose = propose
+    target: Target,
+    drafter,
+    state: DecodeState,
+    rounds: jax.Array | int,
+    shape: Shape,
+    propose: Propose = propose,
+    until: Until = "all",
 ) -> DecodeState:
-    """At most ``rounds`` rounds, fewer if every row is done. ``state`` is donated: use what is returned."""
+    """At most ``rounds`` rounds, fewer by ``until``. ``state`` is donated: use what is returned.
+
+    Raises:
+      BadInput: there is no such ``until``.
+    """
+    if until not in get_args(Until):
+        raise BadInput(f"until should be {' or '.join(get_args(Until))}, not {shown(until)}")
+    done_before_B = state.done
 
     def unfinished(carry):
         index, state = carry
-        return (index < rounds) & ~jnp.all(state.done)
+        ended = jnp.all(state.done)
+        if until == "any":
+            ended |= jnp.any(state.done != done_before_B)
+        return (index < rounds) & ~ended
 
     def body(carry):
         index, state = carry

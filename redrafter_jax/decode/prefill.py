@@ -60,7 +60,7 @@ def prefill(
     prompts_BT: jax.Array,
     length_B: jax.Array,
     limit_B: jax.Array,
-    stop_ids: jax.Array,
+    stop_ids_BX: jax.Array,
     policy: sample.Policy,
     bucket: Bucket,
 ) -> commit.DecodeState:
@@ -90,16 +90,16 @@ def prefill(
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
     kv, h_BD = jax.lax.fori_loop(0, needed, read, (kv, h_BD))
-    return _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket)
+    return _first_choice(target, kv, h_BD, limit_B, stop_ids_BX, policy, bucket)
 
 
-def _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket) -> commit.DecodeState:
+def _first_choice(target, kv, h_BD, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:
     logits_B1V = target.logits(h_BD[:, None])
     noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
     g_B1, finite_B1 = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)
     g_B, failed_B = g_B1[:, 0], ~finite_B1[:, 0] & (limit_B > 0)
     zero_B = jnp.zeros_like(g_B)
-    count_B, done_B = commit.ends(g_B[:, None], jnp.where(failed_B, 0, 1), zero_B, limit_B, stop_ids)
+    count_B, done_B = commit.ends(g_B[:, None], jnp.where(failed_B, 0, 1), zero_B, limit_B, stop_ids_BX)
     room = bucket.new + bucket.length + 1
     text_BT = jnp.zeros((g_B.shape[0], room), jnp.int32, out_sharding=P("data", None))
     return commit.DecodeState(
@@ -110,7 +110,7 @@ def _first_choice(target, kv, h_BD, limit_B, stop_ids, policy, bucket) -> commit
         drafted=text_BT > 0,
         count=count_B,
         limit=limit_B,
-        stop_ids=stop_ids,
+        stop_ids=stop_ids_BX,
         done=done_B | failed_B,
         failed=failed_B,
         rounds=zero_B,

@@ -9,8 +9,9 @@ from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from infer.generate import checks
 from redrafter_jax import Limits, Sampling, Shape
+from redrafter_jax.decode.batch import make_requests
 from redrafter_jax.decode.engine import Engine
-from redrafter_jax.decode.request import MAX_NODES, check_prompts
+from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
 
@@ -26,6 +27,11 @@ def refusal(make, *given, **named) -> str:
         make(*given, **named)
     assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value) and "--" not in str(caught.value)
     return str(caught.value)
+
+
+def requests(prompts, seeds, sampling=Sampling(), limits=Limits(), stop_ids=()):
+    """Of a target of 503 tokens and a context of 16."""
+    return make_requests(prompts, sampling, limits, seeds, stop_ids, 503, 16)
 
 
 @pytest.mark.parametrize(
@@ -111,16 +117,16 @@ def test_more_beams_than_there_are_tokens_to_draft_are_refused():
     ids=str,
 )
 def test_a_prompt_that_is_no_list_of_known_ids_is_refused(prompt, words):
-    said = refusal(check_prompts, [[1], prompt], [0, 1], 503, 16)
+    said = refusal(requests, [[1], prompt], [0, 1])
     assert said.startswith("a prompt") and words in said and len(said) < 200
 
 
-def test_seeds_and_batches_are_checked():
-    check_prompts([np.asarray([1, 2], np.uint16), [np.int32(3)], (4,)], np.asarray([0, 2**32 - 1, 5]), 503, 16)
+def test_seeds_and_batches_are_checked(mha):
+    requests([np.asarray([1, 2], np.uint16), [np.int32(3)], (4,)], np.asarray([0, 2**32 - 1, 5]))
     for seed in (-1, 2**32, 1.5, True, None, "1"):
-        assert "a seed should be from 0 to 4294967295, not" in refusal(check_prompts, [[1]], [seed], 503, 16)
-    assert refusal(check_prompts, [[1], [2]], [0], 503, 16) == "seeds should be 2, one for each prompt, not 1"
-    assert refusal(check_prompts, [], [], 503, 16) == "there should be at least one prompt"
+        assert "a seed should be from 0 to 4294967295, not" in refusal(requests, [[1]], [seed])
+    assert refusal(requests, [[1], [2]], [0]) == "seeds should be 2, one for each prompt, not 1"
+    assert refusal(lambda: next(Engine(*mha).stream([], seeds=[]))) == "there should be at least one prompt"
 
 
 def test_an_engine_decodes_no_ids_that_its_target_does_not_know(mha):
@@ -167,7 +173,7 @@ def test_prompts_and_seeds_may_be_gone_through_once_alone(mha, monkeypatch):
     monkeypatch.setattr(Engine, "_in_batches", lambda self, *parts: given.append(parts))
     Engine(*mha).generate(iter([[1, 2], [3]]), seeds=iter([5, 6]))
     Engine(*mha).generate(np.asarray([4]) for _ in range(3))
-    assert [(len(prompts), seeds) for prompts, _, _, seeds, _ in given] == [(2, [5, 6]), (3, [0, 1, 2])]
+    assert [(len(requests), [request.seed for request in requests]) for requests, _ in given] == [(2, [5, 6]), (3, [0, 1, 2])]
     said = refusal(lambda: next(Engine(*mha).stream([[1, 2]], rows=-1)))
     assert said == "rows should be 0 (as many as prompts) or from 1 to 4096, not -1"
 

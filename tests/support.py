@@ -5,13 +5,14 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
-from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.decode import loop, prefill
+from redrafter_jax.decode.policy import Policy, make_policy
 from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.request import Sampling
 from redrafter_jax.files import weights
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -46,18 +47,13 @@ def rows(value, count: int, dtype) -> jax.Array:
     return put(np.broadcast_to(np.asarray(value, dtype), (count,)))
 
 
-def policy(count: int, temperature=0.0, top_k=0, top_p=1.0, rule="coupled", seeds=None) -> sample.Policy:
-    keys = jax.jit(jax.vmap(jax.random.key))(rows(np.arange(count) if seeds is None else seeds, count, np.uint32))
-    sampled = temperature > 0
-    return sample.Policy(
-        rows(temperature or 1.0, count, np.float32), rows(top_k, count, np.int32), rows(top_p, count, np.float32),
-        keys, sampled, sampled and (top_k > 0 or top_p < 1), rule,
-    )  # fmt: skip
+def policy(count: int, temperature=0.0, top_k=0, top_p=1.0, rule="coupled", seeds=None) -> Policy:
+    """Each argument is one value, or one for every row."""
+    fields = (np.broadcast_to(np.asarray(field), (count,)).tolist() for field in (temperature, top_k, top_p, rule))
+    return make_policy([Sampling(*row) for row in zip(*fields, strict=True)], np.arange(count) if seeds is None else seeds)
 
 
-def started(
-    target, prompts, new: int, length: int, how: sample.Policy | None = None, stops=(-1,), width: int = 0, proposer=Plain()
-):
+def started(target, prompts, new: int, length: int, how: Policy | None = None, stops=(-1,), width: int = 0, proposer=Plain()):
     """The state after the prefill of these prompts, with room for rounds of any proposer of so great a length."""
     count = len(prompts)
     width = width or max(map(len, prompts))
@@ -67,7 +63,7 @@ def started(
     bucket = prefill.Bucket(width, new, length)
     lengths = put([len(prompt) for prompt in prompts], np.int32)
     limits = rows(new, count, np.int32)
-    given = (put(tokens), lengths, limits, jnp.asarray(stops, jnp.int32), how or policy(count))
+    given = (put(tokens), lengths, limits, put([stops] * count, np.int32), how or policy(count))
     return loop.start(target, proposer, *given, bucket)
 
 

@@ -1,6 +1,7 @@
 """What a request may ask for is checked from Python as by the commands, in the same words."""
 
 import dataclasses
+import typing
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from infer.generate import checks
 from redrafter_jax import Limits, Sampling
+from redrafter_jax.decode.batch import make_requests
 from redrafter_jax.decode.engine import Engine
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
-from redrafter_jax.decode.request import MAX_NODES, check_prompts
+from redrafter_jax.decode.request import MAX_NODES
+from redrafter_jax.decode.rules import DEFAULT_RULE, RULES
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
 
@@ -28,6 +31,11 @@ def refusal(make, *given, **named) -> str:
         make(*given, **named)
     assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value) and "--" not in str(caught.value)
     return str(caught.value)
+
+
+def requests(prompts, seeds, sampling=Sampling(), limits=Limits(), stop_ids=()):
+    """Of a target of 503 tokens and a context of 16."""
+    return make_requests(prompts, sampling, limits, seeds, stop_ids, 503, 16)
 
 
 @pytest.mark.parametrize(
@@ -113,16 +121,16 @@ def test_more_beams_than_there_are_tokens_to_draft_are_refused():
     ids=str,
 )
 def test_a_prompt_that_is_no_list_of_known_ids_is_refused(prompt, words):
-    said = refusal(check_prompts, [[1], prompt], [0, 1], 503, 16)
+    said = refusal(requests, [[1], prompt], [0, 1])
     assert said.startswith("a prompt") and words in said and len(said) < 200
 
 
-def test_seeds_and_batches_are_checked():
-    check_prompts([np.asarray([1, 2], np.uint16), [np.int32(3)], (4,)], np.asarray([0, 2**32 - 1, 5]), 503, 16)
+def test_seeds_and_batches_are_checked(mha):
+    requests([np.asarray([1, 2], np.uint16), [np.int32(3)], (4,)], np.asarray([0, 2**32 - 1, 5]))
     for seed in (-1, 2**32, 1.5, True, None, "1"):
-        assert "a seed should be from 0 to 4294967295, not" in refusal(check_prompts, [[1]], [seed], 503, 16)
-    assert refusal(check_prompts, [[1], [2]], [0], 503, 16) == "seeds should be 2, one for each prompt, not 1"
-    assert refusal(check_prompts, [], [], 503, 16) == "there should be at least one prompt"
+        assert "a seed should be from 0 to 4294967295, not" in refusal(requests, [[1]], [seed])
+    assert refusal(requests, [[1], [2]], [0]) == "seeds should be 2, one for each prompt, not 1"
+    assert refusal(lambda: next(Engine(mha[0], Recurrent(mha[1])).stream([], seeds=[]))) == "there should be at least one prompt"
 
 
 def test_an_engine_decodes_no_ids_that_its_target_does_not_know(mha):
@@ -169,7 +177,7 @@ def test_prompts_and_seeds_may_be_gone_through_once_alone(mha, monkeypatch):
     monkeypatch.setattr(Engine, "_in_batches", lambda self, *parts: given.append(parts))
     Engine(mha[0], Recurrent(mha[1])).generate(iter([[1, 2], [3]]), seeds=iter([5, 6]))
     Engine(mha[0], Recurrent(mha[1])).generate(np.asarray([4]) for _ in range(3))
-    assert [(len(prompts), seeds) for prompts, _, _, seeds, _ in given] == [(2, [5, 6]), (3, [0, 1, 2])]
+    assert [(len(requests), [request.seed for request in requests]) for requests, _ in given] == [(2, [5, 6]), (3, [0, 1, 2])]
     said = refusal(lambda: next(Engine(mha[0], Recurrent(mha[1])).stream([[1, 2]], rows=-1)))
     assert said == "rows should be 0 (as many as prompts) or from 1 to 4096, not -1"
 
@@ -180,3 +188,38 @@ def test_ids_that_the_target_does_not_know_end_no_reply(mha, stop_ids):
     assert said == f"stop_ids should be token ids of the target's vocabulary, from 0 to 502, not {stop_ids[0]}"
     assert refusal(lambda: Engine(mha[0], Recurrent(mha[1]), stop_ids=2)) == "stop_ids should be a list, not 2"
     assert Engine(mha[0], Recurrent(mha[1]), stop_ids={np.int32(502), 0}).stop_ids.tolist() == [0, 502]
+
+
+def test_what_is_given_for_each_prompt_is_one_for_each_and_named_where_it_is_wrong():
+    two, ways, ends = [[1], [2]], [Sampling(), Sampling(1.0)], [Limits(3), Limits(5)]
+    made = requests(two, [7, 8], ways, iter(ends), [[5], (6, np.int32(7))])
+    assert [request.sampling for request in made] == ways and [request.limits for request in made] == ends
+    assert [(request.prompt, request.seed, request.stop_ids) for request in made] == [([1], 7, (5,)), ([2], 8, (6, 7))]
+    assert [request.stop_ids for request in requests(two, None, stop_ids={9})] == [(9,), (9,)]
+    assert [request.seed for request in requests(two, None)] == [0, 1]
+    for name, given, words in [
+        ("sampling", ways[:1], "sampling should be 2, one for each prompt, not 1"),
+        ("sampling", [Sampling(), 0.7], "sampling[1] should be a Sampling, such as Sampling(temperature=0.7), not 0.7"),
+        ("limits", [], "limits should be 2, one for each prompt, not 0"),
+        ("limits", [Limits(), 5], "limits[1] should be Limits, such as Limits(new=128), not 5"),
+        ("limits", "ab", "limits should be Limits, such as Limits(new=128), not 'ab'"),
+        ("stop_ids", [[1]], "stop_ids should be 2, one for each prompt, not 1"),
+        ("stop_ids", [[1], 2], "stop_ids[1] should be a list, not 2"),
+        ("stop_ids", [[], [503]], "stop_ids[1] should be token ids of the target's vocabulary, from 0 to 502, not 503"),
+        ("stop_ids", 2, "stop_ids should be a list, not 2"),
+        ("stop_ids", ["a"], "stop_ids should be token ids of the target's vocabulary, from 0 to 502, not 'a'"),
+    ]:
+        assert refusal(requests, two, None, **{name: given}) == words
+    said = refusal(requests, [[1] * 8, [1] * 8], None, limits=[Limits(5), Limits(5, length=8)])
+    assert said == "a prompt has 8 tokens; at most 7 fit in a context of 8 with a reply"
+
+
+def test_commands_offer_the_rules_that_there_are():
+    for command in (generate, benchmark):
+        hints = typing.get_type_hints(command.Options)
+        assert list(typing.get_args(hints["acceptance"])) == list(RULES)
+        assert command.Options().acceptance == Sampling().rule == DEFAULT_RULE
+    assert {name: rule.name for name, rule in RULES.items()} == {name: name for name in RULES}
+    ways = [Sampling(temperature, rule=rule) for temperature in (0.0, 1.0) for rule in RULES]
+    assert [way.is_exact for way in ways] == [True, True, True, True, True, False]
+    assert [way.shows_noise for way in ways] == [False, False, False, True, False, False]

@@ -64,6 +64,46 @@ def test_filters_keep_what_a_sort_keeps_wherever_the_cut_lies(mesh, find, monkey
         np.testing.assert_array_equal(found[kept], logits[kept])
 
 
+@pytest.mark.parametrize("find", ["_largest", "_largest_blocks"])
+@pytest.mark.parametrize("worth", [V, V + 1], ids=["selected", "searched"])
+def test_every_row_is_cut_by_its_own_filter_whatever_those_beside_it_have(worth, find, monkeypatch):
+    monkeypatch.setattr(sample, "_largest", getattr(sample, find))
+    monkeypatch.setattr(sample, "WORTH_SELECTING", worth)
+    monkeypatch.setattr(sample, "SHARE", 80)
+    warp = jax.jit(lambda policy, logits: sample.warp(policy, logits))
+    logits = rows()
+    off = (0, 1.0)
+    for filters in (
+        [off, (5, 1.0), off, (0, 0.9), (3, 0.5), off, off, (0, 0.2)],  # some need the whole vocabulary, and some need nothing
+        [(0, 0.9), off, (0, 0.3), off, off, off, (0, 0.5), off],  # no top-k at all
+        [(7, 1.0), off, (2, 1.0), off, (5, 1.0), off, off, off],  # no top-p at all
+    ):
+        temperatures = [0.5, 1.0, 2.0, 4.0, 0.25, 1.0, 0.0, 2.0]  # a division by each is exact
+        top_k, top_p = zip(*filters, strict=True)
+        found = np.asarray(warp(support.policy(8, temperatures, top_k, top_p), logits))
+        for row, temperature in enumerate(temperatures):
+            scaled = logits[row] / np.float32(temperature or 1.0)
+            kept = of_sort(scaled, *(filters[row] if temperature else off))
+            np.testing.assert_array_equal(found[row], np.where(kept, scaled, -np.inf), err_msg=f"row {row} of {filters}")
+
+
+def test_noise_is_0_for_greedy_rows_and_shown_where_the_rule_says():
+    rules = ["coupled", "coupled", "independent", "typical"]
+    policy = support.policy(4, [0.0, 1.0, 0.5, 2.0], rule=rules, seeds=[3, 3, 4, 5])
+    noise = sample.noise(policy, support.put([7, 7, 7, 7]), 3, V)
+    shown = sample.show_noise(policy, noise)
+    assert noise.shape == (4, 3, V) and shown.shape == (4, 2, V)
+    for row, seed in enumerate([None, 3, 4, 5]):
+        of = lambda position: jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (V,))  # noqa: E731, B023
+        expected = np.zeros((3, V)) if seed is None else np.stack([of(position) for position in (7, 8, 9)])
+        np.testing.assert_array_equal(noise[row], expected)
+        np.testing.assert_array_equal(shown[row], expected[:2] if row == 1 else np.zeros((2, V)))
+    greedy = support.policy(2)
+    assert sample.noise(greedy, support.put([1, 1]), 3, V) is None and sample.show_noise(greedy, None) is None
+    unseen = support.policy(2, 1.0, rule="independent")
+    assert sample.show_noise(unseen, sample.noise(unseen, support.put([1, 1]), 3, V)) is None
+
+
 def logits_of(vocab: int) -> jax.Array:
     return jax.device_put(np.zeros((1, 2, vocab), np.float32), P("data", None, "model"))
 

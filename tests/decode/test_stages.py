@@ -176,7 +176,7 @@ def test_new_tokens_are_written_from_each_rows_count_on(dtype):
 def test_a_row_ends_at_the_first_stop_id_within_what_was_accepted_or_at_its_limit():
     emitted = put([[5, 2, 7, 2], [5, 6, 7, 2], [1, 1, 1, 1], [2, 5, 5, 5]], np.int32)
     new, count, limit = put([4, 3, 4, 1], np.int32), put([10, 10, 10, 0], np.int32), put([50, 50, 12, 9], np.int32)
-    total, stopped = commit.ends(emitted, new, count, limit, jnp.array([2, -1]))
+    total, stopped = commit.ends(emitted, new, count, limit, jnp.array([[2, -1]] * 4))
     assert total.tolist() == [12, 13, 12, 1]
     assert stopped.tolist() == [True, False, True, True]
 

@@ -77,6 +77,30 @@ def test_the_second_and_third_token_are_distributed_as_the_target_says(models, r
     assert p_value(np.concatenate(pairs), joint(target)) > 1e-4
 
 
+def test_rows_beside_rows_that_sample_otherwise_are_distributed_as_the_target_says(models):
+    """Every batch mixes four kinds of rows. The greedy ones all have the target's likeliest tokens; the typical ones, whose rule
+    changes the distribution, are the control: the test rejects them."""
+    target, drafter = models
+    proposer = Recurrent(drafter, SHAPE)
+    temperatures, rules = [0.0, 1.0, 1.0, 1.0], ["coupled", "coupled", "independent", "typical"]
+    pairs: list[list[np.ndarray]] = [[], [], [], []]
+    for first in range(0, DRAWS, BATCH):
+        seeds = np.arange(first, first + BATCH)
+        how = support.policy(BATCH, np.tile(temperatures, BATCH // 4), rule=np.tile(rules, BATCH // 4), seeds=seeds)
+        state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how)
+        text = np.asarray(support.texts(loop.run(target, proposer, state, 10)))[:, 1:3]
+        for kind in range(4):
+            pairs[kind].append(text[kind::4])
+    greedy, coupled, independent, typical = (np.concatenate(drawn) for drawn in pairs)
+    expected = joint(target)
+    likeliest = support.texts(loop.run(target, Recurrent(drafter, SHAPE), support.started(target, [PROMPT], 3, SHAPE.length), 10))[
+        0
+    ]
+    assert (greedy == likeliest[1:]).all()
+    assert p_value(coupled, expected) > 1e-4 and p_value(independent, expected) > 1e-4
+    assert p_value(typical, expected) < 1e-6
+
+
 def test_a_wrong_distribution_is_noticed(models):
     expected = joint(models[0])
     tilted = expected**1.1 / (expected**1.1).sum()

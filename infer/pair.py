@@ -19,7 +19,6 @@ from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.decode.request import (
-    Rule,
     check_prompt,
     is_whole,
     require,
@@ -28,6 +27,7 @@ from redrafter_jax.decode.request import (
     wrong_number,
     wrong_rule,
 )
+from redrafter_jax.decode.rules import DEFAULT_RULE
 from redrafter_jax.devices import memory
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
@@ -125,7 +125,7 @@ class Pair:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        acceptance: Rule = "coupled",
+        acceptance: str = DEFAULT_RULE,
         seed: int = 0,
     ) -> Completion:
         """The continuation of a text or of token ids. The acceptance rule `typical` changes the distribution.

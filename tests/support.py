@@ -7,10 +7,10 @@ import pathlib
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from redrafter_jax.decode.policy import Policy, make_policy
 from safetensors.numpy import load_file
 
 from redrafter_jax.decode import loop, prefill
+from redrafter_jax.decode.policy import Policy, make_policy
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.files import weights

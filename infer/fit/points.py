@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.decode import loop, prefill
+from redrafter_jax.decode.batch import MIN_STOP_IDS
+from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.decode.propose.scripted import Star
@@ -166,9 +168,10 @@ def _prompts(subject: Subject, batch: int) -> tuple:
     by_row = functools.partial(compiler.abstract, (batch,), spec=P("data"))
     keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
     sampled, filtered = subject.sampling != "greedy", subject.sampling == "filtered"
-    policy = sample.Policy(by_row(jnp.float32), by_row(jnp.int32), by_row(jnp.float32), keys, sampled, filtered)
+    numbers, flags = (by_row(jnp.float32), by_row(jnp.int32), by_row(jnp.float32), keys), (by_row(bool), by_row(bool))
+    policy = Policy(*numbers, *flags, sampled=sampled, filtered=filtered, shown=sampled)
     prompts = compiler.abstract((batch, _bucket(subject.context, AUTOREGRESSIVE).prompt), jnp.int32, P("data", None))
-    stop_ids = compiler.abstract((1,), jnp.int32, P(None))
+    stop_ids = compiler.abstract((batch, MIN_STOP_IDS), jnp.int32, P("data", None))
     return prompts, by_row(jnp.int32), by_row(jnp.int32), stop_ids, policy
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.decode import sample
+from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Memory, View
 from redrafter_jax.decode.verify import Verdict
 from redrafter_jax.model.cache import KVCache, append
@@ -24,7 +24,7 @@ class DecodeState:
     prompt:    ``[B]``     tokens of the prompt
     count:     ``[B]``     tokens of the reply so far
     limit:     ``[B]``     at how many the row ends
-    stop_ids:  ``[X]``     ids that end a row; -1 fills
+    stop_ids:  ``[B, X]``  ids that end the row; -1 fills
     done:      ``[B]``     bool; what counts of a row that is done (tokens, live slots, h, g) does not change any more
     failed:    ``[B]``     bool, whether the row ended because the target's logits were not finite
     rounds:    ``[B]``     target passes since the prefill
@@ -45,7 +45,7 @@ class DecodeState:
     failed: jax.Array
     rounds: jax.Array
     histogram: jax.Array
-    policy: sample.Policy
+    policy: Policy
     memory: Memory = ()
 
     def view(self, noise_BLV: jax.Array | None = None) -> View:
@@ -92,11 +92,11 @@ def _after_pass(cache: KVCache, verdict: Verdict) -> KVCache:
     return dataclasses.replace(cache, length=cache.length + jnp.minimum(verdict.g, 0))
 
 
-def ends(emitted_BM, new_B, count_B, limit_B, stop_ids) -> tuple[jax.Array, jax.Array]:
+def ends(emitted_BM, new_B, count_B, limit_B, stop_ids_BX) -> tuple[jax.Array, jax.Array]:
     """How many tokens each row has once its first ``new`` emitted ones are cut at a stop id or the row's limit, and
     whether it was."""
     M = emitted_BM.shape[1]
-    stops_BM = jnp.any(emitted_BM[..., None] == stop_ids, axis=-1) & (jnp.arange(M) < new_B[:, None])
+    stops_BM = jnp.any(emitted_BM[..., None] == stop_ids_BX[:, None], axis=-1) & (jnp.arange(M) < new_B[:, None])
     stopped_B = jnp.any(stops_BM, axis=1)
     kept_B = jnp.where(stopped_B, jnp.argmax(stops_BM, axis=1) + 1, new_B)
     total_B = jnp.minimum(count_B + kept_B, limit_B)

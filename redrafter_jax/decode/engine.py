@@ -9,31 +9,22 @@ Not here: text, files, options (`infer/`).
 
 import contextlib
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from redrafter_jax.decode import loop, prefill, sample
+from redrafter_jax.decode import loop, prefill
+from redrafter_jax.decode.batch import Request, make_requests, stop_id_table
 from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.policy import make_policy
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.reply import Progress, Reply
-from redrafter_jax.decode.request import (
-    Limits,
-    Sampling,
-    as_list,
-    check_how,
-    check_prompts,
-    check_seeds,
-    check_stop_ids,
-    require,
-    wrong_number,
-)
+from redrafter_jax.decode.request import Limits, Sampling, check_stop_ids, require, wrong_number
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.fields import shown
@@ -64,7 +55,7 @@ def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: 
 class Engine:
     """A target and what proposes for it; decodes batches of prompts on the mesh of the target.
 
-    ``drafter`` is the head as it decodes (`vocabulary.as_decoded`).
+    ``proposer`` is what was given, as it decodes (`Proposer.prepare`).
     ``compile_seconds`` adds up what was spent on compiling; ``on_compile`` makes a context that the programs of each bucket
     are compiled in.
 
@@ -92,62 +83,72 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling = Sampling(),
-        limits: Limits = Limits(),
-        seeds: Sequence[int] | None = None,
+        prompts: Iterable[Sequence[int]],
+        sampling: Sampling | Iterable[Sampling] = Sampling(),
+        limits: Limits | Iterable[Limits] = Limits(),
+        seeds: Iterable[int] | None = None,
         batch: int = 1,
+        stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
     ) -> Iterator[Reply]:
         """Replies in the order of the prompts, ``batch`` of them decoded at a time.
 
+        sampling, limits, stop_ids: one for all prompts, or a list with one for each; stop_ids None: the engine's.
+        seeds: one for each prompt; None for 0, 1, 2 and so on.
+
         Raises:
-          BadInput: a prompt, the seeds, ``batch``, or how to decode cannot be used.
+          BadInput: a prompt, what is given for one, or ``batch`` cannot be used.
         """
         require("batch", wrong_number("batch_size", batch))
-        check_how(sampling, limits)
-        prompts = as_list("prompts", prompts)
-        seeds = list(range(len(prompts))) if seeds is None else as_list("seeds", seeds)
-        check_seeds(seeds, len(prompts))
-        return self._in_batches(prompts, sampling, limits, seeds, batch)
+        return self._in_batches(self._requests(prompts, sampling, limits, seeds, stop_ids), batch)
 
-    def _in_batches(self, prompts: list, sampling: Sampling, limits: Limits, seeds: list[int], batch: int) -> Iterator[Reply]:
-        for first in range(0, len(prompts), batch):
-            part = slice(first, first + batch)
-            *_, last = self.stream(prompts[part], sampling, limits, seeds[part], rows=batch, rounds=1 << 30)
+    def _in_batches(self, requests: list[Request], batch: int) -> Iterator[Reply]:
+        for first in range(0, len(requests), batch):
+            *_, last = self._decode(requests[first : first + batch], batch, rounds=1 << 30, first=first)
             yield from last.replies
 
     def stream(
         self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling = Sampling(),
-        limits: Limits = Limits(),
-        seeds: Sequence[int] = (0,),
+        prompts: Iterable[Sequence[int]],
+        sampling: Sampling | Iterable[Sampling] = Sampling(),
+        limits: Limits | Iterable[Limits] = Limits(),
+        seeds: Iterable[int] | None = (0,),
         rows: int = 0,
         rounds: int | None = None,
+        stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
     ) -> Iterator[Progress]:
-        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is whole. None: every
+        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: every
         LOOK_SECONDS or so, as a person reads along; not for several processes, whose clocks differ.
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
-        same program.
+        same program. The rest is as for `generate`.
 
         Raises:
-          BadInput: as for `generate`.
+          BadInput: as for `generate`, or there is no prompt.
         """
         require("rows", wrong_number("batch_size", rows, zero="as many as prompts"))
-        check_how(sampling, limits)
-        prompts, seeds = as_list("prompts", prompts), as_list("seeds", seeds)
-        inputs, bucket = self.prepare(prompts, sampling, limits, seeds, rows)
+        requests = self._requests(prompts, sampling, limits, seeds, stop_ids)
+        if not requests:
+            raise BadInput("there should be at least one prompt")
+        yield from self._decode(requests, rows, rounds)
+
+    def _requests(self, prompts, sampling, limits, seeds, stop_ids) -> list[Request]:
+        config = self.target.config
+        stop_ids = [token for token in self.stop_ids.tolist() if token >= 0] if stop_ids is None else stop_ids
+        return make_requests(prompts, sampling, limits, seeds, stop_ids, config.vocab_size, config.max_position_embeddings)
+
+    def _decode(self, requests: list[Request], rows: int, rounds: int | None, first: int = 0) -> Iterator[Progress]:
+        """One batch, of which the first request is number ``first`` of its call."""
+        inputs, bucket = self._inputs(requests, rows)
         programs = self._programs_of(inputs, bucket)
         times = _Times(time.perf_counter())
         state = self._on_mesh(programs.start, self.target, self.proposer, *inputs)
         times.first_token = time.perf_counter() - times.began
-        progress, count = self._report(state, seeds, times), rounds or 1
+        progress, count = self._report(state, requests, first, times), rounds or 1
         yield progress
         while not all(progress.done):
             looked = time.perf_counter()
             state = self._on_mesh(programs.run, self.target, self.proposer, state, np.int32(count))
-            progress = self._report(state, seeds, times)
+            progress = self._report(state, requests, first, times)
             if rounds is None:
                 count = max(1, int(count * min(2.0, LOOK_SECONDS / (time.perf_counter() - looked))))
             yield progress
@@ -158,61 +159,68 @@ class Engine:
             return jax.block_until_ready(call(*arguments))
 
     def prepare(
-        self, prompts, sampling: Sampling, limits: Limits, seeds, rows: int = 0
+        self, prompts, sampling, limits, seeds, rows: int = 0, stop_ids=None
     ) -> tuple[tuple[jax.Array, ...], prefill.Bucket]:
-        """What `loop.start` takes besides the models: the batch as arrays, and its bucket."""
-        rows = max(rows, len(prompts))
-        context = limits.length or self.target.config.max_position_embeddings
-        check_prompts(prompts, seeds, self.target.config.vocab_size, context)
-        allowed = [min(limits.new, context - len(prompt)) for prompt in prompts]
-        pad = rows - len(prompts)
-        bucket = prefill.bucket(max(map(len, prompts)), min(limits.new, context), self.proposer.round.length)
+        """What `loop.start` takes besides the models: the batch as arrays, and its bucket. Arguments as for `stream`."""
+        return self._inputs(self._requests(prompts, sampling, limits, seeds, stop_ids), rows)
+
+    def _inputs(self, requests: list[Request], rows: int) -> tuple[tuple[jax.Array, ...], prefill.Bucket]:
+        rows = max(rows, len(requests))
+        contexts = [request.limits.length or self.target.config.max_position_embeddings for request in requests]
+        lengths = [len(request.prompt) for request in requests]
+        news = [min(request.limits.new, context) for request, context in zip(requests, contexts, strict=True)]
+        allowed = [min(new, context - length) for new, context, length in zip(news, contexts, lengths, strict=True)]
+        bucket = prefill.bucket(max(lengths), max(news), self.proposer.round.length)
         tokens = np.zeros((rows, bucket.prompt), np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-        lengths = [len(prompt) for prompt in prompts] + [1] * pad
-        by_row = functools.partial(_column, rows=rows)
+        for row, request in enumerate(requests):
+            tokens[row, : lengths[row]] = request.prompt
+        stops = stop_id_table([request.stop_ids for request in requests], rows)
+        filler = rows - len(requests)
         with jax.set_mesh(self.mesh):
             inputs = (
                 processes.put(tokens, "data", None),
-                by_row(lengths, np.int32),
-                by_row([*allowed, *[0] * pad], np.int32),
-                processes.put(self.stop_ids),
-                _policy(sampling, by_row, [*seeds, *[0] * pad]),
+                processes.put(np.asarray(lengths + [1] * filler, np.int32), "data"),
+                processes.put(np.asarray(allowed + [0] * filler, np.int32), "data"),
+                processes.put(stops, "data", None),
+                make_policy(
+                    [request.sampling for request in requests] + [Sampling()] * filler,
+                    [request.seed for request in requests] + [0] * filler,
+                ),
             )
         return inputs, bucket
 
     def _programs_of(self, inputs: tuple, bucket: prefill.Bucket) -> Programs:
-        key = (bucket, inputs[0].shape, jax.tree.structure(inputs[-1]))
+        key = (bucket, jax.tree.structure(inputs), *(leaf.shape for leaf in jax.tree.leaves(inputs)))
         if key not in self._programs:
             began = time.perf_counter()
             with self.on_compile():
-                self._programs[key] = self._on_mesh(compile_programs, self.target, self.drafter, inputs, bucket, self.shape)
+                self._programs[key] = self._on_mesh(compile_programs, self.target, self.proposer, inputs, bucket)
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 
-    def _report(self, state: DecodeState, seeds: list[int], times: "_Times") -> Progress:
+    def _report(self, state: DecodeState, requests: list[Request], first: int, times: "_Times") -> Progress:
         names = ("tokens", "drafted", "prompt", "count", "rounds", "histogram", "done", "failed")
         fetched = self._on_mesh(processes.fetch, {name: getattr(state, name) for name in names})
-        host = {name: value[: len(seeds)] for name, value in fetched.items()}
+        host = {name: value[: len(requests)] for name, value in fetched.items()}
         now = time.perf_counter() - times.began
-        stops = set(self.stop_ids.tolist())
         replies = []
-        for row, seed in enumerate(seeds):
+        for row, request in enumerate(requests):
             if host["done"][row]:
                 times.finished.setdefault(row, now)
             reply = slice(host["prompt"][row], host["prompt"][row] + host["count"][row])
             ids = host["tokens"][row, reply].tolist()
+            stopped = bool(ids) and ids[-1] in request.stop_ids
             replies.append(
                 Reply(
                     token_ids=ids,
                     drafted=host["drafted"][row, reply].tolist(),
-                    finish_reason="error" if host["failed"][row] else "stop" if ids and ids[-1] in stops else "length",
+                    finish_reason="error" if host["failed"][row] else "stop" if stopped else "length",
                     rounds=int(host["rounds"][row]),
                     accepted_histogram=host["histogram"][row].tolist(),
                     seconds=times.finished.get(row, now),
-                    seed=int(seed),
+                    seed=int(request.seed),
                     first_token_seconds=times.first_token,
+                    index=first + row,
                 )
             )
         return Progress(replies, host["done"].tolist())
@@ -233,22 +241,3 @@ class _Times:
     began: float
     first_token: float = 0.0
     finished: dict[int, float] = dataclasses.field(default_factory=dict)
-
-
-def _policy(sampling: Sampling, by_row: Callable[..., jax.Array], seeds: Sequence[int]) -> sample.Policy:
-    return sample.Policy(
-        temperature=by_row(sampling.temperature or 1.0, np.float32),
-        top_k=by_row(sampling.top_k, np.int32),
-        top_p=by_row(sampling.top_p, np.float32),
-        keys=_keys(by_row(seeds, np.uint32)),
-        sampled=sampling.temperature > 0,
-        filtered=sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1),
-        rule=sampling.rule,
-    )
-
-
-def _column(value, dtype, rows: int) -> jax.Array:
-    return processes.put(np.broadcast_to(np.asarray(value, dtype), (rows,)), "data")
-
-
-_keys = jax.jit(jax.vmap(jax.random.key))

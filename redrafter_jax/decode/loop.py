@@ -11,6 +11,7 @@ Plain decoding is the same loop over a tree of one node (`propose/plain.py`).
 
 import dataclasses
 import functools
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,12 @@ import jax.numpy as jnp
 from redrafter_jax.decode import prefill, sample, verify
 from redrafter_jax.decode.commit import DecodeState, commit
 from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
 from redrafter_jax.model.target import Target
+
+Until = Literal["all", "any"]
+"""What ends a run before its rounds do: all rows are done, or any row that was not done when the run began is done."""
 
 
 def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeState:
@@ -26,7 +32,7 @@ def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeS
     policy, length = state.policy, proposer.round.length
     with jax.named_scope("noise"):  # of the positions that nodes at depth 0..L decide
         noise_BMV = sample.noise(policy, state.cache.length + 1, length + 1, target.config.vocab_size)
-    tree, memory = proposer.propose(target, state.view(shown(policy, noise_BMV)), state.memory)
+    tree, memory = proposer.propose(target, state.view(sample.show_noise(policy, noise_BMV)), state.memory)
     with jax.named_scope("verify"):
         verdict = verify.verify(target, tree, state.cache, policy, noise_BMV, length)
     with jax.named_scope("accept"):
@@ -35,18 +41,23 @@ def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeS
         return dataclasses.replace(commit(state, verdict), memory=memory)
 
 
-def shown(policy: sample.Policy, noise_BMV: jax.Array | None) -> jax.Array | None:
-    """Of the noise what a proposer sees: that of the L positions that it drafts, where the rule shows any."""
-    return noise_BMV[:, :-1] if policy.sampled and policy.rule == "coupled" else None
+@functools.partial(jax.jit, static_argnames="until", donate_argnames="state")
+def run(target: Target, proposer: Proposer, state: DecodeState, rounds: jax.Array | int, until: Until = "all") -> DecodeState:
+    """At most ``rounds`` rounds, fewer by ``until``. ``state`` is donated: use what is returned.
 
-
-@functools.partial(jax.jit, donate_argnames="state")
-def run(target: Target, proposer: Proposer, state: DecodeState, rounds: jax.Array | int) -> DecodeState:
-    """At most ``rounds`` rounds, fewer if every row is done. ``state`` is donated: use what is returned."""
+    Raises:
+      BadInput: there is no such ``until``.
+    """
+    if until not in get_args(Until):
+        raise BadInput(f"until should be {' or '.join(get_args(Until))}, not {shown(until)}")
+    done_before_B = state.done
 
     def unfinished(carry):
         index, state = carry
-        return (index < rounds) & ~jnp.all(state.done)
+        ended = jnp.all(state.done)
+        if until == "any":
+            ended |= jnp.any(state.done != done_before_B)
+        return (index < rounds) & ~ended
 
     def body(carry):
         index, state = carry

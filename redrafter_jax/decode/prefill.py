@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import commit, sample
+from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.model import attention, cache
 from redrafter_jax.model.layers import pick
@@ -63,8 +64,8 @@ def prefill(
     prompts_BT: jax.Array,
     length_B: jax.Array,
     limit_B: jax.Array,
-    stop_ids: jax.Array,
-    policy: sample.Policy,
+    stop_ids_BX: jax.Array,
+    policy: Policy,
     bucket: Bucket,
 ) -> commit.DecodeState:
     """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens."""
@@ -93,17 +94,17 @@ def prefill(
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
     kv, h_BD = jax.lax.fori_loop(0, needed, read, (kv, h_BD))
-    state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids, policy, bucket)
+    state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
     return dataclasses.replace(state, memory=proposer.begin(target, state.view()))
 
 
-def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids, policy, bucket) -> commit.DecodeState:
+def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:
     logits_B1V = target.logits(h_BD[:, None])
     noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
     g_B1, finite_B1 = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)
     g_B, failed_B = g_B1[:, 0], ~finite_B1[:, 0] & (limit_B > 0)
     zero_B = jnp.zeros_like(g_B)
-    count_B, done_B = commit.ends(g_B[:, None], jnp.where(failed_B, 0, 1), zero_B, limit_B, stop_ids)
+    count_B, done_B = commit.ends(g_B[:, None], jnp.where(failed_B, 0, 1), zero_B, limit_B, stop_ids_BX)
     tokens_BS = jnp.pad(prompts_BT, ((0, 0), (0, bucket.slots - prompts_BT.shape[1])))
     return commit.DecodeState(
         cache=kv,
@@ -114,7 +115,7 @@ def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids, policy, bucke
         prompt=kv.length,
         count=count_B,
         limit=limit_B,
-        stop_ids=stop_ids,
+        stop_ids=stop_ids_BX,
         done=done_B | failed_B,
         failed=failed_B,
         rounds=zero_B,

@@ -11,7 +11,7 @@ class Reply:
     drafted: which tokens were accepted drafts; finish_reason: ``stop``, ``length``, or ``error`` where the target's logits
     were not finite behind the tokens that are there; rounds: target passes after the prefill; accepted_histogram: how many of
     them delivered 0..L drafts and one token more; seconds: from the start of its batch, prefill included, to its last token;
-    first_token_seconds: from there to the end of the prefill.
+    first_token_seconds: from there to the end of the prefill; index: the number of its prompt in the call, from 0.
     """
 
     token_ids: list[int]
@@ -22,6 +22,7 @@ class Reply:
     seconds: float
     seed: int
     first_token_seconds: float = 0.0
+    index: int = 0
 
     @property
     def tokens_per_step(self) -> float | None:

@@ -7,14 +7,12 @@ Python alike. Nothing here starts JAX. Not here: which options exclude each othe
 import dataclasses
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 
+from redrafter_jax.decode.rules import DEFAULT_RULE, RULES
 from redrafter_jax.errors import BadInput
 from redrafter_jax.fields import shown
-
-Rule = Literal["coupled", "independent", "typical"]
 
 MAX_SEED = 2**32 - 1
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # colder, logits over it leave float32; hotter, every text is noise
@@ -66,8 +64,8 @@ def wrong_top_p(value: object) -> str | None:
 
 def wrong_rule(value: object) -> str | None:
     """An acceptance rule that there is not."""
-    *names, last = get_args(Rule)
-    if isinstance(value, str) and value in (*names, last):
+    *names, last = RULES
+    if isinstance(value, str) and value in RULES:
         return None
     return f"should be {', '.join(names)} or {last}, not {shown(value)}"
 
@@ -105,13 +103,23 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
-    rule: Rule = "coupled"
+    rule: str = DEFAULT_RULE
 
     def __post_init__(self):
         require("temperature", wrong_temperature(self.temperature))
         require("top_k", wrong_number("top_k", self.top_k))
         require("top_p", wrong_top_p(self.top_p))
         require("rule", wrong_rule(self.rule))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the text has the target's own distribution; greedy text has, whatever the rule."""
+        return self.temperature == 0 or RULES[self.rule].exact
+
+    @property
+    def shows_noise(self) -> bool:
+        """Whether the drafter sees the noise of the target; a greedy target has none."""
+        return self.temperature > 0 and RULES[self.rule].shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,54 +140,42 @@ class Limits:
         require("length", wrong_number("max_length", self.length, zero="the target's context"))
 
 
-def check_prompts(prompts: Sequence, seeds: Sequence[int], vocab_size: int, context: int) -> None:
-    """A batch of prompts, each a list or an array of token ids that leaves room in ``context``, and a seed for each.
-
-    Raises:
-      BadInput: there is no prompt, one is something else, or the seeds are not theirs.
-    """
-    if len(prompts) == 0:
-        raise BadInput("there should be at least one prompt")
-    for prompt in prompts:
-        check_prompt(prompt, vocab_size, context)
-    check_seeds(seeds, len(prompts))
-
-
 def check_seeds(seeds: Sequence[int], prompts: int) -> None:
-    """Raises BadInput where there is not one seed for each of so many prompts, or one is out of its range."""
-    if len(seeds) != prompts:
-        raise BadInput(f"seeds should be {prompts}, one for each prompt, not {len(seeds)}")
+    """Raises BadInput for another number of seeds than of prompts, and for a seed that is out of its range."""
+    check_count("seeds", seeds, prompts)
     for seed in seeds:
         require("a seed", wrong_number("seed", seed))
 
 
-def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> list[int]:
+def check_stop_ids(stop_ids: Iterable[int], vocab_size: int, subject: str = "stop_ids") -> list[int]:
     """The ids that end a reply, as a list. Raises BadInput for one that the target does not know."""
-    ids = as_list("stop_ids", stop_ids)
+    ids = as_list(subject, stop_ids)
     for token in ids:
         if not is_whole(token) or not 0 <= token < vocab_size:
             span = f"from 0 to {vocab_size - 1}"
-            raise BadInput(f"stop_ids should be token ids of the target's vocabulary, {span}, not {shown(token)}")
-    return ids
+            raise BadInput(f"{subject} should be token ids of the target's vocabulary, {span}, not {shown(token)}")
+    return [int(token) for token in ids]
 
 
-def check_how(sampling: object, limits: object) -> None:
-    """Raises BadInput for anything but a Sampling and Limits."""
-    if not isinstance(sampling, Sampling):
-        raise BadInput(f"sampling should be a Sampling, such as Sampling(temperature=0.7), not {shown(sampling)}")
-    if not isinstance(limits, Limits):
-        raise BadInput(f"limits should be Limits, such as Limits(new=128), not {shown(limits)}")
+def check_count(subject: str, items: Sequence, prompts: int) -> None:
+    """Raises BadInput where there is not one item for each of so many prompts."""
+    if len(items) != prompts:
+        raise BadInput(f"{subject} should be {prompts}, one for each prompt, not {len(items)}")
 
 
 def as_list(subject: str, values: object) -> list:
     """The items of an iterator, an array or the like. Raises BadInput for anything else, and for text."""
-    try:
-        items = None if isinstance(values, str | bytes | bytearray | dict) else iter(values)
-    except TypeError:
-        items = None
-    if items is None:
+    if not is_list(values):
         raise BadInput(f"{subject} should be a list, not {shown(values)}")
-    return list(items)
+    return list(values)
+
+
+def is_list(values: object) -> bool:
+    """Whether it has items to go through, as a list, an array or an iterator has, and is not text."""
+    try:
+        return not isinstance(values, str | bytes | bytearray | dict) and iter(values) is not None
+    except TypeError:
+        return False
 
 
 def check_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: int, where: str = "a prompt") -> None:

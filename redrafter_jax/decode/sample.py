@@ -5,7 +5,6 @@ belongs to the position, not to the round, so the same seed gives the same text 
 the rule ``coupled`` the drafter ranks its candidates with that very noise.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode.request import Rule
+from redrafter_jax.decode.policy import Policy
 from redrafter_jax.model.layers import pick
 
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
@@ -21,27 +20,9 @@ BLOCK, SHORT_BLOCK = 128, 16
 WORTH_SELECTING, SHARE = 16384, 128  # from so many tokens on, top-k and top-p look among one in SHARE first, the largest
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """How each row samples. What decides which code runs is static, the numbers are data: changing them compiles nothing.
-
-    temperature, top_p: ``[B]`` float32; top_k: ``[B]`` int32, 0 for off; keys: ``[B]`` typed keys, one per request.
-    sampled: False is greedy decoding; filtered: whether top_k or top_p applies anywhere; rule: what is accepted.
-    """
-
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    keys: jax.Array
-    sampled: bool = dataclasses.field(metadata={"static": True}, default=False)
-    filtered: bool = dataclasses.field(metadata={"static": True}, default=False)
-    rule: Rule = dataclasses.field(metadata={"static": True}, default="coupled")
-
-
 def noise(policy: Policy, first_B: jax.Array, count: int, vocab: int) -> jax.Array | None:
-    """Gumbel noise ``[B, count, V]`` of the positions ``first .. first + count - 1``; None for greedy decoding. Each shard of
-    the vocabulary makes its own part, which is that of the whole."""
+    """Gumbel noise ``[B, count, V]`` of the positions ``first .. first + count - 1``, 0 for a greedy row; None for a greedy
+    batch. Each shard of the vocabulary makes its own part, which is the same as without shards."""
     if not policy.sampled:
         return None
 
@@ -49,26 +30,43 @@ def noise(policy: Policy, first_B: jax.Array, count: int, vocab: int) -> jax.Arr
         at = lambda p: jax.random.gumbel(jax.random.fold_in(key, p), (vocab,), out_sharding=P("model"))  # noqa: E731
         return jax.vmap(at)(first + jnp.arange(count))
 
-    return jax.vmap(of_row)(policy.keys, first_B)
+    return jnp.where((policy.temperature_B > 0)[:, None, None], jax.vmap(of_row)(policy.keys_B, first_B), 0.0)
+
+
+def show_noise(policy: Policy, noise_BMV: jax.Array | None) -> jax.Array | None:
+    """What the drafter sees of the noise: that of the L positions that it drafts, 0 for a row that shows none; None for a
+    batch that shows none."""
+    if noise_BMV is None or not policy.shown:
+        return None
+    return jnp.where(policy.shown_B[:, None, None], noise_BMV[:, :-1], 0.0)
+
+
+def divisor(policy: Policy) -> jax.Array | None:
+    """What each row's logits are divided by, ``[B]``: the temperature, or 1 for a greedy row; None for a greedy batch."""
+    return jnp.where(policy.temperature_B > 0, policy.temperature_B, 1.0) if policy.sampled else None
 
 
 def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
-    """Logits over temperature, with what top-k and top-p rule out at -inf; unchanged for greedy decoding."""
-    if not policy.sampled:
+    """Logits over temperature, with what top-k and top-p rule out at -inf; unchanged for a greedy row."""
+    divisor_B = divisor(policy)
+    if divisor_B is None:
         return logits_BNV
-    scaled = logits_BNV / policy.temperature[:, None, None]
+    scaled = logits_BNV / divisor_B[:, None, None]
     if not policy.filtered:
         return scaled
-    # Such that a NaN is kept, to be noticed (`choose`), whatever is kept beside it.
+    # A comparison with NaN is false, so a NaN stays where it is, for `choose` to notice.
     return jnp.where(scaled < _smallest_kept(policy, scaled)[..., None], -jnp.inf, scaled)
 
 
 def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
-    """The smallest logit ``[B, N]`` that top-k and then top-p keep."""
+    """The smallest logit ``[B, N]`` that top-k and then top-p keep; -inf for a row that has neither."""
     if scaled_BNV.shape[-1] < WORTH_SELECTING:
-        return _cut(policy, scaled_BNV, scaled_BNV.shape[-1])[0]
-    by_value, by_block = (functools.partial(_smallest_kept_of_largest, policy, find=find) for find in (_largest, _largest_blocks))
-    return jax.lax.platform_dependent(scaled_BNV, cpu=by_value, default=by_block)
+        found_BN = _cut(policy, scaled_BNV, scaled_BNV.shape[-1])[0]
+    else:
+        by_value, by_block = (functools.partial(_smallest_kept_of_largest, policy, find=f) for f in (_largest, _largest_blocks))
+        found_BN = jax.lax.platform_dependent(scaled_BNV, cpu=by_value, default=by_block)
+    has_filter_B = (policy.top_k_B > 0) | (policy.top_p_B < 1)
+    return jnp.where(has_filter_B[:, None], found_BN, -jnp.inf)
 
 
 Find = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -86,8 +84,8 @@ def _smallest_kept_of_largest(policy: Policy, scaled_BNV: jax.Array, find: Find)
     found_BN, enough_BN = _cut(policy, among_BNX, V, total_BN)
     complete_BNX = among_BNX >= jnp.max(bounds_BNM, axis=-1, keepdims=True)  # down to here no larger logit is missing
     mass_BN = jnp.sum(jnp.where(complete_BNX, jnp.exp(among_BNX - top_BN[..., None]), 0.0), axis=-1)
-    has_k_BN = jnp.sum(complete_BNX, axis=-1) >= policy.top_k[:, None]
-    has_p_BN = (mass_BN >= enough_BN) | (policy.top_p >= 1)[:, None]
+    has_k_BN = jnp.sum(complete_BNX, axis=-1) >= policy.top_k_B[:, None]
+    has_p_BN = (mass_BN >= enough_BN) | (policy.top_p_B >= 1)[:, None]
     settled_BN = has_k_BN & has_p_BN & jnp.isfinite(top_BN)
     search_all = lambda: jnp.where(settled_BN, found_BN, _cut(policy, scaled_BNV, V)[0])  # noqa: E731
     return jax.lax.cond(jnp.all(settled_BN), lambda: found_BN, search_all)
@@ -114,10 +112,10 @@ def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array |
     Both keep a value by what lies above it: fewer than k values, less than top_p of the probability of the k. Found by
     bisection, so that a vocabulary that is split over ``model`` need neither be sorted nor gathered.
     """
-    k_B1 = jnp.where(policy.top_k > 0, policy.top_k, vocab)[:, None]
+    k_B1 = jnp.where(policy.top_k_B > 0, policy.top_k_B, vocab)[:, None]
     count_above = lambda x_BN: jnp.sum(among_BNX > x_BN[..., None], axis=-1)  # noqa: E731
     last_BN = jax.lax.cond(
-        jnp.any(policy.top_k > 0),
+        jnp.any(policy.top_k_B > 0),
         lambda: _bisect(lambda x_BN: count_above(x_BN) < k_B1, among_BNX),
         lambda: jnp.maximum(jnp.min(among_BNX, axis=-1), jnp.finfo(jnp.float32).min),
     )
@@ -126,10 +124,10 @@ def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array |
     of_last_BN = jnp.exp(last_BN - jnp.max(among_BNX, axis=-1))
     of_k_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of equal values at the end, so many as make k
     if total_BN is not None:
-        of_k_BN = jnp.where((policy.top_k > 0)[:, None], of_k_BN, total_BN)
-    enough_BN = jnp.where(policy.top_p[:, None] < 1, policy.top_p[:, None] * of_k_BN, jnp.inf)
+        of_k_BN = jnp.where((policy.top_k_B > 0)[:, None], of_k_BN, total_BN)
+    enough_BN = jnp.where(policy.top_p_B[:, None] < 1, policy.top_p_B[:, None] * of_k_BN, jnp.inf)
     smallest_BN = jax.lax.cond(
-        jnp.any(policy.top_p < 1),
+        jnp.any(policy.top_p_B < 1),
         lambda: jnp.maximum(last_BN, _bisect(lambda x_BN: mass_above(x_BN) < enough_BN, among_BNX)),
         lambda: last_BN,
     )

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree
+from redrafter_jax.decode.policy import Policy
 from redrafter_jax.model.cache import KVCache, KVRows, take
 from redrafter_jax.model.layers import pick
 from redrafter_jax.model.target import Target
@@ -33,16 +34,15 @@ class Verdict:
     finite: jax.Array
 
 
-def verify(target: Target, tree: Tree, cache: KVCache, policy: sample.Policy, noise_BMV: jax.Array | None, length: int) -> Verdict:
+def verify(target: Target, tree: Tree, cache: KVCache, policy: Policy, noise_BMV: jax.Array | None, length: int) -> Verdict:
     """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L."""
     hidden_BND, rows = score(target, tree, cache)
     warped_BNV = sample.warp(policy, target.logits(hidden_BND))
     noise_BNV = None if noise_BMV is None else pick(noise_BMV, tree.depth)
     choice_BN, finite_BN = sample.choose(warped_BNV, noise_BNV)
-    if policy.rule == "typical" and policy.sampled:
-        agrees_BN = _typical(warped_BNV, tree)
-    else:
-        agrees_BN = tree.tokens == pick(choice_BN, tree.parent)
+    agrees_BN = tree.tokens == pick(choice_BN, tree.parent)
+    if policy.typical:
+        agrees_BN = jnp.where(policy.typical_B[:, None], _likely_enough(warped_BNV, tree), agrees_BN)
     last_B = follow(tree, agrees_BN)
     return _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
 
@@ -60,9 +60,9 @@ def follow(tree: Tree, agrees_BN: jax.Array) -> jax.Array:
     return jnp.argmax(jnp.where(reached_BN, tree.depth, -1), axis=-1)
 
 
-def _typical(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
-    """Medusa's typical acceptance: a node's token is likely enough, given its parent's entropy. Not the target's
-    distribution."""
+def _likely_enough(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
+    """Medusa's typical acceptance ``[B, N]``: a node's token has a probability above a threshold that its parent's entropy
+    gives. The text does not have the target's distribution."""
     logp_BNV = jax.nn.log_softmax(warped_BNV, axis=-1)
     p_BNV = jnp.exp(logp_BNV)
     entropy_BN = -jnp.sum(jnp.where(p_BNV > 0, p_BNV * logp_BNV, 0.0), axis=-1)

@@ -5,17 +5,17 @@ import typing
 
 import numpy as np
 import pytest
-from redrafter_jax.decode.batch import make_requests
-from redrafter_jax.decode.rules import DEFAULT_RULE, RULES
 
 from infer import options
 from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from infer.generate import checks
 from redrafter_jax import Limits, Sampling
+from redrafter_jax.decode.batch import make_requests
 from redrafter_jax.decode.engine import Engine
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.request import MAX_NODES
+from redrafter_jax.decode.rules import DEFAULT_RULE, RULES
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS
 

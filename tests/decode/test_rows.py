@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from redrafter_jax.decode.batch import stop_id_table
-from redrafter_jax.decode.policy import make_policy
 
 from redrafter_jax.decode import loop
+from redrafter_jax.decode.batch import stop_id_table
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.policy import make_policy
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from tests import support
 from tests.properties.test_static import compilations

@@ -6,7 +6,7 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.decode import pack
+from redrafter_jax.decode import pack, sample
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.propose.search import Beams, search
@@ -86,10 +86,9 @@ class Recurrent(Proposer):
 
     def draft(self, target: Target, view: View) -> Beams:
         """The search from where each row stands, with the temperature and the noise that the row has."""
-        policy, shape = view.policy, self.shape
-        temperature_B = policy.temperature if policy.sampled else None
+        divisor_B, shape = sample.divisor(view.policy), self.shape
         cut = shape.draft_top_k if shape.width > 1 else 0
-        return draft(target, self.head, view.h, view.g, shape.width, shape.length, temperature_B, view.noise, cut)
+        return draft(target, self.head, view.h, view.g, shape.width, shape.length, divisor_B, view.noise, cut)
 
     def pack(self, g_B: jax.Array, beams: Beams) -> pack.Tree:
         return pack.pack(g_B, beams, self.shape.tree, self.shape.budget)
@@ -102,7 +101,7 @@ def draft(
     g_B: jax.Array,
     width: int,
     length: int,
-    temperature_B: jax.Array | None = None,
+    divisor_B: jax.Array | None = None,
     noise_BLV: jax.Array | None = None,
     draft_top_k: int = 0,
 ) -> Beams:
@@ -117,4 +116,4 @@ def draft(
     B, D = h_BD.shape
     start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
     noise_BLU = None if noise_BLV is None else head.drafted(noise_BLV)
-    return search(step, start_BWD, g_B, width, length, temperature_B, noise_BLU, draft_top_k, head.token_ids)
+    return search(step, start_BWD, g_B, width, length, divisor_B, noise_BLU, draft_top_k, head.token_ids)

@@ -45,7 +45,7 @@ class Scripted(Proposer):
         L = beams.tokens.shape[1]
         ahead_BL = jnp.minimum(view.length[:, None] + 1 + jnp.arange(L), self.tokens.shape[1] - 1)
         right_BL = pick(self.tokens, ahead_BL)
-        lucky_BL = jax.vmap(_draws, in_axes=(0, 0, None))(view.policy.keys, view.length, L) < self.rates
+        lucky_BL = jax.vmap(_draws, in_axes=(0, 0, None))(view.policy.keys_B, view.length, L) < self.rates
         first_W = jnp.arange(beams.tokens.shape[2]) == 0
         tokens = jnp.where(lucky_BL[..., None] & first_W, right_BL[..., None], beams.tokens)
         return Beams(tokens, jnp.where(first_W, 0, beams.parents), jnp.where(first_W, 0.0, beams.scores))

@@ -36,7 +36,7 @@ def search(
     g_B: jax.Array,
     width: int,
     length: int,
-    temperature_B: jax.Array | None = None,
+    divisor_B: jax.Array | None = None,
     noise_BLV: jax.Array | None = None,
     draft_top_k: int = 0,
     token_ids: Callable[[jax.Array], jax.Array] = lambda index_BW: index_BW,
@@ -45,7 +45,7 @@ def search(
 
     Args:
       state: what ``step`` starts from, a pytree of arrays ``[B, W, ...]``; each beam goes on with its parent's.
-      temperature_B: divides the logits; None for 1.
+      divisor_B: divides the logits; None for 1.
       noise_BLV: the noise that the target will add at these L positions, of the tokens that can be drafted; candidates are
         then ranked by which token is likely to win this very draw.
       draft_top_k: cut each distribution, with the noise if there is any, to its best k, or W if that is more, and renormalise
@@ -57,8 +57,8 @@ def search(
     steps = []
     for depth in range(length):
         logits_BWV, state = step(state, tokens_BW)
-        if temperature_B is not None:
-            logits_BWV = logits_BWV / temperature_B[:, None, None]
+        if divisor_B is not None:
+            logits_BWV = logits_BWV / divisor_B[:, None, None]
         if noise_BLV is not None:
             logits_BWV = logits_BWV + noise_BLV[:, depth, None]
         index_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)

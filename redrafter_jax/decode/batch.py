@@ -1,0 +1,98 @@
+"""Prompts, and what is given for all or for each of them -> requests, which are the rows of a batch."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from redrafter_jax.decode.request import (
+    Limits,
+    Sampling,
+    as_list,
+    check_count,
+    check_prompt,
+    check_seeds,
+    check_stop_ids,
+    is_list,
+)
+from redrafter_jax.errors import BadInput
+from redrafter_jax.fields import shown
+
+MIN_STOP_IDS = 4  # columns of the table of stop ids, so that a row may have none or a few in the same program
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt of token ids and how to continue it: what one row of a batch decodes. stop_ids: each ends the reply."""
+
+    prompt: Sequence[int] | np.ndarray
+    sampling: Sampling
+    limits: Limits
+    seed: int
+    stop_ids: tuple[int, ...]
+
+
+def make_requests(
+    prompts: Iterable,
+    sampling: Sampling | Iterable[Sampling],
+    limits: Limits | Iterable[Limits],
+    seeds: Iterable[int] | None,
+    stop_ids: Iterable[int] | Iterable[Iterable[int]],
+    vocab_size: int,
+    context: int,
+) -> list[Request]:
+    """A request for each prompt. sampling, limits, stop_ids: one for all, or a list with one for each prompt; seeds: None for
+    0, 1, 2 and so on; context: the target's, in tokens.
+
+    Raises:
+      BadInput: a prompt, or what is given for it, cannot be used.
+    """
+    prompts = as_list("prompts", prompts)
+    count = len(prompts)
+    samplings = one_for_each("sampling", sampling, count, Sampling, "a Sampling, such as Sampling(temperature=0.7)")
+    limits = one_for_each("limits", limits, count, Limits, "Limits, such as Limits(new=128)")
+    stops = stop_ids_for_each(stop_ids, count, vocab_size)
+    seeds = list(range(count)) if seeds is None else as_list("seeds", seeds)
+    for prompt, limit in zip(prompts, limits, strict=True):
+        check_prompt(prompt, vocab_size, limit.length or context)
+    check_seeds(seeds, count)
+    return [Request(*fields) for fields in zip(prompts, samplings, limits, seeds, stops, strict=True)]
+
+
+def one_for_each(subject: str, given: object, count: int, kind: type, right: str) -> list:
+    """A list of ``count``: what is given, if it is of that kind, for all; else its items, one for each. Raises BadInput for
+    another number of items, and for anything of another kind; ``right`` says what would be right."""
+    if isinstance(given, kind):
+        return [given] * count
+    if not is_list(given):
+        raise BadInput(f"{subject} should be {right}, not {shown(given)}")
+    items = list(given)
+    check_count(subject, items, count)
+    for number, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise BadInput(f"{subject}[{number}] should be {right}, not {shown(item)}")
+    return items
+
+
+def stop_ids_for_each(stop_ids: Iterable, count: int, vocab_size: int) -> list[tuple[int, ...]]:
+    """For each of ``count`` prompts its stop ids: a list of ids is for all, a list of lists has one for each.
+
+    Raises:
+      BadInput: it is neither, or an id is none of the target's.
+    """
+    given = as_list("stop_ids", stop_ids)
+    if not any(map(is_list, given)):
+        return [tuple(check_stop_ids(given, vocab_size))] * count
+    check_count("stop_ids", given, count)
+    return [tuple(check_stop_ids(ids, vocab_size, f"stop_ids[{number}]")) for number, ids in enumerate(given)]
+
+
+def stop_id_table(stop_ids: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+    """The stop ids of each row, ``[rows, X]`` int32, filled with -1. X is a power of two, so that similar requests share a
+    compiled program."""
+    longest = max(map(len, stop_ids), default=0)
+    columns = max(MIN_STOP_IDS, 1 << (longest - 1).bit_length() if longest else 0)
+    table = np.full((rows, columns), -1, np.int32)
+    for row, ids in enumerate(stop_ids):
+        table[row, : len(ids)] = ids
+    return table

@@ -1,5 +1,6 @@
 """Builders that several tests share: golden files, arrays on the mesh, policies, decode states."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -72,3 +73,19 @@ def texts(state) -> list[list[int]]:
     """The replies so far."""
     rows = zip(*map(np.asarray, (state.tokens, state.prompt, state.count)), strict=True)
     return [tokens[prompt : prompt + count].tolist() for tokens, prompt, count in rows]
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts, in a list of their names, the programs that are compiled meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, _: float, **__) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -17,7 +17,7 @@ from infer import distributed, prompts
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
-from infer.generate.task import Beams, Decoding, Destination, Models, Task
+from infer.generate.task import Decoding, Destination, Models, Task, WantedShape
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -50,7 +50,7 @@ class Options:
     decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
     """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
     beam_width: int | None = None
-    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
+    """WantedShape W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
     default_shape)."""
     beam_length: int | None = None
     """Drafted tokens per beam L, as beam_width."""
@@ -104,7 +104,7 @@ def _main(arguments: list[str] | None) -> int:
 
 def task_of(options: Options) -> Task:
     """The options that are good (`checks.alone`), but for prompts, the cache of programs and the group, in the library's types."""
-    beams = Beams(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
+    beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
     limits = Limits(options.max_new_tokens, options.max_length or 0)
     return Task(

@@ -14,7 +14,7 @@ import jax
 from infer import failures, pair, prompts, room, terminal
 from infer.generate import chat, checks, compare, parts
 from infer.generate.batches import Batches, decode
-from infer.generate.task import Beams, Decoding, Task
+from infer.generate.task import Decoding, Task, WantedShape
 from infer.options import check_tree, read_seeds
 from infer.replies import Owner, ReplyFile, line_of, run_of
 from infer.text import load_tokenizer, text_of
@@ -65,7 +65,7 @@ def prepare(task: Task) -> Prepared:
     return Prepared(task, resolved, shape, load_tokenizer(resolved.target))
 
 
-def shape_of(beams: Beams, resolved: pair.Resolved) -> Shape:
+def shape_of(beams: WantedShape, resolved: pair.Resolved) -> Shape:
     """The shape that was asked for, filled up with what suits the device."""
     default = pair.default_shape(jax.default_backend(), resolved.target_config, resolved.dtype)
     width, length = beams.width or default.width, beams.length or default.length

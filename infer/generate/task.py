@@ -18,7 +18,7 @@ class Models:
 
 
 @dataclasses.dataclass(frozen=True)
-class Beams:
+class WantedShape:
     """The fields of a `Shape`; a width or length of None is what suits the device, a budget of 0 is all nodes."""
 
     width: int | None = None
@@ -33,7 +33,7 @@ class Decoding:
     """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
-    beams: Beams = Beams()
+    beams: WantedShape = WantedShape()
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     seed: int = 0

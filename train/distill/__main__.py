@@ -90,9 +90,8 @@ def _main(options: Options) -> None:
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     options = dataclasses.replace(options, target=hub.locate(options.target, "--target"), dtype=dtype)
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
-    head_config = None
-    if options.drafter is not None:
-        head_config = config.drafter_config(config.read_json(options.drafter, "--drafter"), "--drafter")
+    fields = None if options.drafter is None else config.read_json(options.drafter, "--drafter")
+    head_config = None if fields is None else config.drafter_config(fields, "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
     shape, why = mesh.settle(load, options.mesh, together=True)

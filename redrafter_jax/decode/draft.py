@@ -57,7 +57,7 @@ def draft(
     steps = []
     for step in range(length):
         state_BWD = drafter.advance(state_BWD, target.embed(tokens_BW))
-        logits_BWV = drafter.logits(drafter.exit(context, state_BWD), target)
+        logits_BWV = drafter.unembed(drafter.exit(context, state_BWD), target)
         if temperature_B is not None:
             logits_BWV = logits_BWV / temperature_B[:, None, None]
         if noise_BLV is not None:

@@ -181,7 +181,9 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     draft_vocab = whole(config, DRAFT_VOCAB_KEY, what, MAX_VOCABULARY_TOKENS) if DRAFT_VOCAB_KEY in config else 0
     if draft_vocab > vocab:
         raise BadInput(f"{what}: {DRAFT_VOCAB_KEY} in config.json should be at most vocab_size {vocab}, not {draft_vocab}")
-    return DrafterConfig(vocab, width, exit_size, blocks, rnn, tied, draft_vocab)
+    return DrafterConfig(
+        vocab_size=vocab, hidden_size=width, exit_size=exit_size, num_blocks=blocks, rnn=rnn, tied=tied, draft_vocab=draft_vocab
+    )
 
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig, what: str = "drafter") -> None:

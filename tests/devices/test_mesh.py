@@ -128,15 +128,26 @@ def test_processes_that_work_together_leave_no_device_out():
 
 
 def test_the_head_counts_and_few_key_value_heads_do_not_stand_in_the_way():
-    assert Load(EIGHT_B, DrafterConfig(128256, 4096, 4098)).unfit(1, 4) == "4 does not divide the head's exit_size 4098"
+    assert (
+        Load(EIGHT_B, DrafterConfig(vocab_size=128256, hidden_size=4096, exit_size=4098)).unfit(1, 4)
+        == "4 does not divide the head's exit_size 4098"
+    )
     assert Load(EIGHT_B, rows=1).unfit(1, 16) is None
     assert mesh.fit(EIGHT_B, 16).num_key_value_heads == 16
     assert mesh.fit(EIGHT_B, 4) == EIGHT_B
 
 
 def test_the_bytes_are_those_of_the_matrices():
-    config = TargetConfig(256, 64, 128, 2, 8, 2, 16)
-    head = DrafterConfig(256, 64, 96, 2)
+    config = TargetConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    head = DrafterConfig(vocab_size=256, hidden_size=64, exit_size=96, num_blocks=2)
     size = lambda made: sum(4 * leaf.size for leaf in jax.tree.leaves(made) if leaf.ndim == 2)  # noqa: E731
     assert mesh.bytes_of_target(config, 4) == size(jax.eval_shape(lambda: Target(jax.random.key(0), config, jnp.float32)))
     for each in (

@@ -25,7 +25,15 @@ from train import fit as train_fit
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
 )
-TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
+TARGET = TargetConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 
 
@@ -120,7 +128,7 @@ def test_no_shard_gathers_the_vocabulary():
 @needs_compiler
 def test_a_program_that_gathers_the_vocabulary_would_be_noticed():
     def gathers(target, h_BD):
-        return jax.sharding.reshard(target.logits(h_BD), jax.P("data", None))
+        return jax.sharding.reshard(target.unembed(h_BD), jax.P("data", None))
 
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         target = compiler.target(TARGET, "bfloat16")

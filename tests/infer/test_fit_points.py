@@ -22,7 +22,15 @@ from redrafter_jax.slices import compiler, roofline, topology
 from redrafter_jax.slices.chips import CHIPS
 from train import fit as train_fit
 
-TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
+TARGET = TargetConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
 LLAMA_33B = topology.target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it

@@ -31,9 +31,9 @@ def read(target, ids, kv=None, first=0, valid=None):
 @pytest.mark.parametrize("name", TARGETS)
 def test_hidden_states_and_logits_are_those_of_transformers(name):
     target, (vectors, _) = load_target(name), golden(f"target_{name}")
-    hidden, _ = read(target, vectors["plain/input_ids"])
+    hidden = read(target, vectors["plain/input_ids"]).hidden
     np.testing.assert_allclose(hidden, vectors["plain/last_hidden"], atol=TOLERANCE)
-    np.testing.assert_allclose(target.logits(hidden), vectors["plain/logits"], atol=TOLERANCE)
+    np.testing.assert_allclose(target.unembed(hidden), vectors["plain/logits"], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -41,24 +41,25 @@ def test_rows_of_different_lengths_give_what_transformers_gives_for_padded_ones(
     target, (vectors, _) = load_target(name), golden(f"target_{name}")
     ids, mask = vectors["padded/input_ids"], vectors["padded/attention_mask"].astype(bool)
     left = np.stack([np.concatenate([row[m], row[~m]]) for row, m in zip(ids, mask, strict=True)])
-    hidden, _ = read(target, left, valid=np.sort(mask, axis=1)[:, ::-1])
+    hidden = read(target, left, valid=np.sort(mask, axis=1)[:, ::-1]).hidden
     for row, m in enumerate(mask):
-        np.testing.assert_allclose(target.logits(hidden)[row, : m.sum()], vectors["padded/logits"][row][m], atol=TOLERANCE)
+        np.testing.assert_allclose(target.unembed(hidden)[row, : m.sum()], vectors["padded/logits"][row][m], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_cache_holds_rotated_keys_and_decoding_from_it_changes_nothing(name):
     target, (vectors, meta) = load_target(name), golden(f"target_{name}")
     ids, prefix, c = vectors["plain/input_ids"], meta["prefill_P"], target.config
-    _, rows = read(target, ids[:, :prefix])
+    rows = read(target, ids[:, :prefix]).rows
     for layer in (layer for layer in range(c.num_hidden_layers) if f"kv/key_layer{layer}" in vectors):
         np.testing.assert_allclose(rows.keys[layer], vectors[f"kv/key_layer{layer}"], atol=TOLERANCE)
         np.testing.assert_allclose(rows.values[layer], vectors[f"kv/value_layer{layer}"], atol=TOLERANCE)
     kv = cache.empty(c.num_hidden_layers, len(ids), c.num_key_value_heads, ids.shape[1] + 3, c.head_dim, jnp.float32)
     kv = cache.append(kv, rows, put([prefix] * len(ids), np.int32))
     for index in range(prefix, ids.shape[1]):
-        hidden, rows = read(target, ids[:, index : index + 1], kv, index)
-        np.testing.assert_allclose(target.logits(hidden)[:, 0], vectors["incr/logits"][:, index - prefix], atol=TOLERANCE)
+        made = read(target, ids[:, index : index + 1], kv, index)
+        hidden, rows = made.hidden, made.rows
+        np.testing.assert_allclose(target.unembed(hidden)[:, 0], vectors["incr/logits"][:, index - prefix], atol=TOLERANCE)
         kv = cache.append(kv, rows, put([1] * len(ids), np.int32))
 
 
@@ -85,7 +86,7 @@ def test_the_head_advances_exits_and_scores_as_published(pair):
     for step in range(tokens.shape[1]):
         state = drafter.advance(state, embedded[:, step])
         np.testing.assert_allclose(state, vectors["forced/state"][:, step], atol=1e-5)
-        logits = drafter.logits(drafter.exit(drafter.context(h), state), target)
+        logits = drafter.unembed(drafter.exit(drafter.context(h), state), target)
         np.testing.assert_allclose(logits, vectors["forced/raw_logits"][:, step], atol=TOLERANCE)
 
 

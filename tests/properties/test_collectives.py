@@ -24,7 +24,15 @@ from train.data import rows as data
 from train.run import step
 
 LAYERS, D, V = 2, 64, 4096
-CONFIG = TargetConfig(V, D, 128, LAYERS, 8, 8, 8)
+CONFIG = TargetConfig(
+    vocab_size=V,
+    hidden_size=D,
+    intermediate_size=128,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=8,
+)
 DATA, MODEL = 2, 4
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 

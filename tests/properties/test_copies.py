@@ -17,7 +17,15 @@ from tests import support
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
 )
-TARGET = TargetConfig(4096, 1024, 2816, 1, 8, 8, 128)
+TARGET = TargetConfig(
+    vocab_size=4096,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=1,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 
 
 def elements(kv: cache.KVCache) -> int:

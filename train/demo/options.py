@@ -55,9 +55,16 @@ class Options:
 
     def target_config(self) -> TargetConfig:
         return TargetConfig(
-            self.vocab, self.width, self.feed_forward, self.layers, self.heads, 1, self.width // self.heads,
-            tie_word_embeddings=True, max_position_embeddings=CONTEXT,
-        )  # fmt: skip
+            vocab_size=self.vocab,
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=1,
+            head_dim=self.width // self.heads,
+            tie_word_embeddings=True,
+            max_position_embeddings=CONTEXT,
+        )
 
     def schedule(self) -> pretrain.Schedule:
         return pretrain.Schedule(self.steps, self.batch, decay=self.decay)

@@ -26,8 +26,7 @@ from redrafter_jax.decode.request import (
 )
 from redrafter_jax.devices import memory
 from redrafter_jax.devices import mesh as meshes
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import config, hub, weights
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig

@@ -14,10 +14,17 @@ OF_THE_FILE_SYSTEM = (
     errno.ENOTDIR,
     errno.EISDIR,
 )
+SHOWN_CHARACTERS = 60
 
 
 class BadInput(ValueError):
     """Something given from outside cannot be used. The message is one sentence that names it and says what would be right."""
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: what a person needs of it, not 400 digits."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def as_bad_input(error: BaseException) -> BadInput | None:

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from redrafter_jax.decode import draft, pack, prefill, sample, verify
 from redrafter_jax.decode.commit import DecodeState, commit
 from redrafter_jax.decode.request import DRAFT_TOP_K, MAX_NODES, require, wrong_for_vocabulary, wrong_number
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 

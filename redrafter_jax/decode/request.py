@@ -11,8 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 
 Rule = Literal["coupled", "independent", "typical"]
 

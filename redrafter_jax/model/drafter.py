@@ -111,7 +111,12 @@ class Drafter(nnx.Module):
         """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
         layer that reads ``[h ; s]``."""
         first = self._first()
-        return h, None if first is None else layers.times(h, _halves(first)[0]) + first.bias[...]
+        return h, None if first is None else layers.times(h, self.weight_of_h()) + first.bias[...]
+
+    def weight_of_h(self) -> nnx.Param | jax.Array | None:
+        """The matrix ``[D, out]`` that `context` multiplies h by; None for a head that has none."""
+        first = self._first()
+        return None if first is None else _halves(first)[0]
 
     def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array) -> jax.Array:
         """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""

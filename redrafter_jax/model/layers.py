@@ -39,8 +39,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, ..., in]`` -> ``[B, ..., out]``."""
-        with jax.named_scope("linear"):  # so that a profile tells it from attention's products
-            y = times(x, self.weight, self.split)
+        y = times(x, self.weight, self.split)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -50,7 +49,9 @@ def times(x: jax.Array, weight: nnx.Param | jax.Array, split: P = COLUMNS) -> ja
     Every matrix of the target and of the head is multiplied here, so another kind of weight (quantised, or with a low-rank
     delta) needs to be known here alone.
     """
-    return product(x, laid(weight, split), P("data", *[None] * (x.ndim - 2), split[1]))
+    ready = laid(weight, split)
+    with jax.named_scope("linear"):  # so that a profile tells it from gathering the weight, and from attention
+        return product(x, ready, P("data", *[None] * (x.ndim - 2), split[1]))
 
 
 def laid(weight: nnx.Param | jax.Array, spec: P) -> jax.Array:

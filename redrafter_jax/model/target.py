@@ -136,7 +136,8 @@ class Target(nnx.Module):
         x_BND = self.embed(tokens_BN)
         keys, values, outputs = [], [], []
         for layer, block in enumerate(self.blocks):
-            x_BND, k, v = block(x_BND, table, visible_BNN, attention.layer_of(kv, layer), seen_BNS, prefixes)
+            with jax.named_scope("layers"):  # so that a profile tells them from the head's
+                x_BND, k, v = block(x_BND, table, visible_BNN, attention.layer_of(kv, layer), seen_BNS, prefixes)
             keys.append(k)
             values.append(v)
             outputs.append(x_BND)

@@ -2,8 +2,8 @@
 
 from infer import pair
 from redrafter_jax.decode import prefill
-from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices.placement import Load
 
 
 def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> None:
@@ -20,7 +20,7 @@ def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> No
     """
 
     def load(rows: int = rows, new: int = new, dtype: str = plan.dtype) -> Load:
-        return pair.load_of(plan.target_config, plan.drafter_config, dtype, rows, prefill.bucket(longest, new, length).slots)
+        return placement.to_decode(plan.target_config, plan.drafter_config, dtype, rows, prefill.bucket(longest, new, length).slots)
 
     if memory.shortage(load(), plan.mesh) is None:
         return

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -23,10 +22,9 @@ from infer.generate import checks
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.loop import Shape
 from redrafter_jax.decode.request import MAX_NODES, MAX_SEED, require, wrong_number
-from redrafter_jax.devices import memory, mesh
+from redrafter_jax.devices import memory, mesh, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, fingerprint, hub, lock, weights
-from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 from train.data import datasets, questions, records, replies
@@ -108,7 +106,7 @@ def _main(options: Options) -> None:
         head_config = config.drafter_config(config.read_json(options.drafter, "--drafter"), "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
-    shape, why = mesh.settle(load, options.mesh, together=True)
+    shape, why = placement.settle(load, options.mesh, together=True)
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = datasets.tokenizer(str(options.target))
@@ -160,14 +158,10 @@ def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | Non
     return context - options.max_new_tokens
 
 
-def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> mesh.Load:
+def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> placement.Load:
     """What the devices have to carry: both models' weights, and the cache of a batch."""
-    itemsize = jnp.dtype(options.dtype).itemsize
     slots = min(target.max_position_embeddings, (options.prompt_tokens if options.text else PROMPT) + options.max_new_tokens)
-    size = mesh.bytes_of_target(target, itemsize)
-    size += mesh.bytes_of_head(vocabulary.untied_config(head), itemsize) if head else 0
-    cache = mesh.bytes_of_cache(target, options.batch_size, slots, itemsize)
-    return mesh.Load(target, head, options.batch_size, "--batch-size", size, cache=cache)
+    return placement.to_decode(target, head, options.dtype, options.batch_size, slots)
 
 
 def answer(options: Options, engine: Engine, mine: list[tuple[int, list[int]]], done: set[int]) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from infer.benchmark import stages
 from redrafter_jax.decode import loop, prefill, sample
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
-from redrafter_jax.devices import mesh
+from redrafter_jax.devices import mesh, placement
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline
@@ -46,7 +46,7 @@ class Subject:
     def setting(self, data: int, model: int, batch: int, shape: Shape) -> roofline.Setting:
         slots = _bucket(self.context, shape).slots
         width = jnp.dtype(self.dtype).itemsize
-        return roofline.Setting(mesh.fit(self.config, model), self.head, data, model, batch, slots, width)
+        return roofline.Setting(placement.fit(self.config, model), self.head, data, model, batch, slots, width)
 
 
 def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> dict:
@@ -146,9 +146,9 @@ def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
     """Bytes of the weights and the state on a chip, by their shapes; the head's too, where only the target works."""
 
     def of_depth(layers: int) -> int:
-        with compiler.on_paper(*split):
+        with mesh.on_paper(*split):
             target, _, state = arrays(subject, layers, batch, shape)
-            return compiler.bytes_of((target, compiler.drafter(subject.head, subject.dtype), state))
+            return placement.bytes_of((target, compiler.drafter(subject.head, subject.dtype), state))
 
     one, two = of_depth(1), of_depth(2)
     return one + (two - one) * (subject.config.num_hidden_layers - 1)
@@ -295,5 +295,5 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
 
 
 def _head_bytes(subject: Subject, split) -> int:
-    with compiler.on_paper(*split):
-        return compiler.bytes_of(compiler.drafter(subject.head, subject.dtype))
+    with mesh.on_paper(*split):
+        return placement.bytes_of(compiler.drafter(subject.head, subject.dtype))

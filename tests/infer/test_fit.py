@@ -16,7 +16,7 @@ from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.programs import use_cache
 from redrafter_jax.decode.loop import AUTOREGRESSIVE, Shape
-from redrafter_jax.devices import mesh, processes
+from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
@@ -51,7 +51,7 @@ def compiled(shape: Shape, sampling: str = "greedy") -> compiler.Program:
 def cache_bytes(shape: Shape) -> int:
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         kv = points.arrays(subject(), TARGET.num_hidden_layers, BATCH, shape)[2].cache
-        return compiler.bytes_of((kv.keys, kv.values))
+        return placement.bytes_of((kv.keys, kv.values))
 
 
 @needs_compiler
@@ -195,7 +195,7 @@ def test_a_training_step_compiles_and_replaces_the_head_in_place(tmp_path, capsy
     program = train_fit.compile_step(subject().slice, TARGET, options, recipe, MESH, 4)
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         state = train_fit._arrays(TARGET, options, recipe, 4)[1]
-        size = compiler.bytes_of((state.drafter, state.optimizer))
+        size = placement.bytes_of((state.drafter, state.optimizer))
     assert program.aliased >= 0.99 * size
     assert program.held < 0.2 * subject().slice.chip.usable_bytes
 

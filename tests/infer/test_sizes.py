@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Load
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target
 from train import distill, main, measure

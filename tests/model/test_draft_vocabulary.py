@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from redrafter_jax import loss
 from redrafter_jax.decode import draft, loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.devices.mesh import Load, check, is_spread, make_mesh, spread
+from redrafter_jax.devices.mesh import is_spread, make_mesh, spread
+from redrafter_jax.devices.placement import Load, check
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from redrafter_jax.model import vocabulary

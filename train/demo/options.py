@@ -3,8 +3,7 @@
 import dataclasses
 import pathlib
 
-from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import bytes_of_target
+from redrafter_jax.devices import memory, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
 from redrafter_jax.model.target import TargetConfig
@@ -96,7 +95,7 @@ def check(options: Options) -> None:
         raise BadInput(f"--decay should be above 0 and at most 1, not {options.decay}")
     if options.width % (2 * options.heads):
         raise BadInput(f"--width should be a multiple of twice --heads ({options.heads}), not {options.width}")
-    weights = 3 * bytes_of_target(options.target_config(), 4)  # float32, with gradients and a moment
+    weights = 3 * placement.bytes_of_target(options.target_config(), "float32")  # float32, with gradients and a moment
     logits = 4 * options.batch * options.row_length * options.vocab
     memory.check_bytes(weights + logits, "--batch, --row-length, --vocab, --width, --layers and --feed-forward of this size")
     claims.check_folder(options.work, "--work")

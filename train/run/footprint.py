@@ -1,7 +1,7 @@
 """Whether a device has room for what an update of training holds at one time, as far as that is known beforehand."""
 
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Load
 from train.run.recipe import Recipe
 
 

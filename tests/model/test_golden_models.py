@@ -1,12 +1,14 @@
 """The target and the draft head against vectors made by transformers and by the published ReDrafter."""
 
 import filecmp
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from redrafter_jax.decode import draft
 from redrafter_jax.files import config, weights
@@ -17,15 +19,15 @@ TARGETS = sorted(set(PAIRS.values()))
 TOLERANCE = 2e-4
 
 
-@jax.jit
-def run_target(target, ids, positions, kv, valid):
-    return target(ids, positions, attention.causal(valid), kv)
+@functools.partial(jax.jit, static_argnames="features")
+def run_target(target, ids, positions, kv, valid, features):
+    return target(ids, positions, attention.causal(valid), kv, features=features)
 
 
-def read(target, ids, kv=None, first=0, valid=None):
+def read(target, ids, kv=None, first=0, valid=None, features=()):
     positions = put(np.broadcast_to(first + np.arange(ids.shape[1]), ids.shape), np.int32)
     valid = put(np.ones(ids.shape, bool) if valid is None else valid)
-    return run_target(target, put(ids), positions, kv, valid)
+    return run_target(target, put(ids), positions, kv, valid, features)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -34,6 +36,29 @@ def test_hidden_states_and_logits_are_those_of_transformers(name):
     hidden = read(target, vectors["plain/input_ids"]).hidden
     np.testing.assert_allclose(hidden, vectors["plain/last_hidden"], atol=TOLERANCE)
     np.testing.assert_allclose(target.unembed(hidden), vectors["plain/logits"], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_features_of_a_layer_are_what_a_target_cut_off_behind_it_ends_with(name):
+    target, (vectors, _) = load_target(name), golden(f"target_{name}")
+    ids, last = vectors["plain/input_ids"], target.config.num_hidden_layers - 1
+    made = read(target, ids, features=(last, 0))
+    assert read(target, ids).features is None
+    of_last, of_first = np.split(np.asarray(made.features), 2, axis=-1)
+    cut_off = nnx.clone(target)
+    cut_off.blocks = nnx.List([target.blocks[0]])
+    for features, model in ((of_last, target), (of_first, cut_off)):
+        normed = layers.rms_norm(put(features), target.norm[...], target.config.rms_norm_eps)
+        np.testing.assert_allclose(normed, read(model, ids).hidden, atol=1e-5)
+    assert not np.allclose(of_last, of_first, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_logits_of_some_tokens_are_those_among_all(name):
+    target, (vectors, _) = load_target(name), golden(f"target_{name}")
+    hidden, ids = read(target, vectors["plain/input_ids"]).hidden, np.array([3, 77, 140])
+    some = target.unembed(hidden, put(ids, np.int32))
+    np.testing.assert_allclose(some, np.asarray(target.unembed(hidden))[..., ids], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -2,8 +2,8 @@
 
 from infer import pair
 from redrafter_jax.decode import prefill
-from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices.placement import Load
 
 
 def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: int) -> None:
@@ -21,7 +21,7 @@ def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: in
 
     def load(rows: int = rows, new: int = new, dtype: str = resolved.dtype) -> Load:
         slots = prefill.bucket(longest, new, length).slots
-        return pair.load_of(resolved.target_config, resolved.drafter_config, dtype, rows, slots)
+        return placement.to_decode(resolved.target_config, resolved.drafter_config, dtype, rows, slots)
 
     if memory.shortage(load(), resolved.mesh) is None:
         return

@@ -15,7 +15,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.devices import memory
+from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
@@ -96,11 +96,11 @@ def at_shape(options) -> Subject:
     head = synthetic.head_config(config, kind, options.head_vocab)
     _check_drafts(options, config, head)
     load = _load(config, head, options)
-    mesh, because = meshes.settle(load, options.mesh, together=False)
+    mesh, because = placement.settle(load, options.mesh, together=False)
     what = f"--shape {options.shape}, with its weights, its head and its cache,"
     memory.check(load, mesh, what, _smaller(config, head, options, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
-    config = meshes.fit(config, mesh[1])
+    config = placement.fit(config, mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
@@ -117,20 +117,18 @@ def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
         check_drafted(f"--beams {shape}: its width", read_beam(shape)[0], target.vocab_size, head.draft_vocab)
 
 
-def _load(config: TargetConfig, head: DrafterConfig, options) -> meshes.Load:
+def _load(config: TargetConfig, head: DrafterConfig, options) -> placement.Load:
     """What the devices have to hold: the pair and the cache of plain decoding, and what making the largest matrix takes."""
-    itemsize = jnp.dtype(options.dtype).itemsize
-    size = MAKING * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
-    size += meshes.bytes_of_target(config, itemsize) + meshes.bytes_of_head(vocabulary.untied_config(head), itemsize)
+    making = MAKING * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
     slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
-    cache = meshes.bytes_of_cache(config, options.batch_size, slots, itemsize)
-    return meshes.Load(config, head, options.batch_size, size=size, cache=cache)
+    pair = placement.to_decode(config, head, options.dtype, options.batch_size, slots)
+    return dataclasses.replace(pair, size=pair.size + making)
 
 
-def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, meshes.Load]:
+def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, placement.Load]:
     """Options with which this shape needs less: the most layers that fit, and the other number format."""
 
-    def of_layers(layers: int) -> meshes.Load:
+    def of_layers(layers: int) -> placement.Load:
         return _load(dataclasses.replace(config, num_hidden_layers=layers), head, options)
 
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}

@@ -17,7 +17,7 @@ from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.decode.propose.scripted import Star
-from redrafter_jax.devices import mesh
+from redrafter_jax.devices import mesh, placement
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline
@@ -49,7 +49,7 @@ class Subject:
     def setting(self, data: int, model: int, batch: int, shape: Shape) -> roofline.Setting:
         slots = _bucket(self.context, shape).slots
         width = jnp.dtype(self.dtype).itemsize
-        return roofline.Setting(mesh.fit(self.config, model), self.head, data, model, batch, slots, width)
+        return roofline.Setting(placement.fit(self.config, model), self.head, data, model, batch, slots, width)
 
 
 def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, proposer: Proposer | None = None) -> dict:
@@ -150,9 +150,9 @@ def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
     """Bytes of the weights and the state on a chip, by their shapes; the head's too, where only the target works."""
 
     def of_depth(layers: int) -> int:
-        with compiler.on_paper(*split):
+        with mesh.on_paper(*split):
             target, _, state = arrays(subject, layers, batch, shape)
-            return compiler.bytes_of((target, compiler.drafter(subject.head, subject.dtype), state))
+            return placement.bytes_of((target, compiler.drafter(subject.head, subject.dtype), state))
 
     one, two = of_depth(1), of_depth(2)
     return one + (two - one) * (subject.config.num_hidden_layers - 1)
@@ -300,5 +300,5 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
 
 
 def _head_bytes(subject: Subject, split) -> int:
-    with compiler.on_paper(*split):
-        return compiler.bytes_of(compiler.drafter(subject.head, subject.dtype))
+    with mesh.on_paper(*split):
+        return placement.bytes_of(compiler.drafter(subject.head, subject.dtype))

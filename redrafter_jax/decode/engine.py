@@ -26,8 +26,7 @@ from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.reply import Progress, Reply
 from redrafter_jax.decode.request import Limits, Sampling, check_stop_ids, require, wrong_number
 from redrafter_jax.devices import processes
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 

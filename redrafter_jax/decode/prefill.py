@@ -87,10 +87,10 @@ def prefill(
         positions_BN = jnp.broadcast_to(start + jnp.arange(chunk), tokens_BN.shape) + jnp.zeros_like(tokens_BN)
         lengths_BN = jnp.broadcast_to(length_B[:, None], tokens_BN.shape)
         before = kv if chunks > 1 else None  # the only chunk has nothing before it to attend to
-        hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
+        made = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)
-        newest_BD = pick(hidden_BND, left_B - 1)
-        return cache.append(kv, rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
+        newest_BD = pick(made.hidden, left_B - 1)
+        return cache.append(kv, made.rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
     kv, h_BD = jax.lax.fori_loop(0, needed, read, (kv, h_BD))
@@ -99,7 +99,7 @@ def prefill(
 
 
 def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:
-    logits_B1V = target.logits(h_BD[:, None])
+    logits_B1V = target.unembed(h_BD[:, None])
     noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
     g_B1, finite_B1 = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)
     g_B, failed_B = g_B1[:, 0], ~finite_B1[:, 0] & (limit_B > 0)

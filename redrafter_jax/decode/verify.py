@@ -12,7 +12,7 @@ from redrafter_jax.decode.pack import Tree
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.model.cache import KVCache, KVRows, take
 from redrafter_jax.model.layers import pick
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Pass, Target
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +36,9 @@ class Verdict:
 
 def verify(target: Target, tree: Tree, cache: KVCache, policy: Policy, noise_BMV: jax.Array | None, length: int) -> Verdict:
     """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L."""
-    hidden_BND, rows = score(target, tree, cache)
-    warped_BNV = sample.warp(policy, target.logits(hidden_BND))
+    scored = score(target, tree, cache)
+    hidden_BND, rows = scored.hidden, scored.rows
+    warped_BNV = sample.warp(policy, target.unembed(hidden_BND))
     noise_BNV = None if noise_BMV is None else pick(noise_BMV, tree.depth)
     choice_BN, finite_BN = sample.choose(warped_BNV, noise_BNV)
     agrees_BN = tree.tokens == pick(choice_BN, tree.parent)
@@ -47,7 +48,7 @@ def verify(target: Target, tree: Tree, cache: KVCache, policy: Policy, noise_BMV
     return _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
 
 
-def score(target: Target, tree: Tree, cache: KVCache) -> tuple[jax.Array, KVRows]:
+def score(target: Target, tree: Tree, cache: KVCache) -> Pass:
     """The tree pass: hidden ``[B, N, D]`` of each node after its own prefix, and the nodes' keys and values."""
     positions_BN = cache.length[:, None] + tree.depth
     return target(tree.tokens, positions_BN, tree.ancestors & tree.valid[:, None, :], cache)

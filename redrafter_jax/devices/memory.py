@@ -1,10 +1,10 @@
-"""How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`mesh.py`)."""
+"""How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`placement.py`)."""
 
 import pathlib
 
 import jax
 
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Load
 from redrafter_jax.errors import BadInput
 
 MEMINFO, STATM = pathlib.Path("/proc/meminfo"), pathlib.Path("/proc/self/statm")

@@ -11,8 +11,7 @@ import ml_dtypes  # noqa: F401  (names bfloat16 for NumPy)
 import numpy as np
 import safetensors
 
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import json_files
 
 INDEX = "model.safetensors.index.json"

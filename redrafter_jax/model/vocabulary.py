@@ -45,7 +45,7 @@ def untied(drafter: Drafter, target: Target) -> Drafter:
     config = untied_config(drafter.config)
     if config == drafter.config:
         return drafter
-    return _rebuilt(drafter, config, {".lm_head.value": drafter.drafted(target.lm_head[...])})
+    return _rebuilt(drafter, config, {".lm_head.value": target.columns(drafter.ids)})
 
 
 def as_decoded(drafter: Drafter, target: Target) -> Drafter:
@@ -63,7 +63,7 @@ def whole(drafter: Drafter, target: Target) -> Drafter:
     """
     config, D = drafter.config, drafter.config.hidden_size
     if not config.draft_vocab:
-        tied = {".lm_head.value": target.lm_head[...]} if config.tied else {}
+        tied = {".lm_head.value": target.columns()} if config.tied else {}
         return _rebuilt(drafter, dataclasses.replace(config, tied=False), tied)
     drafter, E = untied(drafter, target), config.exit_size
     wide = E - E % ALIGNMENT + ALIGNMENT

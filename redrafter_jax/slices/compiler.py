@@ -19,10 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from redrafter_jax.devices import mesh, processes
+from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
@@ -46,19 +45,10 @@ class DoesNotFit(Exception):
         self.bytes = bytes_
 
 
-@contextlib.contextmanager
-def on_paper(data: int, model: int):
-    """A mesh of no devices, as a context: shapes and shardings follow from it, but nothing can be compiled for it."""
-    explicit = (jax.sharding.AxisType.Explicit,) * 2
-    none = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))  # a mesh gives way to none, but to no other size
-    with none, jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((data, model), mesh.AXES, axis_types=explicit)):
-        yield
-
-
 def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
     """A target of shapes and shardings alone, on the current mesh, split over ``data`` too if ``spread``; with repeated
     key-value heads where it has too few."""
-    fitted = mesh.fit(shapes, jax.sharding.get_abstract_mesh().shape["model"])
+    fitted = placement.fit(shapes, jax.sharding.get_abstract_mesh().shape["model"])
     return jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
 
 
@@ -71,16 +61,6 @@ def abstract(shape: tuple[int, ...], dtype, spec: jax.P) -> jax.ShapeDtypeStruct
     """An array of the current mesh that does not exist."""
     sharding = jax.sharding.NamedSharding(jax.sharding.get_abstract_mesh(), spec)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def bytes_of(tree) -> int:
-    """Bytes of the arrays on one chip, without what layouts pad."""
-    held = lambda leaf: leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
-    return sum(int(np.prod(held(leaf))) * _width(leaf.dtype) for leaf in jax.tree.leaves(tree))
-
-
-def _width(dtype) -> int:
-    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from redrafter_jax.devices import mesh
+from redrafter_jax.devices import mesh, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
 from redrafter_jax.model.drafter import DrafterConfig
@@ -96,7 +96,7 @@ def read_target_config(model: str, what: str = "model") -> TargetConfig:
 
 def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
     """What ``model`` shards do not divide, in words; None where they divide everything."""
-    return mesh.Load(target, head).unfit(1, model)
+    return placement.Load(target, head).unfit(1, model)
 
 
 def choose_meshes(
@@ -116,9 +116,9 @@ def choose_meshes(
     data, model = given
     if given not in reasons:
         wrong = f"should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}"
-        raise BadInput(f"{what} {wrong}; {mesh.named(able)} would do")
+        raise BadInput(f"{what} {wrong}; {placement.named(able)} would do")
     if reasons[given]:
-        raise BadInput(f"{what} {data} {model} cannot split this target: {reasons[given]}; {mesh.named(able)} would do")
+        raise BadInput(f"{what} {data} {model} cannot split this target: {reasons[given]}; {placement.named(able)} would do")
     return [given], []
 
 

@@ -62,7 +62,7 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
         for tokens, score, state in alive:
             state = drafter.advance(put(state), target.embed(put([tokens[-1]], np.int32)))
             z = drafter.exit(drafter.context(put(h)), state)
-            logp = np.asarray(jax.nn.log_softmax(drafter.logits(z, target)[0]))
+            logp = np.asarray(jax.nn.log_softmax(drafter.unembed(z, target)[0]))
             grown += [((*tokens, v), score + logp[v], state) for v in range(503)]
         alive = sorted(grown, key=lambda item: -item[1])[:W]
     tokens, scores = search.sequences(beams)

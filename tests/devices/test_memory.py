@@ -12,7 +12,7 @@ from infer import pair
 from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Load
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.shapes import SHAPES
 from tests import support

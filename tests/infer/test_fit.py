@@ -16,7 +16,7 @@ from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.programs import use_cache
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
-from redrafter_jax.devices import mesh, processes
+from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
@@ -26,7 +26,15 @@ from train.fit import points as step_points
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
 )
-TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
+TARGET = TargetConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 
 
@@ -44,7 +52,7 @@ def compiled(shape: Shape, sampling: str = "greedy") -> compiler.Program:
 def cache_bytes(shape: Shape) -> int:
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         kv = points.arrays(subject(), TARGET.num_hidden_layers, BATCH, shape)[2].cache
-        return compiler.bytes_of((kv.keys, kv.values))
+        return placement.bytes_of((kv.keys, kv.values))
 
 
 @needs_compiler
@@ -121,7 +129,7 @@ def test_no_shard_gathers_the_vocabulary():
 @needs_compiler
 def test_a_program_that_gathers_the_vocabulary_would_be_noticed():
     def gathers(target, h_BD):
-        return jax.sharding.reshard(target.logits(h_BD), jax.P("data", None))
+        return jax.sharding.reshard(target.unembed(h_BD), jax.P("data", None))
 
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         target = compiler.target(TARGET, "bfloat16")
@@ -188,7 +196,7 @@ def test_a_training_step_compiles_and_replaces_the_head_in_place(tmp_path, capsy
     program = step_points.compile_step(trained, MESH, 4)
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         state = step_points.arrays(trained, 4)[1]
-        size = compiler.bytes_of((state.drafter, state.optimizer))
+        size = placement.bytes_of((state.drafter, state.optimizer))
     assert program.aliased >= 0.99 * size
     assert program.held < 0.2 * subject().slice.chip.usable_bytes
 

@@ -7,7 +7,7 @@ import pytest
 
 from infer.evaluate import __main__ as evaluate
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Load
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target
 from train import main

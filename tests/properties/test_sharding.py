@@ -20,7 +20,15 @@ from redrafter_jax.model.target import Target, TargetConfig
 from train.data import rows
 from train.run import step
 
-CONFIG = TargetConfig(256, 64, 128, 2, 8, 2, 8)  # two key-value heads, so four and eight shards repeat them
+CONFIG = TargetConfig(
+    vocab_size=256,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=8,
+)  # two key-value heads, so four and eight shards repeat them
 MESHES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 PROMPTS = [[row + 1] * (row + 2) for row in range(8)]
 

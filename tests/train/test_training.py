@@ -227,7 +227,7 @@ def test_greedy_labels_are_what_the_target_generates_from_every_place(name):
     pieces = [{"tokens": rng.integers(1, 90, n).astype(np.int32), "labelled": np.ones(n, bool)} for n in (9, 4)]
     row = rows.Rows(pieces, 15)[0]
     batch = rows.put_batch({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
-    paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, *step.read(target, batch), 4))())
+    paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, step.read(target, batch), 4))())
     prompts = [piece["tokens"][: end + 1].tolist() for piece in pieces for end in range(len(piece["tokens"]))]
     replies = Engine(target).generate(prompts, limits=Limits(4), batch=len(prompts))
     np.testing.assert_array_equal(paths[0, :13], [reply.token_ids for reply in replies])

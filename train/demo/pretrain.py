@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model import attention, layers
+from redrafter_jax import cross_entropy
 from redrafter_jax.model.target import Target
 
 
@@ -98,11 +98,7 @@ def next_token_loss(target: Target, tokens_BT: jax.Array) -> jax.Array:
 
 def next_token_losses(target: Target, tokens_BT: jax.Array) -> jax.Array:
     """``[B, T-1]`` cross-entropies in nats, through the tied embedding."""
-    inputs, labels = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-    hidden, _ = target(inputs, positions, attention.causal(inputs >= 0))
-    logits = layers.einsum("btd,vd->btv", hidden, target.embedding[...], out_sharding=P("data", None, None))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return cross_entropy.of_next_tokens(target, tokens_BT, target.embedding[...].T)
 
 
 def _whole(tree):

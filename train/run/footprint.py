@@ -1,7 +1,7 @@
 """Checks, before a run, that a device has memory for an update of training."""
 
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Load
 from train.run.recipe import Recipe
 
 

@@ -29,7 +29,7 @@ def flops(target: Target, drafter: Drafter, recipe: Recipe) -> float:
     """FLOPs of an update that the mathematics needs: the target forward, K drafted positions forward and backward; what
     is computed again in the backward pass, and attention over the context, are not counted."""
     body = sum(leaf.size for leaf in jax.tree.leaves(target.blocks))
-    unembedding = target.config.hidden_size * (drafter.config.draft_vocab or target.config.vocab_size)
+    unembedding = jax.eval_shape(lambda: target.columns(drafter.ids)).size
     head = sum(leaf.size for leaf in jax.tree.leaves(drafter)) + (unembedding if drafter.lm_head is None else 0)
     teacher = 2 * unembedding if recipe.distill_weight > 0 else 0
     if recipe.labels == "greedy":

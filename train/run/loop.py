@@ -44,7 +44,15 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
     exit_size = 2 * D if recipe.head == "full" else D
     if recipe.head_vocab > V:
         raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
-    return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, recipe.head == "slim", recipe.head_vocab)
+    return DrafterConfig(
+        vocab_size=V,
+        hidden_size=D,
+        exit_size=exit_size,
+        num_blocks=recipe.blocks,
+        rnn=recipe.rnn,
+        tied=recipe.head == "slim",
+        draft_vocab=recipe.head_vocab,
+    )
 
 
 def make_schedule(recipe: Recipe) -> step.Schedule:

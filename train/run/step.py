@@ -8,9 +8,9 @@ import optax
 
 from redrafter_jax import loss
 from redrafter_jax.devices import mesh
-from redrafter_jax.model import attention, cache, vocabulary
+from redrafter_jax.model import attention, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Pass, Target
 from train.data.rows import Batch
 from train.run import labels as greedy
 from train.run.recipe import Labels
@@ -96,14 +96,14 @@ def evaluate(
 ) -> tuple[jax.Array, loss.Metrics]:
     """The loss of a head on a batch, and its parts. The head's weights are float32 so that small updates add up; they are
     multiplied as the device does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""
-    hidden_BTD, rows = read(target, batch)
-    paths_BTK = greedy.paths(target, batch, hidden_BTD, rows, config.positions + 1) if labels == "greedy" else None
+    text = read(target, batch)
+    paths_BTK = greedy.paths(target, batch, text, config.positions + 1) if labels == "greedy" else None
     with jax.default_matmul_precision("default"):
-        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
+        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, text.hidden, config, batch.segments, paths_BTK)
 
 
-def read(target: Target, batch: Batch) -> tuple[jax.Array, cache.KVRows]:
-    """The target's hidden states ``[B, T, D]``, and its keys and values; a token sees those before it in its own example."""
+def read(target: Target, batch: Batch) -> Pass:
+    """What the target makes of a batch, without gradients; a token sees those before it in its own example."""
     same_BTT = batch.segments[:, :, None] == batch.segments[:, None, :]
     made = target(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)
     return jax.lax.stop_gradient(made)

@@ -19,8 +19,7 @@ from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree, pack_sequences
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.request import MAX_NODES
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.layers import pick
 
 HIT_RATES = (0.33, 0.53, 0.64, 0.76, 0.76, 0.76, 0.77, 0.91)

@@ -36,9 +36,9 @@ from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
 CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=1, length=3), Shape(width=8, length=5)
-CACHE = 32 << 20  # bytes; of a CPU that does not say
+DEFAULT_CPU_CACHE_BYTES = 32 << 20  # bytes; of a CPU that does not say
 EMBEDDED = pathlib.Path(__file__).parent / "demo_pair"
-PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
+PLANNED_PROMPT_TOKENS = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
 
 def embedded(part: str) -> pathlib.Path:
@@ -72,7 +72,7 @@ def cache_size(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
             continue
         if kib.isdigit():
             sizes.append(int(kib) << 10)
-    return max(sizes, default=CACHE)
+    return max(sizes, default=DEFAULT_CPU_CACHE_BYTES)
 
 
 def default_head(platform: str) -> str:
@@ -202,8 +202,8 @@ def resolve(
         head = hub.locate(drafter, "--drafter") if drafter is not None else embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
-    slots = min(target_config.max_position_embeddings, PROMPT + new_tokens)
-    mesh, why = placement.settle(placement.to_decode(target_config, head_config, dtype, rows, slots), mesh, together=False)
+    slots = min(target_config.max_position_embeddings, PLANNED_PROMPT_TOKENS + new_tokens)
+    mesh, why = placement.resolve(placement.to_decode(target_config, head_config, dtype, rows, slots), mesh, together=False)
     # Of the weights alone, which are certain; how long the prompts are is not known yet (`room.check`).
     halved = {"--dtype bfloat16": placement.to_decode(target_config, head_config, "bfloat16")}
     held = placement.to_decode(target_config, head_config, dtype)

@@ -17,14 +17,14 @@ from redrafter_jax.model import attention
 from redrafter_jax.model.layers import COLUMNS
 from redrafter_jax.model.target import Target, TargetConfig, unembed
 
-IGNORED = -100  # a label that does not count; other labels below 0 can be predicted by no logit
-RANKS = 5  # accuracies are reported for the label among the 1..RANKS largest logits
+IGNORED_LABEL = -100  # a label that does not count; other labels below 0 can be predicted by no logit
+MAX_RANK = 5  # accuracies are reported for the label among the 1..MAX_RANK largest logits
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """positions: K; distill_weight: the share of soft labels, 0..1; chunk: N, positions of a text whose ``[K, V]`` logits
-    exist at a time, 0 for as many as a device has room for (`LOGITS` bytes, but eight positions at least)."""
+    exist at a time, 0 for as many as a device has room for (`MAX_LOGIT_BYTES` bytes, but eight positions at least)."""
 
     positions: int = 5
     distill_weight: float = 0.0
@@ -46,7 +46,7 @@ def of_next_tokens(target: Target, tokens_BT: jax.Array, columns_DV: jax.Array |
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def score(shapes: TargetConfig, config: LossConfig, own_EV, exits, labels_BKT, hidden_BTD, target_DV, weights_K):
-    """The sum over drafted positions of the weighted losses; also these ``[K]`` by themselves and the hits ``[K, RANKS]``.
+    """The sum over drafted positions of the weighted losses; also these ``[K]`` by themselves and the hits ``[K, R]``.
 
     Args:
       shapes: of the target, by which its logits are made (`target.unembed`).
@@ -105,7 +105,7 @@ score.defvjp(_score_forward, _score_backward)
 
 
 def _nothing(config: LossConfig):
-    return jnp.float32(0), (jnp.zeros(config.positions), jnp.zeros((config.positions, RANKS), jnp.int32))
+    return jnp.float32(0), (jnp.zeros(config.positions), jnp.zeros((config.positions, MAX_RANK), jnp.int32))
 
 
 def _starts(config: LossConfig, labels_BKT: jax.Array) -> jax.Array:
@@ -119,12 +119,12 @@ def _cut(config: LossConfig, start, exits, labels_BKT, hidden_BTD):
 
 
 def _chunk(shapes: TargetConfig, config: LossConfig, own_EV, chunk, target_DV, weights_K):
-    """Of one chunk: the weighted loss, the weighted losses ``[K]`` and hits ``[K, RANKS]``; the gradient of the first by the
+    """Of one chunk: the weighted loss, the weighted losses ``[K]`` and hits ``[K, R]``; the gradient of the first by the
     logits ``[B, K, N, V]``, which is for each label its weight times the head's probabilities less the label's; and a function
     from that gradient to those of the exits and of the head's own LM head."""
     exits_BKNE, labels_BKN, hidden_BND = chunk
     hard_BKN, soft_BKN = (
-        w[:, None] * counts for w, counts in zip(weights_K, (labels_BKN >= 0, labels_BKN != IGNORED), strict=True)
+        w[:, None] * counts for w, counts in zip(weights_K, (labels_BKN >= 0, labels_BKN != IGNORED_LABEL), strict=True)
     )
 
     def head_logits(exits_BKNE, own_EV) -> jax.Array:
@@ -154,9 +154,9 @@ def _logit_of(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def _hits(logits_BKNV: jax.Array, labels_BKN: jax.Array) -> jax.Array:
-    """``[K, RANKS]``, labels among the 1..RANKS largest logits; of equal logits the smaller id comes first."""
+    """``[K, R]``, labels among the 1..MAX_RANK largest logits; of equal logits the smaller id comes first."""
     own_BKN1 = _logit_of(logits_BKNV, labels_BKN)[..., None]
     before = jnp.arange(logits_BKNV.shape[-1]) < labels_BKN[..., None]
     rank_BKN = jnp.sum((logits_BKNV > own_BKN1) | ((logits_BKNV == own_BKN1) & before), axis=-1)
-    hits_BKNR = (rank_BKN[..., None] < jnp.arange(1, RANKS + 1)) & (labels_BKN >= 0)[..., None]
+    hits_BKNR = (rank_BKN[..., None] < jnp.arange(1, MAX_RANK + 1)) & (labels_BKN >= 0)[..., None]
     return jnp.sum(hits_BKNR, axis=(0, 2))

@@ -10,8 +10,8 @@ nor in the mean; soft labels are the target's distributions renormalised over th
 Accuracies count what cannot be said as a miss, so they compare across draft vocabularies, and losses do not. In this file V
 is then the draft vocabulary, but for the labels that `draft_loss` is given.
 
-Of the ``[K, B, T, V]`` logits a device makes `LOGITS` bytes at a time (`cross_entropy.py`). What the i-th draft from t predicts
-stands at t + i, where the drafts of the same token from K places stand side by side and share one teacher.
+Of the ``[K, B, T, V]`` logits a device makes `MAX_LOGIT_BYTES` bytes at a time (`cross_entropy.py`). What the i-th draft
+from t predicts stands at t + i, where the drafts of the same token from K places stand side by side and share one teacher.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.cross_entropy import IGNORED, LossConfig, score
+from redrafter_jax.cross_entropy import IGNORED_LABEL, LossConfig, score
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.layers import COLUMNS, laid
+from redrafter_jax.model.layers import COLUMNS, gather_weight
 from redrafter_jax.model.target import Target
 
-LOGITS = 1 << 28  # bytes of float32 logits that a device makes at a time, where a config does not say how many
-OUTSIDE = -1  # a label outside the draft vocabulary, as `cross_entropy.score` takes it
+MAX_LOGIT_BYTES = 1 << 28  # bytes of float32 logits that a device makes at a time, where a config does not say how many
+OUTSIDE_LABEL = -1  # a label outside the draft vocabulary, as `cross_entropy.score` takes it
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """loss: ``[K]``, mean loss of each drafted position; accuracy: ``[K, RANKS]``, share of hard labels among the 1..RANKS
+    """loss: ``[K]``, mean loss of each drafted position; accuracy: ``[K, R]``, share of hard labels among the 1..MAX_RANK
     largest logits; scored: ``[K]``, labels that counted, those outside the draft vocabulary among them; inside: ``[K]``,
     those inside it. Over several batches the loss of hard labels is a mean weighted by ``inside``; accuracies and the loss of
     soft labels are means weighted by ``scored``."""
@@ -82,15 +82,15 @@ def draft_loss(
         inside_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]) < T - 2 - i, tokens_BT.shape)
         if segments_BT is not None:
             inside_BT &= segments_BT == _shifted(segments_BT, -2 - i)
-        label_BT = jnp.where(inside_BT, _shifted(labels_BT, -2 - i), IGNORED)
+        label_BT = jnp.where(inside_BT, _shifted(labels_BT, -2 - i), IGNORED_LABEL)
         if paths_BTK is not None:
-            label_BT = jnp.where(label_BT == IGNORED, IGNORED, paths_BTK[:, :, i + 1])
+            label_BT = jnp.where(label_BT == IGNORED_LABEL, IGNORED_LABEL, paths_BTK[:, :, i + 1])
         labels.append(_shifted(_in_draft_vocabulary(drafter, label_BT), i))
     labels_BKT = jnp.stack(labels, axis=1)
-    scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED, labels_BKT >= 0))
+    scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED_LABEL, labels_BKT >= 0))
     hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
     soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
-    own_EV = None if drafter.lm_head is None else laid(drafter.lm_head, COLUMNS)
+    own_EV = None if drafter.lm_head is None else gather_weight(drafter.lm_head, COLUMNS)
     given = (tuple(exits), labels_BKT, _shifted(hidden_BTD, -1), target.columns(drafter.ids), (hard_K, soft_K))
     total, (loss_K, hits_KR) = score(target.config, dataclasses.replace(config, chunk=chunk), own_EV, *given)
     return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K, inside_K)
@@ -110,7 +110,7 @@ def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> in
         return min(config.chunk, T)
     mesh = jax.sharding.get_abstract_mesh().shape
     each = 4 * B * config.positions * (head.draft_vocab or head.vocab_size) // (mesh["data"] * mesh["model"])
-    most = max(8, LOGITS // each // 8 * 8)
+    most = max(8, MAX_LOGIT_BYTES // each // 8 * 8)
     return min(T, 8 * -(-T // (8 * -(-T // most))))
 
 
@@ -122,13 +122,15 @@ def _in_whole_chunks(x_BT: jax.Array, chunk: int) -> jax.Array:
 
 
 def _in_draft_vocabulary(drafter: Drafter, labels_BT: jax.Array) -> jax.Array:
-    """Labels as columns of the head's logits; OUTSIDE where there is none."""
+    """Labels as columns of the head's logits; OUTSIDE_LABEL where there is none."""
     if drafter.ids is None:
         return labels_BT
     U = drafter.config.draft_vocab
-    column_V = jnp.full(drafter.config.vocab_size, OUTSIDE, jnp.int32).at[drafter.ids[...]].set(jnp.arange(U, dtype=jnp.int32))
+    column_V = (
+        jnp.full(drafter.config.vocab_size, OUTSIDE_LABEL, jnp.int32).at[drafter.ids[...]].set(jnp.arange(U, dtype=jnp.int32))
+    )
     column_BT = column_V.at[labels_BT].get(out_sharding=P("data", None), mode="clip")
-    return jnp.where(labels_BT == IGNORED, IGNORED, column_BT)
+    return jnp.where(labels_BT == IGNORED_LABEL, IGNORED_LABEL, column_BT)
 
 
 def _added_once(drafter: Drafter) -> Drafter:

@@ -66,7 +66,7 @@ def test_a_row_without_labels_gives_zero_and_not_nan(mha):
     target, drafter = mha
     vectors, _ = golden("train_mha_rnn")
     tokens, hidden = put(vectors["input_ids"]), put(vectors["target_last_hidden"])
-    nothing = put(np.full(tokens.shape, loss.IGNORED))
+    nothing = put(np.full(tokens.shape, loss.IGNORED_LABEL))
     (total, metrics), gradients = evaluate(drafter, target, tokens, nothing, hidden, loss.LossConfig(2))
     assert float(total) == 0 and metrics.scored.tolist() == [0, 0]
     assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(gradients))
@@ -111,7 +111,7 @@ def test_as_many_logits_are_made_at_a_time_as_a_device_has_room_for(mesh_shape, 
         DrafterConfig(vocab_size=V, hidden_size=64, exit_size=64, tied=True, draft_vocab=U),
         4 * 5 * B * (U or V) // math.prod(mesh_shape),
     )
-    assert N * each <= loss.LOGITS or N == 8
+    assert N * each <= loss.MAX_LOGIT_BYTES or N == 8
     assert -T % N < 8 * -(-T // N)  # little is filling
     with jax.set_mesh(make_mesh(*mesh_shape)):
         assert loss._chunk_length(loss.LossConfig(5), head, B, T) == N
@@ -126,7 +126,7 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
         state = drafter.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
         logits = jax.nn.log_softmax(drafter.unembed(drafter.exit(drafter.context(hidden), state), target))
         label = jnp.roll(labels, -2 - i, axis=1)
-        counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED) & (segments == jnp.roll(segments, -2 - i, axis=1))
+        counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED_LABEL) & (segments == jnp.roll(segments, -2 - i, axis=1))
         hard = -jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[..., None], logits, 0), axis=-1)
         soft = -jnp.sum(jnp.exp(jnp.roll(teacher, -1 - i, axis=1)) * logits, axis=-1)
         mixed = (1 - config.distill_weight) * hard + config.distill_weight * soft
@@ -142,7 +142,7 @@ def test_value_and_gradients_are_those_of_the_straightforward_form_with_packed_r
     drafter = Drafter(jax.random.key(2), {"full": full, "slim": slim}[kind](V, D))
     rng = np.random.default_rng(0)
     tokens = put(rng.integers(0, V, (2, 23)), np.int32)
-    labels = put(np.where(rng.random((2, 23)) < 0.3, loss.IGNORED, tokens), np.int32)
+    labels = put(np.where(rng.random((2, 23)) < 0.3, loss.IGNORED_LABEL, tokens), np.int32)
     segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
     hidden = put(rng.normal(size=(2, 23, D)), np.float32)
     config = loss.LossConfig(3, soft, chunk=5)
@@ -205,10 +205,12 @@ def test_two_batches_with_a_draft_vocabulary_weigh_as_one_batch_of_both():
         ids=ids,
     )
     tokens = np.concatenate([rng.integers(0, 9, (2, 12)), rng.integers(6, 64, (2, 12))])
-    labels = np.where(np.arange(12) < np.array([[12], [12], [7], [5]]), tokens, loss.IGNORED)
+    labels = np.where(np.arange(12) < np.array([[12], [12], [7], [5]]), tokens, loss.IGNORED_LABEL)
     hidden = rng.normal(size=(4, 12, 16)).astype(np.float32)
     how = jax.jit(functools.partial(loss.draft_loss, config=loss.LossConfig(2)))
-    of_rows = [np.where(np.isin(np.arange(4), rows)[:, None], labels, loss.IGNORED) for rows in ([0, 1], [2, 3], [0, 1, 2, 3])]
+    of_rows = [
+        np.where(np.isin(np.arange(4), rows)[:, None], labels, loss.IGNORED_LABEL) for rows in ([0, 1], [2, 3], [0, 1, 2, 3])
+    ]
     parts = [how(drafter, target, *map(put, (tokens, counts, hidden)))[1] for counts in of_rows]
     shares = [part.inside / part.scored for part in parts[:2]]
     assert min(shares[0]) > 0.7 and max(shares[1]) < 0.4

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.model.cache import KVCache
 from redrafter_jax.model.layers import einsum
 
-DEAD = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
+MASKED_SCORE = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
 
 
 def causal(valid_BN: jax.Array) -> jax.Array:
@@ -144,7 +144,7 @@ def _attend_to_prefix(size: int, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys_BKSC,
 
 def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array) -> jax.Array:
     scores = einsum("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
-    return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), DEAD)
+    return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), MASKED_SCORE)
 
 
 def _mix(weights_BKMS: jax.Array, v_BKSC: jax.Array) -> jax.Array:

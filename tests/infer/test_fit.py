@@ -39,9 +39,9 @@ MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 
 
 @functools.cache
-def subject(sampling: str = "greedy") -> points.Subject:
+def subject(sampling: str = "greedy") -> points.Workload:
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    return points.Subject(topology.find_slice("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
+    return points.Workload(topology.find_slice("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
 @needs_compiler
 def test_a_mesh_is_laid_over_chips_that_fill_no_box_too():
     devices = topology.find_slice("v6e:2x4").devices[:5]
-    assert list(mesh.over(devices, 5, 1).devices.flat) == list(devices)
+    assert list(mesh.of_devices(devices, 5, 1).devices.flat) == list(devices)
 
 
 @needs_compiler
@@ -98,7 +98,7 @@ def test_what_was_accepted_is_written_in_one_loop_over_the_rows_of_a_shard(shape
 
 @needs_compiler
 def test_the_longest_beam_that_is_written_in_that_loop_is_written_in_place_too():
-    longest = Shape(1, cache.FEW - 1)
+    longest = Shape(1, cache.MAX_TOKENS_BY_ROW - 1)
     program, size = compiled(longest), cache_bytes(longest)
     lines = [line for lines in program.text.computations.values() for line in lines]
     assert sum(" while(" in line and "/commit/" in line for line in lines) == 1
@@ -176,7 +176,7 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
         ran.append(number)
         end.wait(60)
 
-    together = min(compiler.JOBS, processes.count_cores())
+    together = min(compiler.MAX_COMPILATIONS, processes.count_cores())
     with pytest.raises(KeyError), compiler.side_by_side() as pool:
         for number in range(100):
             pool.submit(work, number)

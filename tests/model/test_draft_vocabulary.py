@@ -18,7 +18,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose import recurrent
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.devices.mesh import is_spread, make_mesh, spread
-from redrafter_jax.devices.placement import Load, check
+from redrafter_jax.devices.placement import Footprint, check
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from redrafter_jax.model import vocabulary
@@ -50,7 +50,7 @@ def random_head(target: Target, kind: str, ids=None, blocks: int = 2) -> Drafter
     shape = HEADS[kind](target.config.vocab_size, target.config.hidden_size, blocks)
     drafter = Drafter(jax.random.key(3), dataclasses.replace(shape, draft_vocab=0 if ids is None else len(ids)), ids=ids)
     shift = lambda leaf: leaf + 0.03 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return vocabulary.with_table(jax.tree.map(shift, vocabulary.weights_alone(drafter)), drafter)
+    return vocabulary.merge(jax.tree.map(shift, vocabulary.trainable(drafter)), drafter)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,9 @@ def test_requests_of_a_bucket_still_share_one_program(mha):
 
 @functools.partial(jax.jit, static_argnames="config")
 def differentiated(drafter, target, tokens, labels, hidden, segments, config):
-    table = lambda w: vocabulary.with_table(w, drafter)  # noqa: E731
+    table = lambda w: vocabulary.merge(w, drafter)  # noqa: E731
     aim = lambda w: loss.draft_loss(table(w), target, tokens, labels, hidden, config, segments)  # noqa: E731
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
+    return jax.value_and_grad(aim, has_aux=True)(vocabulary.trainable(drafter))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -132,13 +132,13 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
     ids, T = drafter.ids[...], tokens.shape[1]
 
     def aim(weights):
-        head, state, total, hits = vocabulary.with_table(weights, drafter), jnp.zeros_like(hidden), 0.0, []
+        head, state, total, hits = vocabulary.merge(weights, drafter), jnp.zeros_like(hidden), 0.0, []
         teacher = jax.nn.softmax(target.unembed(hidden).at[..., ids].get(out_sharding=P("data", None, "model")))
         for i in range(config.positions):
             state = head.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
             logits = jax.nn.log_softmax(head.unembed(head.exit(head.context(hidden), state), target))
             label = jnp.roll(labels, -2 - i, axis=1)
-            counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED) & (segments == jnp.roll(segments, -2 - i, axis=1))
+            counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED_LABEL) & (segments == jnp.roll(segments, -2 - i, axis=1))
             is_label = ids == label[..., None]
             inside = counts & jnp.any(is_label, axis=-1)
             hard = -jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
@@ -149,14 +149,14 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
             hits.append(jnp.sum(first & counts) / jnp.maximum(jnp.sum(counts), 1))
         return total, jnp.stack(hits)
 
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
+    return jax.value_and_grad(aim, has_aux=True)(vocabulary.trainable(drafter))
 
 
 def texts(V: int, D: int):
     """Tokens, labels, hidden states and segments, packed, with labels that do not count."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, V, (2, 23))
-    labels = np.where(rng.random((2, 23)) < 0.3, loss.IGNORED, tokens)
+    labels = np.where(rng.random((2, 23)) < 0.3, loss.IGNORED_LABEL, tokens)
     segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
     return put(tokens, np.int32), put(labels, np.int32), put(rng.normal(size=(2, 23, D)), np.float32), segments
 
@@ -224,7 +224,7 @@ def test_written_for_apples_code_the_drafts_are_the_same_and_the_rest_is_never_d
     logits, whole = (x.unembed(x.exit(x.context(h), state), target) for x in (head, exported))
     np.testing.assert_allclose(np.asarray(whole)[:, ids], logits, atol=1e-4)
     outside = np.setdiff1d(np.arange(503), ids)
-    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.NEVER)
+    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.LOGIT_OF_OTHERS)
     engines = [Engine(target, Recurrent(each, Shape(4, 4))) for each in (head, exported)]
     for way, expected in plain.items():
         original, other = (list(engine.generate(PROMPTS, way, Limits(60), batch=5)) for engine in engines)
@@ -268,10 +268,10 @@ def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
         head_dim=8,
     )
     with pytest.raises(BadInput, match="--mesh 1 8: 8 does not divide the head's draft vocabulary of 12 tokens"):
-        check(Load(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)), (1, 8), 8)
+        check(Footprint(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)), (1, 8), 8)
     in_training = main.load_of(main.Options(pathlib.Path("target"), recipe=recipe(1, head_vocab=12, batch=8)), target)
-    assert in_training.unfit(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
-    assert in_training.unfit(1, 4) is None
+    assert in_training.why_not(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
+    assert in_training.why_not(1, 4) is None
 
 
 # Meshes

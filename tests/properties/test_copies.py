@@ -47,7 +47,7 @@ def test_a_loop_on_a_cpu_copies_no_cache(mha, shape):
 @pytest.mark.parametrize("shape", [AUTOREGRESSIVE, Shape(4, 4)], ids=points.name)
 def test_a_loop_for_a_tpu_copies_no_cache_and_takes_over_the_state_that_was_donated(shape, batch):
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    subject = points.Subject(topology.find_slice("v5e:2x2"), TARGET, head, "bfloat16", 2000)
+    subject = points.Workload(topology.find_slice("v5e:2x2"), TARGET, head, "bfloat16", 2000)
     program = points.compile_loop(subject, (1, 4), batch, shape)
     with jax.set_mesh(subject.slice.mesh(1, 4)):
         state = points.arrays(subject, TARGET.num_hidden_layers, batch, shape)[2]

@@ -117,7 +117,7 @@ def test_weights_are_read_once_in_parts_and_arrive_as_they_were(folder, mesh_sha
     read = []
     original = weight_files.Stored._read
     monkeypatch.setattr(weight_files.Stored, "_read", lambda *a: read.append(original(*a)) or read[-1])
-    monkeypatch.setattr(weight_files, "CHUNK", 4096)
+    monkeypatch.setattr(weight_files, "CHUNK_BYTES", 4096)
     jax.set_mesh(make_mesh())
     expected = {path: np.asarray(leaf) for path, leaf in weights._leaves(weights.load_target(folder))}
     once = sum(leaf.nbytes for leaf in expected.values())

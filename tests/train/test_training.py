@@ -247,7 +247,7 @@ def test_repetitions_are_found_from_the_third_time_round_on():
     text = [9, 8, 0, *[1, 2, 3, 4, 5, 6, 7] * 4, 9, 8]
     found = unlikelihood.repetitions(np.array(text), 0)
     # the first copy begins at 3, the second at 10, the third at 17, and the last ends at 31
-    assert np.flatnonzero(found).tolist() == list(range(3 + 7 + unlikelihood.SHORTEST_REPETITION, 31))
+    assert np.flatnonzero(found).tolist() == list(range(3 + 7 + unlikelihood.MIN_REPETITION_TOKENS, 31))
     assert np.flatnonzero(unlikelihood.repetitions(np.array(text), 25)).tolist() == list(range(25, 31))
     assert not unlikelihood.repetitions(np.arange(200), 0).any()
 
@@ -258,8 +258,8 @@ def test_repetitions_are_those_of_their_definition():
         row = np.concatenate([np.tile(rng.integers(0, 3, rng.integers(1, 20)), rng.integers(1, 6)) for _ in range(4)])
 
         def is_repetition(place, row=row):
-            for period in range(1, unlikelihood.LONGEST_PERIOD + 1):
-                needed = max(period, unlikelihood.SHORTEST_REPETITION) + 1
+            for period in range(1, unlikelihood.MAX_PERIOD_TOKENS + 1):
+                needed = max(period, unlikelihood.MIN_REPETITION_TOKENS) + 1
                 run = range(place - needed + 1, place + 1)
                 if run[0] >= period and all(row[k] == row[k - period] for k in run):
                     return True
@@ -275,7 +275,7 @@ def test_what_the_target_repeats_becomes_less_likely():
     tokens = np.random.default_rng(0).integers(0, 97, (2, 40))
     text, own = put(tokens, np.int32), put(np.tile(tokens[:, :10], (1, 4)), np.int32)
     repeated = put(np.arange(40) >= np.array([[20], [33]]), bool)
-    learning = pretrain.Schedule(20, warmup=1)
+    learning = pretrain.PretrainSchedule(20, warmup=1)
     state = pretrain.begin(load_target("tied"), learning)
     learn = jax.jit(functools.partial(pretrain.step, schedule=learning))
     for _ in range(learning.steps):

@@ -65,8 +65,8 @@ class Options:
             max_position_embeddings=CONTEXT_TOKENS,
         )
 
-    def schedule(self) -> pretrain.Schedule:
-        return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
+    def schedule(self) -> pretrain.PretrainSchedule:
+        return pretrain.PretrainSchedule(self.steps, self.batch, decay=self.decay)
 
 
 OPTION_RANGES = {  # of each integer

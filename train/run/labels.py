@@ -13,7 +13,7 @@ from redrafter_jax.model import attention, cache
 from redrafter_jax.model.target import Pass, Target
 from train.data.rows import Batch
 
-CHUNK = 64  # places of each row whose logits exist at a time
+CHUNK_TOKENS = 64  # places of each row whose logits exist at a time
 
 
 def paths(target: Target, batch: Batch, text: Pass, count: int) -> jax.Array:
@@ -48,8 +48,8 @@ def _as_cache(read: list[cache.KVRows], B: int) -> cache.KVCache:
 def best(target: Target, hidden_BTD: jax.Array) -> jax.Array:
     """``[B, T]``, the likeliest next tokens; logits exist for CHUNK places at a time."""
     B, T, D = hidden_BTD.shape
-    chunks = -(-T // CHUNK)
-    padded = jnp.pad(hidden_BTD, ((0, 0), (0, chunks * CHUNK - T), (0, 0)))
-    cut = jnp.reshape(padded, (B, chunks, CHUNK, D), out_sharding=P("data", None, None, None))
+    chunks = -(-T // CHUNK_TOKENS)
+    padded = jnp.pad(hidden_BTD, ((0, 0), (0, chunks * CHUNK_TOKENS - T), (0, 0)))
+    cut = jnp.reshape(padded, (B, chunks, CHUNK_TOKENS, D), out_sharding=P("data", None, None, None))
     found = jax.lax.map(lambda chunk: jnp.argmax(target.unembed(chunk), axis=-1).astype(jnp.int32), jnp.moveaxis(cut, 1, 0))
     return jnp.reshape(jnp.moveaxis(found, 0, 1), (B, -1), out_sharding=P("data", None))[:, :T]

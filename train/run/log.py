@@ -106,8 +106,8 @@ class Log:
         self.began += time.perf_counter() - began
 
     def step(self, index: int, of_update: list, rate: float) -> None:
-        """One line of training, the mean over the parts of the update (`step.Metrics`); waits for the device. Speed is that of
-        the steps since the last line."""
+        """One line of training, the mean over the parts of the update (`step.UpdateMetrics`); waits for the device. Speed is
+        that of the steps since the last line."""
         host = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *jax.device_get(of_update))
         now = time.perf_counter()
         pace = (index - self.since) / (now - self.began)

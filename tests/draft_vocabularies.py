@@ -26,4 +26,4 @@ def random_head(target: Target, kind: str, ids=None, blocks: int = 2) -> Drafter
     shape = HEADS[kind](target.config.vocab_size, target.config.hidden_size, blocks)
     drafter = Drafter(jax.random.key(3), dataclasses.replace(shape, draft_vocab=0 if ids is None else len(ids)), ids=ids)
     shift = lambda leaf: leaf + 0.03 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return vocabulary.with_table(jax.tree.map(shift, vocabulary.weights_alone(drafter)), drafter)
+    return vocabulary.merge(jax.tree.map(shift, vocabulary.trainable(drafter)), drafter)

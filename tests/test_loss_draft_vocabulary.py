@@ -16,9 +16,9 @@ from tests.support import put
 
 @functools.partial(jax.jit, static_argnames="config")
 def differentiated(drafter, target, tokens, labels, hidden, segments, config):
-    table = lambda w: vocabulary.with_table(w, drafter)  # noqa: E731
+    table = lambda w: vocabulary.merge(w, drafter)  # noqa: E731
     aim = lambda w: loss.draft_loss(table(w), target, tokens, labels, hidden, config, segments)  # noqa: E731
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
+    return jax.value_and_grad(aim, has_aux=True)(vocabulary.trainable(drafter))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -27,13 +27,13 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
     ids, T = drafter.ids[...], tokens.shape[1]
 
     def aim(weights):
-        head, state, total, hits = vocabulary.with_table(weights, drafter), jnp.zeros_like(hidden), 0.0, []
-        teacher = jax.nn.softmax(target.logits(hidden).at[..., ids].get(out_sharding=P("data", None, "model")))
+        head, state, total, hits = vocabulary.merge(weights, drafter), jnp.zeros_like(hidden), 0.0, []
+        teacher = jax.nn.softmax(target.unembed(hidden).at[..., ids].get(out_sharding=P("data", None, "model")))
         for i in range(config.positions):
             state = head.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
-            logits = jax.nn.log_softmax(head.logits(head.exit(head.context(hidden), state), target))
+            logits = jax.nn.log_softmax(head.unembed(head.exit(head.context(hidden), state), target))
             label = jnp.roll(labels, -2 - i, axis=1)
-            counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED) & (segments == jnp.roll(segments, -2 - i, axis=1))
+            counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED_LABEL) & (segments == jnp.roll(segments, -2 - i, axis=1))
             is_label = ids == label[..., None]
             inside = counts & jnp.any(is_label, axis=-1)
             hard = -jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
@@ -44,14 +44,14 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
             hits.append(jnp.sum(first & counts) / jnp.maximum(jnp.sum(counts), 1))
         return total, jnp.stack(hits)
 
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
+    return jax.value_and_grad(aim, has_aux=True)(vocabulary.trainable(drafter))
 
 
 def texts(V: int, D: int):
     """Tokens, labels, hidden states and segments, packed, with labels that do not count."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, V, (2, 23))
-    labels = np.where(rng.random((2, 23)) < 0.3, loss.IGNORED, tokens)
+    labels = np.where(rng.random((2, 23)) < 0.3, loss.IGNORED_LABEL, tokens)
     segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
     return put(tokens, np.int32), put(labels, np.int32), put(rng.normal(size=(2, 23, D)), np.float32), segments
 

@@ -53,9 +53,9 @@ def is_asked_to_end(monkeypatch, batch: int):
     monkeypatch.setattr(run, "read_batches", asks)
 
 
-def metrics(loss: float, norm: float, fill: float = 0.5) -> step.Metrics:
+def metrics(loss: float, norm: float, fill: float = 0.5) -> step.UpdateMetrics:
     parts = loss_of.Metrics(jnp.full(2, loss / 2), jnp.full((2, 5), loss / 10), jnp.ones(2), jnp.ones(2))
-    return step.Metrics(parts, jnp.float32(norm), jnp.float32(fill))
+    return step.UpdateMetrics(parts, jnp.float32(norm), jnp.float32(fill))
 
 
 def idle(state, *_, **__):

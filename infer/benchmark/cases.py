@@ -15,7 +15,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.devices import memory
+from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
@@ -23,12 +23,12 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
-MAKING = 4  # float32 copies of a matrix while it is made at random, at most (3.4 were measured at llama-7b's width)
+MAX_RANDOM_COPIES = 4  # float32 copies of a matrix while it is made at random, at most (3.4 were measured at llama-7b's width)
 HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class BenchmarkPair:
     """``batches``: of prompts, the last one perhaps smaller; ``prompts``: in words, which they are; ``folder``: of the target,
     None for random weights; ``mesh_because``: why this mesh, if it was not asked for."""
 
@@ -59,7 +59,7 @@ class Subject:
         return inputs, bucket
 
 
-def on_disk(options) -> Subject:
+def on_disk(options) -> BenchmarkPair:
     """The embedded pair, or the one that is named; end-of-text tokens are ignored, so that all replies are equally long."""
     head = options.drafter
     if head is None and options.head is not None:
@@ -78,10 +78,12 @@ def on_disk(options) -> Subject:
     jax.set_mesh(loaded.mesh)
     name = f"{plan.target.parent.name}/{plan.target.name} and {plan.drafter.parent.name}/{plan.drafter.name}"
     which = f"{len(ids)} of {which}"
-    return Subject(name, loaded.target, loaded.proposer.head, _batches(ids, options), *_how(options), plan.target, which, plan.why)
+    return BenchmarkPair(
+        name, loaded.target, loaded.proposer.head, _batches(ids, options), *_how(options), plan.target, which, plan.why
+    )
 
 
-def at_shape(options) -> Subject:
+def at_shape(options) -> BenchmarkPair:
     """Random weights and random prompts."""
     config = SHAPES[options.shape]
     name = f"random weights of shape {options.shape}"
@@ -96,18 +98,18 @@ def at_shape(options) -> Subject:
     head = synthetic.head_config(config, kind, options.head_vocab)
     _check_drafts(options, config, head)
     load = _load(config, head, options)
-    mesh, because = meshes.settle(load, options.mesh, together=False)
+    mesh, because = placement.resolve(load, options.mesh, together=False)
     what = f"--shape {options.shape}, with its weights, its head and its cache,"
     memory.check(load, mesh, what, _smaller(config, head, options, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
-    config = meshes.fit(config, mesh[1])
+    config = placement.repeat_kv_heads(config, mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
     count = options.prompt_count * options.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
     which = f"{count} of {options.prompt_length} random ids"
-    return Subject(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None, which, because)
+    return BenchmarkPair(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None, which, because)
 
 
 def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
@@ -117,20 +119,18 @@ def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
         check_drafted(f"--beams {shape}: its width", read_beam(shape)[0], target.vocab_size, head.draft_vocab)
 
 
-def _load(config: TargetConfig, head: DrafterConfig, options) -> meshes.Load:
+def _load(config: TargetConfig, head: DrafterConfig, options) -> placement.Footprint:
     """What the devices have to hold: the pair and the cache of plain decoding, and what making the largest matrix takes."""
-    itemsize = jnp.dtype(options.dtype).itemsize
-    size = MAKING * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
-    size += meshes.bytes_of_target(config, itemsize) + meshes.bytes_of_head(vocabulary.untied_config(head), itemsize)
+    making = MAX_RANDOM_COPIES * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
     slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
-    cache = meshes.bytes_of_cache(config, options.batch_size, slots, itemsize)
-    return meshes.Load(config, head, options.batch_size, size=size, cache=cache)
+    pair = placement.to_decode(config, head, options.dtype, options.batch_size, slots)
+    return dataclasses.replace(pair, size=pair.size + making)
 
 
-def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, meshes.Load]:
+def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, placement.Footprint]:
     """Options with which this shape needs less: the most layers that fit, and the other number format."""
 
-    def of_layers(layers: int) -> meshes.Load:
+    def of_layers(layers: int) -> placement.Footprint:
         return _load(dataclasses.replace(config, num_hidden_layers=layers), head, options)
 
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}

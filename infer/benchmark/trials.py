@@ -12,7 +12,7 @@ import numpy as np
 from infer import failures
 from infer.benchmark import stages as measure
 from infer.benchmark import synthetic
-from infer.benchmark.cases import Subject
+from infer.benchmark.cases import BenchmarkPair
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
@@ -25,7 +25,7 @@ from redrafter_jax.errors import BadInput
 class Case:
     """One way to decode: a program, and for each batch its inputs and what proposes for it; shape: of its search, if it is one."""
 
-    program: measure.Program
+    program: measure.DecodingProgram
     inputs: list[tuple]
     proposers: list[Proposer]
     shape: Shape | None = None
@@ -76,14 +76,14 @@ Trials = list[list[Outcome]]
 """Of one case: for each batch, each repeat."""
 
 
-def plain_case(subject: Subject) -> Case:
+def plain_case(subject: BenchmarkPair) -> Case:
     """Plain decoding, compiled and run once."""
     inputs, bucket = subject.prepare(Plain())
     program = measure.build(subject.target, Plain(), inputs[0], bucket)
     return Case(program, inputs, [Plain()] * len(inputs))
 
 
-def case(subject: Subject, shape: Shape, plain: Case, rates: tuple[float, ...]) -> Case:
+def case(subject: BenchmarkPair, shape: Shape, plain: Case, rates: tuple[float, ...]) -> Case:
     """Speculative decoding at one shape, compiled; ``rates``, one per depth, where the acceptance is synthetic."""
     if shape.nodes > subject.config.vocab_size:
         raise BadInput(f"--beams {shape.width}x{shape.length} has more nodes than the vocabulary of {subject.config.vocab_size}")
@@ -112,7 +112,7 @@ def seconds_per_token(trials: Trials) -> list[float]:
     return [median(outcome.seconds_per_token for outcome in batch) for batch in trials]
 
 
-def plain_row(subject: Subject, plain: Case, trials: Trials, bandwidth: float, repeats: int) -> dict:
+def plain_row(subject: BenchmarkPair, plain: Case, trials: Trials, bandwidth: float, repeats: int) -> dict:
     """What plain decoding costs, and at what rate it reads the weights, beside a rate that was given or a sum over them."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
     state = jax.block_until_ready(plain.program.start(subject.target, plain.proposers[0], *plain.inputs[0]))
@@ -129,7 +129,7 @@ def plain_row(subject: Subject, plain: Case, trials: Trials, bandwidth: float, r
     }
 
 
-def row(subject: Subject, each: Case, trials: Trials, plain: Trials, repeats: int) -> dict:
+def row(subject: BenchmarkPair, each: Case, trials: Trials, plain: Trials, repeats: int) -> dict:
     """What one shape gives, beside plain decoding of the same prompts."""
     ratios = [slow / fast for slow, fast in zip(seconds_per_token(plain), seconds_per_token(trials), strict=True)]
     histogram = sum(batch[0].histogram.sum(axis=0) for batch in trials)
@@ -178,14 +178,14 @@ def _costs(each: Case) -> dict:
     return {"compile_seconds": each.program.compile_seconds, "memory_bytes": each.program.memory()}
 
 
-def node_curve(subject: Subject, counts: tuple[int, ...], repeats: int) -> dict[int, float]:
+def node_curve(subject: BenchmarkPair, counts: tuple[int, ...], repeats: int) -> dict[int, float]:
     """Seconds of a pass over N nodes per row, for each N that leaves room for a few rounds."""
     inputs, bucket = subject.prepare(Plain())
     rounds = min(32, (subject.limits.new - 1) // 2)
     return measure.node_curve(subject.target, inputs[0], bucket, counts, max(1, rounds), max(repeats, 3))
 
 
-def against(subject: Subject, plain: Case, theirs, repeats: int) -> dict:
+def against(subject: BenchmarkPair, plain: Case, theirs, repeats: int) -> dict:
     """Plain greedy decoding by our loop and by transformers, in turn, prefill included, prompt by prompt."""
     if subject.sampling.temperature > 0 or len(subject.batches[0]) > 1:
         raise BadInput("--against-transformers compares greedy decoding of one prompt at a time: --temperature 0, --batch-size 1")

@@ -10,7 +10,7 @@ import jax
 import pytest
 import safetensors.numpy
 
-from infer.generate import session as infer_run
+from infer.generate import session
 from infer.generate.__main__ import main as generate
 from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
@@ -98,7 +98,7 @@ def test_while_a_corpus_is_copied(tmp_path, monkeypatch, capsys):
 
 def test_while_replies_are_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"token_ids": [1, 2]}) + "\n")
-    monkeypatch.setattr(infer_run, "run", lambda task, _: ReplyFile(task.destination.file, OWNER).write([{"run": "run"}]))
+    monkeypatch.setattr(session, "run", lambda task, _: ReplyFile(task.destination.file, OWNER).write([{"run": "run"}]))
     monkeypatch.setattr(os, "fsync", full)
     assert generate(["--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"

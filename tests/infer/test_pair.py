@@ -64,7 +64,7 @@ def test_the_size_of_the_cache_is_what_linux_says_or_a_usual_one(tmp_path):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size + "\n")
     assert pair.cache_size(str(tmp_path)) == 32 << 20
-    assert pair.cache_size(str(tmp_path / "nowhere")) == pair.CACHE
+    assert pair.cache_size(str(tmp_path / "nowhere")) == pair.DEFAULT_CPU_CACHE_BYTES
 
 
 def test_the_options_offer_what_the_library_knows():

@@ -16,7 +16,8 @@ from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose import recurrent
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
-from redrafter_jax.devices.mesh import Load, check, is_spread, make_mesh, spread
+from redrafter_jax.devices.mesh import is_spread, make_mesh, spread
+from redrafter_jax.devices.placement import Footprint, check
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from redrafter_jax.model import vocabulary
@@ -124,10 +125,10 @@ def test_written_for_apples_code_the_drafts_are_the_same_and_the_rest_is_never_d
     assert exported.ids is None and exported.lm_head[...].shape == (exported.config.exit_size, 503)
     rng = np.random.default_rng(1)
     h, state = (put(rng.normal(size=(4, 64)), np.float32) for _ in range(2))
-    logits, whole = (x.logits(x.exit(x.context(h), state), target) for x in (head, exported))
+    logits, whole = (x.unembed(x.exit(x.context(h), state), target) for x in (head, exported))
     np.testing.assert_allclose(np.asarray(whole)[:, ids], logits, atol=1e-4)
     outside = np.setdiff1d(np.arange(503), ids)
-    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.NEVER)
+    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.LOGIT_OF_OTHERS)
     engines = [Engine(target, Recurrent(each, Shape(4, 4))) for each in (head, exported)]
     for way, expected in plain.items():
         original, other = (list(engine.generate(PROMPTS, way, Limits(60), batch=5)) for engine in engines)
@@ -161,12 +162,20 @@ def test_a_config_with_more_drafts_than_tokens_is_refused(mha, tmp_path):
 
 
 def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
-    target = TargetConfig(256, 64, 128, 2, 8, 8, 8)
+    target = TargetConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=8,
+    )
     with pytest.raises(BadInput, match="--mesh 1 8: 8 does not divide the head's draft vocabulary of 12 tokens"):
-        check(Load(target, DrafterConfig(256, 64, 128, draft_vocab=12)), (1, 8), 8)
+        check(Footprint(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)), (1, 8), 8)
     in_training = main.load_of(main.Options(pathlib.Path("target"), recipe=recipe(1, head_vocab=12, batch=8)), target)
-    assert in_training.unfit(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
-    assert in_training.unfit(1, 4) is None
+    assert in_training.why_not(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
+    assert in_training.why_not(1, 4) is None
 
 
 # Meshes
@@ -174,7 +183,19 @@ def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
 
 def decode(mesh: tuple[int, int], kind: str, sampling: Sampling) -> tuple[list, list]:
     jax.set_mesh(make_mesh(*mesh))
-    target = jax.jit(Target, static_argnums=(1, 2))(jax.random.key(0), TargetConfig(256, 64, 128, 2, 8, 8, 8), jnp.float32)
+    target = jax.jit(Target, static_argnums=(1, 2))(
+        jax.random.key(0),
+        TargetConfig(
+            vocab_size=256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            head_dim=8,
+        ),
+        jnp.float32,
+    )
     config = dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
     drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), config, jnp.float32, jnp.arange(3, 256, 4)[:64])
     prompts = [[row + 1] * (row + 2) for row in range(8)]
@@ -197,7 +218,15 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind):
     losses, replies = [], []
     for mesh, over_data in (((1, 1), False), ((2, 4), False), ((2, 4), True)):
         jax.set_mesh(make_mesh(*mesh))
-        shapes = TargetConfig(256, 64, 128, 2, 8, 8, 8)
+        shapes = TargetConfig(
+            vocab_size=256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            head_dim=8,
+        )
         target = jax.jit(lambda: spread(Target(jax.random.key(0), shapes, jnp.float32), over_data))()  # noqa: B023
         schedule, config = step.Schedule(10, warmup=0), dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
         state = jax.jit(functools.partial(step.start, jax.random.key(1), config, schedule, np.arange(64) * 4, over_data))()

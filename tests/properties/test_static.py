@@ -54,7 +54,7 @@ def test_a_reader_is_shown_more_rounds_at_a_time_where_rounds_are_fast_and_nothi
     list(engine.generate([[1, 2, 3]], limits=Limits(40)))
     with compilations() as found:
         for seconds in (0.0, 1e9):  # as if every round were too slow, or none ever
-            monkeypatch.setattr(engines, "LOOK_SECONDS", seconds)
+            monkeypatch.setattr(engines, "POLL_SECONDS", seconds)
             looks[seconds] = [progress.replies[0] for progress in engine.stream([[1, 2, 3]], limits=Limits(40))]
     slow, fast = looks.values()
     assert slow[-1].token_ids == fast[-1].token_ids and slow[-1].rounds > 8

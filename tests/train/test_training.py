@@ -187,7 +187,7 @@ def test_greedy_labels_are_what_the_target_generates_from_every_place(name):
     pieces = [{"tokens": rng.integers(1, 90, n).astype(np.int32), "labelled": np.ones(n, bool)} for n in (9, 4)]
     row = rows.Rows(pieces, 15)[0]
     batch = rows.put_batch({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
-    paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, *step.read(target, batch), 4))())
+    paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, step.read(target, batch), 4))())
     prompts = [piece["tokens"][: end + 1].tolist() for piece in pieces for end in range(len(piece["tokens"]))]
     replies = Engine(target).generate(prompts, limits=Limits(4), batch=len(prompts))
     np.testing.assert_array_equal(paths[0, :13], [reply.token_ids for reply in replies])
@@ -207,7 +207,7 @@ def test_repetitions_are_found_from_the_third_time_round_on():
     text = [9, 8, 0, *[1, 2, 3, 4, 5, 6, 7] * 4, 9, 8]
     found = unlikelihood.repetitions(np.array(text), 0)
     # the first copy begins at 3, the second at 10, the third at 17, and the last ends at 31
-    assert np.flatnonzero(found).tolist() == list(range(3 + 7 + unlikelihood.SHORTEST_REPETITION, 31))
+    assert np.flatnonzero(found).tolist() == list(range(3 + 7 + unlikelihood.MIN_REPETITION_TOKENS, 31))
     assert np.flatnonzero(unlikelihood.repetitions(np.array(text), 25)).tolist() == list(range(25, 31))
     assert not unlikelihood.repetitions(np.arange(200), 0).any()
 
@@ -218,8 +218,8 @@ def test_repetitions_are_those_of_their_definition():
         row = np.concatenate([np.tile(rng.integers(0, 3, rng.integers(1, 20)), rng.integers(1, 6)) for _ in range(4)])
 
         def is_repetition(place, row=row):
-            for period in range(1, unlikelihood.LONGEST_PERIOD + 1):
-                needed = max(period, unlikelihood.SHORTEST_REPETITION) + 1
+            for period in range(1, unlikelihood.MAX_PERIOD_TOKENS + 1):
+                needed = max(period, unlikelihood.MIN_REPETITION_TOKENS) + 1
                 run = range(place - needed + 1, place + 1)
                 if run[0] >= period and all(row[k] == row[k - period] for k in run):
                     return True
@@ -235,7 +235,7 @@ def test_what_the_target_repeats_becomes_less_likely():
     tokens = np.random.default_rng(0).integers(0, 97, (2, 40))
     text, own = put(tokens, np.int32), put(np.tile(tokens[:, :10], (1, 4)), np.int32)
     repeated = put(np.arange(40) >= np.array([[20], [33]]), bool)
-    learning = pretrain.Schedule(20, warmup=1)
+    learning = pretrain.PretrainSchedule(20, warmup=1)
     state = pretrain.begin(load_target("tied"), learning)
     learn = jax.jit(functools.partial(pretrain.step, schedule=learning))
     for _ in range(learning.steps):

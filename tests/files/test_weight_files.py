@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import hub, weight_files, weights
-from tests.files.test_config import DEEP
+from tests.damaged import DEEP
 from tests.support import MODELS, load_pair
 
 DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)

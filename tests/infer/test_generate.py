@@ -15,12 +15,9 @@ from infer.generate import compare
 from infer.generate.__main__ import DEFAULT_PROMPT, main
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent
+from tests.options import IDS, PAIR, SHORT
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
-
-PAIR = ["--target", str(MODELS / "target_mha"), "--drafter", str(MODELS / "drafter_mha_rnn")]
-IDS = [[1, 5, 9, 77], [1, 5, 9, 78, 100, 3], [4, 4, 8]]
-SHORT = ["--max-new-tokens", "20", "--beam-width", "2", "--beam-length", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +51,7 @@ def test_json_is_all_that_standard_output_holds_and_equals_the_engine(command, p
     code, out, err = command("--prompts", prompts, "--json", "--seed", 5, "--temperature", 0.7)
     target, head = load_pair("mha_rnn")
     engine = Engine(target, Recurrent(head), stop_ids=[2])
-    expected = engine.plain().generate(IDS, Sampling(0.7), Limits(20), [5, 6, 7])
+    expected = engine.autoregressive().generate(IDS, Sampling(0.7), Limits(20), [5, 6, 7])
     assert code == 0
     assert [(line["index"], line["seed"], line["token_ids"]) for line in replies(out)] == [
         (index, 5 + index, reply.token_ids) for index, reply in enumerate(expected)

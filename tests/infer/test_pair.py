@@ -15,7 +15,7 @@ from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
 from redrafter_jax.model.shapes import SHAPES
-from tests.infer.test_generate import PAIR, SHORT
+from tests.options import PAIR, SHORT
 from tests.support import MODELS
 from tests.texts import with_tokenizer
 

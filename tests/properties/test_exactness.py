@@ -17,9 +17,8 @@ from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.files import weights
 from redrafter_jax.model import attention
 from tests import support
-from tests.support import MODELS, put
+from tests.support import MODELS, PROMPTS, put
 
-PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
 SHAPES = [
     Shape(1, 3),
     Shape(4, 4),

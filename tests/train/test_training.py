@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, weights
 from tests.support import MODELS, load_target, put
+from tests.training import examples, is_asked_to_end, recipe, same, stops_after
 from train import main
 from train.data import rows
 from train.demo import __main__ as demo
@@ -22,22 +21,6 @@ from train.demo import corpus, pretrain, unlikelihood
 from train.run import configuration, evaluation, labels, log, step, stop
 from train.run import loop as run
 from train.run.recipe import Recipe
-
-
-def recipe(steps: int, **other) -> Recipe:
-    return Recipe(**{"steps": steps, "batch": 2, "row_length": 32, "positions": 2, "save_every": 2, "warmup": 2} | other)
-
-
-def examples(count: int = 30) -> list[dict]:
-    tokens = np.arange(32, dtype=np.int32) * 7 % 16 + 1
-    return [
-        {"tokens": np.roll(tokens, shift), "labelled": np.ones(32, bool), "where": f"example {shift}"} for shift in range(count)
-    ]
-
-
-def same(one, other) -> None:
-    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("head", ["full", "slim"])
@@ -69,29 +52,6 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch
     monkeypatch.undo()
     same(run.train_head(target, examples(), recipe(6), tmp_path / "cut_"), whole)
     assert [line["step"] for line in log.read(tmp_path / "cut_")] == sorted({line["step"] for line in log.read(tmp_path / "cut_")})
-
-
-def stops_after(batches, count: int):
-    def interrupted(*arguments):
-        for index, batch in enumerate(batches(*arguments)):
-            if index == count:
-                raise KeyboardInterrupt
-            yield batch
-
-    return interrupted
-
-
-def is_asked_to_end(monkeypatch, batch: int):
-    """Sends SIGTERM to this process while batch number ``batch``, from 0, is read."""
-    batches = rows.read_batches
-
-    def asks(*arguments):
-        for index, read in enumerate(batches(*arguments)):
-            if index == batch:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield read
-
-    monkeypatch.setattr(run, "read_batches", asks)
 
 
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):

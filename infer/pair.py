@@ -203,7 +203,8 @@ def resolve(
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
     slots = min(target_config.max_position_embeddings, PLANNED_PROMPT_TOKENS + new_tokens)
-    mesh, why = placement.resolve(placement.to_decode(target_config, head_config, dtype, rows, slots), mesh, together=False)
+    load = placement.to_decode(target_config, head_config, dtype, rows, slots, "--batch-size")
+    mesh, why = placement.resolve(load, mesh, False, "--mesh", "--distributed")
     # Of the weights alone, which are certain; how long the prompts are is not known yet (`room.check`).
     halved = {"--dtype bfloat16": placement.to_decode(target_config, head_config, "bfloat16")}
     held = placement.to_decode(target_config, head_config, dtype)
@@ -220,7 +221,7 @@ def proposer_of(head: Drafter | None, shape: Shape, lookup: Lookup | None = None
 
 def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, lookup: Lookup | None = None) -> Pair:
     """Reads the weights onto the mesh, which the engine then keeps to itself; ``lookup``: looks the prompt up as well."""
-    stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer)
+    stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
         head = weights.load_drafter(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
         target = weights.load_target(resolved.target, resolved.dtype, "--target")

@@ -98,7 +98,7 @@ def at_shape(options) -> BenchmarkPair:
     head = synthetic.head_config(config, kind, options.head_vocab)
     _check_drafts(options, config, head)
     load = _load(config, head, options)
-    mesh, because = placement.resolve(load, options.mesh, together=False)
+    mesh, because = placement.resolve(load, options.mesh, False, "--mesh", "--distributed")
     what = f"--shape {options.shape}, with its weights, its head and its cache,"
     memory.check(load, mesh, what, _smaller(config, head, options, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
@@ -123,7 +123,7 @@ def _load(config: TargetConfig, head: DrafterConfig, options) -> placement.Footp
     """What the devices have to hold: the pair and the cache of plain decoding, and what making the largest matrix takes."""
     making = MAX_RANDOM_COPIES * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
     slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
-    pair = placement.to_decode(config, head, options.dtype, options.batch_size, slots)
+    pair = placement.to_decode(config, head, options.dtype, options.batch_size, slots, "--batch-size")
     return dataclasses.replace(pair, size=pair.size + making)
 
 

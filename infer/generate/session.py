@@ -133,7 +133,7 @@ def runs_of(prepared: Prepared, ids: Sequence[list[int]], seeds: Sequence[int]) 
     if destination.shows_text:
         return [""] * len(ids)  # there are no lines, and large files take long to read
     decoding = prepared.task.decoding
-    stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer))
+    stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
     models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
     common = run_of(decides_text(decoding, resolved), stops, models)
     return [run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]

@@ -8,12 +8,11 @@ import re
 import time
 
 import pytest
-import tyro
 
 from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.fit import report as fit_report
-from infer.generate import __main__ as generate
+from infer.fit.advice import Advice
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import drafter
@@ -153,93 +152,12 @@ def test_a_refused_training_step_shows_what_is_known_of_it(bytes_, shown, monkey
     assert step_report.cells_of(row)[2:4] == [shown, "no"]
 
 
-def table() -> list[dict]:
-    """Rows of two meshes at batch 8: 1x8, whose plain step is the shorter, and 2x4."""
-    rows = []
-    for mesh, factor in (([1, 8], 1), ([2, 4], 2)):
-        for shape, nodes, cost in (("AR", 1, 1), ("4x2", 9, 1.1), ("16x4", 65, 1.2)):
-            facts = {"mesh": mesh, "batch": 8, "shape": shape, "nodes": nodes, "fits": True}
-            rows.append(facts | {"round_seconds": factor * cost, "floor_seconds": {"verify": factor * cost}})
-    return rows
-
-
-def checker(refuses):
-    """Checks as `plan.check` makes them; ``refuses``: (mesh, shape or None, what) -> None or the bytes of what does not fit."""
-
-    def checked(advice: points.Advice) -> list[dict]:
-        found = []
-        for what in ("step", "round", "prefill") if advice.shape else ("step", "prefill"):
-            bad = refuses(advice.mesh, advice.shape, what)
-            found.append({"what": what, "held": None if bad else 1 << 30, "fits": not bad, "fits_without_head": bad != "all"})
-        calls.append((advice.mesh, advice.shape))
-        return found
-
-    calls = checked.calls = []
-    return checked
-
-
-@pytest.mark.parametrize(
-    ("refuses", "advised"),
-    [
-        (lambda mesh, shape, what: False, [((1, 8), "16x4")]),
-        (lambda mesh, shape, what: what == "round" and shape == "16x4", [((1, 8), "16x4"), ((1, 8), "4x2")]),
-        (lambda mesh, shape, what: what == "prefill" and shape, [((1, 8), "16x4"), ((1, 8), None)]),
-        (lambda mesh, shape, what: "all" if what == "prefill" and mesh == (1, 8) else None, [((1, 8), "16x4"), ((2, 4), "16x4")]),
-        (lambda mesh, shape, what: what == "step" and mesh == (1, 8), [((1, 8), "16x4"), ((2, 4), "16x4")]),
-    ],
-    ids=["all fits", "a round", "a prefill beside the head", "a prefill", "a step"],
-)
-def test_what_is_recommended_fits_with_all_layers(refuses, advised):
-    checked = checker(refuses)
-    advice, checks, refused = points.settle(table(), 8, 1.5, checked)
-    assert checked.calls == advised
-    assert (advice.mesh, advice.shape) == advised[-1] and all(one["fits"] for one in checks)
-    assert [(one.mesh, one.shape) for one, _ in refused] == advised[:-1]
-
-
-def test_where_nothing_fits_with_all_layers_that_is_said():
-    checked = checker(lambda *_: "all")
-    advice, checks, refused = points.settle(table(), 8, 1.5, checked)
-    assert advice.mesh is None and len(refused) == 2  # both meshes
-    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
-    assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
-
-
-def test_recommendations_are_made_a_few_times_only():
-    rows = [row | {"mesh": [1, count]} for count in range(9) for row in table()[:3]]
-    checked = checker(lambda *_: "all")
-    advice, checks, refused = points.settle(rows, 8, 1.5, checked)
-    assert advice.mesh is None and len(checked.calls) == 1 + points.MAX_RETRIES
-    assert "fits, and others were not tried; take more chips" in fit_report.advised(
-        advice, 1.5, "bfloat16", checks, refused, 16 << 30
-    )
-
-
-def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
-    rows = [row | {"shape": f"{row['nodes']}x{count}"} for count in range(1, 9) for row in table()[:1] + table()[2:3]]
-    rows = [table()[0], *(row for row in rows if row["nodes"] > 1)]
-    checked = checker(lambda mesh, shape, what: what == "round")
-    advice, checks, refused = points.settle(rows, 8, 1.5, checked)
-    assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + points.MAX_RETRIES
-    assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
-    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
-    assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
-
-
-def test_the_advice_is_in_options_of_generate():
-    said = fit_report.advised(points.Advice(8, (2, 4), "16x4", 1.25), 1.5, "bfloat16", [], [], 16 << 30)
-    given = re.search(r"batch 8: (.*?): a round costs about 1.25", said)[1].split()
-    options = tyro.cli(generate.Options, args=given, config=(tyro.conf.FlagCreatePairsOff,))
-    assert (options.batch_size, options.mesh, options.dtype) == (8, (2, 4), "bfloat16")
-    assert (options.beam_width, options.beam_length) == (16, 4)
-
-
 def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
     def refuse(*_):
         raise compiler.DoesNotFit(None)
 
     monkeypatch.setattr(points, "compile_loop", refuse)
-    found = points.check(points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000), points.Advice(8, MESH, None, None), "step")
+    found = points.check(points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000), Advice(8, MESH, None, None), "step")
     assert json.loads(json.dumps(found, allow_nan=False))["held"] is None and not found["fits"]
 
 
@@ -267,7 +185,7 @@ def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
     subject = points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000)
     row = points.row(subject, MESH, BATCH, SHAPE)
     assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
-    check = points.check(subject, points.Advice(BATCH, MESH, "4x2", 1.2), "round")
+    check = points.check(subject, Advice(BATCH, MESH, "4x2", 1.2), "round")
     assert not check["fits"] and fit_report._sizes([check]) == "round the TPU compiler failed (INTERNAL: x)"
     step = step_points.row(step_points.StepSubject(nowhere(), TARGET, None, "bfloat16"), MESH, BATCH, whole=True)
     said = fit_report.line(step_report.cells_of(step), step_report.COLUMNS)

@@ -29,7 +29,7 @@ LIBRARY_IMPORTS = {
     "errors": set(),
     "fields": {"errors"},
     "model": EVERYBODY,
-    "cross_entropy": EVERYBODY,
+    "cross_entropy": EVERYBODY | {"model"},
     "families": EVERYBODY | {"model"},
     "devices": EVERYBODY | {"model"},  # what a mesh has to carry is counted from a model's shapes
     "files": EVERYBODY | {"model", "families", "devices"},  # weights are read shard by shard onto the mesh

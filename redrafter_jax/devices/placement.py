@@ -107,9 +107,8 @@ def recommend(
     """
     fitting, need = load.meshes(devices, whole), f"{(load.size + load.cache) / 1e9:.3g} GB to hold"
     if not fitting:
-        raise BadInput(
-            f"no mesh uses all {devices} devices of the processes: {load.why_not(devices, 1)}, and {load.why_not(1, devices)}"
-        )
+        reasons = f"{load.why_not(devices, 1)}, and {load.why_not(1, devices)}"
+        raise BadInput(f"no mesh uses all {devices} devices of the processes: {reasons}")
     if memory is None and whole:
         return min(fitting, key=lambda mesh: mesh[1]), f"the processes work on all their {devices} devices together"
     if memory is None:

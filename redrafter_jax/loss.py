@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.cross_entropy import IGNORED, LossConfig, score
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.layers import COLUMNS, laid
+from redrafter_jax.model.layers import COLUMNS, gather_weight
 from redrafter_jax.model.target import Target
 
 LOGITS = 1 << 28  # bytes of float32 logits that a device makes at a time, where a config does not say how many
@@ -90,7 +90,7 @@ def draft_loss(
     scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED, labels_BKT >= 0))
     hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
     soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
-    own_EV = None if drafter.lm_head is None else laid(drafter.lm_head, COLUMNS)
+    own_EV = None if drafter.lm_head is None else gather_weight(drafter.lm_head, COLUMNS)
     given = (tuple(exits), labels_BKT, _shifted(hidden_BTD, -1), target.columns(drafter.ids), (hard_K, soft_K))
     total, (loss_K, hits_KR) = score(target.config, dataclasses.replace(config, chunk=chunk), own_EV, *given)
     return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K, inside_K)

@@ -14,7 +14,7 @@ from redrafter_jax.decode import draft, loop, pack
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.model import drafter as heads
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.layers import pick
+from redrafter_jax.model.layers import take_rows
 from redrafter_jax.model.target import Target, TargetConfig
 
 STRIDE = 7919  # a random target follows token v by v + STRIDE
@@ -79,7 +79,7 @@ def put_in(beams: draft.Beams, known: Known, state: DecodeState) -> draft.Beams:
     """The beams with the first of each step replaced, where a row is lucky at that depth, by the row's next token."""
     L = beams.tokens.shape[1]
     ahead_BL = jnp.minimum(state.count[:, None] + jnp.arange(L), known.text.shape[1] - 1)
-    right_BL = pick(known.text, ahead_BL)
+    right_BL = take_rows(known.text, ahead_BL)
     draws_BL = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count), (L,)))(state.policy.keys, state.count)
     lucky_BL = draws_BL < known.rates
     first_W = jnp.arange(beams.tokens.shape[2]) == 0

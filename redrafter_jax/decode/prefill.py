@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import commit, sample
 from redrafter_jax.model import attention, cache
-from redrafter_jax.model.layers import pick
+from redrafter_jax.model.layers import take_rows
 from redrafter_jax.model.target import Target
 
 CHUNK = 256  # tokens of a prompt that a pass reads
@@ -85,7 +85,7 @@ def prefill(
         before = kv if chunks > 1 else None  # the only chunk has nothing before it to attend to
         made = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)
-        newest_BD = pick(made.hidden, left_B - 1)
+        newest_BD = take_rows(made.hidden, left_B - 1)
         return cache.append(kv, made.rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket

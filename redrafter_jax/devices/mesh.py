@@ -67,7 +67,7 @@ def is_spread(module) -> bool:
 
 def spread(module, over_data: bool = True):
     """The module with its matrices split over ``data`` too, along the axis that is whole, where that divides it. They are
-    gathered as they are used (`layers.laid`), so a device holds one layer's at a time."""
+    gathered as they are used (`layers.gather_weight`), so a device holds one layer's at a time."""
     if not over_data:
         return module
     shards = jax.sharding.get_abstract_mesh().shape["data"]

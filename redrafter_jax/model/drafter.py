@@ -75,7 +75,7 @@ def _halves(layer: layers.Linear | SplitLinear) -> tuple[nnx.Param | jax.Array, 
     """The rows for h and those for s of a layer that reads ``[h ; s]``, both ``[D, out]``."""
     if isinstance(layer, SplitLinear):
         return layer.weight_h, layer.weight_s
-    weight = layers.laid(layer.weight, layers.COLUMNS)
+    weight = layers.gather_weight(layer.weight, layers.COLUMNS)
     D = weight.shape[0] // 2
     return weight[:D], weight[D:]
 
@@ -105,7 +105,7 @@ class Drafter(nnx.Module):
         """The recurrent state ``[..., D]`` after one more token; both arguments ``[..., D]``."""
         if self.rnn_w is None:
             return state + embedding
-        return layers.gathered(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
+        return layers.gather_features(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
 
     def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
@@ -124,13 +124,13 @@ class Drafter(nnx.Module):
         first, rest = self._first(), self.blocks
         whole = None if first is None else share + layers.times(state, _halves(first)[1])
         if self.input_proj is not None:
-            z = layers.gathered(whole)
+            z = layers.gather_features(whole)
         else:
             z = jnp.concatenate(jnp.broadcast_arrays(h, state), axis=-1)
             if first is not None:
-                z, rest = z + layers.gathered(jax.nn.silu(whole)), self.blocks[1:]
+                z, rest = z + layers.gather_features(jax.nn.silu(whole)), self.blocks[1:]
         for block in rest:
-            z = z + layers.gathered(jax.nn.silu(block(z)))
+            z = z + layers.gather_features(jax.nn.silu(block(z)))
         return z
 
     def _first(self) -> layers.Linear | SplitLinear | None:
@@ -160,7 +160,7 @@ class Drafter(nnx.Module):
 
     def columns(self, target: Target) -> jax.Array:
         """The matrix ``[E, U]`` that the head's exits are multiplied by: its own, or its columns of the target's."""
-        return target.columns(self.ids) if self.lm_head is None else layers.laid(self.lm_head, layers.COLUMNS)
+        return target.columns(self.ids) if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
 
     def drafted(self, values: jax.Array) -> jax.Array:
         """Of values for every token of the target ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, split as

@@ -49,19 +49,19 @@ def times(x: jax.Array, weight: nnx.Param | jax.Array, split: P = COLUMNS) -> ja
     Every matrix of the target and of the head is multiplied here, so another kind of weight (quantised, or with a low-rank
     delta) needs to be known here alone.
     """
-    ready = laid(weight, split)
+    ready = gather_weight(weight, split)
     with jax.named_scope("linear"):  # so that a profile tells it from gathering the weight, and from attention
         return product(x, ready, P("data", *[None] * (x.ndim - 2), split[1]))
 
 
-def laid(weight: nnx.Param | jax.Array, spec: P) -> jax.Array:
+def gather_weight(weight: nnx.Param | jax.Array, spec: P) -> jax.Array:
     """A weight as it is multiplied: gathered, if it is stored split over ``data`` too. One that is marked as `reduced` is
     gathered already."""
     array = weight[...] if isinstance(weight, nnx.Variable) else weight
     return array if jax.typeof(array).sharding.spec.reduced else jax.sharding.reshard(array, spec)
 
 
-def gathered(x: jax.Array) -> jax.Array:
+def gather_features(x: jax.Array) -> jax.Array:
     """Features ``[B, ..., D]`` that are split over ``model``, whole on every shard."""
     return jax.sharding.reshard(x, P("data", *[None] * (x.ndim - 1)))
 
@@ -155,7 +155,7 @@ def rotate(x_BNHC: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return x_BNHC * cos + jnp.concatenate([-high, low], axis=-1) * sin
 
 
-def pick(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:
+def take_rows(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:
     """``values[..., index[...], ...]``: each row (of the first ``batch`` axes) indexes its own next axis, from 0 up. A gather
     under `vmap`, so that a split batch axis stays split."""
     take = lambda row, at: row.at[at].get(mode="clip", wrap_negative_indices=False)  # noqa: E731

@@ -106,7 +106,7 @@ class Target(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """``[B, ...]`` ids -> ``[B, ..., D]``."""
         spec = P("data", *[None] * tokens.ndim)
-        return layers.laid(self.embedding, layers.COLUMNS).at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
+        return layers.gather_weight(self.embedding, layers.COLUMNS).at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
 
     def __call__(
         self,
@@ -147,7 +147,7 @@ class Target(nnx.Module):
 
     def columns(self, ids: nnx.Variable | jax.Array | None = None) -> jax.Array:
         """The output matrix, ready to multiply: ``[D, V]``, or ``[D, U]`` of the tokens with these ids ``[U]``."""
-        matrix_DV = layers.laid(self.lm_head, layers.COLUMNS)
+        matrix_DV = layers.gather_weight(self.lm_head, layers.COLUMNS)
         if ids is None:
             return matrix_DV
         return matrix_DV.at[:, ids[...]].get(out_sharding=layers.COLUMNS, mode="promise_in_bounds")

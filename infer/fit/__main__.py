@@ -217,7 +217,7 @@ def _subject(options: Options):
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     if not 0 <= options.head_vocab <= target.vocab_size:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {target.vocab_size}, not {options.head_vocab}")
-    head = vocabulary.untied_config(synthetic.head_config(target, options.head, options.head_vocab))  # as decoding unties it
+    head = vocabulary.materialised_config(synthetic.head_config(target, options.head, options.head_vocab))  # as decoding unties it
     return points.Subject(None, target, head, options.dtype, options.context, options.sampling, options.whole)
 
 

@@ -221,7 +221,7 @@ def bytes_of_token(config: TargetConfig, dtype: str) -> int:
 def to_decode(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0) -> Load:
     """What a mesh has to carry in decoding: the weights of a pair, and a cache of so many rows and slots."""
     size = bytes_of_target(target, dtype)
-    size += bytes_of_head(vocabulary.untied_config(head), dtype) if head else 0
+    size += bytes_of_head(vocabulary.materialised_config(head), dtype) if head else 0
     return Load(target, head, rows, size=size, cache=rows * slots * bytes_of_token(target, dtype))
 
 

@@ -91,8 +91,8 @@ def _check_ids(ids: np.ndarray, vocab_size: int, folder: pathlib.Path, what: str
 
 def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | None = None) -> None:
     """Writes a head in Apple's format. With ``target`` it is written so that Apple's code can read it, a slim head with the
-    target's LM head and a draft vocabulary as the whole one (`vocabulary.whole`); without, as it is (for this project)."""
-    drafter = drafter if target is None else vocabulary.whole(drafter, target)
+    target's LM head and a draft vocabulary as the whole one (`vocabulary.expand`); without, as it is (for this project)."""
+    drafter = drafter if target is None else vocabulary.expand(drafter, target)
     config = drafter.config
     arrays = {_drafter_name(path, config): leaf for path, leaf in _leaves(drafter)}
     dtype = next(leaf.dtype for leaf in arrays.values() if jnp.issubdtype(leaf.dtype, jnp.floating))

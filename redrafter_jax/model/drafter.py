@@ -154,7 +154,7 @@ class Drafter(nnx.Module):
     def unembed(self, exit_: jax.Array, target: Target) -> jax.Array:
         """float32 logits ``[..., U]`` (V without a draft vocabulary), split over ``model`` in U; ``exit_`` is ``[..., E]``.
 
-        A tied head with a draft vocabulary gathers its columns here, each time; `vocabulary.untied` gathers them once.
+        A tied head with a draft vocabulary gathers its columns here, each time; `vocabulary.materialise_columns` gathers them once.
         """
         return unembed(target.config, exit_, self.columns(target))
 

@@ -64,7 +64,7 @@ def draft(setting: Setting, width: int, length: int) -> Work:
     """A beam search of W beams over L positions: L passes of the head, one after the other."""
     if length == 0:
         return Work(0, 0)
-    head = placement.abstract_head(vocabulary.untied_config(setting.head))
+    head = placement.abstract_head(vocabulary.materialised_config(setting.head))
     of_h = _numbers(head.weight_of_h())  # multiplied once for all beams and positions
     step = _numbers(head) - of_h + (_numbers(placement.abstract_target(setting.config).lm_head) if head.lm_head is None else 0)
     tokens = setting.rows * width * length

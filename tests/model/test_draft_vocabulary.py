@@ -48,7 +48,7 @@ def random_head(target: Target, kind: str, ids=None, blocks: int = 2) -> Drafter
     shape = HEADS[kind](target.config.vocab_size, target.config.hidden_size, blocks)
     drafter = Drafter(jax.random.key(3), dataclasses.replace(shape, draft_vocab=0 if ids is None else len(ids)), ids=ids)
     shift = lambda leaf: leaf + 0.03 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return vocabulary.with_table(jax.tree.map(shift, vocabulary.weights_alone(drafter)), drafter)
+    return vocabulary.merge(jax.tree.map(shift, vocabulary.trainable(drafter)), drafter)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +119,9 @@ def test_requests_of_a_bucket_still_share_one_program(mha):
 
 @functools.partial(jax.jit, static_argnames="config")
 def differentiated(drafter, target, tokens, labels, hidden, segments, config):
-    table = lambda w: vocabulary.with_table(w, drafter)  # noqa: E731
+    table = lambda w: vocabulary.merge(w, drafter)  # noqa: E731
     aim = lambda w: loss.draft_loss(table(w), target, tokens, labels, hidden, config, segments)  # noqa: E731
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
+    return jax.value_and_grad(aim, has_aux=True)(vocabulary.trainable(drafter))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -130,7 +130,7 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
     ids, T = drafter.ids[...], tokens.shape[1]
 
     def aim(weights):
-        head, state, total, hits = vocabulary.with_table(weights, drafter), jnp.zeros_like(hidden), 0.0, []
+        head, state, total, hits = vocabulary.merge(weights, drafter), jnp.zeros_like(hidden), 0.0, []
         teacher = jax.nn.softmax(target.unembed(hidden).at[..., ids].get(out_sharding=P("data", None, "model")))
         for i in range(config.positions):
             state = head.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
@@ -147,7 +147,7 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config):
             hits.append(jnp.sum(first & counts) / jnp.maximum(jnp.sum(counts), 1))
         return total, jnp.stack(hits)
 
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
+    return jax.value_and_grad(aim, has_aux=True)(vocabulary.trainable(drafter))
 
 
 def texts(V: int, D: int):
@@ -222,7 +222,7 @@ def test_written_for_apples_code_the_drafts_are_the_same_and_the_rest_is_never_d
     logits, whole = (x.unembed(x.exit(x.context(h), state), target) for x in (head, exported))
     np.testing.assert_allclose(np.asarray(whole)[:, ids], logits, atol=1e-4)
     outside = np.setdiff1d(np.arange(503), ids)
-    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.NEVER)
+    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.LOGIT_OF_OTHERS)
     engines = [Engine(target, each, loop.Shape(4, 4)) for each in (head, exported)]
     for way, expected in plain.items():
         original, other = (list(engine.generate(PROMPTS, way, Limits(60), batch=5)) for engine in engines)

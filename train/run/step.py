@@ -72,22 +72,22 @@ def start(
       spread: the weights and the optimizer's state are split over ``data`` as well as ``model``.
     """
     drafter = mesh.spread(Drafter(key, config, ids=ids), spread)
-    return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.weights_alone(drafter)))
+    return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.trainable(drafter)))
 
 
 def step(
     state: HeadState, target: Target, batch: Batch, schedule: Schedule, config: loss.LossConfig, labels: Labels = "text"
 ) -> tuple[HeadState, Metrics]:
     """One update on a batch of rows; the target runs forward only."""
-    weights = vocabulary.weights_alone(state.drafter)
+    weights = vocabulary.trainable(state.drafter)
 
     def aim(weights: Drafter) -> tuple[jax.Array, loss.Metrics]:
-        return evaluate(vocabulary.with_table(weights, state.drafter), target, batch, config, labels)
+        return evaluate(vocabulary.merge(weights, state.drafter), target, batch, config, labels)
 
     (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
     metrics = Metrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
     updates, optimizer = schedule.optimizer().update(gradients, state.optimizer, weights)
-    drafter = vocabulary.with_table(optax.apply_updates(weights, updates), state.drafter)
+    drafter = vocabulary.merge(optax.apply_updates(weights, updates), state.drafter)
     return HeadState(state.step + 1, drafter, optimizer), metrics
 
 

@@ -188,7 +188,7 @@ def plan(
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
     slots = min(target_config.max_position_embeddings, PROMPT + new_tokens)
-    mesh, why = placement.settle(placement.to_decode(target_config, head_config, dtype, rows, slots), mesh, together=False)
+    mesh, why = placement.resolve(placement.to_decode(target_config, head_config, dtype, rows, slots), mesh, together=False)
     # Of the weights alone, which are certain; how long the prompts are is not known yet (`room.check`).
     halved = {"--dtype bfloat16": placement.to_decode(target_config, head_config, "bfloat16")}
     held = placement.to_decode(target_config, head_config, dtype)

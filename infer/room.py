@@ -3,7 +3,7 @@
 from infer import pair
 from redrafter_jax.decode import prefill
 from redrafter_jax.devices import memory, placement
-from redrafter_jax.devices.placement import Load
+from redrafter_jax.devices.placement import Footprint
 
 
 def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> None:
@@ -19,7 +19,7 @@ def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> No
       BadInput: a device of the plan's mesh, or the host, has too little memory.
     """
 
-    def load(rows: int = rows, new: int = new, dtype: str = plan.dtype) -> Load:
+    def load(rows: int = rows, new: int = new, dtype: str = plan.dtype) -> Footprint:
         return placement.to_decode(plan.target_config, plan.drafter_config, dtype, rows, prefill.bucket(longest, new, length).slots)
 
     if memory.shortage(load(), plan.mesh) is None:
@@ -37,7 +37,7 @@ def check(plan: pair.Plan, longest: int, new: int, rows: int, length: int) -> No
     memory.check(load(), plan.mesh, what, ways, "shorter prompts or more devices")
 
 
-def _first_that_fits(loads: dict[int, Load], mesh: tuple[int, int]) -> int | None:
+def _first_that_fits(loads: dict[int, Footprint], mesh: tuple[int, int]) -> int | None:
     return next((count for count, load in loads.items() if memory.shortage(load, mesh) is None), None)
 
 

@@ -106,7 +106,7 @@ def _main(options: Options) -> None:
         head_config = config.drafter_config(config.read_json(options.drafter, "--drafter"), "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
-    shape, why = placement.settle(load, options.mesh, together=True)
+    shape, why = placement.resolve(load, options.mesh, together=True)
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = datasets.tokenizer(str(options.target))
@@ -158,7 +158,7 @@ def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | Non
     return context - options.max_new_tokens
 
 
-def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> placement.Load:
+def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> placement.Footprint:
     """What the devices have to carry: both models' weights, and the cache of a batch."""
     slots = min(target.max_position_embeddings, (options.prompt_tokens if options.text else PROMPT) + options.max_new_tokens)
     return placement.to_decode(target, head, options.dtype, options.batch_size, slots)

@@ -61,7 +61,7 @@ def _train(options: Options) -> int:
     if options.recipe.row_length > longest:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
     load = load_of(options, target_config)
-    mesh, why = placement.settle(load, options.mesh, together=True)
+    mesh, why = placement.resolve(load, options.mesh, together=True)
     what = "--target, with the head, its gradients and its moments,"
     memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
     footprint.check(load, options.recipe, mesh)
@@ -109,7 +109,7 @@ def check(options: Options) -> None:
 
 
 def load_of(options: Options, target):
-    """What a mesh has to carry (a `placement.Load`) in a run with this target (a `TargetConfig`): its weights; the
+    """What a mesh has to carry (a `placement.Footprint`) in a run with this target (a `TargetConfig`): its weights; the
     head's, their gradients and both moments in float32; the rows that are read at a time.
 
     Raises:
@@ -123,7 +123,7 @@ def load_of(options: Options, target):
     size = placement.bytes_of_target(target, options.dtype) + 4 * placement.bytes_of_head(head, "float32")
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
-    return placement.Load(target, head, rows, option, size, options.shard_target == "data,model")
+    return placement.Footprint(target, head, rows, option, size, options.shard_target == "data,model")
 
 
 def smaller(options: Options, target) -> dict:

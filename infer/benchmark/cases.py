@@ -95,11 +95,11 @@ def at_shape(options) -> Subject:
     head = synthetic.head_config(config, kind, options.head_vocab)
     _check_drafts(options, config, head)
     load = _load(config, head, options)
-    mesh, because = placement.settle(load, options.mesh, together=False)
+    mesh, because = placement.resolve(load, options.mesh, together=False)
     what = f"--shape {options.shape}, with its weights, its head and its cache,"
     memory.check(load, mesh, what, _smaller(config, head, options, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
-    config = placement.fit(config, mesh[1])
+    config = placement.repeat_kv_heads(config, mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
@@ -116,7 +116,7 @@ def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
         checks.to_draft(f"--beams {text}: its width", int(text.partition("x")[0]), target, head)
 
 
-def _load(config: TargetConfig, head: DrafterConfig, options) -> placement.Load:
+def _load(config: TargetConfig, head: DrafterConfig, options) -> placement.Footprint:
     """What the devices have to hold: the pair and the cache of plain decoding, and what making the largest matrix takes."""
     making = MAKING * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
     slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
@@ -124,10 +124,10 @@ def _load(config: TargetConfig, head: DrafterConfig, options) -> placement.Load:
     return dataclasses.replace(pair, size=pair.size + making)
 
 
-def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, placement.Load]:
+def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, placement.Footprint]:
     """Options with which this shape needs less: the most layers that fit, and the other number format."""
 
-    def of_layers(layers: int) -> placement.Load:
+    def of_layers(layers: int) -> placement.Footprint:
         return _load(dataclasses.replace(config, num_hidden_layers=layers), head, options)
 
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}

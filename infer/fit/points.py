@@ -46,7 +46,7 @@ class Subject:
     def setting(self, data: int, model: int, batch: int, shape: Shape) -> roofline.Setting:
         slots = _bucket(self.context, shape).slots
         width = jnp.dtype(self.dtype).itemsize
-        return roofline.Setting(placement.fit(self.config, model), self.head, data, model, batch, slots, width)
+        return roofline.Setting(placement.repeat_kv_heads(self.config, model), self.head, data, model, batch, slots, width)
 
 
 def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, propose: loop.Propose = loop.propose) -> dict:

@@ -27,7 +27,7 @@ def make_mesh(data: int = 1, model: int = 1) -> jax.sharding.Mesh:
     devices = own if data * model <= len(own) else jax.devices()
     if data * model > len(devices):
         raise ValueError(f"a mesh of {data} x {model} needs {data * model} devices; {len(devices)} are visible")
-    return over(devices[: data * model], data, model)
+    return of_devices(devices[: data * model], data, model)
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def current_or_single() -> Iterator[None]:
         yield
 
 
-def over(devices: Sequence[jax.Device], data: int, model: int) -> jax.sharding.Mesh:
+def of_devices(devices: Sequence[jax.Device], data: int, model: int) -> jax.sharding.Mesh:
     """The mesh of exactly these devices; on a TPU such that neighbours of the mesh are neighbours in the slice, where the
     devices fill a box."""
     try:

@@ -20,12 +20,12 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
 SHARDED = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "vocab_size")
-ROOM = 0.7  # share of a device's memory that weights and cache may take; the rest is for what is computed
-WORTH = 1 << 30  # bytes; an estimate: a shard of fewer is read in less time than one more split's collectives take
+USABLE_SHARE = 0.7  # share of a device's memory that weights and cache may take; the rest is for what is computed
+MIN_SHARD_BYTES = 1 << 30  # bytes; an estimate: a shard of fewer is read in less time than one more split's collectives take
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class Footprint:
     """What a mesh has to carry: a target, perhaps a head, and rows.
 
     option: the name of what decides the rows; size: bytes of weights and what goes with them (`bytes_of_target`,
@@ -41,12 +41,12 @@ class Load:
     spread: bool = False
     cache: float = 0.0
 
-    def held(self, data: int, model: int) -> float:
+    def bytes_per_device(self, data: int, model: int) -> float:
         """Bytes that a device of such a mesh holds."""
         weights = self.size / (data * model if self.spread else model)
         return weights + self.cache / (data * min(model, self.target.num_key_value_heads))
 
-    def unfit(self, data: int, model: int) -> str | None:
+    def why_not(self, data: int, model: int) -> str | None:
         """What a mesh does not divide, in words; None where it fits."""
         if self.rows % data:
             return f"{self.option} {self.rows} should be a multiple of the {data} data shards"
@@ -66,20 +66,20 @@ class Load:
         that leave out no device. Each has a number of devices that divides them all: five chips of eight are no slice."""
         splits = [(data, model) for data in range(1, devices + 1) for model in range(1, devices // data + 1)]
         splits = [(data, model) for data, model in splits if data * model == devices or not (whole or devices % (data * model))]
-        return sorted((mesh for mesh in splits if not self.unfit(*mesh)), key=lambda mesh: (-mesh[0] * mesh[1], -mesh[0]))
+        return sorted((mesh for mesh in splits if not self.why_not(*mesh)), key=lambda mesh: (-mesh[0] * mesh[1], -mesh[0]))
 
     def holding(self, meshes: list[tuple[int, int]], memory: int) -> list[tuple[int, int]]:
         """Those of the meshes whose devices, of ``memory`` bytes each, have room for their part."""
-        return [mesh for mesh in meshes if self.held(*mesh) <= ROOM * memory]
+        return [mesh for mesh in meshes if self.bytes_per_device(*mesh) <= USABLE_SHARE * memory]
 
 
-def check(load: Load, mesh: tuple[int, int], devices: int, whole: bool = False) -> None:
+def check(load: Footprint, mesh: tuple[int, int], devices: int, whole: bool = False) -> None:
     """Raises BadInput for a mesh of too many devices, or one that does not divide what it carries; says which would do, if need
     be of those that leave out no device."""
     data, model = mesh
     if min(mesh) < 1:
         raise BadInput(f"--mesh should be two whole numbers from 1 up, not {data} {model}")
-    wrong = load.unfit(data, model)
+    wrong = load.why_not(data, model)
     if data * model > devices:
         wrong = f"it needs {data * model} devices, and {devices} {'is' if devices == 1 else 'are'} visible"
     if wrong:
@@ -92,8 +92,8 @@ def named(meshes: list[tuple[int, int]], most: int = 6) -> str:
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else f"only {shown[0]}"
 
 
-def choose(
-    load: Load, devices: int, memory: int | None, whole: bool = False, prefer: Literal["data", "model"] = "data"
+def recommend(
+    load: Footprint, devices: int, memory: int | None, whole: bool = False, prefer: Literal["data", "model"] = "data"
 ) -> tuple[tuple[int, int], str]:
     """A mesh for these devices of ``memory`` bytes each (None: unknown, as of CPUs), and why.
 
@@ -108,7 +108,7 @@ def choose(
     fitting, need = load.meshes(devices, whole), f"{(load.size + load.cache) / 1e9:.3g} GB to hold"
     if not fitting:
         raise BadInput(
-            f"no mesh uses all {devices} devices of the processes: {load.unfit(devices, 1)}, and {load.unfit(1, devices)}"
+            f"no mesh uses all {devices} devices of the processes: {load.why_not(devices, 1)}, and {load.why_not(1, devices)}"
         )
     if memory is None and whole:
         return min(fitting, key=lambda mesh: mesh[1]), f"the processes work on all their {devices} devices together"
@@ -116,25 +116,31 @@ def choose(
         return (1, 1), f"the {devices} devices share one host's cores and memory" if devices > 1 else "there is one device"
     holding, each = load.holding(fitting, memory), f"{memory / 1e9:.3g} GB"
     if not holding:
-        mesh = min(fitting, key=lambda mesh: load.held(*mesh))
-        return mesh, f"{need} are {load.held(*mesh) / 1e9:.3g} GB for each device, too much for {each}; no split leaves less"
+        mesh = min(fitting, key=lambda mesh: load.bytes_per_device(*mesh))
+        return (
+            mesh,
+            f"{need} are {load.bytes_per_device(*mesh) / 1e9:.3g} GB for each device, too much for {each}; no split leaves less",
+        )
     fewest = min(model for _, model in holding)
     if prefer == "model":
-        data, model = max((mesh for mesh in holding if mesh[1] == fewest or load.held(*mesh) >= WORTH), key=lambda m: (m[1], m[0]))
+        data, model = max(
+            (mesh for mesh in holding if mesh[1] == fewest or load.bytes_per_device(*mesh) >= MIN_SHARD_BYTES),
+            key=lambda m: (m[1], m[0]),
+        )
         reason = f"{need}: each step reads it, and with the model {f'split into {model}' if model > 1 else 'whole'} a device reads"
-        reason += f" {load.held(data, model) / 1e9:.3g} GB of its {each}"
+        reason += f" {load.bytes_per_device(data, model) / 1e9:.3g} GB of its {each}"
         return (data, model), reason + (f"; {load.option} {load.rows} splits into {data}" if data > 1 else "")
     rows = max(data for data, model in holding if model == fewest)
     models = [model for data, model in holding if data == rows]
-    mesh = rows, max(model for model in models if model == fewest or load.held(rows, model) >= WORTH)
+    mesh = rows, max(model for model in models if model == fewest or load.bytes_per_device(rows, model) >= MIN_SHARD_BYTES)
     parts = rows * fewest if load.spread else fewest
     split = f"split into {parts}" if parts > 1 else "whole"
-    reason = f"{need}: the model {split} takes {load.held(rows, fewest) / 1e9:.3g} GB of each device's {each}"
+    reason = f"{need}: the model {split} takes {load.bytes_per_device(rows, fewest) / 1e9:.3g} GB of each device's {each}"
     reason += f", and {load.option} {load.rows} splits into {rows}"
     return mesh, reason + (f"; model takes more of the {devices} devices, to be faster" if mesh[1] > fewest else "")
 
 
-def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tuple[int, int], str | None]:
+def resolve(load: Footprint, mesh: tuple[int, int] | None, together: bool) -> tuple[tuple[int, int], str | None]:
     """The mesh that was asked for, checked; or one for the devices that are there, and a line that says why, if there is more
     than one device.
 
@@ -143,7 +149,7 @@ def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tu
         unless they are too few to hold the load.
 
     Raises:
-      BadInput: see `check` and `choose`; or the mesh leaves some of the processes out, or this host has not joined the others.
+      BadInput: see `check` and `recommend`; or the mesh leaves some of the processes out, or this host has not joined the others.
     """
     processes.check_joined()
     own, every, group = jax.local_devices(), len(jax.devices()), jax.process_count() > 1
@@ -157,7 +163,7 @@ def settle(load: Load, mesh: tuple[int, int] | None, together: bool) -> tuple[tu
         return mesh, None
     memory = (own[0].memory_stats() or {}).get("bytes_limit")
     whole = group and (together or (memory is not None and not load.holding(load.meshes(len(own)), memory)))
-    chosen, reason = choose(load, every if whole else len(own), memory, whole, "data" if together else "model")
+    chosen, reason = recommend(load, every if whole else len(own), memory, whole, "data" if together else "model")
     return chosen, f"mesh {chosen[0]} {chosen[1]}: {reason}" if every > 1 else None
 
 
@@ -218,14 +224,14 @@ def bytes_of_token(config: TargetConfig, dtype: str) -> int:
     return config.num_hidden_layers * bytes_of((one.keys, one.values))
 
 
-def to_decode(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0) -> Load:
+def to_decode(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0) -> Footprint:
     """What a mesh has to carry in decoding: the weights of a pair, and a cache of so many rows and slots."""
     size = bytes_of_target(target, dtype)
     size += bytes_of_head(vocabulary.materialised_config(head), dtype) if head else 0
-    return Load(target, head, rows, size=size, cache=rows * slots * bytes_of_token(target, dtype))
+    return Footprint(target, head, rows, size=size, cache=rows * slots * bytes_of_token(target, dtype))
 
 
-def fit(config: TargetConfig, model: int) -> TargetConfig:
+def repeat_kv_heads(config: TargetConfig, model: int) -> TargetConfig:
     """The config that ``model`` shards compute with: where there are fewer key-value heads than shards, each is repeated, so
     that every shard has the one that its query heads read. The repeats cost cache and weights ``model / K`` times as large
     in all, and no more per device than one head's."""

@@ -56,7 +56,7 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
     folder = pathlib.Path(folder)
     fields = configs.read_json(folder, what)
     config, family = configs.target_config(fields, what), families.of(fields["model_type"], what)
-    fitted = placement.fit(config, jax.sharding.get_abstract_mesh().shape["model"])
+    fitted = placement.repeat_kv_heads(config, jax.sharding.get_abstract_mesh().shape["model"])
     copies = fitted.num_key_value_heads // config.num_key_value_heads
     abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
     files = files_of_tensors(folder, what)

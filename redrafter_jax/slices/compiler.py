@@ -48,7 +48,7 @@ class DoesNotFit(Exception):
 def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
     """A target of shapes and shardings alone, on the current mesh, split over ``data`` too if ``spread``; with repeated
     key-value heads where it has too few."""
-    fitted = placement.fit(shapes, jax.sharding.get_abstract_mesh().shape["model"])
+    fitted = placement.repeat_kv_heads(shapes, jax.sharding.get_abstract_mesh().shape["model"])
     return jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
 
 

@@ -38,7 +38,7 @@ class Slice:
 
     def mesh(self, data: int, model: int) -> jax.sharding.Mesh:
         """The mesh that `redrafter_jax.devices.mesh.make_mesh` would make there."""
-        return mesh.over(self.devices, data, model)
+        return mesh.of_devices(self.devices, data, model)
 
 
 def chips_of(name: str) -> tuple[Chip, int]:
@@ -96,7 +96,7 @@ def target_config(model: str) -> TargetConfig:
 
 def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
     """What so many shards of ``model`` do not divide, in words; None where they divide everything."""
-    return placement.Load(target, head).unfit(1, model)
+    return placement.Footprint(target, head).why_not(1, model)
 
 
 def meshes(

@@ -67,7 +67,7 @@ def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
 @needs_compiler
 def test_a_mesh_is_laid_over_chips_that_fill_no_box_too():
     devices = topology.slice_of("v6e:2x4").devices[:5]
-    assert list(mesh.over(devices, 5, 1).devices.flat) == list(devices)
+    assert list(mesh.of_devices(devices, 5, 1).devices.flat) == list(devices)
 
 
 @needs_compiler

@@ -16,7 +16,7 @@ from redrafter_jax import loss
 from redrafter_jax.decode import draft, loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.devices.mesh import is_spread, make_mesh, spread
-from redrafter_jax.devices.placement import Load, check
+from redrafter_jax.devices.placement import Footprint, check
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from redrafter_jax.model import vocabulary
@@ -266,10 +266,10 @@ def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
         head_dim=8,
     )
     with pytest.raises(BadInput, match="--mesh 1 8: 8 does not divide the head's draft vocabulary of 12 tokens"):
-        check(Load(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)), (1, 8), 8)
+        check(Footprint(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)), (1, 8), 8)
     in_training = main.load_of(main.Options(pathlib.Path("target"), recipe=recipe(1, head_vocab=12, batch=8)), target)
-    assert in_training.unfit(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
-    assert in_training.unfit(1, 4) is None
+    assert in_training.why_not(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
+    assert in_training.why_not(1, 4) is None
 
 
 # Meshes

@@ -97,7 +97,7 @@ def test_what_was_accepted_is_written_in_one_loop_over_the_rows_of_a_shard(shape
 
 @needs_compiler
 def test_the_longest_beam_that_is_written_in_that_loop_is_written_in_place_too():
-    longest = Shape(1, cache.FEW - 1)
+    longest = Shape(1, cache.MAX_TOKENS_BY_ROW - 1)
     program, size = compiled(longest), cache_bytes(longest)
     lines = [line for lines in program.text.computations.values() for line in lines]
     assert sum(" while(" in line and "/commit/" in line for line in lines) == 1

@@ -28,9 +28,9 @@ from redrafter_jax.model.target import Target, TargetConfig
 from redrafter_jax.slices import program_text
 from redrafter_jax.slices.chips import GIB, Chip
 
-MARGIN = 0.05  # of the usable HBM, left for what a running process holds beside its program
-JOBS = 4  # programs compiled at a time: each takes a core and, of two or four layers, one to two GB of memory
-DEPTHS = (2, 4)  # layers of the two programs from whose difference a deeper one follows
+UNUSABLE_SHARE = 0.05  # of the usable HBM, left for what a running process holds beside its program
+MAX_COMPILATIONS = 4  # programs compiled at a time: each takes a core and, of two or four layers, one to two GB of memory
+MEASURED_DEPTHS = (2, 4)  # layers of the two programs from whose difference a deeper one follows
 
 
 class CompilerFailed(BadInput):
@@ -99,7 +99,7 @@ class Program:
 
 def fits(held: float, chip: Chip) -> bool:
     """Whether it leaves the margin."""
-    return held <= chip.usable_bytes * (1 - MARGIN)
+    return held <= chip.usable_bytes * (1 - UNUSABLE_SHARE)
 
 
 @contextlib.contextmanager
@@ -124,9 +124,9 @@ def _keep_programs_in(folder: str | None) -> None:
 
 @contextlib.contextmanager
 def side_by_side():
-    """A pool of threads that compile beside each other, as many as there are cores and at most `JOBS`. What has not begun when
+    """A pool of threads that compile beside each other, as many as there are cores and at most `MAX_COMPILATIONS`. What has not begun when
     the context ends is dropped."""
-    pool = ThreadPoolExecutor(min(JOBS, processes.cores()))
+    pool = ThreadPoolExecutor(min(MAX_COMPILATIONS, processes.cores()))
     with without_persistent_cache():
         try:
             yield pool
@@ -177,20 +177,20 @@ def _needed(message: str) -> int | None:
 
 
 def at_depth(compile_layers: Callable[[int], Program], layers: int, whole: bool) -> Program:
-    """The program of so many layers: compiled if ``whole``, else the straight line through those of `DEPTHS` layers.
+    """The program of so many layers: compiled if ``whole``, else the straight line through those of `MEASURED_DEPTHS` layers.
 
     Raises:
       DoesNotFit: the compiler refused one; without bytes if it was one of fewer layers, whose bytes say too little.
     """
-    if whole or layers <= DEPTHS[1]:
+    if whole or layers <= MEASURED_DEPTHS[1]:
         return compile_layers(layers)
     try:
-        few, more = map(compile_layers, DEPTHS)
+        few, more = map(compile_layers, MEASURED_DEPTHS)
     except DoesNotFit:
         raise DoesNotFit(None) from None
 
     def line(a: float, b: float) -> float:
-        return a + (b - a) * (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+        return a + (b - a) * (layers - MEASURED_DEPTHS[0]) / (MEASURED_DEPTHS[1] - MEASURED_DEPTHS[0])
 
     names = ("flops", "arguments", "outputs", "aliased", "temporaries", "code", "links", "link_bytes", "link_sent")
     numbers = {name: line(getattr(few, name), getattr(more, name)) for name in names}

@@ -175,7 +175,7 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
         ran.append(number)
         end.wait(60)
 
-    together = min(compiler.JOBS, processes.cores())
+    together = min(compiler.MAX_COMPILATIONS, processes.cores())
     with pytest.raises(KeyError), compiler.side_by_side() as pool:
         for number in range(100):
             pool.submit(work, number)

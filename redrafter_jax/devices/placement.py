@@ -117,27 +117,35 @@ def recommend(
     holding, each = load.holding(fitting, memory), f"{memory / 1e9:.3g} GB"
     if not holding:
         mesh = min(fitting, key=lambda mesh: load.bytes_per_device(*mesh))
-        return (
-            mesh,
-            f"{need} are {load.bytes_per_device(*mesh) / 1e9:.3g} GB for each device, too much for {each}; no split leaves less",
-        )
+        least = f"{load.bytes_per_device(*mesh) / 1e9:.3g} GB"
+        return mesh, f"{need} are {least} for each device, too much for {each}; no split leaves less"
     fewest = min(model for _, model in holding)
     if prefer == "model":
-        data, model = max(
-            (mesh for mesh in holding if mesh[1] == fewest or load.bytes_per_device(*mesh) >= MIN_SHARD_BYTES),
-            key=lambda m: (m[1], m[0]),
+        mesh = _most_of_model(load, holding, fewest)
+        reason = (
+            f"{need}: each step reads it, and with the model {f'split into {mesh[1]}' if mesh[1] > 1 else 'whole'} a device reads"
         )
-        reason = f"{need}: each step reads it, and with the model {f'split into {model}' if model > 1 else 'whole'} a device reads"
-        reason += f" {load.bytes_per_device(data, model) / 1e9:.3g} GB of its {each}"
-        return (data, model), reason + (f"; {load.option} {load.rows} splits into {data}" if data > 1 else "")
-    rows = max(data for data, model in holding if model == fewest)
-    models = [model for data, model in holding if data == rows]
-    mesh = rows, max(model for model in models if model == fewest or load.bytes_per_device(rows, model) >= MIN_SHARD_BYTES)
-    parts = rows * fewest if load.spread else fewest
+        reason += f" {load.bytes_per_device(*mesh) / 1e9:.3g} GB of its {each}"
+        return mesh, reason + (f"; {load.option} {load.rows} splits into {mesh[0]}" if mesh[0] > 1 else "")
+    mesh = _most_of_data(load, holding, fewest)
+    parts = mesh[0] * fewest if load.spread else fewest
     split = f"split into {parts}" if parts > 1 else "whole"
-    reason = f"{need}: the model {split} takes {load.bytes_per_device(rows, fewest) / 1e9:.3g} GB of each device's {each}"
-    reason += f", and {load.option} {load.rows} splits into {rows}"
+    reason = f"{need}: the model {split} takes {load.bytes_per_device(mesh[0], fewest) / 1e9:.3g} GB of each device's {each}"
+    reason += f", and {load.option} {load.rows} splits into {mesh[0]}"
     return mesh, reason + (f"; model takes more of the {devices} devices, to be faster" if mesh[1] > fewest else "")
+
+
+def _most_of_model(load: Footprint, meshes: list[tuple[int, int]], fewest: int) -> tuple[int, int]:
+    """The mesh with the most shards of the model, of those that leave each device enough to read or split it least."""
+    worth = [mesh for mesh in meshes if mesh[1] == fewest or load.bytes_per_device(*mesh) >= MIN_SHARD_BYTES]
+    return max(worth, key=lambda mesh: (mesh[1], mesh[0]))
+
+
+def _most_of_data(load: Footprint, meshes: list[tuple[int, int]], fewest: int) -> tuple[int, int]:
+    """The mesh with the most shards of rows; devices that no row needs join ``model``, while they have enough to read."""
+    rows = max(data for data, model in meshes if model == fewest)
+    models = [model for data, model in meshes if data == rows]
+    return rows, max(model for model in models if model == fewest or load.bytes_per_device(rows, model) >= MIN_SHARD_BYTES)
 
 
 def resolve(load: Footprint, mesh: tuple[int, int] | None, together: bool) -> tuple[tuple[int, int], str | None]:

@@ -49,7 +49,7 @@ def materialise_columns(drafter: Drafter, target: Target) -> Drafter:
 
 
 def as_decoded(drafter: Drafter, target: Target) -> Drafter:
-    """The head as decoding wants it, made once from the head as it is stored and trained: `materialise_columns`, and `Drafter.split`."""
+    """The head as decoding wants it, made once from the head as it is stored: `materialise_columns`, and `Drafter.split`."""
     return materialise_columns(drafter, target).split()
 
 

@@ -124,8 +124,8 @@ def _keep_programs_in(folder: str | None) -> None:
 
 @contextlib.contextmanager
 def side_by_side():
-    """A pool of threads that compile beside each other, as many as there are cores and at most `MAX_COMPILATIONS`. What has not begun when
-    the context ends is dropped."""
+    """A pool of threads that compile beside each other, as many as there are cores and at most `MAX_COMPILATIONS`. What has not
+    begun when the context ends is dropped."""
     pool = ThreadPoolExecutor(min(MAX_COMPILATIONS, processes.cores()))
     with without_persistent_cache():
         try:

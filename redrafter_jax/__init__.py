@@ -14,7 +14,7 @@ Names of arrays end in their dimensions (``tokens_BN``):
 
 import importlib
 
-from redrafter_jax.version import __version__
+from redrafter_jax.version import __version__ as __version__
 
 _PUBLIC = {
     "Engine": "decode.engine",
@@ -30,7 +30,7 @@ _PUBLIC = {
     "load_target": "files.weights",
     "save_drafter": "files.weights",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str):

@@ -13,7 +13,7 @@ class Fake(engine.Engine):
     def __init__(self, *_):
         self.compile_seconds = 0.0
 
-    def plain(self):
+    def autoregressive(self):
         return self
 
     def stream(self, prompts, *_, **__):

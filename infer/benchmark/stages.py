@@ -112,11 +112,11 @@ def _noise(target: Target, proposer: Proposer, state: DecodeState, given):
 
 
 def _propose(target: Target, proposer: Proposer, state: DecodeState, noise_BMV) -> pack.Tree:
-    return proposer.propose(target, state.view(loop.shown(state.policy, noise_BMV)), state.memory)[0]
+    return proposer.propose(target, state.view(sample.show_noise(state.policy, noise_BMV)), state.memory)[0]
 
 
 def _draft(target: Target, proposer: Recurrent, state: DecodeState, noise_BMV) -> Beams:
-    return proposer.draft(target, state.view(loop.shown(state.policy, noise_BMV)))
+    return proposer.draft(target, state.view(sample.show_noise(state.policy, noise_BMV)))
 
 
 def _pack(target: Target, proposer: Recurrent, state: DecodeState, beams: Beams) -> pack.Tree:

@@ -38,7 +38,7 @@ class Comparison:
 
 def compare(engine: Engine, prompts: Sequence, sampling, limits, seeds: Sequence[int], batch: int) -> Comparison:
     """Decodes every batch both ways, in turn and often enough to be timed."""
-    plain = engine.plain()
+    plain = engine.autoregressive()
     result = Comparison(Totals(), Totals(), [])
     repeats = math.ceil(FEWEST_RUNS / math.ceil(len(prompts) / batch))
     for one in (engine, plain):  # compiles, and pays for what only a first run pays for

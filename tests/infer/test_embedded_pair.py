@@ -19,7 +19,7 @@ def pair():
 def test_speculation_changes_no_token_of_the_embedded_target(pair, sampling):
     prompts = [pair.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     fast = list(pair.engine.generate(prompts, sampling, Limits(200), batch=3))
-    slow = list(pair.engine.plain().generate(prompts, sampling, Limits(200), batch=3))
+    slow = list(pair.engine.autoregressive().generate(prompts, sampling, Limits(200), batch=3))
     assert [reply.token_ids for reply in fast] == [reply.token_ids for reply in slow]
     accepted = sum(reply.tokens_per_step for reply in fast) / len(fast)
     assert accepted > 1.3

@@ -54,7 +54,7 @@ def test_json_is_all_that_standard_output_holds_and_equals_the_engine(command, p
     code, out, err = command("--prompts", prompts, "--json", "--seed", 5, "--temperature", 0.7)
     target, head = load_pair("mha_rnn")
     engine = Engine(target, Recurrent(head), stop_ids=[2])
-    expected = engine.plain().generate(IDS, Sampling(0.7), Limits(20), [5, 6, 7])
+    expected = engine.autoregressive().generate(IDS, Sampling(0.7), Limits(20), [5, 6, 7])
     assert code == 0
     assert [(line["index"], line["seed"], line["token_ids"]) for line in replies(out)] == [
         (index, 5 + index, reply.token_ids) for index, reply in enumerate(expected)

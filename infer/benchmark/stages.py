@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import commit, loop, pack, sample, verify
+from redrafter_jax.decode import commit, pack, sample, verify
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.engine import compile_programs
 from redrafter_jax.decode.propose.plain import Plain

@@ -43,7 +43,7 @@ class Options:
     lookup_length: int | None = None
     """Tokens that a lookup drafts in a round; by default 6."""
     lookup_match: tuple[int, int] | None = None
-    """LONGEST SHORTEST: how many of the last tokens a lookup tries to find, and how many it has to; by default 8 and 2."""
+    """LONGEST SHORTEST: how many of the last tokens a lookup tries to find, and has to find; by default 8 and 2."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text to continue; may be repeated. `-` is standard input, which, if piped, is also read where no prompt is named."""
     prompts: str | None = None

@@ -21,7 +21,7 @@ class WantedLookup:
 
 def has_head(drafter: object) -> bool:
     """Whether a drafter of this name is a head. A `pathlib.Path` always is."""
-    return drafter != LOOKUP
+    return not (isinstance(drafter, str) and drafter == LOOKUP)
 
 
 def wanted_lookup(

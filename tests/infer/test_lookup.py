@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import pytest
 
 import infer
@@ -180,7 +179,6 @@ def report(prompts, tmp_path, capsys):
         file = tmp_path / "report.json"
         given = ["--target", TARGET, "--prompts", prompts, "--max-new-tokens", 24, "--repeats", 1, "--nodes", 1, "--output", file]
         assert benchmark.main(list(map(str, [*given, *arguments]))) == 0
-        jax.set_mesh(meshes.make_mesh())
         return json.loads(file.read_text()), capsys.readouterr().out.splitlines()
 
     return run

@@ -17,8 +17,7 @@ from redrafter_jax.decode.request import (
     wrong_temperature,
     wrong_top_p,
 )
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 
 DTYPES = ("float32", "bfloat16")
 MAX_WIDTH, MAX_LENGTH = 1024, 64  # of a beam shape WxL

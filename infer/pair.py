@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from infer import prompts, text
 from infer.options import wrong_dtype
@@ -28,20 +27,18 @@ from redrafter_jax.decode.request import (
     wrong_rule,
 )
 from redrafter_jax.decode.rules import DEFAULT_RULE
-from redrafter_jax.devices import memory
+from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices import mesh as meshes
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import config, hub, weights
-from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
 CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=1, length=3), Shape(width=8, length=5)
-CACHE = 32 << 20  # bytes; of a CPU that does not say
+DEFAULT_CPU_CACHE_BYTES = 32 << 20  # bytes; of a CPU that does not say
 EMBEDDED = pathlib.Path(__file__).parent / "demo_pair"
-PROMPT = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
+PLANNED_PROMPT_TOKENS = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
 
 def embedded(part: str) -> pathlib.Path:
@@ -61,9 +58,7 @@ def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
     CPU's cache has no room for it; an accelerator scores dozens of nodes for little more than one (docs/benchmarks.md)."""
     if platform != "cpu":
         return ACCELERATOR_SHAPE
-    itemsize = jnp.dtype(dtype).itemsize
-    read = meshes.bytes_of_target(target, itemsize) - target.vocab_size * target.hidden_size * itemsize  # of the embedding, rows
-    return CACHED_SHAPE if read <= cache_size() else CPU_SHAPE
+    return CACHED_SHAPE if placement.bytes_read_by_step(target, dtype) <= cache_size() else CPU_SHAPE
 
 
 @functools.cache
@@ -77,7 +72,7 @@ def cache_size(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
             continue
         if kib.isdigit():
             sizes.append(int(kib) << 10)
-    return max(sizes, default=CACHE)
+    return max(sizes, default=DEFAULT_CPU_CACHE_BYTES)
 
 
 def default_head(platform: str) -> str:
@@ -218,21 +213,13 @@ def plan(found: Resolved, mesh: tuple[int, int] | None, rows: int = 1, new_token
     """
     target, head = found.target_config, found.drafter_config
     context = target.max_position_embeddings
-    slots = prefill.bucket(min(context, PROMPT), min(context, new_tokens), length).slots
-    mesh, why = meshes.settle(load_of(target, head, found.dtype, rows, slots), mesh, together=False)
+    slots = prefill.bucket(min(context, PLANNED_PROMPT_TOKENS), min(context, new_tokens), length).slots
+    mesh, why = placement.resolve(placement.to_decode(target, head, found.dtype, rows, slots), mesh, together=False)
     # Of the weights alone, which are certain; how long the prompts are is not known yet (`room.check`).
-    halved = {"--dtype bfloat16": load_of(target, head, "bfloat16")}
-    certain = load_of(target, head, found.dtype)
+    halved = {"--dtype bfloat16": placement.to_decode(target, head, "bfloat16")}
+    certain = placement.to_decode(target, head, found.dtype)
     memory.check(certain, mesh, f"--target in {found.dtype}", halved, "a smaller target or more devices")
     return dataclasses.replace(found, mesh=mesh, why=why)
-
-
-def load_of(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0) -> meshes.Load:
-    """What a mesh has to carry: the weights of a pair, and a cache of so many rows and slots."""
-    itemsize = jnp.dtype(dtype).itemsize
-    size = meshes.bytes_of_target(target, itemsize)
-    size += meshes.bytes_of_head(vocabulary.untied_config(head), itemsize) if head else 0
-    return meshes.Load(target, head, rows, size=size, cache=meshes.bytes_of_cache(target, rows, slots, itemsize))
 
 
 def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, lookup: Lookup | None = None) -> Pair:

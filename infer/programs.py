@@ -11,7 +11,7 @@ from redrafter_jax.errors import BadInput
 
 DEFAULT_CACHE = pathlib.Path("~/.cache/redrafter_jax")
 MAX_CACHE_BYTES = 4 << 30  # of programs; those that were not used for the longest time go first
-OF_A_CACHE = re.compile(r".*-(cache|atime)|\.lockfile|xla_gpu_.*|fingerprints\.json.*")
+CACHE_FILE_PATTERN = re.compile(r".*-(cache|atime)|\.lockfile|xla_gpu_.*|fingerprints\.json.*")
 
 
 def use_cache(folder: pathlib.Path | None) -> None:
@@ -57,6 +57,6 @@ def check_cache(folder: pathlib.Path) -> None:
     """Raises BadInput where a folder holds anything but compiled programs, as JAX and XLA name their files, and what
     `redrafter_jax.files.fingerprint` remembers."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in names if not OF_A_CACHE.fullmatch(name)]
+    foreign = [name for name in names if not CACHE_FILE_PATTERN.fullmatch(name)]
     if foreign:
         raise BadInput(f"--cache-dir: {folder} holds files ({foreign[0]}) that are no programs; name another folder")

@@ -18,7 +18,7 @@ from redrafter_jax.files import json_files
 
 KINDS = ("prompt", "messages", "token_ids")
 BYTE_ORDER_MARK = "\ufeff"  # some editors begin a file with it; it is no part of the text
-PATIENCE = 1.0  # seconds that a pipe nobody asked to read gets for its first byte
+PIPE_WAIT_SECONDS = 1.0  # seconds that a pipe nobody asked to read gets for its first byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,8 @@ def _unread_pipe() -> str:
         return ""
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
         return ""
-    if not select.select([descriptor], [], [], PATIENCE)[0]:
-        print(f"standard input sent nothing for {PATIENCE:.0f} s and is not read (`--prompt -` waits)", file=sys.stderr)
+    if not select.select([descriptor], [], [], PIPE_WAIT_SECONDS)[0]:
+        print(f"standard input sent nothing for {PIPE_WAIT_SECONDS:.0f} s and is not read (`--prompt -` waits)", file=sys.stderr)
         return ""
     return _stdin("--prompt").removesuffix("\n")
 

@@ -2,8 +2,8 @@
 
 from infer import pair
 from redrafter_jax.decode import prefill
-from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices.placement import Footprint
 
 
 def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: int) -> None:
@@ -19,9 +19,9 @@ def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: in
       BadInput: a device of the resolved mesh, or the host, has too little memory.
     """
 
-    def load(rows: int = rows, new: int = new, dtype: str = resolved.dtype) -> Load:
+    def load(rows: int = rows, new: int = new, dtype: str = resolved.dtype) -> Footprint:
         slots = prefill.bucket(longest, new, length).slots
-        return pair.load_of(resolved.target_config, resolved.drafter_config, dtype, rows, slots)
+        return placement.to_decode(resolved.target_config, resolved.drafter_config, dtype, rows, slots)
 
     if memory.shortage(load(), resolved.mesh) is None:
         return
@@ -38,7 +38,7 @@ def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: in
     memory.check(load(), resolved.mesh, what, ways, "shorter prompts or more devices")
 
 
-def _first_that_fits(loads: dict[int, Load], mesh: tuple[int, int]) -> int | None:
+def _first_that_fits(loads: dict[int, Footprint], mesh: tuple[int, int]) -> int | None:
     return next((count for count, load in loads.items() if memory.shortage(load, mesh) is None), None)
 
 

@@ -18,8 +18,8 @@ PATIENCE_SECONDS = 1.0  # of compiling, before that is said where nobody watches
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 # A model's text should not steer the terminal: control characters are shown as their pictures, or, where there is none (C1), as
 # the replacement character. Line feeds and tabs are text.
-SHOWN = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-SHOWN |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+CONTROL_SYMBOLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+CONTROL_SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ class Stream:
 
     def _write(self, text: str, drafted: bool) -> None:
         if sys.stdout.isatty():
-            text = text.translate(SHOWN)
+            text = text.translate(CONTROL_SYMBOLS)
         sys.stdout.write(f"{GREEN}{text}{PLAIN}" if drafted and self.coloured and text else text)
 
 

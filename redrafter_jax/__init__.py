@@ -14,6 +14,8 @@ Names of arrays end in their dimensions (``tokens_BN``):
 
 import importlib
 
+from redrafter_jax.version import __version__
+
 _PUBLIC = {
     "Engine": "decode.engine",
     "Limits": "decode.request",
@@ -28,7 +30,7 @@ _PUBLIC = {
     "load_target": "files.weights",
     "save_drafter": "files.weights",
 }
-__all__ = list(_PUBLIC)
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str):

@@ -14,10 +14,17 @@ FILE_SYSTEM_ERRNOS = (
     errno.ENOTDIR,
     errno.EISDIR,
 )
+SHOWN_CHARACTERS = 60
 
 
 class BadInput(ValueError):
     """An input from outside cannot be used. The message, one sentence, names it and says what would be right."""
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: what a person needs of it, not 400 digits."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def as_bad_input(error: BaseException) -> BadInput | None:

@@ -1,5 +1,6 @@
 """Builders that several tests share: golden files, arrays on the mesh, policies, decode states."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -15,6 +16,7 @@ from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.files import weights
 
+PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODELS = GOLDEN / "models"
 PAIRS = {"mha_rnn": "mha", "mha_rand": "mha", "gqa_proj": "gqa", "tied_nornn": "tied"}  # drafter -> target
@@ -71,3 +73,19 @@ def texts(state) -> list[list[int]]:
     """The replies so far."""
     rows = zip(*map(np.asarray, (state.tokens, state.prompt, state.count)), strict=True)
     return [tokens[prompt : prompt + count].tolist() for tokens, prompt, count in rows]
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts, in a list of their names, the programs that are compiled meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, _: float, **__) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

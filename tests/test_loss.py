@@ -47,7 +47,7 @@ def test_soft_labels_are_the_targets_distributions_and_mix_linearly(mha):
     tokens, hidden = put(vectors["input_ids"]), put(vectors["target_last_hidden"])
     totals = [float(evaluate(drafter, target, tokens, tokens, hidden, loss.LossConfig(2, w))[0][0]) for w in (0.0, 1.0, 0.25)]
     assert abs(totals[2] - (0.75 * totals[0] + 0.25 * totals[1])) < 1e-3
-    p = np.asarray(jax.nn.softmax(target.logits(hidden)))
+    p = np.asarray(jax.nn.softmax(target.unembed(hidden)))
     B, T = tokens.shape
     expected = 0.0
     for i in range(2):
@@ -56,7 +56,7 @@ def test_soft_labels_are_the_targets_distributions_and_mix_linearly(mha):
             state = jnp.zeros_like(hidden[:, 0])
             for read in range(i + 1):
                 state = drafter.advance(state, target.embed(tokens[:, t + 1 + read]))
-            logq = np.asarray(jax.nn.log_softmax(drafter.logits(drafter.exit(drafter.context(hidden[:, t]), state), target)))
+            logq = np.asarray(jax.nn.log_softmax(drafter.unembed(drafter.exit(drafter.context(hidden[:, t]), state), target)))
             losses += [-(p[b, t + 1 + i] * logq[b]).sum() for b in range(B)]
         expected += np.mean(losses)
     assert abs(totals[1] - expected) < 1e-3
@@ -66,7 +66,7 @@ def test_a_row_without_labels_gives_zero_and_not_nan(mha):
     target, drafter = mha
     vectors, _ = golden("train_mha_rnn")
     tokens, hidden = put(vectors["input_ids"]), put(vectors["target_last_hidden"])
-    nothing = put(np.full(tokens.shape, loss.IGNORED))
+    nothing = put(np.full(tokens.shape, loss.IGNORED_LABEL))
     (total, metrics), gradients = evaluate(drafter, target, tokens, nothing, hidden, loss.LossConfig(2))
     assert float(total) == 0 and metrics.scored.tolist() == [0, 0]
     assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(gradients))
@@ -74,7 +74,20 @@ def test_a_row_without_labels_gives_zero_and_not_nan(mha):
 
 def test_the_logits_of_all_positions_never_exist_at_once():
     B, T, V, D, K = 4, 512, 8192, 16, 4
-    target = jax.eval_shape(lambda: Target(jax.random.key(0), TargetConfig(V, D, D, 1, 1, 1, D)))
+    target = jax.eval_shape(
+        lambda: Target(
+            jax.random.key(0),
+            TargetConfig(
+                vocab_size=V,
+                hidden_size=D,
+                intermediate_size=D,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                num_key_value_heads=1,
+                head_dim=D,
+            ),
+        )
+    )
     drafter = jax.eval_shape(lambda: Drafter(jax.random.key(0), full(V, D)))
     tokens, hidden = put(np.zeros((B, T)), np.int32), put(np.zeros((B, T, D)), np.float32)
     program = evaluate.lower(drafter, target, tokens, tokens, hidden, loss.LossConfig(K, 0.5, chunk=8)).compile()
@@ -94,8 +107,11 @@ def test_the_logits_of_all_positions_never_exist_at_once():
     ],
 )
 def test_as_many_logits_are_made_at_a_time_as_a_device_has_room_for(mesh_shape, V, U, B, T, N):
-    head, each = DrafterConfig(V, 64, 64, tied=True, draft_vocab=U), 4 * 5 * B * (U or V) // math.prod(mesh_shape)
-    assert N * each <= loss.LOGITS or N == 8
+    head, each = (
+        DrafterConfig(vocab_size=V, hidden_size=64, exit_size=64, tied=True, draft_vocab=U),
+        4 * 5 * B * (U or V) // math.prod(mesh_shape),
+    )
+    assert N * each <= loss.MAX_LOGIT_BYTES or N == 8
     assert -T % N < 8 * -(-T // N)  # little is filling
     with jax.set_mesh(make_mesh(*mesh_shape)):
         assert loss._chunk_length(loss.LossConfig(5), head, B, T) == N
@@ -105,12 +121,12 @@ def test_as_many_logits_are_made_at_a_time_as_a_device_has_room_for(mesh_shape, 
 def straightforward(drafter, target, tokens, labels, hidden, segments, config):
     """The loss with all logits at once, by JAX's own differentiation."""
     B, T = tokens.shape
-    state, total, teacher = jnp.zeros_like(hidden), 0.0, jax.nn.log_softmax(target.logits(hidden))
+    state, total, teacher = jnp.zeros_like(hidden), 0.0, jax.nn.log_softmax(target.unembed(hidden))
     for i in range(config.positions):
         state = drafter.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
-        logits = jax.nn.log_softmax(drafter.logits(drafter.exit(drafter.context(hidden), state), target))
+        logits = jax.nn.log_softmax(drafter.unembed(drafter.exit(drafter.context(hidden), state), target))
         label = jnp.roll(labels, -2 - i, axis=1)
-        counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED) & (segments == jnp.roll(segments, -2 - i, axis=1))
+        counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED_LABEL) & (segments == jnp.roll(segments, -2 - i, axis=1))
         hard = -jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[..., None], logits, 0), axis=-1)
         soft = -jnp.sum(jnp.exp(jnp.roll(teacher, -1 - i, axis=1)) * logits, axis=-1)
         mixed = (1 - config.distill_weight) * hard + config.distill_weight * soft
@@ -126,7 +142,7 @@ def test_value_and_gradients_are_those_of_the_straightforward_form_with_packed_r
     drafter = Drafter(jax.random.key(2), {"full": full, "slim": slim}[kind](V, D))
     rng = np.random.default_rng(0)
     tokens = put(rng.integers(0, V, (2, 23)), np.int32)
-    labels = put(np.where(rng.random((2, 23)) < 0.3, loss.IGNORED, tokens), np.int32)
+    labels = put(np.where(rng.random((2, 23)) < 0.3, loss.IGNORED_LABEL, tokens), np.int32)
     segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
     hidden = put(rng.normal(size=(2, 23, D)), np.float32)
     config = loss.LossConfig(3, soft, chunk=5)
@@ -161,8 +177,8 @@ def test_paths_that_are_the_text_give_the_loss_of_the_text(mha):
 def test_bits_per_byte_are_those_of_the_targets_own_logits(name):
     target = weights.load_target(MODELS / name)
     stream = np.random.default_rng(0).integers(0, target.config.vocab_size, 60)
-    hidden, _ = step.read(target, data.put_unpacked(stream[None]))
-    logits = np.asarray(target.logits(hidden), np.float64)[0, :-1]
+    hidden = step.read(target, data.put_unpacked(stream[None])).hidden
+    logits = np.asarray(target.unembed(hidden), np.float64)[0, :-1]
     nats = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(59), stream[1:]]
     found = metrics.bits_per_byte(target, stream, bytes_=120, row_length=60, rows=1)
     assert found == pytest.approx(nats.mean() / np.log(2) * 60 / 120, rel=1e-4)
@@ -170,14 +186,31 @@ def test_bits_per_byte_are_those_of_the_targets_own_logits(name):
 
 def test_two_batches_with_a_draft_vocabulary_weigh_as_one_batch_of_both():
     """Of the first batch's labels nearly all can be drafted, of the second's nearly none; and padding differs too."""
-    config, rng = TargetConfig(64, 16, 32, 1, 2, 2, 8), np.random.default_rng(0)
+    config, rng = (
+        TargetConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+        ),
+        np.random.default_rng(0),
+    )
     target, ids = Target(jax.random.key(0), config), np.arange(8, dtype=np.int32)
-    drafter = Drafter(jax.random.key(1), DrafterConfig(64, 16, 16, 1, True, False, 8), ids=ids)
+    drafter = Drafter(
+        jax.random.key(1),
+        DrafterConfig(vocab_size=64, hidden_size=16, exit_size=16, num_blocks=1, rnn=True, tied=False, draft_vocab=8),
+        ids=ids,
+    )
     tokens = np.concatenate([rng.integers(0, 9, (2, 12)), rng.integers(6, 64, (2, 12))])
-    labels = np.where(np.arange(12) < np.array([[12], [12], [7], [5]]), tokens, loss.IGNORED)
+    labels = np.where(np.arange(12) < np.array([[12], [12], [7], [5]]), tokens, loss.IGNORED_LABEL)
     hidden = rng.normal(size=(4, 12, 16)).astype(np.float32)
     how = jax.jit(functools.partial(loss.draft_loss, config=loss.LossConfig(2)))
-    of_rows = [np.where(np.isin(np.arange(4), rows)[:, None], labels, loss.IGNORED) for rows in ([0, 1], [2, 3], [0, 1, 2, 3])]
+    of_rows = [
+        np.where(np.isin(np.arange(4), rows)[:, None], labels, loss.IGNORED_LABEL) for rows in ([0, 1], [2, 3], [0, 1, 2, 3])
+    ]
     parts = [how(drafter, target, *map(put, (tokens, counts, hidden)))[1] for counts in of_rows]
     shares = [part.inside / part.scored for part in parts[:2]]
     assert min(shares[0]) > 0.7 and max(shares[1]) < 0.4

@@ -41,8 +41,7 @@ def main(options: Options) -> None:
     """
     import jax
 
-    from infer import pair
-    from redrafter_jax.devices import memory
+    from redrafter_jax.devices import memory, placement
     from redrafter_jax.devices.mesh import make_mesh
     from redrafter_jax.files import checkpoint, config, fingerprint, hub, weights
     from redrafter_jax.model.drafter import Drafter
@@ -70,7 +69,7 @@ def main(options: Options) -> None:
             " or tokenizer differ; give the folder that train.main was given, as it was then"
         )
     if options.whole:
-        load = pair.load_of(target_config, None, "float32")
+        load = placement.to_decode(target_config, None, "float32")
         memory.check(load, (1, 1), "--target, whose LM head --whole takes over,", {}, "an export without --whole")
     recipe = configurations.read_recipe(configuration, checkpoints / configurations.CONFIGURATION_FILE)
     jax.set_mesh(make_mesh())

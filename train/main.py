@@ -46,7 +46,7 @@ def _train(options: Options) -> int:
     import jax
 
     from infer import pair
-    from redrafter_jax.devices import memory
+    from redrafter_jax.devices import memory, placement
     from redrafter_jax.devices import mesh as meshes
     from redrafter_jax.files import config, fingerprint, hub, weights
     from train.data import datasets
@@ -61,7 +61,7 @@ def _train(options: Options) -> int:
     if options.recipe.row_length > longest:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
     load = load_of(options, target_config)
-    mesh, why = meshes.settle(load, options.mesh, together=True)
+    mesh, why = placement.resolve(load, options.mesh, together=True)
     what = "--target, with the head, its gradients and its moments,"
     memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
     footprint.check(load, options.recipe, mesh)
@@ -109,21 +109,21 @@ def check(options: Options) -> None:
 
 
 def load_of(options: Options, target):
-    """What a mesh has to carry (`redrafter_jax.devices.mesh.Load`) in a run with this target (a `TargetConfig`): its weights; the
+    """What a mesh has to carry (a `placement.Footprint`) in a run with this target (a `TargetConfig`): its weights; the
     head's, their gradients and both moments in float32; the rows that are read at a time.
 
     Raises:
       BadInput: see `run.head_config`.
     """
-    from redrafter_jax.devices import mesh as meshes
+    from redrafter_jax.devices import placement
     from train.run import loop
 
     recipe = options.recipe
     head = loop.make_head_config(target, recipe)
-    size = meshes.bytes_of_target(target, 2 if options.dtype == "bfloat16" else 4) + meshes.bytes_of_head(head, 4 * 4)
+    size = placement.bytes_of_target(target, options.dtype) + 4 * placement.bytes_of_head(head, "float32")
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
-    return meshes.Load(target, head, rows, option, size, options.shard_target == "data,model")
+    return placement.Footprint(target, head, rows, option, size, options.shard_target == "data,model")
 
 
 def smaller(options: Options, target) -> dict:

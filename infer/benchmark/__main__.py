@@ -1,6 +1,6 @@
 """`python -m infer.benchmark`: how much faster speculative decoding is than plain decoding, per beam shape, and why.
 
-Everything is timed in turn in one process, and medians are reported. The options end here, as a `Task`. Not here: timing
+Everything is timed in turn in one process, and medians are reported. The options end here, as a `BenchmarkTask`. Not here: timing
 (`stages.py`), random pairs (`synthetic.py`), the table and the plot (`report.py`).
 """
 
@@ -218,7 +218,7 @@ def run(options: Options) -> dict:
 
 
 def task_of(options: Options, platform: str):
-    """The options that are good (`_check`), but for what is timed and where the report goes, as a `task.Task`."""
+    """The options that are good (`_check`), but for what is timed and where the report goes, as a `task.BenchmarkTask`."""
     from infer.benchmark import task
     from infer.proposers import lookup_of
     from redrafter_jax.decode.propose.recurrent import Shape
@@ -234,7 +234,7 @@ def task_of(options: Options, platform: str):
     ways = task.combine(searches if has_head else [], lookup_of(lookup))
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
     limits = Limits(options.max_new_tokens)
-    return task.Task(models, ways, sampling, limits, options.batch_size, options.dtype, options.mesh)
+    return task.BenchmarkTask(models, ways, sampling, limits, options.batch_size, options.dtype, options.mesh)
 
 
 if __name__ == "__main__":

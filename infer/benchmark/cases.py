@@ -10,14 +10,14 @@ import numpy as np
 
 from infer import pair, prompts, room, text
 from infer.benchmark import synthetic
-from infer.benchmark.task import Files, Random, Task, Way
+from infer.benchmark.task import BenchmarkTask, Files, Random, Way
 from infer.options import check_drafted
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.devices import memory
+from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
@@ -25,12 +25,12 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
-MAKING = 4  # float32 copies of a matrix while it is made at random, at most (3.4 were measured at llama-7b's width)
+MAX_RANDOM_COPIES = 4  # float32 copies of a matrix while it is made at random, at most (3.4 were measured at llama-7b's width)
 HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class BenchmarkPair:
     """What is measured. drafter: the head, if one drafts; batches: of prompts, the last one perhaps smaller; prompts: in words,
     which they are; folder: of the target, None for random weights; mesh_because: why this mesh, if it was not asked for."""
 
@@ -61,13 +61,13 @@ class Subject:
         return inputs, bucket
 
 
-def subject_of(task: Task) -> Subject:
+def subject_of(task: BenchmarkTask) -> BenchmarkPair:
     """The pair and its prompts, ready to be measured."""
     models = task.models
     return at_shape(task, models) if isinstance(models, Random) else on_disk(task, models)
 
 
-def on_disk(task: Task, files: Files) -> Subject:
+def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     """The embedded pair, or the one that is named; end-of-text tokens are ignored, so that all replies are equally long."""
     head = files.drafter
     if head is None and files.head is not None:
@@ -87,7 +87,7 @@ def on_disk(task: Task, files: Files) -> Subject:
     jax.set_mesh(loaded.mesh)
     drafter = loaded.proposer.head if files.has_head else None
     name, which = " and ".join(_called(each) for each in (plan.target, plan.drafter) if each), f"{len(ids)} of {which}"
-    return Subject(
+    return BenchmarkPair(
         name, loaded.target, drafter, _batches(ids, task.batch), task.sampling, task.limits, plan.target, which, plan.why
     )
 
@@ -96,7 +96,7 @@ def _called(folder: pathlib.Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
-def at_shape(task: Task, asked: Random) -> Subject:
+def at_shape(task: BenchmarkTask, asked: Random) -> BenchmarkPair:
     """Random weights and random prompts."""
     config, new = SHAPES[asked.shape], task.limits.new
     name = f"random weights of shape {asked.shape}"
@@ -111,18 +111,18 @@ def at_shape(task: Task, asked: Random) -> Subject:
     head = synthetic.head_config(config, kind, asked.head_vocab)
     _check_drafts(task.ways, config, head)
     load = _load(config, head, task, asked.prompt_length)
-    mesh, because = meshes.settle(load, task.mesh, together=False)
+    mesh, because = placement.resolve(load, task.mesh, together=False)
     what = f"--shape {asked.shape}, with its weights, its head and its cache,"
     memory.check(load, mesh, what, _smaller(config, head, task, asked, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
-    config = meshes.fit(config, mesh[1])
+    config = placement.repeat_kv_heads(config, mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
     name += f" and a draft vocabulary of {asked.head_vocab}" if asked.head_vocab else ""
     count = asked.prompt_count * task.batch
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, asked.prompt_length)).tolist()
     which, batches = f"{count} of {asked.prompt_length} random ids", _batches(ids, task.batch)
-    return Subject(f"{name}, {kind} head", target, drafter, batches, task.sampling, task.limits, None, which, because)
+    return BenchmarkPair(f"{name}, {kind} head", target, drafter, batches, task.sampling, task.limits, None, which, because)
 
 
 def _check_drafts(ways: Sequence[Way], target: TargetConfig, head: DrafterConfig | None) -> None:
@@ -134,21 +134,21 @@ def _check_drafts(ways: Sequence[Way], target: TargetConfig, head: DrafterConfig
         check_drafted(f"--beams {way.name}: its width", way.shape.width, target.vocab_size, head.draft_vocab)
 
 
-def _load(config: TargetConfig, head: DrafterConfig, task: Task, prompt: int) -> meshes.Load:
+def _load(config: TargetConfig, head: DrafterConfig, task: BenchmarkTask, prompt: int) -> placement.Footprint:
     """What the devices have to hold: the pair and the cache of the longest rounds, and what making the largest matrix takes;
     ``prompt``: tokens of each prompt."""
-    itemsize = jnp.dtype(task.dtype).itemsize
-    size = MAKING * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
-    size += meshes.bytes_of_target(config, itemsize) + meshes.bytes_of_head(vocabulary.untied_config(head), itemsize)
+    making = MAX_RANDOM_COPIES * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
     slots = prefill.bucket(prompt, task.limits.new, task.length).slots
-    cache = meshes.bytes_of_cache(config, task.batch, slots, itemsize)
-    return meshes.Load(config, head, task.batch, size=size, cache=cache)
+    pair = placement.to_decode(config, head, task.dtype, task.batch, slots)
+    return dataclasses.replace(pair, size=pair.size + making)
 
 
-def _smaller(config: TargetConfig, head: DrafterConfig, task: Task, asked: Random, mesh: tuple[int, int]) -> dict[str, meshes.Load]:
+def _smaller(
+    config: TargetConfig, head: DrafterConfig, task: BenchmarkTask, asked: Random, mesh: tuple[int, int]
+) -> dict[str, placement.Footprint]:
     """Options with which this shape needs less: the most layers that fit, and the other number format."""
 
-    def of_layers(layers: int) -> meshes.Load:
+    def of_layers(layers: int) -> placement.Footprint:
         return _load(dataclasses.replace(config, num_hidden_layers=layers), head, task, asked.prompt_length)
 
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}

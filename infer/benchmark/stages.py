@@ -22,7 +22,7 @@ from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.model.target import Target
 
 Result = TypeVar("Result")
-INSIDE = 16  # times that a stage runs in one call, so that the call itself weighs little
+RUNS_PER_CALL = 16  # times that a stage runs in one call, so that the call itself weighs little
 ALL_ROUNDS = 1 << 30
 
 
@@ -44,7 +44,7 @@ def clock(call: Callable[[], object]) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class DecodingProgram:
     """One way to decode, compiled: `loop.start` and `loop.run` for one bucket; and what compiling took and holds."""
 
     target: Target
@@ -77,11 +77,11 @@ class Program:
         }
 
 
-def build(target: Target, proposer: Proposer, inputs, bucket) -> Program:
+def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram:
     """Compiles one way to decode."""
     began = time.perf_counter()
     programs = compile_programs(target, proposer, inputs, bucket)
-    return Program(target, proposer, programs.start, programs.run, time.perf_counter() - began)
+    return DecodingProgram(target, proposer, programs.start, programs.run, time.perf_counter() - began)
 
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
@@ -100,7 +100,7 @@ def _repeated(stage: Callable, models, state: DecodeState, given):
 
     first = jax.eval_shape(lambda s, x: stage(*models, s, x), state, given)
     empty = () if isinstance(first, DecodeState) else jax.tree.map(_zeros, first)
-    return jax.lax.fori_loop(0, INSIDE, body, (state, given, empty))
+    return jax.lax.fori_loop(0, RUNS_PER_CALL, body, (state, given, empty))
 
 
 def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -136,7 +136,7 @@ def _commit(target: Target, proposer: Proposer, state: DecodeState, verdict: ver
     return commit.commit(state, verdict)
 
 
-def stage_seconds(program: Program, inputs, proposer: Proposer, repeats: int) -> dict[str, float]:
+def stage_seconds(program: DecodingProgram, inputs, proposer: Proposer, repeats: int) -> dict[str, float]:
     """Median seconds of each stage of a round, each measured alone on the inputs that a real first round gives it. Proposing
     is one stage, but with the recurrent head two: the search and the packing of its beams. ``proposer``: the program's, or
     one with the same memory."""
@@ -164,7 +164,7 @@ def stage_seconds(program: Program, inputs, proposer: Proposer, repeats: int) ->
     def timed(name: str) -> float:
         stage, given = stages[name]
         state = fresh()
-        return clock(lambda: _repeated(stage, models, state, given)) / INSIDE
+        return clock(lambda: _repeated(stage, models, state, given)) / RUNS_PER_CALL
 
     runs = {name: functools.partial(timed, name) for name in stages}
     in_turn(runs, 1)  # compiles

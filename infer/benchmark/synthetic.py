@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model import drafter as heads
+from redrafter_jax.model import drafter
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
-STRIDE = 7919  # a random target follows token v by v + STRIDE
-QUIET = 0.1  # what a block adds, beside the stream
+SUCCESSOR_STRIDE = 7919  # a random target follows token v by v + STRIDE
+BLOCK_SCALE = 0.1  # what a block adds, beside the stream
 
 
 def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
@@ -27,18 +27,18 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     target = Target(key, config, dtype)
     root = config.hidden_size**0.5
     target.embedding[...] = target.embedding[...] * root
-    quiet = QUIET / config.num_hidden_layers**0.5
+    quiet = BLOCK_SCALE / config.num_hidden_layers**0.5
     for block in target.blocks:
         for out in (block.o, block.down):
             out.weight[...] = out.weight[...] * quiet
-    follows = jnp.roll(jax.sharding.reshard(target.embedding[...], P(None, None)), STRIDE, axis=0)
+    follows = jnp.roll(jax.sharding.reshard(target.embedding[...], P(None, None)), SUCCESSOR_STRIDE, axis=0)
     target.lm_head[...] = jax.sharding.reshard(follows.T / root, P(None, "model")).astype(dtype)
     return target
 
 
 def head_config(config: TargetConfig, kind: str, draft_vocab: int = 0) -> DrafterConfig:
     """The shapes of a head, `full` or `slim`; ``draft_vocab``: ids that it can draft, or 0."""
-    shape = {"full": heads.full, "slim": heads.slim}[kind](config.vocab_size, config.hidden_size)
+    shape = {"full": drafter.full, "slim": drafter.slim}[kind](config.vocab_size, config.hidden_size)
     return dataclasses.replace(shape, draft_vocab=draft_vocab)
 
 

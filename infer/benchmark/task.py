@@ -75,7 +75,7 @@ def combine(searches: Sequence[Shape], lookup: Lookup | None) -> tuple[Way, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class BenchmarkTask:
     """A command line of `infer.benchmark`, but for where its report goes. mesh: None for what suits the devices; batch:
     prompts that are decoded together."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from infer import failures
 from infer.benchmark import stages as measure
 from infer.benchmark import synthetic
-from infer.benchmark.cases import Subject
+from infer.benchmark.cases import BenchmarkPair
 from infer.benchmark.task import Rates, Way
 from infer.proposers import proposer_of
 from redrafter_jax.decode.propose.plain import Plain
@@ -27,7 +27,7 @@ from redrafter_jax.errors import BadInput
 class Case:
     """One way to decode: a program, and for each batch its inputs and what proposes for it; way: None for plain decoding."""
 
-    program: measure.Program
+    program: measure.DecodingProgram
     inputs: list[tuple]
     proposers: list[Proposer]
     way: Way | None = None
@@ -78,14 +78,14 @@ Trials = list[list[Outcome]]
 """Of one case: for each batch, each repeat."""
 
 
-def plain_case(subject: Subject) -> Case:
+def plain_case(subject: BenchmarkPair) -> Case:
     """Plain decoding, compiled and run once."""
     inputs, bucket = subject.prepare(Plain())
     program = measure.build(subject.target, Plain(), inputs[0], bucket)
     return Case(program, inputs, [Plain()] * len(inputs))
 
 
-def case(subject: Subject, way: Way, plain: Case, rates: tuple[float, ...]) -> Case:
+def case(subject: BenchmarkPair, way: Way, plain: Case, rates: tuple[float, ...]) -> Case:
     """Speculative decoding one way, compiled; ``rates``, one per depth, where the acceptance is synthetic."""
     drafts = proposer_of(subject.drafter if way.shape else None, way.shape or Shape(), way.lookup)
     if way.shape and drafts.round.nodes > subject.config.vocab_size:
@@ -114,7 +114,7 @@ def seconds_per_token(trials: Trials) -> list[float]:
     return [median(outcome.seconds_per_token for outcome in batch) for batch in trials]
 
 
-def plain_row(subject: Subject, plain: Case, trials: Trials, bandwidth: float, repeats: int) -> dict:
+def plain_row(subject: BenchmarkPair, plain: Case, trials: Trials, bandwidth: float, repeats: int) -> dict:
     """What plain decoding costs, and at what rate it reads the weights, beside a rate that was given or a sum over them."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
     state = jax.block_until_ready(plain.program.start(subject.target, plain.proposers[0], *plain.inputs[0]))
@@ -131,7 +131,7 @@ def plain_row(subject: Subject, plain: Case, trials: Trials, bandwidth: float, r
     }
 
 
-def row(subject: Subject, each: Case, trials: Trials, plain: Trials, repeats: int) -> dict:
+def row(subject: BenchmarkPair, each: Case, trials: Trials, plain: Trials, repeats: int) -> dict:
     """What one way gives, beside plain decoding of the same prompts."""
     ratios = [slow / fast for slow, fast in zip(seconds_per_token(plain), seconds_per_token(trials), strict=True)]
     histogram = sum(batch[0].histogram.sum(axis=0) for batch in trials)
@@ -180,14 +180,14 @@ def _costs(each: Case) -> dict:
     return {"compile_seconds": each.program.compile_seconds, "memory_bytes": each.program.memory()}
 
 
-def node_curve(subject: Subject, counts: tuple[int, ...], repeats: int) -> dict[int, float]:
+def node_curve(subject: BenchmarkPair, counts: tuple[int, ...], repeats: int) -> dict[int, float]:
     """Seconds of a pass over N nodes per row, for each N that leaves room for a few rounds."""
     inputs, bucket = subject.prepare(Plain())
     rounds = min(32, (subject.limits.new - 1) // 2)
     return measure.node_curve(subject.target, inputs[0], bucket, counts, max(1, rounds), max(repeats, 3))
 
 
-def against(subject: Subject, plain: Case, theirs, repeats: int) -> dict:
+def against(subject: BenchmarkPair, plain: Case, theirs, repeats: int) -> dict:
     """Plain greedy decoding by our loop and by transformers, in turn, prefill included, prompt by prompt."""
     if subject.sampling.temperature > 0 or len(subject.batches[0]) > 1:
         raise BadInput("--against-transformers compares greedy decoding of one prompt at a time: --temperature 0, --batch-size 1")

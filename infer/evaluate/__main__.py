@@ -139,14 +139,15 @@ def read_stream(files: list[pathlib.Path], target: pathlib.Path, vocab_size: int
 def check_memory(target, new_tokens: int, length: int) -> None:
     """Raises BadInput for a target (a `TargetConfig`) that does not fit in memory with the cache of a batch of contexts;
     ``length``: drafted tokens per beam at most."""
-    from infer import pair
     from infer.evaluate import metrics
     from redrafter_jax.decode import prefill
-    from redrafter_jax.devices import memory
+    from redrafter_jax.devices import memory, placement
 
     slots = prefill.bucket(PROMPT_TOKENS, new_tokens, length).slots
-    load = pair.load_of(target, None, "float32", metrics.BATCH, slots)
-    shorter = pair.load_of(target, None, "float32", metrics.BATCH, prefill.bucket(PROMPT_TOKENS, MIN_NEW_TOKENS, length).slots)
+    load = placement.to_decode(target, None, "float32", metrics.BATCH, slots)
+    shorter = placement.to_decode(
+        target, None, "float32", metrics.BATCH, prefill.bucket(PROMPT_TOKENS, MIN_NEW_TOKENS, length).slots
+    )
     what = f"--target in float32, with the cache of {metrics.BATCH} contexts,"
     memory.check(load, (1, 1), what, {f"--new-tokens {MIN_NEW_TOKENS}": shorter}, "a smaller target")
 

@@ -6,18 +6,16 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from infer import failures
+from redrafter_jax import cross_entropy
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.reply import Reply, mean_tokens_per_step
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.model import attention
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
@@ -45,20 +43,11 @@ def bits_per_byte(target: Target, stream: np.ndarray, bytes_: int, row_length: i
     """Cross-entropy of held-out text in bits per byte: rows of ``row_length`` tokens spread evenly through the stream,
     every token but a row's first predicted from the row so far."""
     starts = np.linspace(0, len(stream) - row_length, rows).astype(int)
-    nats_of = jax.jit(_nats)
+    nats_of = jax.jit(cross_entropy.of_next_tokens)
     cut = [stream[start : start + row_length] for start in starts]
     parts = [np.stack(cut[i : i + ROWS]) for i in range(0, rows, ROWS)]
     nats = np.concatenate([np.asarray(nats_of(target, jax.device_put(part, P("data", None)))) for part in parts]).mean()
     return float(nats) / math.log(2) * len(stream) / bytes_
-
-
-def _nats(target: Target, tokens_BT: jax.Array) -> jax.Array:
-    """``[B, T-1]``, the cross-entropy of every token but the first."""
-    inputs = tokens_BT[:, :-1]
-    positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-    hidden_BTD, _ = target(inputs, positions, attention.causal(inputs >= 0))
-    logits = jax.sharding.reshard(target.logits(hidden_BTD), P("data"))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
 
 
 def greedy_replies(target: Target, prompts: Prompts, new: int = 128) -> list[Reply]:

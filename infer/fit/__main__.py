@@ -188,7 +188,7 @@ def run_floors(options: Options) -> dict:
     split = max(splits, key=lambda split: split[1])
     untaken = slices.refuse_batches(options.batch, [split], "--batch")
     shapes = [Shape(*beam) for beam in read_beams(options.beams)]
-    nodes = options.nodes or tables.NODES
+    nodes = options.nodes or tables.CURVE_NODES
     rows = [points.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch if batch not in untaken]
     report = {
         "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
@@ -219,8 +219,8 @@ def _subject(options: Options):
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     if not 0 <= options.head_vocab <= target.vocab_size:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {target.vocab_size}, not {options.head_vocab}")
-    head = vocabulary.untied_config(synthetic.head_config(target, options.head, options.head_vocab))  # as decoding unties it
-    return points.Subject(None, target, head, options.dtype, options.context, options.sampling, options.whole)
+    head = vocabulary.materialised_config(synthetic.head_config(target, options.head, options.head_vocab))  # as decoding unties it
+    return points.Workload(None, target, head, options.dtype, options.context, options.sampling, options.whole)
 
 
 def _checked(subject, pool, advice) -> list[dict]:

@@ -17,7 +17,7 @@ from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.decode.propose.scripted import Star
-from redrafter_jax.devices import mesh
+from redrafter_jax.devices import mesh, placement
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline
@@ -27,11 +27,11 @@ from redrafter_jax.slices.topology import Slice
 
 _round = jax.jit(loop.one_round, donate_argnames="state")
 _REST = ("noise", "pack", "commit", "other")
-AGAIN = 3  # times that another recommendation is made, when one has been found not to fit
+MAX_RETRIES = 3  # times that another recommendation is made, when one has been found not to fit
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class Workload:
     """What is to be placed on a slice.
 
     slice: None where nothing is compiled; context: tokens of prompt and reply together; sampling: greedy, sampled (any
@@ -49,10 +49,10 @@ class Subject:
     def setting(self, data: int, model: int, batch: int, shape: Shape) -> roofline.Setting:
         slots = _bucket(self.context, shape).slots
         width = jnp.dtype(self.dtype).itemsize
-        return roofline.Setting(mesh.fit(self.config, model), self.head, data, model, batch, slots, width)
+        return roofline.Setting(placement.repeat_kv_heads(self.config, model), self.head, data, model, batch, slots, width)
 
 
-def row(subject: Subject, split: tuple[int, int], batch: int, shape: Shape, proposer: Proposer | None = None) -> dict:
+def row(subject: Workload, split: tuple[int, int], batch: int, shape: Shape, proposer: Proposer | None = None) -> dict:
     """One point as a row of the table; bytes and operations of one chip, times in seconds. ``proposer``: in place of the head."""
     setting, chip = subject.setting(*split, batch, shape), subject.slice.chip
     facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
@@ -97,7 +97,7 @@ def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Sha
     }
 
 
-def compile_point(subject: Subject, split, batch: int, shape: Shape, proposer: Proposer | None = None) -> Program:
+def compile_point(subject: Workload, split, batch: int, shape: Shape, proposer: Proposer | None = None) -> Program:
     """A round (an autoregressive step where ``shape`` drafts nothing); ``proposer``: in place of the head.
 
     Raises:
@@ -111,7 +111,7 @@ def compile_point(subject: Subject, split, batch: int, shape: Shape, proposer: P
     return compiler.at_depth(of_depth, subject.config.num_hidden_layers, subject.whole)
 
 
-def compile_loop(subject: Subject, split, batch: int, shape: Shape) -> Program:
+def compile_loop(subject: Workload, split, batch: int, shape: Shape) -> Program:
     """Decoding as it runs: the rounds in their loop, all layers. Only its memory is of use, since how many rounds it makes is not
     known.
 
@@ -124,7 +124,7 @@ def compile_loop(subject: Subject, split, batch: int, shape: Shape) -> Program:
         return compiler.compile_program(loop.run, *arrays(subject, layers, batch, shape), rounds)
 
 
-def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Program:
+def compile_prefill(subject: Workload, split, batch: int, shape: Shape) -> Program:
     """Reading the prompts, all layers. The head, which waits on the chip meanwhile, is not in its figures.
 
     Raises:
@@ -136,7 +136,7 @@ def compile_prefill(subject: Subject, split, batch: int, shape: Shape) -> Progra
         return compiler.compile_program(loop.start, target, proposer, *given, bucket=_bucket(subject.context, shape))
 
 
-def arrays(subject: Subject, layers: int, batch: int, shape: Shape, proposer: Proposer | None = None) -> tuple:
+def arrays(subject: Workload, layers: int, batch: int, shape: Shape, proposer: Proposer | None = None) -> tuple:
     """The target cut to so many layers, what proposes, and the state of decoding, on the current mesh; none of them exists."""
     config = dataclasses.replace(subject.config, num_hidden_layers=layers)
     target = compiler.target(config, subject.dtype)
@@ -146,13 +146,13 @@ def arrays(subject: Subject, layers: int, batch: int, shape: Shape, proposer: Pr
     return target, proposer, jax.eval_shape(start, target, proposer, *_prompts(subject, batch))
 
 
-def _resident(subject: Subject, split, batch: int, shape: Shape) -> float:
+def _resident(subject: Workload, split, batch: int, shape: Shape) -> float:
     """Bytes of the weights and the state on a chip, by their shapes; the head's too, where only the target works."""
 
     def of_depth(layers: int) -> int:
-        with compiler.on_paper(*split):
+        with mesh.on_paper(*split):
             target, _, state = arrays(subject, layers, batch, shape)
-            return compiler.bytes_of((target, compiler.drafter(subject.head, subject.dtype), state))
+            return placement.bytes_of((target, compiler.drafter(subject.head, subject.dtype), state))
 
     one, two = of_depth(1), of_depth(2)
     return one + (two - one) * (subject.config.num_hidden_layers - 1)
@@ -163,7 +163,7 @@ def _bucket(context: int, shape: Shape) -> prefill.Bucket:
     return prefill.bucket(context // 2, context - context // 2, shape.length)
 
 
-def _prompts(subject: Subject, batch: int) -> tuple:
+def _prompts(subject: Workload, batch: int) -> tuple:
     """What `loop.start` takes between the proposer and the bucket."""
     by_row = functools.partial(compiler.abstract, (batch,), spec=P("data"))
     keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
@@ -175,14 +175,14 @@ def _prompts(subject: Subject, batch: int) -> tuple:
     return prompts, by_row(jnp.int32), by_row(jnp.int32), stop_ids, policy
 
 
-def node_row(subject: Subject, split, batch: int, nodes: int) -> dict:
+def node_row(subject: Workload, split, batch: int, nodes: int) -> dict:
     """A pass over N nodes without any drafting; N = 1 is an autoregressive step."""
     if nodes == 1:
         return row(subject, split, batch, AUTOREGRESSIVE)
     return row(subject, split, batch, Shape(nodes - 1, 1), Star(nodes - 1))
 
 
-def floors(subject: Subject, chip: Chip, split, batch: int, nodes: tuple[int, ...], shapes: list[Shape]) -> dict:
+def floors(subject: Workload, chip: Chip, split, batch: int, nodes: tuple[int, ...], shapes: list[Shape]) -> dict:
     """By hand alone: the bytes of weights and state on a chip, what a plain step takes at least, and how many of these steps
     passes over N nodes and drafts take."""
     setting = subject.setting(*split, batch, AUTOREGRESSIVE)
@@ -244,13 +244,13 @@ def settle(
     """What to take that fits with all layers.
 
     Args:
-      checked: gives the checks (`check`) of a recommendation; it is called for at most 1 + `AGAIN` of them.
+      checked: gives the checks (`check`) of a recommendation; it is called for at most 1 + `MAX_RETRIES` of them.
 
     Returns:
       The recommendation, without a mesh if nothing fits; its checks; and those made before that do not fit, with theirs.
     """
     refused = []
-    for _ in range(1 + AGAIN):
+    for _ in range(1 + MAX_RETRIES):
         advice = advise(rows, batch, most)
         checks = checked(advice) if advice.mesh else []
         if all(one["fits"] for one in checks):
@@ -278,7 +278,7 @@ def without(rows: list[dict], advice: Advice, checks: list[dict]) -> list[dict]:
     return [row | {"fits": False} if goes(row) else row for row in rows]
 
 
-def check(subject: Subject, advice: Advice, what: str) -> dict:
+def check(subject: Workload, advice: Advice, what: str) -> dict:
     """Whether the recommended plain decoding (`step`), speculative decoding (`round`) or prefill fits, as it runs and with all
     layers; held is None where a refusal did not say it."""
     W, _, L = (advice.shape or "").partition("x")
@@ -299,6 +299,6 @@ def check(subject: Subject, advice: Advice, what: str) -> dict:
     return {"what": what, "held": held, **fits, "compile_seconds": program.compile_seconds}
 
 
-def _head_bytes(subject: Subject, split) -> int:
-    with compiler.on_paper(*split):
-        return compiler.bytes_of(compiler.drafter(subject.head, subject.dtype))
+def _head_bytes(subject: Workload, split) -> int:
+    with mesh.on_paper(*split):
+        return placement.bytes_of(compiler.drafter(subject.head, subject.dtype))

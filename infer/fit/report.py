@@ -5,7 +5,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
+CURVE_NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 COLUMNS = (
     ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("GFLOP", 8), ("by hand", 8),
     ("GB read", 7), ("draft", 7), ("verify", 7), ("rest", 6), ("send", 6), ("step ms", 8), ("/AR", 6), ("floor/AR", 8),
@@ -94,7 +94,7 @@ def advised(advice, most: float, dtype: str, checked: list[dict], refused: list,
     before = "".join(f"{_refusal(*one)}\n" for one in refused)
     if advice.mesh is None:
         what = f"none of these {len(refused)}" if refused else "nothing"
-        what += " fits, and others were not tried" if len(refused) > points.AGAIN else " fits"
+        what += " fits, and others were not tried" if len(refused) > points.MAX_RETRIES else " fits"
         return f"{before}batch {advice.batch}: {what}; take more chips, a shorter --context or fewer rows"
     data, model = advice.mesh
     what = f"batch {advice.batch}: --batch-size {advice.batch} --mesh {data} {model} --dtype {dtype}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from infer.terminal import Totals
 from redrafter_jax.decode.engine import Engine, Reply
 
-FEWEST_RUNS = 3  # of each kind, so that a single slow one does not decide the ratio
+MIN_RUNS = 3  # of each kind, so that a single slow one does not decide the ratio
 
 
 @dataclasses.dataclass
@@ -40,7 +40,7 @@ def compare(engine: Engine, prompts: Sequence, sampling, limits, seeds: Sequence
     """Decodes every batch both ways, in turn and often enough to be timed."""
     plain = engine.autoregressive()
     result = Comparison(Totals(), Totals(), [])
-    repeats = math.ceil(FEWEST_RUNS / math.ceil(len(prompts) / batch))
+    repeats = math.ceil(MIN_RUNS / math.ceil(len(prompts) / batch))
     for one in (engine, plain):  # compiles, and pays for what only a first run pays for
         list(one.generate(prompts[:batch], sampling, limits, seeds[:batch], batch))
     for first in range(0, len(prompts), batch):

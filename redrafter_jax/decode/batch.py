@@ -15,8 +15,7 @@ from redrafter_jax.decode.request import (
     check_stop_ids,
     is_list,
 )
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 
 MIN_STOP_IDS = 4  # columns of the table of stop ids, so that a row may have none or a few in the same program
 

@@ -26,12 +26,11 @@ from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.reply import Progress, Reply
 from redrafter_jax.decode.request import Limits, Sampling, check_stop_ids, require, wrong_number
 from redrafter_jax.devices import processes
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,7 @@ class Engine:
             state = self._on_mesh(programs.run, self.target, self.proposer, state, np.int32(count))
             progress = self._report(state, requests, first, times)
             if rounds is None:
-                count = max(1, int(count * min(2.0, LOOK_SECONDS / (time.perf_counter() - looked))))
+                count = max(1, int(count * min(2.0, POLL_SECONDS / (time.perf_counter() - looked))))
             yield progress
 
     def _on_mesh(self, call: Callable, *arguments):

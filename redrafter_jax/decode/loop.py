@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from redrafter_jax.decode import prefill, sample, verify
 from redrafter_jax.decode.commit import DecodeState, commit
 from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.target import Target
 
 Until = Literal["all", "any"]

@@ -11,12 +11,14 @@ from redrafter_jax.decode import commit, sample
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.model import attention, cache
-from redrafter_jax.model.layers import pick
+from redrafter_jax.model.layers import take_rows
 from redrafter_jax.model.target import Target
 
-CHUNK = 256  # tokens of a prompt that a pass reads
-FINE = 1024  # tokens, above which buckets are finer than powers of two
-TILE = 16  # slots in a tile of bfloat16 on a TPU; at other counts XLA:TPU lays the cache out otherwise, and copies it in every pass
+CHUNK_TOKENS = 256  # tokens of a prompt that a pass reads
+MIN_FINE_BUCKET_TOKENS = 1024  # tokens, above which buckets are finer than powers of two
+TILE_SLOTS = (
+    16  # slots in a tile of bfloat16 on a TPU; at other counts XLA:TPU lays the cache out otherwise, and copies it in every pass
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Bucket:
     @property
     def slots(self) -> int:
         """Cache slots: prompt and text, room for one round's write, and a whole number of chunks; a multiple of TILE."""
-        read = CHUNK * -(-self.prompt // CHUNK) if self.prompt > CHUNK else self.prompt
-        return TILE * -(-(read + self.new + self.length + 1) // TILE)
+        read = CHUNK_TOKENS * -(-self.prompt // CHUNK_TOKENS) if self.prompt > CHUNK_TOKENS else self.prompt
+        return TILE_SLOTS * -(-(read + self.new + self.length + 1) // TILE_SLOTS)
 
 
 def bucket(prompt: int, new: int, length: int) -> Bucket:
@@ -45,7 +47,7 @@ def bucket(prompt: int, new: int, length: int) -> Bucket:
 
 def _round_up(count: int, smallest: int) -> int:
     power = max(smallest, 1 << (count - 1).bit_length())
-    step = power // 8 if power > FINE else power
+    step = power // 8 if power > MIN_FINE_BUCKET_TOKENS else power
     return step * -(-count // step)
 
 
@@ -53,8 +55,8 @@ def prefixes(prompt: int) -> tuple[int, ...]:
     """How many slots of the cache a chunk of a prompt may attend to: 0, then powers of two of CHUNK, then all that the prompt
     has. The program has attention to each of them; a chunk takes the least that holds what is before it."""
     sizes = [0]
-    while sizes[-1] < prompt - CHUNK:
-        sizes.append(min(max(2 * sizes[-1], CHUNK), CHUNK * (-(-prompt // CHUNK) - 1)))
+    while sizes[-1] < prompt - CHUNK_TOKENS:
+        sizes.append(min(max(2 * sizes[-1], CHUNK_TOKENS), CHUNK_TOKENS * (-(-prompt // CHUNK_TOKENS) - 1)))
     return tuple(sizes)
 
 
@@ -74,7 +76,7 @@ def prefill(
     dtype = target.norm[...].dtype
     kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, bucket.slots, config.head_dim, dtype)
     h_BD = jnp.zeros((B, config.hidden_size), dtype, out_sharding=P("data", None))
-    chunk = min(T, CHUNK)
+    chunk = min(T, CHUNK_TOKENS)
     chunks, sizes = -(-T // chunk), prefixes(T)
     padded_BT = jnp.pad(prompts_BT, ((0, 0), (0, chunks * chunk - T)))
 
@@ -87,10 +89,10 @@ def prefill(
         positions_BN = jnp.broadcast_to(start + jnp.arange(chunk), tokens_BN.shape) + jnp.zeros_like(tokens_BN)
         lengths_BN = jnp.broadcast_to(length_B[:, None], tokens_BN.shape)
         before = kv if chunks > 1 else None  # the only chunk has nothing before it to attend to
-        hidden_BND, rows = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
+        made = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)
-        newest_BD = pick(hidden_BND, left_B - 1)
-        return cache.append(kv, rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
+        newest_BD = take_rows(made.hidden, left_B - 1)
+        return cache.append(kv, made.rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
     kv, h_BD = jax.lax.fori_loop(0, needed, read, (kv, h_BD))
@@ -99,7 +101,7 @@ def prefill(
 
 
 def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:
-    logits_B1V = target.logits(h_BD[:, None])
+    logits_B1V = target.unembed(h_BD[:, None])
     noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
     g_B1, finite_B1 = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)
     g_B, failed_B = g_B1[:, 0], ~finite_B1[:, 0] & (limit_B > 0)

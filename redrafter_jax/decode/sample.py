@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode.policy import Policy
-from redrafter_jax.model.layers import pick
+from redrafter_jax.model.layers import take_rows
 
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
 BLOCK, SHORT_BLOCK = 128, 16
@@ -102,7 +102,7 @@ def _largest_blocks(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The blocks with the largest maxima (`Find`): a sixteenth to sort, where a top-k is a sort, as on TPU and GPU."""
     blocks = _in_blocks(x, SHORT_BLOCK)
     best, at = jax.lax.top_k(jnp.max(blocks, axis=-1), x.shape[-1] // SHARE)
-    return pick(blocks, at, x.ndim - 1).reshape(*x.shape[:-1], -1), best[..., -1:]
+    return take_rows(blocks, at, x.ndim - 1).reshape(*x.shape[:-1], -1), best[..., -1:]
 
 
 def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -213,9 +213,9 @@ def _blockwise_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     blocks = _in_blocks(x, BLOCK)
     _, best_blocks = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
     best_blocks = jnp.sort(best_blocks, axis=-1)  # in order of index, so that ties fall as they would without blocks
-    inside = pick(blocks, best_blocks, len(rest)).reshape(*rest, -1)
+    inside = take_rows(blocks, best_blocks, len(rest)).reshape(*rest, -1)
     values, at = jax.lax.top_k(inside, k)
-    return values, pick(best_blocks, at // BLOCK, len(rest)) * BLOCK + at % BLOCK
+    return values, take_rows(best_blocks, at // BLOCK, len(rest)) * BLOCK + at % BLOCK
 
 
 def _in_blocks(x: jax.Array, size: int) -> jax.Array:

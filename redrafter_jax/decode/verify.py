@@ -11,8 +11,8 @@ from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.model.cache import KVCache, KVRows, take
-from redrafter_jax.model.layers import pick
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.layers import take_rows
+from redrafter_jax.model.target import Pass, Target
 
 
 @jax.tree_util.register_dataclass
@@ -36,18 +36,19 @@ class Verdict:
 
 def verify(target: Target, tree: Tree, cache: KVCache, policy: Policy, noise_BMV: jax.Array | None, length: int) -> Verdict:
     """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L."""
-    hidden_BND, rows = score(target, tree, cache)
-    warped_BNV = sample.warp(policy, target.logits(hidden_BND))
-    noise_BNV = None if noise_BMV is None else pick(noise_BMV, tree.depth)
+    scored = score(target, tree, cache)
+    hidden_BND, rows = scored.hidden, scored.rows
+    warped_BNV = sample.warp(policy, target.unembed(hidden_BND))
+    noise_BNV = None if noise_BMV is None else take_rows(noise_BMV, tree.depth)
     choice_BN, finite_BN = sample.choose(warped_BNV, noise_BNV)
-    agrees_BN = tree.tokens == pick(choice_BN, tree.parent)
+    agrees_BN = tree.tokens == take_rows(choice_BN, tree.parent)
     if policy.typical:
         agrees_BN = jnp.where(policy.typical_B[:, None], _likely_enough(warped_BNV, tree), agrees_BN)
     last_B = follow(tree, agrees_BN)
     return _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
 
 
-def score(target: Target, tree: Tree, cache: KVCache) -> tuple[jax.Array, KVRows]:
+def score(target: Target, tree: Tree, cache: KVCache) -> Pass:
     """The tree pass: hidden ``[B, N, D]`` of each node after its own prefix, and the nodes' keys and values."""
     positions_BN = cache.length[:, None] + tree.depth
     return target(tree.tokens, positions_BN, tree.ancestors & tree.valid[:, None, :], cache)
@@ -68,21 +69,21 @@ def _likely_enough(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
     entropy_BN = -jnp.sum(jnp.where(p_BNV > 0, p_BNV * logp_BNV, 0.0), axis=-1)
     threshold_BN = jnp.minimum(sample.TYPICAL_EPSILON, sample.TYPICAL_DELTA * jnp.exp(-entropy_BN))
     is_token_BNV = jnp.arange(p_BNV.shape[-1]) == tree.tokens[..., None]  # a sum, for a token may be on any shard
-    p_BN = jnp.sum(jnp.where(is_token_BNV, pick(p_BNV, tree.parent), 0.0), axis=-1)
-    return p_BN > pick(threshold_BN, tree.parent)
+    p_BN = jnp.sum(jnp.where(is_token_BNV, take_rows(p_BNV, tree.parent), 0.0), axis=-1)
+    return p_BN > take_rows(threshold_BN, tree.parent)
 
 
 def _verdict(tree: Tree, last_B, choice_BN, finite_BN, hidden_BND, rows: KVRows, length: int) -> Verdict:
-    accepted_B = pick(tree.depth, last_B[:, None])[:, 0]
-    on_path_BN = pick(tree.ancestors, last_B)
+    accepted_B = take_rows(tree.depth, last_B[:, None])[:, 0]
+    on_path_BN = take_rows(tree.ancestors, last_B)
     depths = jnp.arange(length + 1)
     # path[b, d]: the node at depth d on the way to `last`; 0 past its end
     path_BM = jnp.argmax(on_path_BN[:, None, :] & (tree.depth[:, None, :] == depths[:, None]), axis=-1)
-    path_tokens_BM = pick(tree.tokens, path_BM)
-    g_B = pick(choice_BN, last_B[:, None])[:, 0]
+    path_tokens_BM = take_rows(tree.tokens, path_BM)
+    g_B = take_rows(choice_BN, last_B[:, None])[:, 0]
     parts = (path_tokens_BM[:, 1:], g_B[:, None])  # a single row of a single token would lose its split axis
     drafted_BM = jnp.concatenate([jax.sharding.reshard(part, P("data", None)) for part in parts], axis=1)
     emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
-    h_BD = pick(hidden_BND, last_B)
+    h_BD = take_rows(hidden_BND, last_B)
     finite_B = jnp.all(finite_BN | ~on_path_BN, axis=-1)
     return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM), finite_B)

@@ -1,10 +1,10 @@
-"""How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`mesh.py`)."""
+"""How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`placement.py`)."""
 
 import pathlib
 
 import jax
 
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Footprint
 from redrafter_jax.errors import BadInput
 
 MEMINFO, STATM = pathlib.Path("/proc/meminfo"), pathlib.Path("/proc/self/statm")
@@ -29,7 +29,7 @@ def of_host() -> int | None:
     return min(known, default=None)
 
 
-def check(load: Load, mesh: tuple[int, int], what: str, ways: dict[str, Load], otherwise: str) -> None:
+def check(load: Footprint, mesh: tuple[int, int], what: str, ways: dict[str, Footprint], otherwise: str) -> None:
     """Refuses what certainly does not fit on the devices of a mesh, before any of it is made.
 
     Args:
@@ -53,10 +53,10 @@ def check_bytes(need: float, what: str, devices: int = 1) -> None:
         raise BadInput(f"{what} need at least {_in_words(found)}")
 
 
-def shortage(load: Load, mesh: tuple[int, int]) -> tuple[float, float] | None:
+def shortage(load: Footprint, mesh: tuple[int, int]) -> tuple[float, float] | None:
     """The bytes that are needed and those that are there, where they are too few: of each device, or of the host for all of its
     devices in the mesh."""
-    return _too_few(load.held(*mesh), mesh[0] * mesh[1])
+    return _too_few(load.bytes_per_device(*mesh), mesh[0] * mesh[1])
 
 
 def _too_few(need: float, count: int) -> tuple[float, float] | None:

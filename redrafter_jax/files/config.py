@@ -1,25 +1,16 @@
-"""config.json -> TargetConfig or DrafterConfig. What this target does not do is refused by name, never approximated.
+"""config.json -> TargetConfig or DrafterConfig; also the ids that end a target's text.
 
-Also the ids that end a target's text. Not here: ranges of fields (`fields.py`), what tells folders apart (`fingerprint.py`).
+Not here: what the fields of a target's family mean (`redrafter_jax/families`), what tells folders apart (`fingerprint.py`).
 """
 
 import pathlib
 from typing import Any
 
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import (
-    MAX_CONTEXT_TOKENS,
-    MAX_FEATURES,
-    MAX_LAYERS,
-    MAX_VOCABULARY_TOKENS,
-    flag,
-    number,
-    shown,
-    whole,
-)
+from redrafter_jax import families
+from redrafter_jax.errors import BadInput, shown
+from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
 from redrafter_jax.files import json_files
 from redrafter_jax.model.drafter import DrafterConfig
-from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import TargetConfig
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
@@ -68,98 +59,15 @@ def _ids_in(ids: list, vocabulary: int, where: str) -> list[int]:
 
 
 def target_config(config: dict[str, Any], what: str = "target") -> TargetConfig:
-    """A Llama-family config.json, in the classic layout or that of transformers 5 (`rope_parameters`).
+    """The config.json of a target, as its family reads it.
 
     Raises:
-      BadInput: it is not Llama-like, or asks for something that would have to be approximated.
+      BadInput: it is of no family that there is, or asks for something that would have to be approximated.
     """
-    _refuse_unlike_llama(config, what)
-    heads = whole(config, "num_attention_heads", what, MAX_FEATURES)
-    width = whole(config, "hidden_size", what, MAX_FEATURES)
-    given = {key: value for key, value in config.items() if value is not None}
-    kv_heads = whole({"num_key_value_heads": heads} | given, "num_key_value_heads", what, heads)
-    if heads % kv_heads:
-        raise BadInput(f"{what}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if "head_dim" not in given and width % heads:
-        raise BadInput(f"{what}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and there is no head_dim")
-    head_dim = whole({"head_dim": width // heads} | given, "head_dim", what, MAX_FEATURES // heads)
-    if head_dim % 2:
-        raise BadInput(f"{what}: head_dim should be even, for rotary positions turn pairs, not {head_dim}")
-    context = whole({"max_position_embeddings": 2048} | config, "max_position_embeddings", what, MAX_CONTEXT_TOKENS)
-    return TargetConfig(
-        vocab_size=whole(config, "vocab_size", what, MAX_VOCABULARY_TOKENS),
-        hidden_size=width,
-        intermediate_size=whole(config, "intermediate_size", what, MAX_FEATURES),
-        num_hidden_layers=whole(config, "num_hidden_layers", what, MAX_LAYERS),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=number({"rms_norm_eps": 1e-6} | config, "rms_norm_eps", what, high=1.0),
-        rope=_rope(config, head_dim, context, what),
-        tie_word_embeddings=flag(config, "tie_word_embeddings", False, what),
-        attention_bias=flag(config, "attention_bias", False, what),
-        mlp_bias=flag(config, "mlp_bias", False, what),
-        max_position_embeddings=context,
-    )
-
-
-def _refuse_unlike_llama(config: dict[str, Any], what: str) -> None:
     kind = config.get("model_type")
     if kind == DRAFTER_TYPE:
         raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a Llama-family model")
-    if kind != "llama":
-        only = "only Llama-family configs (model_type 'llama') are"
-        raise BadInput(f"{what}: model_type {shown(kind)} is not supported; {only}")
-    if config.get("quantization_config"):
-        raise BadInput(f"{what}: quantised weights (quantization_config) are not supported; take the float checkpoint")
-    for key in ("sliding_window", "num_local_experts", "num_experts", "layer_types"):
-        value = config.get(key)
-        if value and not (key == "layer_types" and isinstance(value, list) and all(kind == "full_attention" for kind in value)):
-            raise BadInput(f"{what}: {key} = {shown(value)} is not supported")
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise BadInput(f"{what}: hidden_act {shown(activation)} is not supported; only 'silu' is")
-
-
-def _rope(config: dict[str, Any], head_dim: int, context: int, what: str) -> Rope:
-    """From `rope_parameters`, or `rope_scaling` as older files call it; where there are both, they should agree."""
-    given = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key) is not None]
-    for scaling in given:
-        if not isinstance(scaling, dict):
-            names = "rope_parameters or rope_scaling"
-            raise BadInput(f"{what}: {names} in config.json should be an object, not {shown(scaling)}")
-        nested = [key for key, value in scaling.items() if isinstance(value, dict)]
-        if nested:  # transformers' own Llama has one for all layers, too
-            per_type = f"are given per layer type ({nested[0]})"
-            raise BadInput(f"{what}: rope_parameters in config.json {per_type}, which is not supported")
-    rope, *others = [_scaled(scaling, config, head_dim, context, what) for scaling in given or [{}]]
-    if any(other != rope for other in others):
-        raise BadInput(f"{what}: rope_parameters and rope_scaling in config.json differ; there should be one of them")
-    return rope
-
-
-def _scaled(scaling: dict[str, Any], config: dict[str, Any], head_dim: int, context: int, what: str) -> Rope:
-    theta = number({"rope_theta": 10000.0} | config | scaling, "rope_theta", what)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "linear", "dynamic", "llama3"):
-        raise BadInput(f"{what}: rope type {shown(kind)} is not supported; default, linear, dynamic and llama3 are")
-    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1.0):
-        raise BadInput(f"{what}: partial_rotary_factor is not supported")
-    if kind == "default":
-        return Rope(theta, original_length=context)
-    factor = number(scaling, "factor", f"{what}: rope type {kind!r}")
-    if kind == "dynamic" and head_dim == 2:
-        raise BadInput(f"{what}: rope type 'dynamic' needs a head_dim of 4 or more, not 2")
-    if kind != "llama3":  # transformers scales the base of `dynamic` by the context, whatever the original length says
-        return Rope(theta, kind, factor, original_length=context)
-    low, high = (number(scaling, key, f"{what}: rope type 'llama3'") for key in ("low_freq_factor", "high_freq_factor"))
-    if low >= high:
-        raise BadInput(f"{what}: low_freq_factor in config.json should be below high_freq_factor {high:g}, not {low:g}")
-    key = "original_max_position_embeddings"
-    if config.get(key) is not None:  # transformers prefers it to the one in `scaling`
-        scaling = scaling | {key: config[key]}
-    original = whole(scaling, key, f"{what}: rope type 'llama3'", MAX_CONTEXT_TOKENS)
-    return Rope(theta, kind, factor, low, high, original)
+    return families.of(kind, what).config(config, what)
 
 
 def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConfig:
@@ -181,7 +89,9 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     draft_vocab = whole(config, DRAFT_VOCAB_KEY, what, MAX_VOCABULARY_TOKENS) if DRAFT_VOCAB_KEY in config else 0
     if draft_vocab > vocab:
         raise BadInput(f"{what}: {DRAFT_VOCAB_KEY} in config.json should be at most vocab_size {vocab}, not {draft_vocab}")
-    return DrafterConfig(vocab, width, exit_size, blocks, rnn, tied, draft_vocab)
+    return DrafterConfig(
+        vocab_size=vocab, hidden_size=width, exit_size=exit_size, num_blocks=blocks, rnn=rnn, tied=tied, draft_vocab=draft_vocab
+    )
 
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig, what: str = "drafter") -> None:

@@ -3,8 +3,7 @@
 import pathlib
 import re
 
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 
 DOWNLOADED_PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]  # from a hub repository; never pickled weights
 

@@ -11,12 +11,11 @@ import ml_dtypes  # noqa: F401  (names bfloat16 for NumPy)
 import numpy as np
 import safetensors
 
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import json_files
 
-INDEX = "model.safetensors.index.json"
-CHUNK = 1 << 23  # bytes of a file that are read, cast and turned over at a time
+WEIGHT_INDEX = "model.safetensors.index.json"
+CHUNK_BYTES = 1 << 23  # bytes of a file that are read, cast and turned over at a time
 
 
 def files_of_tensors(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
@@ -39,7 +38,7 @@ def files_of_tensors(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]
 def _names(folder: pathlib.Path, what: str) -> list[str]:
     """The names of a folder's weight files. Those of an index are plain names, so that a downloaded index cannot name
     any other file of the machine."""
-    index = folder / INDEX
+    index = folder / WEIGHT_INDEX
     if not index.is_file():
         return ["model.safetensors"]
     found = json_files.read_object(index, what).get("weight_map")
@@ -121,7 +120,7 @@ class Stored:
         as_stored = part.T if self.transposed else part
         (first, last), *columns = ranges[::-1] if self.transposed else ranges
         row = max(1, as_stored[:1].nbytes)
-        rows = self.width if self.copies > 1 else max(1, CHUNK // row)
+        rows = self.width if self.copies > 1 else max(1, CHUNK_BYTES // row)
         for at in range(first, last, rows):
             end = min(at + rows, last)
             source = at if self.copies == 1 else at // (rows * self.copies) * rows

@@ -16,33 +16,21 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from redrafter_jax.devices import mesh, processes
+from redrafter_jax import families
+from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config as configs
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.weight_files import Stored, files_of_tensors
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import Target, TargetConfig
 
-IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
-KEY_VALUE = re.compile(r"\.self_attn\.[kv]_proj\.")
+KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.[kv]\.")  # leaves whose rows are those of key-value heads
+NOTHING = re.compile(r"(?!)")
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 FORMAT_VERSION = "4.46.3"  # the transformers release whose layout Apple's drafter config.json follows
 
-_TARGET_NAMES = [
-    (r"\.embedding", "model.embed_tokens.weight", False),
-    (r"\.embedding_transposed", "model.embed_tokens.weight", True),  # the output matrix, where it is tied and not stored
-    (r"\.norm", "model.norm.weight", False),
-    (r"\.lm_head", "lm_head.weight", True),
-    (r"\.blocks\[(\d+)\]\.input_norm", r"model.layers.\1.input_layernorm.weight", False),
-    (r"\.blocks\[(\d+)\]\.post_norm", r"model.layers.\1.post_attention_layernorm.weight", False),
-    (r"\.blocks\[(\d+)\]\.([qkvo])\.weight", r"model.layers.\1.self_attn.\2_proj.weight", True),
-    (r"\.blocks\[(\d+)\]\.([qkvo])\.bias", r"model.layers.\1.self_attn.\2_proj.bias", False),
-    (r"\.blocks\[(\d+)\]\.(gate|up|down)\.weight", r"model.layers.\1.mlp.\2_proj.weight", True),
-    (r"\.blocks\[(\d+)\]\.(gate|up|down)\.bias", r"model.layers.\1.mlp.\2_proj.bias", False),
-]
 _DRAFTER_NAMES = [
     (r"\.(rnn_w|rnn_u|input_proj)\.weight", r"\1.weight", True),
     (r"\.(rnn_u|input_proj)\.bias", r"\1.bias", False),
@@ -66,14 +54,18 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
         one holds NaN or Inf.
     """
     folder = pathlib.Path(folder)
-    config = configs.target_config(configs.read_json(folder, what), what)
-    fitted = mesh.fit(config, jax.sharding.get_abstract_mesh().shape["model"])
+    fields = configs.read_json(folder, what)
+    config, family = configs.target_config(fields, what), families.of(fields["model_type"], what)
+    fitted = placement.repeat_kv_heads(config, jax.sharding.get_abstract_mesh().shape["model"])
     copies = fitted.num_key_value_heads // config.num_key_value_heads
     abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
     files = files_of_tensors(folder, what)
     stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
-    names = lambda path: _rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", _TARGET_NAMES)  # noqa: E731
-    return _fill(abstract, names, files, folder, what, (copies, config.head_dim))
+
+    def name_of(path: str) -> tuple[str, bool]:
+        return _rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", family.NAMES)
+
+    return _fill(abstract, name_of, files, folder, what, family.IGNORED, (copies, config.head_dim))
 
 
 @mesh.current_or_single()
@@ -99,8 +91,8 @@ def _check_ids(ids: np.ndarray, vocab_size: int, folder: pathlib.Path, what: str
 
 def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | None = None) -> None:
     """Writes a head in Apple's format. With ``target`` it is written so that Apple's code can read it, a slim head with the
-    target's LM head and a draft vocabulary as the whole one (`vocabulary.whole`); without, as it is (for this project)."""
-    drafter = drafter if target is None else vocabulary.whole(drafter, target)
+    target's LM head and a draft vocabulary as the whole one (`vocabulary.expand`); without, as it is (for this project)."""
+    drafter = drafter if target is None else vocabulary.expand(drafter, target)
     config = drafter.config
     arrays = {_drafter_name(path, config): leaf for path, leaf in _leaves(drafter)}
     dtype = next(leaf.dtype for leaf in arrays.values() if jnp.issubdtype(leaf.dtype, jnp.floating))
@@ -126,31 +118,11 @@ def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | 
 def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> None:
     """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens)."""
     config: TargetConfig = target.config
-    arrays = {_rename(path, _TARGET_NAMES): leaf for path, leaf in _leaves(target)}
+    family = families.llama  # of the targets that are made here
+    arrays = {_rename(path, family.NAMES): leaf for path, leaf in _leaves(target)}
     if config.tie_word_embeddings:
         del arrays["lm_head.weight", True]
-    fields = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "rope"}
-    fields |= {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "rope_theta": config.rope.theta,
-        "torch_dtype": str(target.norm[...].dtype),
-        **_rope_scaling(config.rope),
-        **extra,
-    }
-    _write(folder, arrays, fields)
-
-
-def _rope_scaling(rope: Rope) -> dict[str, object]:
-    fields: dict[str, object] = {"rope_type": rope.kind, "factor": rope.factor}
-    if rope.kind == "llama3":
-        fields |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_length,
-        }
-    return {"rope_scaling": fields} if rope.kind != "default" else {}
+    _write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
 
 
 def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array], fields: dict[str, object]) -> None:
@@ -185,12 +157,19 @@ def _leaves(module) -> Iterator[tuple[str, jax.Array]]:
         yield re.sub(r"\.value$|\.raw_value$|\.get_value\(\)$", "", jax.tree_util.keystr(path)), leaf
 
 
-def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, repeated=(1, 1)):
-    """``repeated``: how often each key-value head is wanted, and its width."""
+def _fill(
+    abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, ignored=NOTHING, repeated=(1, 1)
+):
+    """A model with these leaves from the tensors of a folder.
+
+    Args:
+      ignored: names of tensors that need no place.
+      repeated: how often each key-value head is wanted, and its width.
+    """
     wanted = {path: name_of(path) for path, _ in _leaves(abstract)}
     names = {name for name, _ in wanted.values()}
     missing = sorted(name for name in names if name not in files)
-    extra = sorted(name for name in files if name not in names and not IGNORED.search(name))
+    extra = sorted(name for name in files if name not in names and not ignored.search(name))
     if missing:
         raise BadInput(f"{what}: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all)")
     if extra:
@@ -198,7 +177,7 @@ def _fill(abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: p
     stored = []
     for path, leaf in _leaves(abstract):
         name, transposed = wanted[path]
-        copies, width = repeated if KEY_VALUE.search(name) else (1, 1)
+        copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
         with safetensors.safe_open(files[name], framework="numpy") as opened:
             _check(opened.get_slice(name), name, leaf, transposed, copies, folder, what)
         stored.append(Stored(files[name], name, transposed, copies, width, what))

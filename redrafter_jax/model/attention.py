@@ -5,8 +5,10 @@ The N tokens can be a prompt (each sees the ones before it) or a tree (each sees
 cache; what is accepted is written afterwards, once.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.model.cache import KVCache
 from redrafter_jax.model.layers import einsum
 
-DEAD = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
+MASKED_SCORE = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
 
 
 def causal(valid_BN: jax.Array) -> jax.Array:
@@ -48,44 +50,87 @@ def attend(
         which = jnp.sum(jnp.max(length_B) > jnp.array(prefixes[:-1], jnp.int32))
         return jax.lax.switch(which, attends, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys, values, length_B)
     B, N, H, C = q_BNHC.shape
-    K = k_BKNC.shape[1]
-    G = H // K
-    # Heads that share keys become one block of G·N queries, so that scores are plain batched matrix products.
-    q_BKMC = jnp.reshape(q_BNHC, (B, N, K, G, C), out_sharding=P("data", None, "model", None, None))
-    q_BKMC = jnp.reshape(q_BKMC.transpose(0, 2, 3, 1, 4), (B, K, G * N, C), out_sharding=P("data", "model", None, None))
+    G = H // k_BKNC.shape[1]
     # What nobody may see has weight zero, but zero times NaN is NaN: its value is cut off, not just outweighed.
     v_BKNC = jnp.where(jnp.any(visible_BNN, axis=1)[:, None, :, None], v_BKNC, 0)
     keys, values, masks = [k_BKNC], [v_BKNC], [jnp.tile(visible_BNN, (1, G, 1))]
     if cached is not None:
         cache_k, cache_v, length_B = cached
         live_BS = jnp.arange(cache_k.shape[2]) < length_B[:, None]
-        cache_v = jnp.where(live_BS[:, None, :, None], cache_v, 0)
-        keys.insert(0, cache_k)
-        values.insert(0, cache_v)
         live_BNS = live_BS[:, None, :] if seen_BNS is None else jnp.tile(live_BS[:, None, :] & seen_BNS, (1, G, 1))
+        keys.insert(0, cache_k)
+        values.insert(0, jnp.where(live_BS[:, None, :, None], cache_v, 0))
         masks.insert(0, jnp.broadcast_to(live_BNS, (B, G * N, live_BS.shape[1])))
-    operands = (q_BKMC, tuple(keys), tuple(values), tuple(masks))
-    out = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=softmax_mix) if G * N == 1 else softmax_mix(*operands)
-    out = jnp.reshape(out, (B, K, G, N, C), out_sharding=P("data", "model", None, None, None)).transpose(0, 3, 1, 2, 4)
-    return jnp.reshape(out, (B, N, H, C), out_sharding=P("data", None, "model", None))
+    operands = (_by_key_head(q_BNHC, G), tuple(keys), tuple(values), tuple(masks))
+    if G * N == 1:
+        mixed = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=softmax_mix)
+    else:
+        mixed = softmax_mix(*operands)
+    return _by_query_head(mixed, G)
 
 
-Parts = tuple[jax.Array, ...]
+def _by_key_head(q_BNHC: jax.Array, group: int) -> jax.Array:
+    """``[B, K, G*N, C]``: the queries of the G heads that share keys side by side, so that scores are plain batched products."""
+    B, N, H, C = q_BNHC.shape
+    K = H // group
+    q_BNKGC = jnp.reshape(q_BNHC, (B, N, K, group, C), out_sharding=P("data", None, "model", None, None))
+    return jnp.reshape(q_BNKGC.transpose(0, 2, 3, 1, 4), (B, K, group * N, C), out_sharding=P("data", "model", None, None))
 
 
-def softmax_mix(q_BKMC: jax.Array, keys: Parts, values: Parts, masks: Parts) -> jax.Array:
-    """The values, mixed for each of M queries ``[B, K, M, C]``, with one softmax over parts that do not lie side by side: keys and
-    values ``[B, K, S, C]`` and masks ``[B, M, S]``, each of its own S."""
-    scores = [_scores(q_BKMC, k, m) for k, m in zip(keys, masks, strict=True)]
-    largest_BKM1 = functools.reduce(jnp.maximum, (jnp.max(part, axis=-1, keepdims=True) for part in scores))
-    weights = [jnp.exp(part - largest_BKM1) for part in scores]
-    total_BKM1 = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
-    mixed_BKMC = sum(_mix(part.astype(q_BKMC.dtype), v) for part, v in zip(weights, values, strict=True))
+def _by_query_head(mixed_BKMC: jax.Array, group: int) -> jax.Array:
+    """The inverse: ``[B, N, H, C]``."""
+    B, K, M, C = mixed_BKMC.shape
+    N = M // group
+    split = jnp.reshape(mixed_BKMC, (B, K, group, N, C), out_sharding=P("data", "model", None, None, None))
+    return jnp.reshape(split.transpose(0, 3, 1, 2, 4), (B, N, K * group, C), out_sharding=P("data", None, "model", None))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Attention to some of the keys, in float32, from which that to all of them follows (`joined`).
+
+    mixed: ``[B, K, M, C]``, the sum of their values by weights exp(score - largest); largest: ``[B, K, M, 1]``, their largest
+    score; total: ``[B, K, M, 1]``, the sum of the weights.
+    """
+
+    mixed: jax.Array
+    largest: jax.Array
+    total: jax.Array
+
+
+def part(q_BKMC: jax.Array, k_BKSC: jax.Array, v_BKSC: jax.Array, visible_BMS: jax.Array) -> Part:
+    """Attention of M queries per head of keys to S keys that lie side by side. A kernel may take its place for the cache."""
+    scores_BKMS = _scores(q_BKMC, k_BKSC, visible_BMS)
+    largest_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
+    weights_BKMS = jnp.exp(scores_BKMS - largest_BKM1)
+    mixed_BKMC = _mix(weights_BKMS.astype(q_BKMC.dtype), v_BKSC)
+    return Part(mixed_BKMC, largest_BKM1, jnp.sum(weights_BKMS, axis=-1, keepdims=True))
+
+
+def joined(parts: Sequence[Part]) -> jax.Array:
+    """Attention to the keys of all parts under one softmax, float32 ``[B, K, M, C]``. A part whose keys are all masked weighs
+    nothing beside one that has any to see."""
+    if len(parts) == 1:
+        return parts[0].mixed / parts[0].total
+    largest_BKM1 = functools.reduce(jnp.maximum, (each.largest for each in parts))
+    shares = [jnp.exp(each.largest - largest_BKM1) for each in parts]
+    total_BKM1 = sum(share * each.total for share, each in zip(shares, parts, strict=True))
+    mixed_BKMC = sum(share * each.mixed for share, each in zip(shares, parts, strict=True))
     # Divided by the sum of the weights at the end, where there are fewer numbers.
-    return (mixed_BKMC / total_BKM1).astype(q_BKMC.dtype)
+    return mixed_BKMC / total_BKM1
 
 
-def of_eight_queries(q_BK1C: jax.Array, keys: Parts, values: Parts, masks: Parts) -> jax.Array:
+Arrays = tuple[jax.Array, ...]
+
+
+def softmax_mix(q_BKMC: jax.Array, keys: Arrays, values: Arrays, masks: Arrays) -> jax.Array:
+    """The values, mixed for each of M queries ``[B, K, M, C]`` in the dtype of the queries: keys and values ``[B, K, S, C]`` and
+    masks ``[B, M, S]`` of parts that do not lie side by side, each of its own S."""
+    return joined([part(q_BKMC, *each) for each in zip(keys, values, masks, strict=True)]).astype(q_BKMC.dtype)
+
+
+def of_eight_queries(q_BK1C: jax.Array, keys: Arrays, values: Arrays, masks: Arrays) -> jax.Array:
     """The same for one query per head of keys, with seven of zeros beside it: XLA:TPU takes the vector unit for the products of
     one query, and the matrix unit for those of a tile of them."""
     padded = jnp.pad(q_BK1C, ((0, 0), (0, 0), (0, 7), (0, 0)))
@@ -99,7 +144,7 @@ def _attend_to_prefix(size: int, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys_BKSC,
 
 def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array) -> jax.Array:
     scores = einsum("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
-    return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), DEAD)
+    return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), MASKED_SCORE)
 
 
 def _mix(weights_BKMS: jax.Array, v_BKSC: jax.Array) -> jax.Array:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
-SPEC = P("data", "model", None, None)
-FEW = 16  # tokens of a row, as many as a round accepts, that are written as `by_row` does on a TPU
+CACHE_SPEC = P("data", "model", None, None)
+MAX_TOKENS_BY_ROW = 16  # tokens of a row, as many as a round accepts, that are written as `by_row` does on a TPU
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,7 @@ class KVRows:
 
 def empty(layers: int, batch: int, kv_heads: int, slots: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
     def buffers() -> tuple[jax.Array, ...]:
-        return tuple(jnp.zeros((batch, kv_heads, slots, head_dim), dtype, out_sharding=SPEC) for _ in range(layers))
+        return tuple(jnp.zeros((batch, kv_heads, slots, head_dim), dtype, out_sharding=CACHE_SPEC) for _ in range(layers))
 
     return KVCache(buffers(), buffers(), jnp.zeros((batch,), jnp.int32, out_sharding=P("data")))
 
@@ -56,7 +56,7 @@ def append(cache: KVCache, rows: KVRows, count_B: jax.Array) -> KVCache:
     whoever makes the cache leaves that slack.
     """
     buffers, new = (*cache.keys, *cache.values), (*rows.keys, *rows.values)
-    few = {"tpu": by_row} if rows.keys[0].shape[2] <= FEW else {}
+    few = {"tpu": by_row} if rows.keys[0].shape[2] <= MAX_TOKENS_BY_ROW else {}
     written = jax.lax.platform_dependent(buffers, new, cache.length, default=by_buffer, **few)
     layers = len(cache.keys)
     return KVCache(written[:layers], written[layers:], cache.length + count_B)
@@ -85,13 +85,13 @@ def by_row(buffers: Buffers, new: Buffers, start_B: jax.Array) -> Buffers:
         def write(row, buffers: Buffers) -> Buffers:
             of_row = jax.lax.dynamic_index_in_dim(together, row, keepdims=False)
             at = (row, 0, start_B[row], 0)
-            return tuple(jax.lax.dynamic_update_slice(laid(b), of_row[i, None], at) for i, b in enumerate(buffers))
+            return tuple(jax.lax.dynamic_update_slice(row_major(b), of_row[i, None], at) for i, b in enumerate(buffers))
 
         return jax.lax.fori_loop(0, start_B.shape[0], write, buffers)
 
     # else a loop that writes one token lays the cache out by slot, and copies it on the way in and out
-    laid = lambda buffer: with_layout_constraint(buffer, Layout((0, 1, 2, 3)))  # noqa: E731
-    specs = (SPEC,) * len(buffers)
+    row_major = lambda buffer: with_layout_constraint(buffer, Layout((0, 1, 2, 3)))  # noqa: E731
+    specs = (CACHE_SPEC,) * len(buffers)
     return jax.shard_map(of_shard, in_specs=(specs, specs, P("data")), out_specs=specs)(buffers, new, start_B)
 
 

@@ -11,6 +11,7 @@ Architecture and weight names are Apple's (`weights.py` reads and writes their f
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model import layers
-from redrafter_jax.model.target import COLUMNS, Target
+from redrafter_jax.model.target import Target, unembed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
     ``draft_vocab``: U, tokens that the head can draft; 0 is the whole vocabulary, without a table."""
@@ -48,62 +49,40 @@ class DrafterConfig:
 
 def full(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfig:
     """The paper's head: it exits at twice the target's width into an LM head of its own."""
-    return DrafterConfig(vocab_size, hidden_size, 2 * hidden_size, num_blocks)
+    return DrafterConfig(vocab_size=vocab_size, hidden_size=hidden_size, exit_size=2 * hidden_size, num_blocks=num_blocks)
 
 
 def slim(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfig:
     """A head that exits at the target's width into the target's own LM head."""
-    return DrafterConfig(vocab_size, hidden_size, hidden_size, num_blocks, tied=True)
+    return DrafterConfig(vocab_size=vocab_size, hidden_size=hidden_size, exit_size=hidden_size, num_blocks=num_blocks, tied=True)
 
 
-class TokenIds(nnx.Variable):
+class DraftVocabularyIds(nnx.Variable):
     """The target's ids ``[U]`` of the tokens of a draft vocabulary, int32, ascending. Looked up, never trained."""
 
 
-class Dense(nnx.Module):
-    """x W + b, W ``[in, out]``; each shard of ``model`` makes some of the outputs."""
+class SplitLinear(nnx.Module):
+    """A `Linear` that reads ``[h ; s]``, with its rows for h and those for s as two weights: XLA:CPU would copy a slice of one
+    weight in every round."""
 
-    def __init__(self, key, fan_in: int, fan_out: int, dtype, bias: bool = True, scale: float | None = None):
-        self.weight = layers.param(key, (fan_in, fan_out), COLUMNS, dtype, scale)
-        self.bias = layers.zeros((fan_out,), P("model"), dtype) if bias else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = _times(x, layers.laid(self.weight, COLUMNS))
-        return y if self.bias is None else y + self.bias[...]
-
-    def of_context(self, h: jax.Array) -> jax.Array:
-        """What of the layer's output for ``[h ; s]`` depends on h ``[..., D]`` alone, and the bias."""
-        return _times(h, layers.laid(self.weight, COLUMNS)[: h.shape[-1]]) + self.bias[...]
-
-    def of_state(self, s: jax.Array) -> jax.Array:
-        """The rest, of s ``[..., D]``."""
-        return _times(s, layers.laid(self.weight, COLUMNS)[-s.shape[-1] :])
+    def __init__(self, whole: layers.Linear):
+        D = whole.weight.shape[0] // 2
+        self.weight_h, self.weight_s = nnx.Param(whole.weight[:D]), nnx.Param(whole.weight[D:])
+        self.bias = whole.bias
 
 
-class SplitDense(nnx.Module):
-    """A `Dense` that reads ``[h ; s]``, with its rows for h and those for s as two weights: as a slice, XLA:CPU copies either
-    in every round."""
-
-    def __init__(self, dense: Dense):
-        D = dense.weight.shape[0] // 2
-        self.weight_h, self.weight_s = nnx.Param(dense.weight[:D]), nnx.Param(dense.weight[D:])
-        self.bias = dense.bias
-
-    def of_context(self, h: jax.Array) -> jax.Array:
-        return _times(h, layers.laid(self.weight_h, COLUMNS)) + self.bias[...]
-
-    def of_state(self, s: jax.Array) -> jax.Array:
-        return _times(s, layers.laid(self.weight_s, COLUMNS))
-
-
-def _times(x: jax.Array, weight: jax.Array) -> jax.Array:
-    out = P("data", *[None] * (x.ndim - 2), "model")
-    return layers.product(x, weight, out)
+def _halves(layer: layers.Linear | SplitLinear) -> tuple[nnx.Param | jax.Array, nnx.Param | jax.Array]:
+    """The rows for h and those for s of a layer that reads ``[h ; s]``, both ``[D, out]``."""
+    if isinstance(layer, SplitLinear):
+        return layer.weight_h, layer.weight_s
+    weight = layers.gather_weight(layer.weight, layers.COLUMNS)
+    D = weight.shape[0] // 2
+    return weight[:D], weight[D:]
 
 
 class Drafter(nnx.Module):
     """The head's steps, so that training and beam search can each arrange them: ``context`` once, then ``advance``, ``exit``
-    and ``logits`` for every drafted token.
+    and ``unembed`` for every drafted token.
 
     The residual blocks start at zero (an untrained block is the identity). ``ids``: the draft vocabulary, where the config
     has one; ascending, so that among equal logits the smaller id comes first, as it does without a draft vocabulary.
@@ -113,70 +92,75 @@ class Drafter(nnx.Module):
         D, E, U = config.hidden_size, config.exit_size, config.draft_vocab or config.vocab_size
         keys = jax.random.split(key, 4)
         self.config = config
-        self.rnn_w = Dense(keys[0], D, D, dtype, bias=False) if config.rnn else None
-        self.rnn_u = Dense(keys[1], D, D, dtype) if config.rnn else None
-        self.input_proj = Dense(keys[2], 2 * D, E, dtype) if config.projects else None
-        self.blocks = nnx.List([Dense(keys[3], E, E, dtype, scale=0.0) for _ in range(config.num_blocks)])
-        self.lm_head = None if config.tied else layers.param(keys[3], (E, U), P(None, "model"), dtype)
+        linear = functools.partial(layers.Linear, split=layers.COLUMNS, dtype=dtype)
+        self.rnn_w = linear(keys[0], (D, D)) if config.rnn else None
+        self.rnn_u = linear(keys[1], (D, D), bias=True) if config.rnn else None
+        self.input_proj = linear(keys[2], (2 * D, E), bias=True) if config.projects else None
+        self.blocks = nnx.List([linear(keys[3], (E, E), bias=True, scale=0.0) for _ in range(config.num_blocks)])
+        self.lm_head = None if config.tied else layers.param(keys[3], (E, U), layers.COLUMNS, dtype)
         ids = jnp.arange(U) if ids is None else ids
-        self.ids = TokenIds(jax.sharding.reshard(jnp.asarray(ids, jnp.int32), P(None))) if config.draft_vocab else None
+        self.ids = DraftVocabularyIds(jax.sharding.reshard(jnp.asarray(ids, jnp.int32), P(None))) if config.draft_vocab else None
 
     def advance(self, state: jax.Array, embedding: jax.Array) -> jax.Array:
         """The recurrent state ``[..., D]`` after one more token; both arguments ``[..., D]``."""
         if self.rnn_w is None:
             return state + embedding
-        return layers.gathered(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
+        return layers.gather_features(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
 
     def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
         layer that reads ``[h ; s]``."""
         first = self._first()
-        return h, None if first is None else first.of_context(h)
+        return h, None if first is None else layers.times(h, self.weight_of_h()) + first.bias[...]
+
+    def weight_of_h(self) -> nnx.Param | jax.Array | None:
+        """The matrix ``[D, out]`` that `context` multiplies h by; None for a head that has none."""
+        first = self._first()
+        return None if first is None else _halves(first)[0]
 
     def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array) -> jax.Array:
         """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""
         h, share = context
         first, rest = self._first(), self.blocks
-        whole = None if first is None else share + first.of_state(state)
+        whole = None if first is None else share + layers.times(state, _halves(first)[1])
         if self.input_proj is not None:
-            z = layers.gathered(whole)
+            z = layers.gather_features(whole)
         else:
             z = jnp.concatenate(jnp.broadcast_arrays(h, state), axis=-1)
             if first is not None:
-                z, rest = z + layers.gathered(jax.nn.silu(whole)), self.blocks[1:]
+                z, rest = z + layers.gather_features(jax.nn.silu(whole)), self.blocks[1:]
         for block in rest:
-            z = z + layers.gathered(jax.nn.silu(block(z)))
+            z = z + layers.gather_features(jax.nn.silu(block(z)))
         return z
 
-    def _first(self) -> Dense | SplitDense | None:
+    def _first(self) -> layers.Linear | SplitLinear | None:
         """The first layer that reads ``[h ; s]``; None for a head that has none."""
         if self.input_proj is not None:
             return self.input_proj
         return self.blocks[0] if self.blocks else None
 
     def split(self) -> "Drafter":
-        """The head with that layer as a `SplitDense`, as it decodes; the same numbers."""
+        """The head with that layer as a `SplitLinear`, as it decodes; the same numbers."""
         first = self._first()
-        if not isinstance(first, Dense):
+        if not isinstance(first, layers.Linear):
             return self
         copy = nnx.clone(self)
         if self.input_proj is not None:
-            copy.input_proj = SplitDense(first)
+            copy.input_proj = SplitLinear(first)
         else:
-            copy.blocks = nnx.List([SplitDense(first), *copy.blocks[1:]])
+            copy.blocks = nnx.List([SplitLinear(first), *copy.blocks[1:]])
         return copy
 
-    def logits(self, exit_: jax.Array, target: Target) -> jax.Array:
-        """float32 ``[..., U]`` (V without a draft vocabulary), split over ``model`` in U; ``exit_`` is ``[..., E]``.
+    def unembed(self, exit_: jax.Array, target: Target) -> jax.Array:
+        """float32 logits ``[..., U]`` (V without a draft vocabulary), split over ``model`` in U; ``exit_`` is ``[..., E]``.
 
-        A tied head with a draft vocabulary gathers its columns here, each time; `vocabulary.untied` does it once and for all.
+        A tied head with a draft vocabulary gathers its columns here, each time; `vocabulary.materialise_columns` gathers them once.
         """
-        if self.lm_head is None and self.ids is None:
-            return target.logits(exit_)
-        of_target = layers.laid(target.lm_head, COLUMNS)
-        columns = self.drafted(of_target) if self.lm_head is None else layers.laid(self.lm_head, COLUMNS)
-        out = P("data", *[None] * (exit_.ndim - 2), "model")
-        return layers.product(exit_, columns, out).astype(jnp.float32)
+        return unembed(target.config, exit_, self.columns(target))
+
+    def columns(self, target: Target) -> jax.Array:
+        """The matrix ``[E, U]`` that the head's exits are multiplied by: its own, or its columns of the target's."""
+        return target.columns(self.ids) if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
 
     def drafted(self, values: jax.Array) -> jax.Array:
         """Of values for every token of the target ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, split as
@@ -187,7 +171,7 @@ class Drafter(nnx.Module):
         return values.at[..., self.ids[...]].get(out_sharding=spec, mode="promise_in_bounds")
 
     def token_ids(self, index_BW: jax.Array) -> jax.Array:
-        """The target's ids of the tokens with these columns of `logits`, both ``[B, W]`` int32."""
+        """The target's ids of the tokens with these columns of `unembed`, both ``[B, W]`` int32."""
         if self.ids is None:
             return index_BW
         return self.ids[...].at[index_BW].get(out_sharding=P("data", None), mode="promise_in_bounds")

@@ -1,4 +1,4 @@
-"""What both networks are made of: weights with a sharding, RMSNorm, rotary positions. Pure functions of arrays."""
+"""What both networks are made of: weights with a sharding, the linear layer and its one product, RMSNorm, rotary positions."""
 
 import dataclasses
 import functools
@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+
+COLUMNS, ROWS = P(None, "model"), P("model", None)
+"""How an ``[in, out]`` matrix is split: each shard makes some outputs, or sums over some inputs (and the sums are added)."""
 
 
 def param(key: jax.Array, shape: tuple[int, ...], spec: P, dtype: jnp.dtype, scale: float | None = None) -> nnx.Param:
@@ -26,14 +29,39 @@ def ones(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
     return nnx.Param(jnp.ones(shape, dtype, out_sharding=P(None)))
 
 
-def laid(weight: nnx.Param, spec: P) -> jax.Array:
-    """A weight as it is computed with. It may be kept split over ``data`` as well, and is then gathered here, at its use; one
-    that is marked as `reduced` is laid out already."""
-    array = weight[...]
+class Linear(nnx.Module):
+    """x W + b with W ``[in, out]``, split over ``model`` by COLUMNS or by ROWS: every layer of the target and of the head."""
+
+    def __init__(self, key, shape: tuple[int, int], split: P, dtype, bias: bool = False, scale: float | None = None):
+        self.split = split
+        self.weight = param(key, shape, split, dtype, scale)
+        self.bias = zeros(shape[1:], P(split[1]), dtype) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, ..., in]`` -> ``[B, ..., out]``."""
+        y = times(x, self.weight, self.split)
+        return y if self.bias is None else y + self.bias[...]
+
+
+def times(x: jax.Array, weight: nnx.Param | jax.Array, split: P = COLUMNS) -> jax.Array:
+    """x W for x ``[B, ..., in]`` and W ``[in, out]``, ``split`` over ``model``: ``[B, ..., out]``.
+
+    Every matrix of the target and of the head is multiplied here, so another kind of weight (quantised, or with a low-rank
+    delta) needs to be known here alone.
+    """
+    ready = gather_weight(weight, split)
+    with jax.named_scope("linear"):  # so that a profile tells it from gathering the weight, and from attention
+        return product(x, ready, P("data", *[None] * (x.ndim - 2), split[1]))
+
+
+def gather_weight(weight: nnx.Param | jax.Array, spec: P) -> jax.Array:
+    """A weight as it is multiplied: gathered, if it is stored split over ``data`` too. One that is marked as `reduced` is
+    gathered already."""
+    array = weight[...] if isinstance(weight, nnx.Variable) else weight
     return array if jax.typeof(array).sharding.spec.reduced else jax.sharding.reshard(array, spec)
 
 
-def gathered(x: jax.Array) -> jax.Array:
+def gather_features(x: jax.Array) -> jax.Array:
     """Features ``[B, ..., D]`` that are split over ``model``, whole on every shard."""
     return jax.sharding.reshard(x, P("data", *[None] * (x.ndim - 1)))
 
@@ -127,7 +155,7 @@ def rotate(x_BNHC: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return x_BNHC * cos + jnp.concatenate([-high, low], axis=-1) * sin
 
 
-def pick(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:
+def take_rows(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:
     """``values[..., index[...], ...]``: each row (of the first ``batch`` axes) indexes its own next axis, from 0 up. A gather
     under `vmap`, so that a split batch axis stays split."""
     take = lambda row, at: row.at[at].get(mode="clip", wrap_negative_indices=False)  # noqa: E731

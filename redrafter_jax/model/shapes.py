@@ -3,21 +3,45 @@
 from redrafter_jax.model.layers import Rope
 from redrafter_jax.model.target import TargetConfig
 
-_LLAMA3 = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
+_LLAMA1_AND_2 = dict(vocab_size=32000, head_dim=128)
+_LLAMA3 = dict(
+    vocab_size=128256,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    rope=Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192),
+    max_position_embeddings=131072,
+)
 _SMOLLM = dict(vocab_size=49152, head_dim=64, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=2048)
 
 SHAPES = {
-    "demo": TargetConfig(2048, 320, 896, 6, 5, 1, 64, tie_word_embeddings=True),
-    "llama-7b": TargetConfig(32000, 4096, 11008, 32, 32, 32, 128, 1e-5, max_position_embeddings=4096),
-    "llama-13b": TargetConfig(32000, 5120, 13824, 40, 40, 40, 128, 1e-5, max_position_embeddings=4096),
-    "llama-33b": TargetConfig(32000, 6656, 17920, 60, 52, 52, 128, 1e-6, max_position_embeddings=2048),
-    "llama-3.1-8b": TargetConfig(128256, 4096, 14336, 32, 32, 8, 128, 1e-5, _LLAMA3, max_position_embeddings=131072),
-    "llama-3.1-70b": TargetConfig(128256, 8192, 28672, 80, 64, 8, 128, 1e-5, _LLAMA3, max_position_embeddings=131072),
+    "demo": TargetConfig(
+        vocab_size=2048, hidden_size=320, intermediate_size=896, num_hidden_layers=6, num_attention_heads=5,
+        num_key_value_heads=1, head_dim=64, tie_word_embeddings=True,
+    ),
+    "llama-7b": TargetConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
+        rms_norm_eps=1e-5, max_position_embeddings=4096, **_LLAMA1_AND_2,
+    ),
+    "llama-13b": TargetConfig(
+        hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=40,
+        rms_norm_eps=1e-5, max_position_embeddings=4096, **_LLAMA1_AND_2,
+    ),
+    "llama-33b": TargetConfig(
+        hidden_size=6656, intermediate_size=17920, num_hidden_layers=60, num_attention_heads=52, num_key_value_heads=52,
+        rms_norm_eps=1e-6, max_position_embeddings=2048, **_LLAMA1_AND_2,
+    ),
+    "llama-3.1-8b": TargetConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, **_LLAMA3,
+    ),
+    "llama-3.1-70b": TargetConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, **_LLAMA3,
+    ),
     "smollm-135m": TargetConfig(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, **_SMOLLM
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, **_SMOLLM,
     ),
     "smollm-360m": TargetConfig(
-        hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5, **_SMOLLM
+        hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5, **_SMOLLM,
     ),
     "qwen3-0.6b": TargetConfig(
         vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,

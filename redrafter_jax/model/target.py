@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.model import attention, cache, layers
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetConfig:
     """The shapes of a target, under the names of a Hugging Face Llama ``config.json`` where it has one."""
 
@@ -33,23 +33,18 @@ class TargetConfig:
     max_position_embeddings: int = 2048
 
 
-class Linear(nnx.Module):
-    """x W + b with W ``[in, out]``, split over ``model`` by columns (each shard makes some outputs) or by rows (each
-    shard sums over some inputs, and the shards are then added up)."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What the target makes of N tokens.
 
-    def __init__(self, key, shape: tuple[int, int], spec: P, dtype, bias: bool = False):
-        self.spec = spec
-        self.weight = layers.param(key, shape, spec, dtype)
-        self.bias = layers.zeros(shape[1:], P(spec[1]), dtype) if bias else None
+    hidden: ``[B, N, D]`` after the last norm; rows: the keys and values of the N tokens, not yet in any cache; features:
+    ``[B, N, F*D]``, the outputs of the F layers that were asked for, side by side and without any norm; None if none was.
+    """
 
-    def __call__(self, x_BND: jax.Array) -> jax.Array:
-        weight = layers.laid(self.weight, self.spec)
-        with jax.named_scope("linear"):  # so that a profile tells it from the head's products
-            y = layers.product(x_BND, weight, P("data", None, self.spec[1]))
-        return y if self.bias is None else y + self.bias[...]
-
-
-COLUMNS, ROWS = P(None, "model"), P("model", None)
+    hidden: jax.Array
+    rows: cache.KVRows
+    features: jax.Array | None = None
 
 
 class Block(nnx.Module):
@@ -61,14 +56,14 @@ class Block(nnx.Module):
         keys = jax.random.split(key, 7)
         self.config = config
         self.input_norm = layers.ones((D,), dtype)
-        self.q = Linear(keys[0], (D, H * C), COLUMNS, dtype, config.attention_bias)
-        self.k = Linear(keys[1], (D, K * C), COLUMNS, dtype, config.attention_bias)
-        self.v = Linear(keys[2], (D, K * C), COLUMNS, dtype, config.attention_bias)
-        self.o = Linear(keys[3], (H * C, D), ROWS, dtype, config.attention_bias)
+        self.q = layers.Linear(keys[0], (D, H * C), layers.COLUMNS, dtype, config.attention_bias)
+        self.k = layers.Linear(keys[1], (D, K * C), layers.COLUMNS, dtype, config.attention_bias)
+        self.v = layers.Linear(keys[2], (D, K * C), layers.COLUMNS, dtype, config.attention_bias)
+        self.o = layers.Linear(keys[3], (H * C, D), layers.ROWS, dtype, config.attention_bias)
         self.post_norm = layers.ones((D,), dtype)
-        self.gate = Linear(keys[4], (D, F), COLUMNS, dtype, config.mlp_bias)
-        self.up = Linear(keys[5], (D, F), COLUMNS, dtype, config.mlp_bias)
-        self.down = Linear(keys[6], (F, D), ROWS, dtype, config.mlp_bias)
+        self.gate = layers.Linear(keys[4], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
+        self.up = layers.Linear(keys[5], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
+        self.down = layers.Linear(keys[6], (F, D), layers.ROWS, dtype, config.mlp_bias)
 
     def __call__(self, x_BND, table, visible_BNN, cached, seen_BNS=None, prefixes=()) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
@@ -93,9 +88,9 @@ def _heads(x_BNX: jax.Array, head_dim: int) -> jax.Array:
 
 
 class Target(nnx.Module):
-    """``target(tokens, positions, visible, cache) -> hidden, rows``; ``target.logits(hidden)``.
+    """``target(tokens, positions, visible, cache) -> Pass``; ``target.unembed(hidden) -> logits``.
 
-    The output matrix is kept ``[D, V]``, also where it is tied to the embedding: XLA multiplies by ``[in, out]``
+    The output matrix is stored ``[D, V]``, also where it is tied to the embedding: XLA multiplies by ``[in, out]``
     weights up to twice as fast on CPU, and a tied matrix is small beside the rest.
     """
 
@@ -103,15 +98,15 @@ class Target(nnx.Module):
         keys = jax.random.split(key, config.num_hidden_layers + 2)
         V, D = config.vocab_size, config.hidden_size
         self.config = config
-        self.embedding = layers.param(keys[0], (V, D), P(None, "model"), dtype, scale=D**-0.5)
+        self.embedding = layers.param(keys[0], (V, D), layers.COLUMNS, dtype, scale=D**-0.5)
         self.blocks = nnx.List([Block(k, config, dtype) for k in keys[2:]])
         self.norm = layers.ones((D,), dtype)
-        self.lm_head = layers.param(keys[1], (D, V), COLUMNS, dtype)
+        self.lm_head = layers.param(keys[1], (D, V), layers.COLUMNS, dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """``[B, ...]`` ids -> ``[B, ..., D]``."""
         spec = P("data", *[None] * tokens.ndim)
-        return layers.laid(self.embedding, COLUMNS).at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
+        return layers.gather_weight(self.embedding, layers.COLUMNS).at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
 
     def __call__(
         self,
@@ -122,25 +117,52 @@ class Target(nnx.Module):
         lengths_BN: jax.Array | None = None,
         seen_BNS: jax.Array | None = None,
         prefixes: tuple[int, ...] = (),
-    ) -> tuple[jax.Array, cache.KVRows]:
-        """Hidden states ``[B, N, D]`` after the last norm, and the keys and values of the N tokens.
+        features: tuple[int, ...] = (),
+    ) -> Pass:
+        """One pass over N tokens per row.
 
-        ``lengths``: for `dynamic` rotary scaling, the length of the text that each token arrives with; a token that is
-        decoded arrives alone (position + 1, the default), the tokens of a prompt together. ``seen``: which slots of the
-        cache each token sees, if not all of the live ones. ``prefixes``: see `attention.attend`.
+        Args:
+          visible_BNN: which of the N tokens each of them sees.
+          kv: the cache, which is only read; None for an empty one.
+          lengths_BN: for `dynamic` rotary scaling, the length of the text that each token arrives with. A token that is
+            decoded arrives alone (position + 1, the default), the tokens of a prompt together.
+          seen_BNS: which slots of the cache each token sees, if not all of the live ones.
+          prefixes: see `attention.attend`.
+          features: layers, counted from 0, whose outputs are returned as well.
         """
         config = self.config
         lengths_BN = positions_BN + 1 if lengths_BN is None else lengths_BN
         table = layers.rope_table(config.rope, config.head_dim, positions_BN, lengths_BN)
         x_BND = self.embed(tokens_BN)
-        keys, values = [], []
+        keys, values, outputs = [], [], []
         for layer, block in enumerate(self.blocks):
-            x_BND, k, v = block(x_BND, table, visible_BNN, attention.layer_of(kv, layer), seen_BNS, prefixes)
+            with jax.named_scope("layers"):  # so that a profile tells them from the head's
+                x_BND, k, v = block(x_BND, table, visible_BNN, attention.layer_of(kv, layer), seen_BNS, prefixes)
             keys.append(k)
             values.append(v)
-        return layers.rms_norm(x_BND, self.norm[...], config.rms_norm_eps), cache.KVRows(tuple(keys), tuple(values))
+            outputs.append(x_BND)
+        hidden_BND = layers.rms_norm(x_BND, self.norm[...], config.rms_norm_eps)
+        wanted = jnp.concatenate([outputs[layer] for layer in features], axis=-1) if features else None
+        return Pass(hidden_BND, cache.KVRows(tuple(keys), tuple(values)), wanted)
 
-    def logits(self, hidden_BND: jax.Array) -> jax.Array:
-        """float32 ``[B, N, V]``, split over ``model`` in V."""
-        out = P("data", *[None] * (hidden_BND.ndim - 2), "model")
-        return layers.product(hidden_BND, layers.laid(self.lm_head, COLUMNS), out).astype(jnp.float32)
+    def columns(self, ids: nnx.Variable | jax.Array | None = None) -> jax.Array:
+        """The output matrix, ready to multiply: ``[D, V]``, or ``[D, U]`` of the tokens with these ids ``[U]``."""
+        matrix_DV = layers.gather_weight(self.lm_head, layers.COLUMNS)
+        if ids is None:
+            return matrix_DV
+        return matrix_DV.at[:, ids[...]].get(out_sharding=layers.COLUMNS, mode="promise_in_bounds")
+
+    def unembed(self, hidden: jax.Array, ids: nnx.Variable | jax.Array | None = None) -> jax.Array:
+        """float32 logits ``[B, ..., V]`` of hidden states ``[B, ..., D]``, split over ``model``; with ids ``[U]`` those of the
+        tokens that they name, ``[B, ..., U]``."""
+        return unembed(self.config, hidden, self.columns(ids))
+
+
+def unembed(config: TargetConfig, hidden: jax.Array, columns: nnx.Param | jax.Array) -> jax.Array:
+    """The one door to the vocabulary: hidden states ``[B, ..., E]`` by columns ``[E, U]`` to float32 logits ``[B, ..., U]``.
+
+    The columns are `Target.columns` or a draft head's own LM head. What a family does to its logits (a soft cap, a scale)
+    goes here, after the product, so that the target, its heads and the losses do the same.
+    """
+    del config  # no family does anything to its logits yet
+    return layers.times(hidden, columns).astype(jnp.float32)

@@ -15,17 +15,17 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target
 
 Model = TypeVar("Model", Drafter, Target)
-NEVER = -1e4  # the logit of a token that cannot be drafted, where there has to be one; within float16's range
-ALIGNMENT = 8  # exit widths stay multiples of this, for the sake of matrix units
+LOGIT_OF_OTHERS = -1e4  # the logit of a token that cannot be drafted, where there has to be one; within float16's range
+EXIT_MULTIPLE = 8  # exit widths stay multiples of this, for the sake of matrix units
 
 
-def weights_alone(drafter: Drafter) -> Drafter:
+def trainable(drafter: Drafter) -> Drafter:
     """The head with None in place of its table: what is differentiated, and what an optimizer keeps state for."""
     return jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else None, drafter)
 
 
-def with_table(weights: Drafter, drafter: Drafter) -> Drafter:
-    """The inverse of `weights_alone`: its result, with the table of ``drafter``."""
+def merge(weights: Drafter, drafter: Drafter) -> Drafter:
+    """The inverse of `trainable`: its result, with the table of ``drafter``."""
     return jax.tree.map(lambda new, old: old if new is None else new, weights, drafter, is_leaf=lambda leaf: leaf is None)
 
 
@@ -34,40 +34,40 @@ def cast(model: Model, dtype) -> Model:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, model)
 
 
-def untied_config(config: DrafterConfig) -> DrafterConfig:
-    """The shapes of what `untied` makes of a head of these."""
+def materialised_config(config: DrafterConfig) -> DrafterConfig:
+    """The shapes of what `materialise_columns` makes of a head of these."""
     return dataclasses.replace(config, tied=config.tied and not config.draft_vocab)
 
 
-def untied(drafter: Drafter, target: Target) -> Drafter:
+def materialise_columns(drafter: Drafter, target: Target) -> Drafter:
     """A slim head with a draft vocabulary as one that holds its U columns of the target's LM head, ``[D, U]``, so that they are
     gathered once and not in every round; any other head as it is."""
-    config = untied_config(drafter.config)
+    config = materialised_config(drafter.config)
     if config == drafter.config:
         return drafter
-    return _rebuilt(drafter, config, {".lm_head.value": drafter.drafted(target.lm_head[...])})
+    return _rebuilt(drafter, config, {".lm_head.value": target.columns(drafter.ids)})
 
 
 def as_decoded(drafter: Drafter, target: Target) -> Drafter:
-    """The head as decoding wants it, made once from the head as it is stored and trained: `untied`, and `Drafter.split`."""
-    return untied(drafter, target).split()
+    """The head as decoding wants it, made once from the head as it is stored: `materialise_columns`, and `Drafter.split`."""
+    return materialise_columns(drafter, target).split()
 
 
-def whole(drafter: Drafter, target: Target) -> Drafter:
+def expand(drafter: Drafter, target: Target) -> Drafter:
     """The head with an LM head of its own over the whole vocabulary, as Apple's architecture has it.
 
     A slim head gets the target's LM head. Of a draft vocabulary the result has the very distributions, although that
     architecture's LM head has no bias: the exit is widened by a feature that is always 1 (the bias of ``input_proj`` makes
-    it, the residual blocks pass it on, for silu(0) = 0), and a token outside the draft vocabulary has `NEVER` for that
+    it, the residual blocks pass it on, for silu(0) = 0), and a token outside the draft vocabulary has `LOGIT_OF_OTHERS` for that
     feature and zeros elsewhere. A head that has no ``input_proj`` gets the identity for one.
     """
     config, D = drafter.config, drafter.config.hidden_size
     if not config.draft_vocab:
-        tied = {".lm_head.value": target.lm_head[...]} if config.tied else {}
+        tied = {".lm_head.value": target.columns()} if config.tied else {}
         return _rebuilt(drafter, dataclasses.replace(config, tied=False), tied)
-    drafter, E = untied(drafter, target), config.exit_size
-    wide = E - E % ALIGNMENT + ALIGNMENT
-    wide += ALIGNMENT if wide == 2 * D else 0  # at that width the architecture has no input_proj
+    drafter, E = materialise_columns(drafter, target), config.exit_size
+    wide = E - E % EXIT_MULTIPLE + EXIT_MULTIPLE
+    wide += EXIT_MULTIPLE if wide == 2 * D else 0  # at that width the architecture has no input_proj
     old = {path: np.asarray(leaf) for path, leaf in _leaves(drafter).items()}
     dtype = old[".lm_head.value"].dtype
     weight = old.get(".input_proj.weight.value", np.eye(2 * D, dtype=dtype))
@@ -81,7 +81,7 @@ def whole(drafter: Drafter, target: Target) -> Drafter:
         if path.startswith(".blocks"):
             new[path] = np.pad(leaf, [(0, wide - E)] * leaf.ndim)
     columns = np.zeros((wide, config.vocab_size), dtype)
-    columns[E] = NEVER
+    columns[E] = LOGIT_OF_OTHERS
     columns[:E, old[".ids.value"]] = old[".lm_head.value"]
     columns[E, old[".ids.value"]] = 0
     shapes = dataclasses.replace(config, tied=False, draft_vocab=0, exit_size=wide)

@@ -19,19 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from redrafter_jax.devices import mesh, processes
+from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 from redrafter_jax.slices import program_text
 from redrafter_jax.slices.chips import GIB, Chip
 
-MARGIN = 0.05  # of the usable HBM, left for what a running process holds beside its program
-JOBS = 4  # programs compiled at a time: each takes a core and, of two or four layers, one to two GB of memory
-DEPTHS = (2, 4)  # layers of the two programs from whose difference a deeper one follows
+UNUSABLE_SHARE = 0.05  # of the usable HBM, left for what a running process holds beside its program
+MAX_COMPILATIONS = 4  # programs compiled at a time: each takes a core and, of two or four layers, one to two GB of memory
+MEASURED_DEPTHS = (2, 4)  # layers of the two programs from whose difference a deeper one follows
 
 
 class CompilerFailed(BadInput):
@@ -46,19 +45,10 @@ class DoesNotFit(Exception):
         self.bytes = bytes_
 
 
-@contextlib.contextmanager
-def on_paper(data: int, model: int):
-    """A mesh of no devices, as a context: shapes and shardings follow from it, but nothing can be compiled for it."""
-    explicit = (jax.sharding.AxisType.Explicit,) * 2
-    none = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))  # a mesh gives way to none, but to no other size
-    with none, jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((data, model), mesh.AXES, axis_types=explicit)):
-        yield
-
-
 def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
     """A target of shapes and shardings alone, on the current mesh, split over ``data`` too if ``spread``; with repeated
     key-value heads where it has too few."""
-    fitted = mesh.fit(shapes, jax.sharding.get_abstract_mesh().shape["model"])
+    fitted = placement.repeat_kv_heads(shapes, jax.sharding.get_abstract_mesh().shape["model"])
     return jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
 
 
@@ -71,16 +61,6 @@ def abstract(shape: tuple[int, ...], dtype, spec: jax.P) -> jax.ShapeDtypeStruct
     """An array of the current mesh that does not exist."""
     sharding = jax.sharding.NamedSharding(jax.sharding.get_abstract_mesh(), spec)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def bytes_of(tree) -> int:
-    """Bytes of the arrays on one chip, without what layouts pad."""
-    held = lambda leaf: leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
-    return sum(int(np.prod(held(leaf))) * _width(leaf.dtype) for leaf in jax.tree.leaves(tree))
-
-
-def _width(dtype) -> int:
-    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +99,7 @@ class Program:
 
 def fits(held: float, chip: Chip) -> bool:
     """Whether it leaves the margin."""
-    return held <= chip.usable_bytes * (1 - MARGIN)
+    return held <= chip.usable_bytes * (1 - UNUSABLE_SHARE)
 
 
 @contextlib.contextmanager
@@ -144,9 +124,9 @@ def _keep_programs_in(folder: str | None) -> None:
 
 @contextlib.contextmanager
 def side_by_side():
-    """A pool of threads that compile beside each other, as many as there are cores and at most `JOBS`. What has not begun when
+    """A pool of threads that compile beside each other, one per core and at most `MAX_COMPILATIONS`. What has not begun when
     the context ends is dropped."""
-    pool = ThreadPoolExecutor(min(JOBS, processes.count_cores()))
+    pool = ThreadPoolExecutor(min(MAX_COMPILATIONS, processes.count_cores()))
     with without_persistent_cache():
         try:
             yield pool
@@ -197,20 +177,20 @@ def _needed(message: str) -> int | None:
 
 
 def at_depth(compile_layers: Callable[[int], Program], layers: int, whole: bool) -> Program:
-    """The program of so many layers: compiled if ``whole``, else the straight line through those of `DEPTHS` layers.
+    """The program of so many layers: compiled if ``whole``, else the straight line through those of `MEASURED_DEPTHS` layers.
 
     Raises:
       DoesNotFit: the compiler refused one; without bytes if it was one of fewer layers, whose bytes say too little.
     """
-    if whole or layers <= DEPTHS[1]:
+    if whole or layers <= MEASURED_DEPTHS[1]:
         return compile_layers(layers)
     try:
-        few, more = map(compile_layers, DEPTHS)
+        few, more = map(compile_layers, MEASURED_DEPTHS)
     except DoesNotFit:
         raise DoesNotFit(None) from None
 
     def line(a: float, b: float) -> float:
-        return a + (b - a) * (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+        return a + (b - a) * (layers - MEASURED_DEPTHS[0]) / (MEASURED_DEPTHS[1] - MEASURED_DEPTHS[0])
 
     names = ("flops", "arguments", "outputs", "aliased", "temporaries", "code", "links", "link_bytes", "link_sent")
     numbers = {name: line(getattr(few, name), getattr(more, name)) for name in names}

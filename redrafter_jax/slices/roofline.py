@@ -1,11 +1,16 @@
-"""What a round must compute and read, counted by hand: operations and bytes of one chip, whatever the compiler makes of it.
+"""What a round must compute and read: operations and bytes of one chip, whatever the compiler makes of it.
 
 Weights are read once per pass of the target and once per drafted position of the head; the cache once per pass. What is
-made and used up on the way (activations, scores, logits) is taken to stay on the chip. So the times are floors.
+made and used up on the way (activations, scores, logits) is taken to stay on the chip. So the times are floors. The matrices
+are those that the models' own initialisers make; norms and biases are nothing beside them.
 """
 
 import dataclasses
 
+import jax
+
+from redrafter_jax.devices import placement
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices.chips import Chip
@@ -47,24 +52,21 @@ class Setting:
 def verify(setting: Setting, nodes: int) -> Work:
     """A pass of the target over N nodes per row; N = 1 is an autoregressive step."""
     config = setting.config
-    D, F, C = config.hidden_size, config.intermediate_size, config.head_dim
-    H, K = config.num_attention_heads, config.num_key_value_heads
-    per_layer = D * C * (H + 2 * K) + H * C * D + 3 * D * F
-    weights = (config.num_hidden_layers * per_layer + D * config.vocab_size) / setting.model
+    shapes, layers = placement.abstract_target(config), config.num_hidden_layers
+    weights = (layers * _numbers(shapes.blocks) + _numbers(shapes.lm_head)) / setting.model
     tokens = setting.rows * nodes
-    attention = 4 * tokens * (setting.slots + nodes) * H * C * config.num_hidden_layers / setting.model
-    cache = 2 * setting.rows * setting.slots * K * C * config.num_hidden_layers / setting.model
-    return Work(2 * tokens * weights + attention, setting.width * (weights + cache))
+    scores = tokens * (setting.slots + nodes) * config.num_attention_heads * layers / setting.model
+    cache = setting.rows * setting.slots * placement.bytes_of_token(config, "int8") / setting.model
+    return Work(2 * tokens * weights + 4 * scores * config.head_dim, setting.width * (weights + cache))
 
 
 def draft(setting: Setting, width: int, length: int) -> Work:
     """A beam search of W beams over L positions: L passes of the head, one after the other."""
     if length == 0:
         return Work(0, 0)
-    D, E, V = setting.head.hidden_size, setting.head.exit_size, setting.head.draft_vocab or setting.head.vocab_size
-    dense = [(2 * D, E)] * setting.head.projects + [(E, E)] * setting.head.num_blocks
-    of_h = D * dense[0][1] if dense else 0  # the first layer's share of h, once for all beams and positions
-    step = sum(fan_in * fan_out for fan_in, fan_out in dense) - of_h + 2 * D * D * setting.head.rnn + E * V
+    head = placement.abstract_head(vocabulary.materialised_config(setting.head))
+    of_h = _numbers(head.weight_of_h())  # multiplied once for all beams and positions
+    step = _numbers(head) - of_h + (_numbers(placement.abstract_target(setting.config).lm_head) if head.lm_head is None else 0)
     tokens = setting.rows * width * length
     flops = 2 * (tokens * step + setting.rows * of_h) / setting.model
     return Work(flops, setting.width * (length * step + of_h) / setting.model)
@@ -75,3 +77,8 @@ def knee(setting: Setting, chip: Chip) -> float:
     the ridge. The nodes' attention to each other is left out, so that operations grow by the same with every node."""
     one, two = verify(setting, 1), verify(dataclasses.replace(setting, batch=2 * setting.batch), 1)
     return chip.ridge * one.bytes / (two.flops - one.flops)
+
+
+def _numbers(shapes) -> int:
+    """How many numbers the matrices among some weights have."""
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2)

@@ -14,7 +14,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from redrafter_jax.devices import mesh
+from redrafter_jax.devices import mesh, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
 from redrafter_jax.model.drafter import DrafterConfig
@@ -39,7 +39,7 @@ class Slice:
 
     def mesh(self, data: int, model: int) -> jax.sharding.Mesh:
         """The mesh that `redrafter_jax.devices.mesh.make_mesh` would make there."""
-        return mesh.over(self.devices, data, model)
+        return mesh.of_devices(self.devices, data, model)
 
 
 def parse_topology(name: str, what: str = "topology") -> tuple[Chip, int]:
@@ -96,7 +96,7 @@ def read_target_config(model: str, what: str = "model") -> TargetConfig:
 
 def why_not(target: TargetConfig, head: DrafterConfig, model: int) -> str | None:
     """What ``model`` shards do not divide, in words; None where they divide everything."""
-    return mesh.Load(target, head).unfit(1, model)
+    return placement.Footprint(target, head).why_not(1, model)
 
 
 def choose_meshes(
@@ -116,9 +116,9 @@ def choose_meshes(
     data, model = given
     if given not in reasons:
         wrong = f"should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}"
-        raise BadInput(f"{what} {wrong}; {mesh.named(able)} would do")
+        raise BadInput(f"{what} {wrong}; {placement.named(able)} would do")
     if reasons[given]:
-        raise BadInput(f"{what} {data} {model} cannot split this target: {reasons[given]}; {mesh.named(able)} would do")
+        raise BadInput(f"{what} {data} {model} cannot split this target: {reasons[given]}; {placement.named(able)} would do")
     return [given], []
 
 

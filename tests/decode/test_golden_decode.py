@@ -53,8 +53,8 @@ def test_a_tree_pass_scores_each_prefix_as_if_it_were_alone(name):
     B, W, L = beams.shape
     scores = put(np.broadcast_to(-np.arange(1.0, L), (B, W, L - 1)), np.float32)
     tree = pack.pack_sequences(put(beams[:, 0, 0]), put(beams[:, :, 1:]), scores, 1 + W * (L - 1))
-    hidden, _ = jax.jit(verify.score)(target, tree, state.cache)
-    hidden, logits = np.asarray(hidden), np.asarray(target.logits(hidden))
+    hidden = jax.jit(verify.score)(target, tree, state.cache).hidden
+    hidden, logits = np.asarray(hidden), np.asarray(target.unembed(hidden))
     for b in range(B):
         for w in range(W):
             node = 0

@@ -14,17 +14,17 @@ from infer.generate import session
 from redrafter_jax.decode import reply
 from redrafter_jax.decode.engine import Progress, Sampling
 from redrafter_jax.errors import BadInput
+from tests import fakes
 from tests.support import MODELS
-from tests.train import test_replies
 from train.demo import own_text
 from train.run import evaluation as evaluate
 
 SAID = "2 of 2 replies ended early, for the target's logits were not finite; check the weights of --target, and --dtype"
-FAILED = dataclasses.replace(test_replies.REPLY, token_ids=[], drafted=[], finish_reason="error", rounds=0)
+FAILED = dataclasses.replace(fakes.REPLY, token_ids=[], drafted=[], finish_reason="error", rounds=0)
 PROMPTS = metrics.Prompts(np.arange(10), count=2, length=4)
 
 
-class Fake(test_replies.Fake):
+class Fake(fakes.Fake):
     """An engine whose target gives no finite logits."""
 
     def stream(self, prompts, *_, **__):
@@ -32,7 +32,7 @@ class Fake(test_replies.Fake):
 
 
 def test_a_reply_without_tokens_took_none_from_the_prefill():
-    replies = [dataclasses.replace(test_replies.REPLY, first_token_seconds=0.05), FAILED]
+    replies = [dataclasses.replace(fakes.REPLY, first_token_seconds=0.05), FAILED]
     totals = terminal.Totals()
     totals.add(replies)
     assert reply.mean_tokens_per_step(replies) == totals.tokens_per_step == 1

@@ -16,7 +16,7 @@ BUCKET = prefill.Bucket(64, 8, 2)
 
 def read(target, lengths: list[int], bucket: prefill.Bucket, chunk: int, monkeypatch):
     """The first state of prompts that are read ``chunk`` tokens at a time."""
-    monkeypatch.setattr(prefill, "CHUNK", chunk)
+    monkeypatch.setattr(prefill, "CHUNK_TOKENS", chunk)
     B = len(lengths)
     prompts = np.random.default_rng(0).integers(0, 503, (B, bucket.prompt))
     start = jax.jit(lambda *given: prefill.prefill(target, Plain(), *given, bucket))
@@ -45,9 +45,9 @@ def test_no_chunk_is_read_behind_the_longest_prompt(mha, longest, chunks, monkey
 
 def test_a_chunk_attends_to_the_least_of_a_few_prefixes_that_holds_what_is_before_it():
     for prompt in (256, 257, 513, 1024, 1536, 5120, 131072):
-        sizes, before = prefill.prefixes(prompt), range(0, prompt, prefill.CHUNK)
-        assert sizes == tuple(sorted(set(sizes))) and len(sizes) <= 2 + max(0, (prompt // prefill.CHUNK).bit_length())
-        assert all(any(start <= size <= max(2 * start, prefill.CHUNK) for size in sizes) for start in before)
+        sizes, before = prefill.prefixes(prompt), range(0, prompt, prefill.CHUNK_TOKENS)
+        assert sizes == tuple(sorted(set(sizes))) and len(sizes) <= 2 + max(0, (prompt // prefill.CHUNK_TOKENS).bit_length())
+        assert all(any(start <= size <= max(2 * start, prefill.CHUNK_TOKENS) for size in sizes) for start in before)
 
 
 def test_a_bucket_of_a_long_prompt_wastes_at_most_a_quarter_of_it_and_short_ones_share_theirs():

@@ -12,9 +12,9 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.policy import make_policy
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from tests import support
-from tests.properties.test_static import compilations
+from tests.support import compilations
 
-SHAPE = Shape(4, 3)
+SHAPE = Shape(4, 4)
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11, [2, 300], [1, 5, 9]]
 SAMPLINGS = [
     Sampling(),

@@ -62,7 +62,7 @@ def test_beam_search_is_an_exhaustive_ranking_step_by_step(mha):
         for tokens, score, state in alive:
             state = drafter.advance(put(state), target.embed(put([tokens[-1]], np.int32)))
             z = drafter.exit(drafter.context(put(h)), state)
-            logp = np.asarray(jax.nn.log_softmax(drafter.logits(z, target)[0]))
+            logp = np.asarray(jax.nn.log_softmax(drafter.unembed(z, target)[0]))
             grown += [((*tokens, v), score + logp[v], state) for v in range(503)]
         alive = sorted(grown, key=lambda item: -item[1])[:W]
     tokens, scores = search.sequences(beams)
@@ -151,7 +151,7 @@ def test_keys_and_values_are_written_behind_each_rows_own_length(mesh_shape, wri
     for (layer, buffer), row in itertools.product(enumerate(expected), range(B)):
         buffer[row, :, start[row] : start[row] + N] = new[layer][row]
     with jax.set_mesh(make_mesh(*mesh_shape)):
-        place = lambda arrays: tuple(jax.device_put(x.astype(np.float32), cache.SPEC) for x in arrays)  # noqa: E731
+        place = lambda arrays: tuple(jax.device_put(x.astype(np.float32), cache.CACHE_SPEC) for x in arrays)  # noqa: E731
         written = jax.jit(write)(place(buffers), place(new), put(start))
     for ours, theirs in zip(written, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs.astype(np.float32))

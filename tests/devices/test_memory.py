@@ -12,7 +12,7 @@ from infer import pair
 from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Footprint
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.shapes import SHAPES
 from tests import support
@@ -96,16 +96,16 @@ def test_training_on_a_target_that_is_too_large_is_refused_before_anything_is_re
 
 
 def test_each_accelerator_holds_its_part(monkeypatch):
-    load = Load(SEVENTY_B, size=140 * GB, cache=8 * GB)
+    load = Footprint(SEVENTY_B, size=140 * GB, cache=8 * GB)
     monkeypatch.setattr(jax, "local_devices", lambda: [Chip(16 * GB)] * 16)
     assert memory.shortage(load, (1, 8)) == (18.5 * GB, 16 * GB)
     assert memory.shortage(load, (1, 16)) is None
     with pytest.raises(BadInput, match="the model needs 18.5 GB on each device, and 16 GB are there; half, more would do"):
-        memory.check(load, (1, 8), "the model", {"half": Load(SEVENTY_B, size=70 * GB), "less": load}, "more")
+        memory.check(load, (1, 8), "the model", {"half": Footprint(SEVENTY_B, size=70 * GB), "less": load}, "more")
 
 
 def test_devices_of_one_host_share_its_memory(small_host):
-    load = Load(SEVENTY_B, size=8 * GB)
+    load = Footprint(SEVENTY_B, size=8 * GB)
     assert memory.shortage(load, (1, 8)) is None and memory.shortage(load, (1, 1)) is None
     assert memory.shortage(load, (2, 4)) == (16 * GB, 12 * GB)  # the weights twice
 
@@ -163,7 +163,7 @@ def test_a_system_without_limits_of_the_address_space_has_none(monkeypatch):
 def test_where_nothing_says_how_much_there_is_nothing_is_refused(tmp_path, monkeypatch):
     for name in ("MEMINFO", "CGROUP", "STATM"):
         monkeypatch.setattr(memory, name, tmp_path / "none")
-    assert memory.of_host() is None and memory.shortage(Load(SEVENTY_B, size=10**18), (1, 1)) is None
+    assert memory.of_host() is None and memory.shortage(Footprint(SEVENTY_B, size=10**18), (1, 1)) is None
 
 
 def test_a_limit_of_the_address_space_counts(tmp_path, monkeypatch):

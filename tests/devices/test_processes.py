@@ -28,7 +28,15 @@ from train import main
 from train.run import log
 
 SMALL = ["--batch", 8, "--row-length", 32, "--positions", 2, "--warmup", 2, "--log-every", 1]
-CONFIG = TargetConfig(512, 64, 128, 2, 8, 8, 8)
+CONFIG = TargetConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=8,
+)
 DECODE = ["--max-new-tokens", 12, "--beam-width", 2, "--beam-length", 3, "--batch-size", 2, "--temperature", 0.7]
 MAX_END_SECONDS = 120  # until a process ends that has lost another, on a slow machine
 

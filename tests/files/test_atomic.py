@@ -6,7 +6,7 @@ from infer.replies import Owner, ReplyFile
 from redrafter_jax.files import weights
 from redrafter_jax.files.atomic import replacing
 from tests.support import load_pair
-from tests.train.test_training import recipe
+from tests.training import recipe
 from train.run import configuration, log
 
 

@@ -8,11 +8,11 @@ import pytest
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, json_files
 from redrafter_jax.model.layers import Rope
+from tests.damaged import DEEP
 from tests.support import MODELS
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip
-DEEP = '{"a": ' + "[" * 100_000
 HUGE, NAN, INF = 10**400, float("nan"), float("inf")
 
 

@@ -13,8 +13,8 @@ import pytest
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, damage
+from tests.damaged import HEAD, empty_all, flip, largest
 
-HEAD = {"a": jnp.arange(4096, dtype=jnp.float32).reshape(64, 64) / 7, "b": jnp.ones(7, jnp.bfloat16)}
 TRAIN = (jnp.int32(4), {"m": HEAD["a"] * 1e-6})
 LIKE = {"head": HEAD, "train": TRAIN}
 
@@ -32,22 +32,6 @@ def saved(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def folder(saved, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(saved, tmp_path / "with a space"))
-
-
-def largest(folder: pathlib.Path) -> pathlib.Path:
-    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-
-
-def flip(file: pathlib.Path) -> None:
-    found = bytearray(file.read_bytes())
-    found[len(found) // 2] ^= 1
-    file.write_bytes(found)
-
-
-def empty_all(folder: pathlib.Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            os.truncate(file, 0)
 
 
 DAMAGES = {

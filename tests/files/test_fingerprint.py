@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from redrafter_jax.files import fingerprint
+from tests.damaged import flip
 from tests.support import MODELS
 from tests.texts import with_tokenizer
 
@@ -26,13 +27,6 @@ def reads(monkeypatch) -> list[str]:
     hash_of = fingerprint._hash
     monkeypatch.setattr(fingerprint, "_hash", lambda path: found.append(path.name) or hash_of(path))
     return found
-
-
-def flip(path, at: float) -> None:
-    """Flips one bit of a file, in place."""
-    content = bytearray(path.read_bytes())
-    content[int(at * (len(content) - 1))] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 1.0])

@@ -1,6 +1,5 @@
 """A full disk gives one sentence and exit code 2, wherever it occurs; what was saved before stays."""
 
-import errno
 import json
 import os
 import pathlib
@@ -10,19 +9,16 @@ import sys
 import jax
 import pytest
 import safetensors.numpy
-from safetensors import SafetensorError
 
-from infer.generate import session as infer_run
+from infer.generate import session
 from infer.generate.__main__ import main as generate
 from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint
 from redrafter_jax.model.drafter import Drafter
-from tests.files.test_damage import HEAD
+from tests.damaged import HEAD, NO_ROOM, full, full_in_safetensors, full_in_tensorstore
 from tests.support import MODELS, load_target
-from tests.train.test_export import exports, folder, saved  # noqa: F401  (fixtures)
-from tests.train.test_runs import idle
-from tests.train.test_training import examples, recipe
+from tests.training import examples, idle, recipe
 from train import main
 from train.data import datasets
 from train.demo import corpus
@@ -31,19 +27,6 @@ from train.run import log, loop, step
 OWNER = Owner.of_runs({0: "run"})
 TARGET = MODELS / "target_mha"
 ROOT = pathlib.Path(__file__).parents[2]
-NO_ROOM = "there is no space left on the disk; make room and start the same command again"
-
-
-def full(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def full_in_tensorstore(*_, **__):
-    raise ValueError('RESOURCE_EXHAUSTED: Failed writing: "x": Failed to write 4225 bytes: No space left on device')
-
-
-def full_in_safetensors(*_, **__):
-    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 @pytest.fixture
@@ -107,13 +90,6 @@ class _Fails:
         return full_in_tensorstore if name == self.name else getattr(self.checkpointer, name)
 
 
-def test_while_a_head_is_exported(exports, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(safetensors.numpy, "save_file", full_in_safetensors)
-    code, _, err = exports()
-    assert code == 2 and err == f"error: {NO_ROOM}"
-    assert not (tmp_path / "head" / "model.safetensors").exists()
-
-
 def test_while_a_corpus_is_copied(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pathlib.Path, "write_text", full)
     assert corpus.command(["--output", str(tmp_path / "corpus")]) == 2
@@ -122,7 +98,7 @@ def test_while_a_corpus_is_copied(tmp_path, monkeypatch, capsys):
 
 def test_while_replies_are_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"token_ids": [1, 2]}) + "\n")
-    monkeypatch.setattr(infer_run, "run", lambda task, _: ReplyFile(task.destination.file, OWNER).write([{"run": "run"}]))
+    monkeypatch.setattr(session, "run", lambda task, _: ReplyFile(task.destination.file, OWNER).write([{"run": "run"}]))
     monkeypatch.setattr(os, "fsync", full)
     assert generate(["--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert sentence(capsys) == f"error: {NO_ROOM}"

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import hub, weight_files, weights
-from tests.files.test_config import DEEP
+from tests.damaged import DEEP
 from tests.support import MODELS, load_pair
 
 DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
@@ -81,15 +81,15 @@ def test_an_index_that_names_files_outside_its_folder_is_refused(folder, tmp_pat
     shutil.copytree(folder, tmp_path / "other")
     name = name.replace("/{other}", str(tmp_path / "other" / "model.safetensors"))
     index = {"weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), name)}
-    (folder / weight_files.INDEX).write_text(json.dumps(index))
+    (folder / weight_files.WEIGHT_INDEX).write_text(json.dumps(index))
     words = "File name too long" if name == LONG else "it should name files of its own folder"
     refused(weights.load_target, folder, words)
 
 
 @pytest.mark.parametrize("content", [DEEP, "[]", "{"], ids=lambda text: text[:5])
 def test_an_index_that_is_no_json_object_is_refused(folder, content):
-    (folder / weight_files.INDEX).write_text(content)
-    refused(weights.load_target, folder, weight_files.INDEX)
+    (folder / weight_files.WEIGHT_INDEX).write_text(content)
+    refused(weights.load_target, folder, weight_files.WEIGHT_INDEX)
 
 
 def test_a_tensor_that_is_there_twice_is_refused(folder):
@@ -98,9 +98,9 @@ def test_a_tensor_that_is_there_twice_is_refused(folder):
     for name, part in parts.items():
         save_file(part, folder / name)
     index = dict.fromkeys(tensors, "a.safetensors") | {"model.norm.weight": "b.safetensors"}
-    (folder / weight_files.INDEX).write_text(json.dumps({"weight_map": index}))
+    (folder / weight_files.WEIGHT_INDEX).write_text(json.dumps({"weight_map": index}))
     refused(weights.load_target, folder, "a.safetensors and b.safetensors in")
-    (folder / weight_files.INDEX).unlink()
+    (folder / weight_files.WEIGHT_INDEX).unlink()
     header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for name, at in (("x", 0), ("y", 0))}
     raw = json.dumps(header).replace('"y"', '"\\u0078"').encode()
     (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8))

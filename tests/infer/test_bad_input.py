@@ -7,7 +7,7 @@ import pytest
 
 from infer import pair as pairs
 from infer.generate.__main__ import main
-from tests.infer.test_generate import IDS, PAIR
+from tests.options import IDS, PAIR
 from tests.support import MODELS
 from tests.texts import with_tokenizer
 

@@ -134,7 +134,7 @@ def test_a_stage_is_run_as_often_as_it_is_counted():
 
     verdict = jax.jit(lambda s: verify.verify(target, pack.root_only(s.g), s.cache, s.policy, None, 2))(state)
     after, _, _ = stages._repeated(stages._commit, (target, Plain()), state, verdict)
-    assert int(after.rounds[0]) == stages.INSIDE
+    assert int(after.rounds[0]) == stages.RUNS_PER_CALL
 
 
 def test_the_named_shapes_have_the_published_numbers_of_parameters():

@@ -16,7 +16,7 @@ from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.programs import use_cache
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
-from redrafter_jax.devices import mesh, processes
+from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
@@ -26,14 +26,22 @@ from train.fit import points as step_points
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
 )
-TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
+TARGET = TargetConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 
 
 @functools.cache
-def subject(sampling: str = "greedy") -> points.Subject:
+def subject(sampling: str = "greedy") -> points.Workload:
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    return points.Subject(topology.find_slice("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
+    return points.Workload(topology.find_slice("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
 
 
 @functools.cache
@@ -44,7 +52,7 @@ def compiled(shape: Shape, sampling: str = "greedy") -> compiler.Program:
 def cache_bytes(shape: Shape) -> int:
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         kv = points.arrays(subject(), TARGET.num_hidden_layers, BATCH, shape)[2].cache
-        return compiler.bytes_of((kv.keys, kv.values))
+        return placement.bytes_of((kv.keys, kv.values))
 
 
 @needs_compiler
@@ -60,7 +68,7 @@ def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
 @needs_compiler
 def test_a_mesh_is_laid_over_chips_that_fill_no_box_too():
     devices = topology.find_slice("v6e:2x4").devices[:5]
-    assert list(mesh.over(devices, 5, 1).devices.flat) == list(devices)
+    assert list(mesh.of_devices(devices, 5, 1).devices.flat) == list(devices)
 
 
 @needs_compiler
@@ -90,7 +98,7 @@ def test_what_was_accepted_is_written_in_one_loop_over_the_rows_of_a_shard(shape
 
 @needs_compiler
 def test_the_longest_beam_that_is_written_in_that_loop_is_written_in_place_too():
-    longest = Shape(1, cache.FEW - 1)
+    longest = Shape(1, cache.MAX_TOKENS_BY_ROW - 1)
     program, size = compiled(longest), cache_bytes(longest)
     lines = [line for lines in program.text.computations.values() for line in lines]
     assert sum(" while(" in line and "/commit/" in line for line in lines) == 1
@@ -121,7 +129,7 @@ def test_no_shard_gathers_the_vocabulary():
 @needs_compiler
 def test_a_program_that_gathers_the_vocabulary_would_be_noticed():
     def gathers(target, h_BD):
-        return jax.sharding.reshard(target.logits(h_BD), jax.P("data", None))
+        return jax.sharding.reshard(target.unembed(h_BD), jax.P("data", None))
 
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         target = compiler.target(TARGET, "bfloat16")
@@ -168,7 +176,7 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
         ran.append(number)
         end.wait(60)
 
-    together = min(compiler.JOBS, processes.count_cores())
+    together = min(compiler.MAX_COMPILATIONS, processes.count_cores())
     with pytest.raises(KeyError), compiler.side_by_side() as pool:
         for number in range(100):
             pool.submit(work, number)
@@ -188,7 +196,7 @@ def test_a_training_step_compiles_and_replaces_the_head_in_place(tmp_path, capsy
     program = step_points.compile_step(trained, MESH, 4)
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         state = step_points.arrays(trained, 4)[1]
-        size = compiler.bytes_of((state.drafter, state.optimizer))
+        size = placement.bytes_of((state.drafter, state.optimizer))
     assert program.aliased >= 0.99 * size
     assert program.held < 0.2 * subject().slice.chip.usable_bytes
 

@@ -24,7 +24,15 @@ from train.fit import __main__ as train_fit
 from train.fit import points as step_points
 from train.fit import report as step_report
 
-TARGET = TargetConfig(32000, 1024, 2816, 2, 8, 8, 128)
+TARGET = TargetConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
 LLAMA_33B = topology.read_target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
@@ -129,7 +137,7 @@ def test_a_refused_point_shows_what_is_known_of_it(bytes_, shown, monkeypatch):
         raise compiler.DoesNotFit(bytes_)
 
     monkeypatch.setattr(points, "compile_point", refuse)
-    row = points.row(points.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000), MESH, BATCH, SHAPE)
+    row = points.row(points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000), MESH, BATCH, SHAPE)
     cells = fit_report.cells_of(row, row)
     assert cells[4].startswith(shown) and cells[5] == "no" and row["held"] >= 1 << 20
 
@@ -201,7 +209,7 @@ def test_recommendations_are_made_a_few_times_only():
     rows = [row | {"mesh": [1, count]} for count in range(9) for row in table()[:3]]
     checked = checker(lambda *_: "all")
     advice, checks, refused = points.settle(rows, 8, 1.5, checked)
-    assert advice.mesh is None and len(checked.calls) == 1 + points.AGAIN
+    assert advice.mesh is None and len(checked.calls) == 1 + points.MAX_RETRIES
     assert "fits, and others were not tried; take more chips" in fit_report.advised(
         advice, 1.5, "bfloat16", checks, refused, 16 << 30
     )
@@ -212,7 +220,7 @@ def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
     rows = [table()[0], *(row for row in rows if row["nodes"] > 1)]
     checked = checker(lambda mesh, shape, what: what == "round")
     advice, checks, refused = points.settle(rows, 8, 1.5, checked)
-    assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + points.AGAIN
+    assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + points.MAX_RETRIES
     assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
     said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
     assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
@@ -231,7 +239,7 @@ def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
         raise compiler.DoesNotFit(None)
 
     monkeypatch.setattr(points, "compile_loop", refuse)
-    found = points.check(points.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000), points.Advice(8, MESH, None, None), "step")
+    found = points.check(points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000), points.Advice(8, MESH, None, None), "step")
     assert json.loads(json.dumps(found, allow_nan=False))["held"] is None and not found["fits"]
 
 
@@ -241,7 +249,7 @@ def test_the_training_step_that_is_recommended_fits_with_all_layers():
     best, refused = step_points.settle(rows, whole(6))
     assert best["batch"] == 6 and best["whole"] and [row["batch"] for row in refused] == [8, 7]
     best, refused = step_points.settle(rows, whole(0))
-    assert best is None and len(refused) == 1 + step_points.AGAIN
+    assert best is None and len(refused) == 1 + step_points.MAX_RETRIES
     assert step_report.advised(best, refused, "model").startswith("none of the last 4 lines")
     assert step_report.advised(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
     assert step_report.advised(None, [], "data,model").startswith("nothing fits; take more chips")
@@ -256,7 +264,7 @@ def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
     monkeypatch.setattr(points, "compile_point", fail)
     monkeypatch.setattr(points, "compile_loop", fail)
     monkeypatch.setattr(step_points, "compile_step", fail)
-    subject = points.Subject(nowhere(), TARGET, HEAD, "bfloat16", 4000)
+    subject = points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000)
     row = points.row(subject, MESH, BATCH, SHAPE)
     assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
     check = points.check(subject, points.Advice(BATCH, MESH, "4x2", 1.2), "round")

@@ -15,12 +15,9 @@ from infer.generate import compare
 from infer.generate.__main__ import DEFAULT_PROMPT, main
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent
+from tests.options import IDS, PAIR, SHORT
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
-
-PAIR = ["--target", str(MODELS / "target_mha"), "--drafter", str(MODELS / "drafter_mha_rnn")]
-IDS = [[1, 5, 9, 77], [1, 5, 9, 78, 100, 3], [4, 4, 8]]
-SHORT = ["--max-new-tokens", "20", "--beam-width", "2", "--beam-length", "3"]
 
 
 @pytest.fixture(scope="module")

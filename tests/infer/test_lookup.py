@@ -16,7 +16,7 @@ from redrafter_jax.decode.propose import lookup
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.proposer import Round
 from redrafter_jax.decode.propose.union import Union
-from redrafter_jax.devices import mesh as meshes
+from redrafter_jax.devices import placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from tests.support import MODELS
@@ -134,7 +134,7 @@ def test_a_folder_that_is_called_lookup_is_reached_by_its_path(tmp_path, monkeyp
 
 def test_the_mesh_and_the_room_are_for_the_rounds_of_the_lookup(monkeypatch):
     loads = []
-    monkeypatch.setattr(meshes, "settle", lambda load, mesh, together: loads.append(load) or ((1, 1), None))
+    monkeypatch.setattr(placement, "resolve", lambda load, mesh, together: loads.append(load) or ((1, 1), None))
     lengths = []
     monkeypatch.setattr(session.room, "check", lambda resolved, longest, new, rows, length: lengths.append(length))
     for length in (1, 64):

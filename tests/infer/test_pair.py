@@ -15,7 +15,7 @@ from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
 from redrafter_jax.model.shapes import SHAPES
-from tests.infer.test_generate import PAIR, SHORT
+from tests.options import PAIR, SHORT
 from tests.support import MODELS
 from tests.texts import with_tokenizer
 
@@ -64,7 +64,7 @@ def test_the_size_of_the_cache_is_what_linux_says_or_a_usual_one(tmp_path):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size + "\n")
     assert pair.cache_size(str(tmp_path)) == 32 << 20
-    assert pair.cache_size(str(tmp_path / "nowhere")) == pair.CACHE
+    assert pair.cache_size(str(tmp_path / "nowhere")) == pair.DEFAULT_CPU_CACHE_BYTES
 
 
 def test_the_options_offer_what_the_library_knows():

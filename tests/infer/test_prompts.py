@@ -41,7 +41,7 @@ def test_an_empty_pipe_is_no_prompt(piped):
 
 
 def test_a_silent_pipe_does_not_hang(piped, monkeypatch, capsys):
-    monkeypatch.setattr(prompts, "PATIENCE", 0.05)
+    monkeypatch.setattr(prompts, "PIPE_WAIT_SECONDS", 0.05)
     piped(None)
     assert prompts.read((), None) == []
     assert "standard input sent nothing" in capsys.readouterr().err

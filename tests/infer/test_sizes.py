@@ -7,7 +7,7 @@ import pytest
 
 from infer.evaluate import __main__ as evaluate
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Footprint
 from redrafter_jax.errors import BadInput
 from tests.support import MODELS, load_target
 from train import main
@@ -114,7 +114,7 @@ def test_a_target_that_the_machine_cannot_train_is_refused_by_the_options_that_m
 def test_a_batch_that_no_device_has_room_for_is_refused(mesh, monkeypatch):
     recipe, config = Recipe(batch=64, row_length=512), load_target("mha").config
     head = loop.make_head_config(config, recipe)
-    load = Load(config, head, 64, "--batch", 1e6)
+    load = Footprint(config, head, 64, "--batch", 1e6)
     need = 1e6 + 4 * 5 * 64 * 512 * 2 * config.hidden_size / mesh[0]  # float32 exits at 5 positions
     monkeypatch.setattr(memory, "of_host", lambda: 1.01 * need * mesh[0])
     footprint.check(load, recipe, mesh)

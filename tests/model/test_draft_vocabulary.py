@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from redrafter_jax import loss
@@ -17,39 +16,19 @@ from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose import recurrent
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
-from redrafter_jax.devices.mesh import Load, check, is_spread, make_mesh, spread
+from redrafter_jax.devices.mesh import is_spread, make_mesh, spread
+from redrafter_jax.devices.placement import Footprint, check
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
-from tests.properties.test_exactness import PROMPTS
-from tests.support import load_target, put
-from tests.train.test_training import examples, recipe, same, stops_after
+from tests.draft_vocabularies import HEADS, U, cut, random_head
+from tests.support import PROMPTS, put
+from tests.training import recipe, same
 from train import main
 from train.data import rows
-from train.run import configuration as configurations
-from train.run import log, step
-from train.run import loop as run
-
-HEADS = {"full": full, "slim": slim}
-U = 48
-
-
-def cut(drafter: Drafter, ids) -> Drafter:
-    """The head with these columns of its LM head alone."""
-    config = dataclasses.replace(drafter.config, draft_vocab=len(ids))
-    changes = {".ids.value": np.asarray(ids, np.int32)}
-    changes |= {} if config.tied else {".lm_head.value": np.asarray(drafter.lm_head[...])[:, ids]}
-    return vocabulary._rebuilt(drafter, config, changes)
-
-
-def random_head(target: Target, kind: str, ids=None, blocks: int = 2) -> Drafter:
-    """A head whose blocks and biases are not zero."""
-    shape = HEADS[kind](target.config.vocab_size, target.config.hidden_size, blocks)
-    drafter = Drafter(jax.random.key(3), dataclasses.replace(shape, draft_vocab=0 if ids is None else len(ids)), ids=ids)
-    shift = lambda leaf: leaf + 0.03 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return vocabulary.with_table(jax.tree.map(shift, vocabulary.weights_alone(drafter)), drafter)
+from train.run import step
 
 
 @pytest.fixture(scope="module")
@@ -115,80 +94,6 @@ def test_requests_of_a_bucket_still_share_one_program(mha):
     assert (loop.start._cache_size(), loop.run._cache_size()) == before
 
 
-# The loss
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def differentiated(drafter, target, tokens, labels, hidden, segments, config):
-    table = lambda w: vocabulary.with_table(w, drafter)  # noqa: E731
-    aim = lambda w: loss.draft_loss(table(w), target, tokens, labels, hidden, config, segments)  # noqa: E731
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def straightforward(drafter, target, tokens, labels, hidden, segments, config):
-    """Loss, its gradients, and top-1 accuracy, with all logits at once, each label looked up in the table."""
-    ids, T = drafter.ids[...], tokens.shape[1]
-
-    def aim(weights):
-        head, state, total, hits = vocabulary.with_table(weights, drafter), jnp.zeros_like(hidden), 0.0, []
-        teacher = jax.nn.softmax(target.logits(hidden).at[..., ids].get(out_sharding=P("data", None, "model")))
-        for i in range(config.positions):
-            state = head.advance(state, target.embed(jnp.roll(tokens, -1 - i, axis=1)))
-            logits = jax.nn.log_softmax(head.logits(head.exit(head.context(hidden), state), target))
-            label = jnp.roll(labels, -2 - i, axis=1)
-            counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED) & (segments == jnp.roll(segments, -2 - i, axis=1))
-            is_label = ids == label[..., None]
-            inside = counts & jnp.any(is_label, axis=-1)
-            hard = -jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
-            soft = -jnp.sum(jnp.roll(teacher, -1 - i, axis=1) * logits, axis=-1)
-            total += (1 - config.distill_weight) * jnp.sum(hard * inside) / jnp.maximum(jnp.sum(inside), 1)
-            total += config.distill_weight * jnp.sum(soft * counts) / jnp.maximum(jnp.sum(counts), 1)
-            first = jnp.any(is_label & (logits == jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
-            hits.append(jnp.sum(first & counts) / jnp.maximum(jnp.sum(counts), 1))
-        return total, jnp.stack(hits)
-
-    return jax.value_and_grad(aim, has_aux=True)(vocabulary.weights_alone(drafter))
-
-
-def texts(V: int, D: int):
-    """Tokens, labels, hidden states and segments, packed, with labels that do not count."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, V, (2, 23))
-    labels = np.where(rng.random((2, 23)) < 0.3, loss.IGNORED, tokens)
-    segments = put([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3], np.int32)
-    return put(tokens, np.int32), put(labels, np.int32), put(rng.normal(size=(2, 23, D)), np.float32), segments
-
-
-@pytest.mark.parametrize("kind", ["full", "slim"])
-@pytest.mark.parametrize("soft", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, pytest.param(1.0, marks=pytest.mark.slow)])
-def test_the_loss_over_a_part_of_the_vocabulary_is_that_of_the_straightforward_form(mha, kind, soft):
-    target, _ = mha
-    drafter = random_head(target, kind, np.arange(1, 503, 3))
-    config = loss.LossConfig(3, soft, chunk=5)
-    (total, metrics), gradients = differentiated(drafter, target, *texts(503, 64), config)
-    (value, top1), gradient = straightforward(drafter, target, *texts(503, 64), config)
-    assert float(total) == pytest.approx(float(value), rel=1e-5)
-    np.testing.assert_allclose(metrics.accuracy[:, 0], top1, atol=1e-6)
-    assert len(jax.tree.leaves(gradients)) == len(jax.tree.leaves(drafter)) - 1
-    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradient), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["full", "slim"])
-def test_the_loss_over_the_whole_vocabulary_is_the_loss_without_a_table(mha, kind):
-    target, _ = mha
-    without, with_ = random_head(target, kind), random_head(target, kind, np.arange(503))
-    config = loss.LossConfig(3, 0.3, chunk=5)
-    (total, metrics), gradients = differentiated(with_, target, *texts(503, 64), config)
-    (value, other), gradient = differentiated(without, target, *texts(503, 64), config)
-    assert float(total) == pytest.approx(float(value), rel=1e-6)
-    np.testing.assert_array_equal(metrics.accuracy, other.accuracy)
-    np.testing.assert_array_equal(metrics.scored, other.scored)
-    for one, two in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradient), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-6)
-
-
 # On disk
 
 
@@ -220,10 +125,10 @@ def test_written_for_apples_code_the_drafts_are_the_same_and_the_rest_is_never_d
     assert exported.ids is None and exported.lm_head[...].shape == (exported.config.exit_size, 503)
     rng = np.random.default_rng(1)
     h, state = (put(rng.normal(size=(4, 64)), np.float32) for _ in range(2))
-    logits, whole = (x.logits(x.exit(x.context(h), state), target) for x in (head, exported))
+    logits, whole = (x.unembed(x.exit(x.context(h), state), target) for x in (head, exported))
     np.testing.assert_allclose(np.asarray(whole)[:, ids], logits, atol=1e-4)
     outside = np.setdiff1d(np.arange(503), ids)
-    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.NEVER)
+    np.testing.assert_array_equal(np.asarray(whole)[:, outside], vocabulary.LOGIT_OF_OTHERS)
     engines = [Engine(target, Recurrent(each, Shape(4, 4))) for each in (head, exported)]
     for way, expected in plain.items():
         original, other = (list(engine.generate(PROMPTS, way, Limits(60), batch=5)) for engine in engines)
@@ -257,12 +162,20 @@ def test_a_config_with_more_drafts_than_tokens_is_refused(mha, tmp_path):
 
 
 def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
-    target = TargetConfig(256, 64, 128, 2, 8, 8, 8)
+    target = TargetConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=8,
+    )
     with pytest.raises(BadInput, match="--mesh 1 8: 8 does not divide the head's draft vocabulary of 12 tokens"):
-        check(Load(target, DrafterConfig(256, 64, 128, draft_vocab=12)), (1, 8), 8)
+        check(Footprint(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)), (1, 8), 8)
     in_training = main.load_of(main.Options(pathlib.Path("target"), recipe=recipe(1, head_vocab=12, batch=8)), target)
-    assert in_training.unfit(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
-    assert in_training.unfit(1, 4) is None
+    assert in_training.why_not(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
+    assert in_training.why_not(1, 4) is None
 
 
 # Meshes
@@ -270,7 +183,19 @@ def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
 
 def decode(mesh: tuple[int, int], kind: str, sampling: Sampling) -> tuple[list, list]:
     jax.set_mesh(make_mesh(*mesh))
-    target = jax.jit(Target, static_argnums=(1, 2))(jax.random.key(0), TargetConfig(256, 64, 128, 2, 8, 8, 8), jnp.float32)
+    target = jax.jit(Target, static_argnums=(1, 2))(
+        jax.random.key(0),
+        TargetConfig(
+            vocab_size=256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            head_dim=8,
+        ),
+        jnp.float32,
+    )
     config = dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
     drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), config, jnp.float32, jnp.arange(3, 256, 4)[:64])
     prompts = [[row + 1] * (row + 2) for row in range(8)]
@@ -293,7 +218,15 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind):
     losses, replies = [], []
     for mesh, over_data in (((1, 1), False), ((2, 4), False), ((2, 4), True)):
         jax.set_mesh(make_mesh(*mesh))
-        shapes = TargetConfig(256, 64, 128, 2, 8, 8, 8)
+        shapes = TargetConfig(
+            vocab_size=256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            head_dim=8,
+        )
         target = jax.jit(lambda: spread(Target(jax.random.key(0), shapes, jnp.float32), over_data))()  # noqa: B023
         schedule, config = step.Schedule(10, warmup=0), dataclasses.replace(HEADS[kind](256, 64), draft_vocab=64)
         state = jax.jit(functools.partial(step.start, jax.random.key(1), config, schedule, np.arange(64) * 4, over_data))()
@@ -310,47 +243,3 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind):
     for other in (1, 2):
         np.testing.assert_allclose(losses[0], losses[other], rtol=1e-5)
         assert replies[other] == replies[0]
-
-
-# Training
-
-
-def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smaller_id():
-    text = [
-        {"tokens": np.array([9, 9, 9, 9, 2]), "labelled": np.array([0, 0, 0, 0, 1], bool)},
-        {"tokens": np.array([7, 7, 5, 4, 6]), "labelled": np.ones(5, bool)},
-    ]
-    assert rows.find_most_frequent(text, 10, 3).tolist() == [2, 4, 7]
-    assert rows.find_most_frequent(text, 10, 7).tolist() == [0, 1, 2, 4, 5, 6, 7]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head", ["full", "slim"])
-def test_a_head_learns_in_its_vocabulary_and_a_stopped_run_goes_on(head, tmp_path, monkeypatch):
-    target, how = load_target("mha"), recipe(20, head=head, rate=1e-2, head_vocab=12, save_every=10, evaluate_every=20)
-    whole = run.train_head(target, examples(), how, tmp_path / "whole_", examples(5))
-    assert whole.ids[...].tolist() == rows.find_most_frequent(examples(), 503, 12).tolist()
-    lines = [line for line in log.read(tmp_path / "whole_") if "loss" in line]
-    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
-    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 11))
-    with pytest.raises(KeyboardInterrupt):
-        run.train_head(target, examples(), how, tmp_path / "cut_", examples(5))
-    monkeypatch.undo()
-    monkeypatch.setattr(run, "find_most_frequent", None)  # the table comes from the checkpoint
-    same(run.train_head(target, examples(), how, tmp_path / "cut_", examples(5)), whole)
-
-
-def test_more_tokens_than_the_target_has_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="--head-vocab should be at most the target's vocabulary of 503, not 504"):
-        run.train_head(load_target("mha"), examples(), recipe(2, head_vocab=504), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_from_before_the_option_existed_goes_on(tmp_path):
-    configuration = {"steps": 4, "head_vocab": 0}
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "2").mkdir()
-    (tmp_path / "checkpoints" / "config.json").write_text(json.dumps({"steps": 4}))
-    configurations.save(tmp_path, configuration, "auto")
-    with pytest.raises(BadInput, match="head_vocab was 0 and is 8"):
-        configurations.save(tmp_path, configuration | {"head_vocab": 8}, "auto")

@@ -25,7 +25,15 @@ from train.data import rows as data
 from train.run import step
 
 LAYERS, D, V = 2, 64, 4096
-CONFIG = TargetConfig(V, D, 128, LAYERS, 8, 8, 8)
+CONFIG = TargetConfig(
+    vocab_size=V,
+    hidden_size=D,
+    intermediate_size=128,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=8,
+)
 DATA, MODEL = 2, 4
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
@@ -139,7 +147,7 @@ def test_a_step_sends_activations_once_per_use_and_each_gradient_once(spread):
     found = collectives(update.lower(state, target, batch).compile())
     assert {kind for kind, _, _ in found} == {"all-gather", "all-reduce"}
     activation, shards = B // DATA * T * D, lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) // MODEL
-    of_layers = by_size(found, "linear")
+    of_layers = by_size(found, "layers)/linear")  # as in jvp(layers)/linear
     assert of_layers == Counter({("all-reduce", activation): 2 * LAYERS})
     in_loop = by_size(found, "while/body")
     of_chunk = B // DATA * K * N

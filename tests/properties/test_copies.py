@@ -9,15 +9,24 @@ import pytest
 from infer.fit import points
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
+from redrafter_jax.devices import placement
 from redrafter_jax.model import cache, drafter
 from redrafter_jax.model.target import TargetConfig
-from redrafter_jax.slices import compiler, program_text, topology
+from redrafter_jax.slices import program_text, topology
 from tests import support
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
 )
-TARGET = TargetConfig(4096, 1024, 2816, 1, 8, 8, 128)
+TARGET = TargetConfig(
+    vocab_size=4096,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=1,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=128,
+)
 
 
 def elements(kv: cache.KVCache) -> int:
@@ -38,9 +47,9 @@ def test_a_loop_on_a_cpu_copies_no_cache(mha, shape):
 @pytest.mark.parametrize("shape", [AUTOREGRESSIVE, Shape(4, 4)], ids=points.name)
 def test_a_loop_for_a_tpu_copies_no_cache_and_takes_over_the_state_that_was_donated(shape, batch):
     head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    subject = points.Subject(topology.find_slice("v5e:2x2"), TARGET, head, "bfloat16", 2000)
+    subject = points.Workload(topology.find_slice("v5e:2x2"), TARGET, head, "bfloat16", 2000)
     program = points.compile_loop(subject, (1, 4), batch, shape)
     with jax.set_mesh(subject.slice.mesh(1, 4)):
         state = points.arrays(subject, TARGET.num_hidden_layers, batch, shape)[2]
     assert not program.text.copies_in_loops(elements(state.cache))
-    assert program.aliased >= compiler.bytes_of(state)
+    assert program.aliased >= placement.bytes_of(state)

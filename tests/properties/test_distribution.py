@@ -26,7 +26,15 @@ SHAPE = Shape(width=3, length=2)
 
 @pytest.fixture(scope="module")
 def models():
-    config = TargetConfig(V, 16, 32, 1, 2, 1, 8)
+    config = TargetConfig(
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
     target = Target(jax.random.key(1), config)
     target.lm_head[...] = target.lm_head[...] * 1.5
     return target, Drafter(jax.random.key(2), full(V, 16))
@@ -35,7 +43,7 @@ def models():
 @functools.cache
 def next_token_probabilities(target, prefixes: tuple[tuple[int, ...], ...]) -> np.ndarray:
     state = support.started(target, [list(prefix) for prefix in prefixes], 1, 0)
-    return np.asarray(jax.nn.softmax(target.logits(state.h), axis=-1), np.float64)
+    return np.asarray(jax.nn.softmax(target.unembed(state.h), axis=-1), np.float64)
 
 
 def joint(target) -> np.ndarray:
@@ -131,7 +139,7 @@ def draft_probabilities(target, drafter, h, g, tokens) -> np.ndarray:
     state, read, found = jnp.zeros_like(h_BWD), jnp.broadcast_to(g[:, None], (V, W)), []
     for step in range(L):
         state = drafter.advance(state, target.embed(read))
-        found.append(np.asarray(jax.nn.softmax(drafter.logits(drafter.exit(drafter.context(h_BWD), state), target)), np.float64))
+        found.append(np.asarray(jax.nn.softmax(drafter.unembed(drafter.exit(drafter.context(h_BWD), state), target)), np.float64))
         read = tokens[:, :, step]
     return np.stack(found, axis=2)
 

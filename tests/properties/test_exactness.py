@@ -17,9 +17,8 @@ from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.files import weights
 from redrafter_jax.model import attention
 from tests import support
-from tests.support import MODELS, put
+from tests.support import MODELS, PROMPTS, put
 
-PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
 SHAPES = [
     Shape(1, 3),
     Shape(4, 4),
@@ -132,7 +131,7 @@ def test_dead_slots_and_unused_nodes_never_reach_a_logit(mha):
     scores = put([[[-1.0, -2.0, -np.inf]] * 2] * 2, np.float32)
     tree = pack.pack_sequences(state.g, put([[[5, 6, 7], [5, 8, 7]]] * 2, np.int32), scores, 7)
     assert int(np.asarray(tree.valid).sum()) < tree.valid.size
-    clean, _ = verify.score(target, tree, state.cache)
+    clean = verify.score(target, tree, state.cache).hidden
     dead = np.arange(state.cache.slots) >= np.asarray(state.cache.length)[:, None]
     poison = lambda buffer: jnp.where(put(dead)[:, None, :, None], jnp.nan, buffer)  # noqa: E731
     cache = dataclasses.replace(
@@ -142,7 +141,7 @@ def test_dead_slots_and_unused_nodes_never_reach_a_logit(mha):
     poisoned = jax.tree.map(lambda leaf: leaf, target)
     poisoned.embedding[...] = target.embedding[...].at[unused_id].set(jnp.nan)
     tree = dataclasses.replace(tree, tokens=jnp.where(tree.valid, tree.tokens, unused_id))
-    hidden, _ = verify.score(poisoned, tree, cache)
+    hidden = verify.score(poisoned, tree, cache).hidden
     used = np.asarray(tree.valid)
     np.testing.assert_array_equal(np.asarray(hidden)[used], np.asarray(clean)[used])
 
@@ -179,8 +178,8 @@ def test_bfloat16_differs_only_where_rounding_can_swap_the_two_best_logits(mha, 
 
 @jax.jit
 def logits_of(model, row: jax.Array, positions: jax.Array) -> jax.Array:
-    hidden, _ = model(row, positions, attention.causal(row >= 0))
-    return model.logits(hidden)
+    hidden = model(row, positions, attention.causal(row >= 0)).hidden
+    return model.unembed(hidden)
 
 
 def rounding(target, exact, prompt: list[int], reply: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,15 @@ from redrafter_jax.model.target import Target, TargetConfig
 from train.data import rows
 from train.run import step
 
-CONFIG = TargetConfig(256, 64, 128, 2, 8, 2, 8)  # two key-value heads, so four and eight shards repeat them
+CONFIG = TargetConfig(
+    vocab_size=256,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=8,
+)  # two key-value heads, so four and eight shards repeat them
 MESHES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 PROMPTS = [[row + 1] * (row + 2) for row in range(8)]
 
@@ -109,7 +117,7 @@ def test_weights_are_read_once_in_parts_and_arrive_as_they_were(folder, mesh_sha
     read = []
     original = weight_files.Stored._read
     monkeypatch.setattr(weight_files.Stored, "_read", lambda *a: read.append(original(*a)) or read[-1])
-    monkeypatch.setattr(weight_files, "CHUNK", 4096)
+    monkeypatch.setattr(weight_files, "CHUNK_BYTES", 4096)
     jax.set_mesh(make_mesh())
     expected = {path: np.asarray(leaf) for path, leaf in weights._leaves(weights.load_target(folder))}
     once = sum(leaf.nbytes for leaf in expected.values())

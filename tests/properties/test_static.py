@@ -1,7 +1,5 @@
 """Nothing that shapes an array depends on data: compilations are counted, host transfers are forbidden, memory is bounded."""
 
-import contextlib
-
 import jax
 import numpy as np
 import pytest
@@ -13,24 +11,9 @@ from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.union import Union
 from tests import support
+from tests.support import compilations
 
 SHAPE = Shape(2, 3)
-
-
-@contextlib.contextmanager
-def compilations():
-    """Counts, in a list of their names, the programs that are compiled meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, _: float, **__) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("beside", [None, Lookup(3, 1, 7)], ids=["recurrent", "union"])
@@ -71,7 +54,7 @@ def test_a_reader_is_shown_more_rounds_at_a_time_where_rounds_are_fast_and_nothi
     list(engine.generate([[1, 2, 3]], limits=Limits(40)))
     with compilations() as found:
         for seconds in (0.0, 1e9):  # as if every round were too slow, or none ever
-            monkeypatch.setattr(engines, "LOOK_SECONDS", seconds)
+            monkeypatch.setattr(engines, "POLL_SECONDS", seconds)
             looks[seconds] = [progress.replies[0] for progress in engine.stream([[1, 2, 3]], limits=Limits(40))]
     slow, fast = looks.values()
     assert slow[-1].token_ids == fast[-1].token_ids and slow[-1].rounds > 8

@@ -24,7 +24,6 @@ from redrafter_jax.model.drafter import Drafter, slim
 from tests.support import MODELS
 from tests.texts import with_tokenizer
 from train import export, main, plot
-from train.demo import corpus
 from train.distill import __main__ as distill
 from train.run import card, log
 
@@ -99,29 +98,6 @@ def test_a_whole_head_has_what_tensorrt_llms_converter_reads(tmp_path):
     names |= {f"lm_head.{i}.linear.{part}" for i in range(config["num_draft_layers"]) for part in ("weight", "bias")}
     names |= {"input_proj.weight", "input_proj.bias"} if config["hidden_size"] * 2 != config["exit_dim"] else set()
     assert config["rnn"] is True and set(tensors) == names
-
-
-def test_the_embedded_pairs_text_as_two_folders(tmp_path, capsys):
-    assert corpus.command(["--output", str(tmp_path)]) == 0
-    found = {
-        name: {f.relative_to(tmp_path / name).as_posix() for f in (tmp_path / name).rglob("*.py")} for name in ("train", "held_out")
-    }
-    assert len(found["train"]) > 10 * len(found["held_out"]) > 0
-    assert all(map(corpus.is_held_out, found["held_out"])) and not any(map(corpus.is_held_out, found["train"]))
-    assert corpus.command(["--output", str(tmp_path), "--packages", "no_such_package"]) == 2
-    assert "no_such_package" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["no_such_package", "no.such", "", ".x", "json", "sys", "train"])
-def test_what_is_not_an_installed_package_is_named(name, tmp_path, capsys):
-    assert corpus.command(["--output", str(tmp_path / "corpus"), "--packages", name]) == 2
-    assert f"error: --packages: {name!r} is not an installed package" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_package_is_known_by_the_name_it_is_imported_by():
-    _, origin = corpus.read(("yaml",)).origins  # which PyYAML installs
-    assert origin["name"] == "yaml" and origin["files"] > 0 and origin["licence"]
 
 
 def test_a_head_with_a_draft_vocabulary_trains_decodes_and_is_exported_whole(target, talk, tmp_path, capsys):

@@ -17,7 +17,7 @@ from infer import pair, text_files
 from infer.text import require_tokenizer
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
-from redrafter_jax.loss import IGNORED
+from redrafter_jax.loss import IGNORED_LABEL
 from tests import texts
 from train.data import datasets, examples
 from train.data import rows as data
@@ -259,7 +259,7 @@ def test_packing_fills_rows_and_keeps_examples_apart():
             segment, positions = row["segments"][part], row["positions"][part]
             assert len(set(segment)) == 1
             np.testing.assert_array_equal(positions, np.arange(len(part)) if segment[0] else 0)
-        np.testing.assert_array_equal(row["labels"][row["segments"] == 0], IGNORED)
+        np.testing.assert_array_equal(row["labels"][row["segments"] == 0], IGNORED_LABEL)
     kept = np.concatenate([row["tokens"][row["segments"] > 0] for row in whole])
     assert sorted(kept.tolist()) == sorted([*range(1, 6), *range(1, 4), *range(100, 120), *range(1, 9)])
     assert {place for i in range(len(rows)) for place in rows.where(i)} == {"of 5", "of 3", "of 20", "of 8"}

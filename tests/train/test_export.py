@@ -8,13 +8,14 @@ import shutil
 
 import jax
 import pytest
+import safetensors.numpy
 from safetensors.numpy import load_file
 
 from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import checkpoint, fingerprint
 from redrafter_jax.model.drafter import Drafter
-from tests.files.test_damage import empty_all, flip, largest
+from tests.damaged import NO_ROOM, empty_all, flip, full_in_safetensors, largest
 from tests.support import MODELS, load_target
 from train import export
 from train.run import loop
@@ -175,3 +176,10 @@ def test_a_run_that_ended_before_its_first_save_is_one_sentence(more, exports, f
         shutil.rmtree(folder / "checkpoints" / str(step))
     code, _, err = exports(*more)
     assert code == 2 and err.startswith(f"error: --run: {folder} has no checkpoint, for it ended before its first save; start")
+
+
+def test_while_a_head_is_exported(exports, tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors.numpy, "save_file", full_in_safetensors)
+    code, _, err = exports()
+    assert code == 2 and err == f"error: {NO_ROOM}"
+    assert not (tmp_path / "head" / "model.safetensors").exists()

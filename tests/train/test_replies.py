@@ -1,6 +1,5 @@
 """Files of replies: gone on with by the run that began them alone; a reply that ends in an error is no success."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,32 +9,14 @@ from infer import text_files
 from infer.generate import __main__ as generate
 from infer.generate import batches, parts, session
 from infer.replies import Owner, ReplyFile
-from redrafter_jax.decode import engine
 from redrafter_jax.errors import BadInput
-from tests.files.test_fingerprint import flip
+from tests.damaged import flip
+from tests.fakes import Fake
 from tests.texts import with_tokenizer
 from train import main
 from train.distill import __main__ as distill
 
 SHORT = ["--max-new-tokens", "3", "--decoding", "autoregressive"]
-REPLY = engine.Reply([5, 6], [False, False], "length", 1, [1], 0.1, 0)
-
-
-class Fake(engine.Engine):
-    """An engine that answers at once; a prompt that begins with 13 ends in an error."""
-
-    def __init__(self, *_):
-        self.compile_seconds = 0.0
-
-    def plain(self):
-        return self
-
-    def stream(self, prompts, *_, **__):
-        ends = ["error" if prompt[0] == 13 else "length" for prompt in prompts]
-        yield engine.Progress([dataclasses.replace(REPLY, finish_reason=end) for end in ends], [True] * len(prompts))
-
-    def generate(self, prompts, *_, **__):
-        return next(self.stream(prompts)).replies
 
 
 @pytest.fixture

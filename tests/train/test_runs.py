@@ -10,13 +10,12 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from redrafter_jax import loss as loss_of
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, damage, weights
-from tests.files.test_damage import empty_all
+from tests.damaged import empty_all
 from tests.support import load_target
 from tests.texts import with_tokenizer
-from tests.train.test_training import examples, is_asked_to_end, recipe, stops_after
+from tests.training import examples, idle, is_asked_to_end, metrics, recipe, stops_after
 from train import export, main, plot
 from train.data import rows
 from train.run import configuration, evaluation, log, loop, step, stop
@@ -52,16 +51,6 @@ def saved(folder: pathlib.Path, *steps: int) -> pathlib.Path:
     for number in steps:
         (folder / str(number)).mkdir(parents=True)
     return folder
-
-
-def metrics(loss: float, norm: float, fill: float = 0.5) -> step.Metrics:
-    parts = loss_of.Metrics(jnp.full(2, loss / 2), jnp.full((2, 5), loss / 10), jnp.ones(2), jnp.ones(2))
-    return step.Metrics(parts, jnp.float32(norm), jnp.float32(fill))
-
-
-def idle(state, *_, **__):
-    """A step that changes nothing and compiles quickly."""
-    return step.HeadState(state.step + 1, state.drafter, state.optimizer), metrics(2.0, 1.0)
 
 
 def stopped(*_):

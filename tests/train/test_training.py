@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint, weights
 from tests.support import MODELS, load_target, put
+from tests.training import examples, is_asked_to_end, recipe, same, stops_after
 from train import main
 from train.data import rows
 from train.demo import __main__ as demo
@@ -22,22 +21,6 @@ from train.demo import corpus, pretrain, unlikelihood
 from train.run import configuration, evaluation, labels, log, step, stop
 from train.run import loop as run
 from train.run.recipe import Recipe
-
-
-def recipe(steps: int, **other) -> Recipe:
-    return Recipe(**{"steps": steps, "batch": 2, "row_length": 32, "positions": 2, "save_every": 2, "warmup": 2} | other)
-
-
-def examples(count: int = 30) -> list[dict]:
-    tokens = np.arange(32, dtype=np.int32) * 7 % 16 + 1
-    return [
-        {"tokens": np.roll(tokens, shift), "labelled": np.ones(32, bool), "where": f"example {shift}"} for shift in range(count)
-    ]
-
-
-def same(one, other) -> None:
-    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("head", ["full", "slim"])
@@ -69,29 +52,6 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch
     monkeypatch.undo()
     same(run.train_head(target, examples(), recipe(6), tmp_path / "cut_"), whole)
     assert [line["step"] for line in log.read(tmp_path / "cut_")] == sorted({line["step"] for line in log.read(tmp_path / "cut_")})
-
-
-def stops_after(batches, count: int):
-    def interrupted(*arguments):
-        for index, batch in enumerate(batches(*arguments)):
-            if index == count:
-                raise KeyboardInterrupt
-            yield batch
-
-    return interrupted
-
-
-def is_asked_to_end(monkeypatch, batch: int):
-    """Sends SIGTERM to this process while batch number ``batch``, from 0, is read."""
-    batches = rows.read_batches
-
-    def asks(*arguments):
-        for index, read in enumerate(batches(*arguments)):
-            if index == batch:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield read
-
-    monkeypatch.setattr(run, "read_batches", asks)
 
 
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):
@@ -227,7 +187,7 @@ def test_greedy_labels_are_what_the_target_generates_from_every_place(name):
     pieces = [{"tokens": rng.integers(1, 90, n).astype(np.int32), "labelled": np.ones(n, bool)} for n in (9, 4)]
     row = rows.Rows(pieces, 15)[0]
     batch = rows.put_batch({key: row[key][None] for key in ("tokens", "labels", "segments", "positions")})
-    paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, *step.read(target, batch), 4))())
+    paths = np.asarray(jax.jit(lambda: labels.paths(target, batch, step.read(target, batch), 4))())
     prompts = [piece["tokens"][: end + 1].tolist() for piece in pieces for end in range(len(piece["tokens"]))]
     replies = Engine(target).generate(prompts, limits=Limits(4), batch=len(prompts))
     np.testing.assert_array_equal(paths[0, :13], [reply.token_ids for reply in replies])
@@ -247,7 +207,7 @@ def test_repetitions_are_found_from_the_third_time_round_on():
     text = [9, 8, 0, *[1, 2, 3, 4, 5, 6, 7] * 4, 9, 8]
     found = unlikelihood.repetitions(np.array(text), 0)
     # the first copy begins at 3, the second at 10, the third at 17, and the last ends at 31
-    assert np.flatnonzero(found).tolist() == list(range(3 + 7 + unlikelihood.SHORTEST_REPETITION, 31))
+    assert np.flatnonzero(found).tolist() == list(range(3 + 7 + unlikelihood.MIN_REPETITION_TOKENS, 31))
     assert np.flatnonzero(unlikelihood.repetitions(np.array(text), 25)).tolist() == list(range(25, 31))
     assert not unlikelihood.repetitions(np.arange(200), 0).any()
 
@@ -258,8 +218,8 @@ def test_repetitions_are_those_of_their_definition():
         row = np.concatenate([np.tile(rng.integers(0, 3, rng.integers(1, 20)), rng.integers(1, 6)) for _ in range(4)])
 
         def is_repetition(place, row=row):
-            for period in range(1, unlikelihood.LONGEST_PERIOD + 1):
-                needed = max(period, unlikelihood.SHORTEST_REPETITION) + 1
+            for period in range(1, unlikelihood.MAX_PERIOD_TOKENS + 1):
+                needed = max(period, unlikelihood.MIN_REPETITION_TOKENS) + 1
                 run = range(place - needed + 1, place + 1)
                 if run[0] >= period and all(row[k] == row[k - period] for k in run):
                     return True
@@ -275,7 +235,7 @@ def test_what_the_target_repeats_becomes_less_likely():
     tokens = np.random.default_rng(0).integers(0, 97, (2, 40))
     text, own = put(tokens, np.int32), put(np.tile(tokens[:, :10], (1, 4)), np.int32)
     repeated = put(np.arange(40) >= np.array([[20], [33]]), bool)
-    learning = pretrain.Schedule(20, warmup=1)
+    learning = pretrain.PretrainSchedule(20, warmup=1)
     state = pretrain.begin(load_target("tied"), learning)
     learn = jax.jit(functools.partial(pretrain.step, schedule=learning))
     for _ in range(learning.steps):

@@ -39,7 +39,15 @@ class LossInputs:
 def make(D: int, V: int, head: str, rows: int, row_length: int, config: loss.LossConfig) -> LossInputs:
     """Random weights, tokens and hidden states: ``rows`` texts of ``row_length`` tokens, a target of width D and vocabulary V."""
     rng = np.random.default_rng(0)
-    target = TargetConfig(V, D, D, 1, 1, 1, D)
+    target = TargetConfig(
+        vocab_size=V,
+        hidden_size=D,
+        intermediate_size=D,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=D,
+    )
     shapes = (heads.full if head == "full" else heads.slim)(V, D)
     drafter = Drafter(jax.random.key(1), shapes)
     tokens = rng.integers(0, V, (rows, row_length)).astype(np.int32)
@@ -54,8 +62,8 @@ def straightforward(drafter: Drafter, target: Target, tokens_BT, labels_BT, hidd
     for i in range(config.positions):
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(jnp.roll(tokens_BT, -1 - i, axis=1))))
         exits.append(drafter.exit(context, state_BTD))
-    logits_BKTV = jax.sharding.reshard(drafter.logits(jnp.stack(exits, axis=1), target), P("data"))
-    p_BTV = jax.sharding.reshard(jax.nn.softmax(target.logits(hidden_BTD), axis=-1), P("data"))
+    logits_BKTV = jax.sharding.reshard(drafter.unembed(jnp.stack(exits, axis=1), target), P("data"))
+    p_BTV = jax.sharding.reshard(jax.nn.softmax(target.unembed(hidden_BTD), axis=-1), P("data"))
     for i in range(config.positions):
         mixed_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BKTV[:, i], jnp.roll(labels_BT, -2 - i, axis=1))
         if config.distill_weight > 0:

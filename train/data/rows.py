@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.loss import IGNORED
+from redrafter_jax.loss import IGNORED_LABEL
 
 UNPREDICTED_TOKENS = 2  # of an example, which a head reads before the first token that it predicts
 READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
@@ -89,13 +89,13 @@ class Rows:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         row = {name: np.zeros(self.length, np.int32) for name in ("tokens", "segments", "positions")}
-        row["labels"] = np.full(self.length, IGNORED, np.int32)
+        row["labels"] = np.full(self.length, IGNORED_LABEL, np.int32)
         at = 0
         for segment, piece in enumerate(self.plan[index], 1):
             example, inside = self.examples[piece.example], slice(at, at + piece.length)
             tokens, labelled = (np.asarray(example[name])[piece.start : piece.end] for name in ("tokens", "labelled"))
             row["tokens"][inside] = tokens
-            row["labels"][inside] = np.where(labelled, tokens, IGNORED)
+            row["labels"][inside] = np.where(labelled, tokens, IGNORED_LABEL)
             row["segments"][inside] = segment
             row["positions"][inside] = np.arange(piece.length)
             at += piece.length

@@ -3,8 +3,7 @@
 import dataclasses
 import pathlib
 
-from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import bytes_of_target
+from redrafter_jax.devices import memory, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, json_files
 from redrafter_jax.model.target import TargetConfig
@@ -55,12 +54,19 @@ class Options:
 
     def target_config(self) -> TargetConfig:
         return TargetConfig(
-            self.vocab, self.width, self.feed_forward, self.layers, self.heads, 1, self.width // self.heads,
-            tie_word_embeddings=True, max_position_embeddings=CONTEXT_TOKENS,
-        )  # fmt: skip
+            vocab_size=self.vocab,
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=1,
+            head_dim=self.width // self.heads,
+            tie_word_embeddings=True,
+            max_position_embeddings=CONTEXT_TOKENS,
+        )
 
-    def schedule(self) -> pretrain.Schedule:
-        return pretrain.Schedule(self.steps, self.batch, decay=self.decay)
+    def schedule(self) -> pretrain.PretrainSchedule:
+        return pretrain.PretrainSchedule(self.steps, self.batch, decay=self.decay)
 
 
 OPTION_RANGES = {  # of each integer
@@ -89,7 +95,7 @@ def check(options: Options) -> None:
         raise BadInput(f"--decay should be above 0 and at most 1, not {options.decay}")
     if options.width % (2 * options.heads):
         raise BadInput(f"--width should be a multiple of twice --heads ({options.heads}), not {options.width}")
-    weights = 3 * bytes_of_target(options.target_config(), 4)  # float32, with gradients and a moment
+    weights = 3 * placement.bytes_of_target(options.target_config(), "float32")  # float32, with gradients and a moment
     logits = 4 * options.batch * options.row_length * options.vocab
     memory.check_bytes(weights + logits, "--batch, --row-length, --vocab, --width, --layers and --feed-forward of this size")
     claims.check_folder(options.work, "--work")

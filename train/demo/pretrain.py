@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model import attention, layers
+from redrafter_jax import cross_entropy
 from redrafter_jax.model.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class PretrainSchedule:
     """Steps of ``batch`` rows; the learning rates rise over ``warmup`` steps, hold, and fall to zero over the last
     ``decay`` share of the run."""
 
@@ -40,7 +40,7 @@ class PretrainState:
     optimizer: optax.OptState
 
 
-def optimizer(schedule: Schedule) -> optax.GradientTransformation:
+def optimizer(schedule: PretrainSchedule) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.contrib.muon(
@@ -61,22 +61,22 @@ def _matrices(params: Target):
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def start(key: jax.Array, config, schedule: Schedule) -> PretrainState:
+def start(key: jax.Array, config, schedule: PretrainSchedule) -> PretrainState:
     return begin(Target(key, config), schedule)
 
 
-def begin(target: Target, schedule: Schedule) -> PretrainState:
+def begin(target: Target, schedule: PretrainSchedule) -> PretrainState:
     """The state before the first update of a target that may have been trained before."""
     return PretrainState(jnp.int32(0), target, optimizer(schedule).init(_whole(target)))
 
 
-def step(state: PretrainState, tokens_BT: jax.Array, schedule: Schedule) -> tuple[PretrainState, jax.Array]:
+def step(state: PretrainState, tokens_BT: jax.Array, schedule: PretrainSchedule) -> tuple[PretrainState, jax.Array]:
     """One update on rows of T tokens, each predicting the next; also the mean cross-entropy in nats."""
     nats, gradients = jax.value_and_grad(next_token_loss)(state.target, tokens_BT)
     return apply(state, gradients, schedule), nats
 
 
-def apply(state: PretrainState, gradients: Target, schedule: Schedule) -> PretrainState:
+def apply(state: PretrainState, gradients: Target, schedule: PretrainSchedule) -> PretrainState:
     """The state after an update along these gradients."""
     # Newton-Schulz contracts over both axes of a matrix: the demo's target is small enough to update it unsharded.
     updates, optimizer_state = optimizer(schedule).update(_whole(gradients), state.optimizer, _whole(state.target))
@@ -98,11 +98,7 @@ def next_token_loss(target: Target, tokens_BT: jax.Array) -> jax.Array:
 
 def next_token_losses(target: Target, tokens_BT: jax.Array) -> jax.Array:
     """``[B, T-1]`` cross-entropies in nats, through the tied embedding."""
-    inputs, labels = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-    hidden, _ = target(inputs, positions, attention.causal(inputs >= 0))
-    logits = layers.einsum("btd,vd->btv", hidden, target.embedding[...], out_sharding=P("data", None, None))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return cross_entropy.of_next_tokens(target, tokens_BT, target.embedding[...].T)
 
 
 def _whole(tree):

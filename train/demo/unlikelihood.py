@@ -18,9 +18,9 @@ from redrafter_jax.model.target import Target
 from train.demo import pretrain
 from train.demo.own_text import greedy_rows
 
-LONGEST_PERIOD = 64
-SHORTEST_REPETITION = 12  # tokens
-LEAST_UNLIKELY = 1e-4  # 1 - p is cut off here, so that a certain token's gradient stays finite
+MAX_PERIOD_TOKENS = 64
+MIN_REPETITION_TOKENS = 12  # tokens
+MIN_UNLIKELIHOOD = 1e-4  # 1 - p is cut off here, so that a certain token's gradient stays finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Rounds:
     weight: float = 1.0
     """Of the unlikelihood, beside ordinary text's cross-entropy."""
 
-    def schedule(self) -> pretrain.Schedule:
+    def schedule(self) -> pretrain.PretrainSchedule:
         steps = self.count * self.steps
-        return pretrain.Schedule(steps, self.batch, self.warmup, 1.0, self.muon_rate, self.adam_rate)
+        return pretrain.PretrainSchedule(steps, self.batch, self.warmup, 1.0, self.muon_rate, self.adam_rate)
 
 
 def run(state: pretrain.PretrainState, corpus: np.ndarray, rounds: Rounds, number: int) -> tuple[pretrain.PretrainState, dict]:
@@ -73,11 +73,11 @@ def repetitions(row: np.ndarray, begin: int) -> np.ndarray:
     """Which tokens, from ``begin`` on, repeat the ones a period before, in a run of at least SHORTEST_REPETITION tokens and of
     more than one period so far: the third time round and later."""
     found = np.zeros(len(row), bool)
-    for period in range(1, LONGEST_PERIOD + 1):
+    for period in range(1, MAX_PERIOD_TOKENS + 1):
         same = row[period:] == row[:-period]
         places = np.arange(len(same))
         run = places - np.maximum.accumulate(np.where(same, -1, places))  # tokens of the run that ends here
-        found[period:] |= run > max(period, SHORTEST_REPETITION)
+        found[period:] |= run > max(period, MIN_REPETITION_TOKENS)
     found[:begin] = False
     return found
 
@@ -93,7 +93,7 @@ def step(state: pretrain.PretrainState, text_BT, own_BT, repeated_BT, rounds: Ro
     def aim(target: Target):
         nats = jnp.mean(pretrain.next_token_losses(target, text_BT))
         likely_BT = jnp.exp(-pretrain.next_token_losses(target, own_BT))
-        unlikely = jnp.mean(-jnp.log(jnp.maximum(1 - likely_BT, LEAST_UNLIKELY)), where=repeated_BT[:, 1:])
+        unlikely = jnp.mean(-jnp.log(jnp.maximum(1 - likely_BT, MIN_UNLIKELIHOOD)), where=repeated_BT[:, 1:])
         return nats + rounds.weight * unlikely, (nats, unlikely)
 
     gradients, parts = jax.grad(aim, has_aux=True)(state.target)

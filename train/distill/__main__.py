@@ -20,7 +20,8 @@ from infer.text import require_tokenizer
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import MAX_NODES, require, wrong_number
-from redrafter_jax.devices import memory, mesh
+from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, fingerprint, hub, lock, weights
 from redrafter_jax.model.drafter import DrafterConfig
@@ -94,7 +95,7 @@ def _main(options: Options) -> None:
     head_config = None if fields is None else config.drafter_config(fields, "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
-    shape, why = mesh.settle(load, options.mesh, together=True)
+    shape, why = placement.resolve(load, options.mesh, together=True)
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = require_tokenizer(options.target, datasets.NEEDS_TOKENIZER)
@@ -111,7 +112,7 @@ def _main(options: Options) -> None:
         return
     if why is not None:
         print(why, file=sys.stderr)
-    jax.set_mesh(mesh.make_mesh(*shape))
+    jax.set_mesh(meshes.make_mesh(*shape))
     engine = Engine(
         weights.load_target(options.target, options.dtype, "--target"),
         None if options.drafter is None else weights.load_drafter(options.drafter, options.dtype, "--drafter"),
@@ -145,11 +146,11 @@ def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | Non
     return context - options.max_new_tokens
 
 
-def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> mesh.Load:
+def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> placement.Footprint:
     """What the devices have to carry: both models' weights, and the cache of a batch."""
     prompt = options.prompt_tokens if options.text else QUESTION_TOKENS
     slots = min(target.max_position_embeddings, prompt + options.max_new_tokens)
-    return pair.load_of(target, head, options.dtype, options.batch_size, slots)
+    return placement.to_decode(target, head, options.dtype, options.batch_size, slots)
 
 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:

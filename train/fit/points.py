@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from infer.fit.points import AGAIN
+from infer.fit.points import MAX_RETRIES
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler
@@ -39,11 +39,11 @@ def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dic
     """The row of most tokens per second that fits with all layers, and those that seemed to be it but do not.
 
     Args:
-      of_all_layers: gives the row with all layers compiled; it is called for at most 1 + `AGAIN` of them.
+      of_all_layers: gives the row with all layers compiled; it is called for at most 1 + `MAX_RETRIES` of them.
     """
     refused = []
     fitting = sorted((row for row in rows if row["fits"]), key=lambda row: -row["tokens_per_second"])
-    for found in fitting[: 1 + AGAIN]:
+    for found in fitting[: 1 + MAX_RETRIES]:
         whole = found if found["whole"] else of_all_layers(found)
         if whole["fits"]:
             return whole, refused

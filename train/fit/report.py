@@ -1,7 +1,7 @@
 """The table and the recommendation of `train.fit`, for people, as far as they are not those of `infer.fit`."""
 
 from infer.fit.report import facts_of, head_of
-from train.fit.points import AGAIN, StepSubject
+from train.fit.points import MAX_RETRIES, StepSubject
 
 COLUMNS = (
     ("mesh", 5), ("batch", 5), ("GiB/chip", 8), ("fits", 4), ("TFLOP", 7), ("step ms", 8), ("floor ms", 8), ("of peak", 7),
@@ -36,7 +36,7 @@ def advised(best: dict | None, refused: list[dict], split_over: str) -> str:
     """The recommendation, in options of `train.main`; ``split_over`` as its --shard-target."""
     if best is None:
         what = f"none of the last {len(refused)} lines, with all layers compiled, fits" if refused else "nothing fits"
-        what += ", and others were not tried" if len(refused) > AGAIN else ""
+        what += ", and others were not tried" if len(refused) > MAX_RETRIES else ""
         more = "" if split_over == "data,model" else "--shard-target data,model, "
         return f"{what}; take {more}more chips, fewer rows at once (--batch), or shorter rows (--row-length)"
     data, model = best["mesh"]

@@ -1,13 +1,13 @@
 """Checks, before a run, that a device has memory for an update of training."""
 
 from redrafter_jax.devices import memory
-from redrafter_jax.devices.mesh import Load
+from redrafter_jax.devices.placement import Footprint
 from train.run.recipe import Recipe
 
 
-def check(load: Load, recipe: Recipe, mesh: tuple[int, int]) -> None:
+def check(load: Footprint, recipe: Recipe, mesh: tuple[int, int]) -> None:
     """Raises BadInput unless a device of the mesh has memory for the weights, the head's gradients and moments
     (``load``), and the head's exits ``[K, B, T, E]``, which are stored in float32 for the backward pass."""
     exits = 4 * recipe.positions * load.rows * recipe.row_length * load.head.exit_size / mesh[0]
     what = f"--batch {recipe.batch} and --accumulate {recipe.accumulate} with --row-length {recipe.row_length} and this target"
-    memory.check_bytes(load.held(*mesh) + exits, what, mesh[0] * mesh[1])
+    memory.check_bytes(load.bytes_per_device(*mesh) + exits, what, mesh[0] * mesh[1])

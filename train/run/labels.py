@@ -10,31 +10,31 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model import attention, cache
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Pass, Target
 from train.data.rows import Batch
 
-CHUNK = 64  # places of each row whose logits exist at a time
+CHUNK_TOKENS = 64  # places of each row whose logits exist at a time
 
 
-def paths(target: Target, batch: Batch, hidden_BTD: jax.Array, rows: cache.KVRows, count: int) -> jax.Array:
+def paths(target: Target, batch: Batch, text: Pass, count: int) -> jax.Array:
     """``[B, T, count]`` int32: the target's ``count`` greedy tokens from each place of a text that it has read.
 
     Args:
-      hidden_BTD, rows: what the target made of the batch.
+      text: what the target made of the batch.
     """
     B, T = batch.tokens.shape
     read_BTT = attention.causal(batch.segments > 0) & (batch.segments[:, :, None] == batch.segments[:, None, :])
     itself_BTT = jnp.broadcast_to(jnp.eye(T, dtype=bool), (B, T, T), out_sharding=P("data", None, None))
-    seen, read = [read_BTT], [rows]
-    tokens_BT = best(target, hidden_BTD)
+    seen, read = [read_BTT], [text.rows]
+    tokens_BT = best(target, text.hidden)
     found = [tokens_BT]
     for depth in range(1, count):
         kv = _as_cache(read, B)
         seen_BTS = jnp.concatenate(seen, axis=2)
-        hidden_BTD, rows = target(tokens_BT, batch.positions + depth, itself_BTT, kv, seen_BNS=seen_BTS)
+        made = target(tokens_BT, batch.positions + depth, itself_BTT, kv, seen_BNS=seen_BTS)
         seen.append(itself_BTT)
-        read.append(rows)
-        tokens_BT = best(target, hidden_BTD)
+        read.append(made.rows)
+        tokens_BT = best(target, made.hidden)
         found.append(tokens_BT)
     return jnp.stack(found, axis=2)
 
@@ -48,8 +48,8 @@ def _as_cache(read: list[cache.KVRows], B: int) -> cache.KVCache:
 def best(target: Target, hidden_BTD: jax.Array) -> jax.Array:
     """``[B, T]``, the likeliest next tokens; logits exist for CHUNK places at a time."""
     B, T, D = hidden_BTD.shape
-    chunks = -(-T // CHUNK)
-    padded = jnp.pad(hidden_BTD, ((0, 0), (0, chunks * CHUNK - T), (0, 0)))
-    cut = jnp.reshape(padded, (B, chunks, CHUNK, D), out_sharding=P("data", None, None, None))
-    found = jax.lax.map(lambda chunk: jnp.argmax(target.logits(chunk), axis=-1).astype(jnp.int32), jnp.moveaxis(cut, 1, 0))
+    chunks = -(-T // CHUNK_TOKENS)
+    padded = jnp.pad(hidden_BTD, ((0, 0), (0, chunks * CHUNK_TOKENS - T), (0, 0)))
+    cut = jnp.reshape(padded, (B, chunks, CHUNK_TOKENS, D), out_sharding=P("data", None, None, None))
+    found = jax.lax.map(lambda chunk: jnp.argmax(target.unembed(chunk), axis=-1).astype(jnp.int32), jnp.moveaxis(cut, 1, 0))
     return jnp.reshape(jnp.moveaxis(found, 0, 1), (B, -1), out_sharding=P("data", None))[:, :T]

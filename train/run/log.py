@@ -29,7 +29,7 @@ def flops(target: Target, drafter: Drafter, recipe: Recipe) -> float:
     """FLOPs of an update that the mathematics needs: the target forward, K drafted positions forward and backward; what
     is computed again in the backward pass, and attention over the context, are not counted."""
     body = sum(leaf.size for leaf in jax.tree.leaves(target.blocks))
-    unembedding = target.config.hidden_size * (drafter.config.draft_vocab or target.config.vocab_size)
+    unembedding = jax.eval_shape(lambda: target.columns(drafter.ids)).size
     head = sum(leaf.size for leaf in jax.tree.leaves(drafter)) + (unembedding if drafter.lm_head is None else 0)
     teacher = 2 * unembedding if recipe.distill_weight > 0 else 0
     if recipe.labels == "greedy":
@@ -106,8 +106,8 @@ class Log:
         self.began += time.perf_counter() - began
 
     def step(self, index: int, of_update: list, rate: float) -> None:
-        """One line of training, the mean over the parts of the update (`step.Metrics`); waits for the device. Speed is that of
-        the steps since the last line."""
+        """One line of training, the mean over the parts of the update (`step.UpdateMetrics`); waits for the device. Speed is
+        that of the steps since the last line."""
         host = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *jax.device_get(of_update))
         now = time.perf_counter()
         pace = (index - self.since) / (now - self.began)

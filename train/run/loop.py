@@ -44,7 +44,15 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
     exit_size = 2 * D if recipe.head == "full" else D
     if recipe.head_vocab > V:
         raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
-    return DrafterConfig(V, D, exit_size, recipe.blocks, recipe.rnn, recipe.head == "slim", recipe.head_vocab)
+    return DrafterConfig(
+        vocab_size=V,
+        hidden_size=D,
+        exit_size=exit_size,
+        num_blocks=recipe.blocks,
+        rnn=recipe.rnn,
+        tied=recipe.head == "slim",
+        draft_vocab=recipe.head_vocab,
+    )
 
 
 def make_schedule(recipe: Recipe) -> step.Schedule:
@@ -116,7 +124,7 @@ class _Run:
         config = LossConfig(recipe.positions, recipe.distill_weight)
         update = functools.partial(step.step, schedule=make_schedule(recipe), config=config, labels=recipe.labels)
         self.update = jax.jit(update, donate_argnums=0)
-        self.recent: list[tuple[int, np.ndarray, step.Metrics]] = []  # since the last check: step, rows read, metrics
+        self.recent: list[tuple[int, np.ndarray, step.UpdateMetrics]] = []  # since the last check: step, rows read, metrics
         self.first_loss: float | None = None
 
     def go(self, state: step.HeadState, trace: "_Profile") -> Drafter:
@@ -196,7 +204,7 @@ class _Run:
         with lines.pause():
             return figures_of(state.drafter)
 
-    def _save(self, index: int, state: step.HeadState, of_update: list[step.Metrics], held_out: float | None, lines) -> None:
+    def _save(self, index: int, state: step.HeadState, of_update: list[step.UpdateMetrics], held_out: float | None, lines) -> None:
         if held_out is None:
             held_out = self._checked(index, self._measure(self.evaluation.loss, state, lines))
         loss = float(np.mean([_loss_of(metrics) for metrics in of_update])) if held_out is None else held_out
@@ -204,7 +212,7 @@ class _Run:
         self.checkpoints.save(index, scores, **_artefacts(state))
 
 
-def _loss_of(metrics: step.Metrics) -> float:
+def _loss_of(metrics: step.UpdateMetrics) -> float:
     return float(np.asarray(metrics.loss.loss).sum())
 
 

@@ -8,9 +8,9 @@ import optax
 
 from redrafter_jax import loss
 from redrafter_jax.devices import mesh
-from redrafter_jax.model import attention, cache, vocabulary
+from redrafter_jax.model import attention, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Pass, Target
 from train.data.rows import Batch
 from train.run import labels as greedy
 from train.run.recipe import Labels
@@ -54,7 +54,7 @@ class HeadState:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Metrics:
+class UpdateMetrics:
     """Of one step: the loss's parts, the norm of the gradient before clipping, the share of the batch that is not padding."""
 
     loss: loss.Metrics
@@ -72,22 +72,22 @@ def start(
       spread: the weights and the optimizer's state are split over ``data`` as well as ``model``.
     """
     drafter = mesh.spread(Drafter(key, config, ids=ids), spread)
-    return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.weights_alone(drafter)))
+    return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.trainable(drafter)))
 
 
 def step(
     state: HeadState, target: Target, batch: Batch, schedule: Schedule, config: loss.LossConfig, labels: Labels = "text"
-) -> tuple[HeadState, Metrics]:
+) -> tuple[HeadState, UpdateMetrics]:
     """One update on a batch of rows; the target runs forward only."""
-    weights = vocabulary.weights_alone(state.drafter)
+    weights = vocabulary.trainable(state.drafter)
 
     def aim(weights: Drafter) -> tuple[jax.Array, loss.Metrics]:
-        return evaluate(vocabulary.with_table(weights, state.drafter), target, batch, config, labels)
+        return evaluate(vocabulary.merge(weights, state.drafter), target, batch, config, labels)
 
     (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
-    metrics = Metrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
+    metrics = UpdateMetrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
     updates, optimizer = schedule.optimizer().update(gradients, state.optimizer, weights)
-    drafter = vocabulary.with_table(optax.apply_updates(weights, updates), state.drafter)
+    drafter = vocabulary.merge(optax.apply_updates(weights, updates), state.drafter)
     return HeadState(state.step + 1, drafter, optimizer), metrics
 
 
@@ -96,14 +96,14 @@ def evaluate(
 ) -> tuple[jax.Array, loss.Metrics]:
     """The loss of a head on a batch, and its parts. The head's weights are float32 so that small updates add up; they are
     multiplied as the device does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""
-    hidden_BTD, rows = read(target, batch)
-    paths_BTK = greedy.paths(target, batch, hidden_BTD, rows, config.positions + 1) if labels == "greedy" else None
+    text = read(target, batch)
+    paths_BTK = greedy.paths(target, batch, text, config.positions + 1) if labels == "greedy" else None
     with jax.default_matmul_precision("default"):
-        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
+        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, text.hidden, config, batch.segments, paths_BTK)
 
 
-def read(target: Target, batch: Batch) -> tuple[jax.Array, cache.KVRows]:
-    """The target's hidden states ``[B, T, D]``, and its keys and values; a token sees those before it in its own example."""
+def read(target: Target, batch: Batch) -> Pass:
+    """What the target makes of a batch, without gradients; a token sees those before it in its own example."""
     same_BTT = batch.segments[:, :, None] == batch.segments[:, None, :]
     made = target(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)
     return jax.lax.stop_gradient(made)

@@ -19,9 +19,8 @@ from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree, pack_sequences
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.request import MAX_NODES
-from redrafter_jax.errors import BadInput
-from redrafter_jax.fields import shown
-from redrafter_jax.model.layers import pick
+from redrafter_jax.errors import BadInput, shown
+from redrafter_jax.model.layers import take_rows
 
 HIT_RATES = (0.33, 0.53, 0.64, 0.76, 0.76, 0.76, 0.77, 0.91)
 """How often the token behind the latest match is the target's own next one, where 1, 2, ... tokens matched (the last: or more).
@@ -77,7 +76,7 @@ def matches(tokens_BS: jax.Array, length_B: jax.Array, longest: int, width: int)
     running_BS = slots < length_B[:, None]
     matched_BS = jnp.zeros_like(tokens_BS)
     for back in range(longest):
-        newest_B = pick(tokens_BS, length_B[:, None] - back)
+        newest_B = take_rows(tokens_BS, length_B[:, None] - back)
         there_BS = jnp.pad(tokens_BS, ((0, 0), (back, 0)), constant_values=-1)[:, :S]  # the token `back` slots before
         running_BS = running_BS & (there_BS == newest_B)
         matched_BS += running_BS

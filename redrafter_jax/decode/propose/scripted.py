@@ -13,7 +13,7 @@ from redrafter_jax.decode.pack import Tree, pack_sequences
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.propose.recurrent import Recurrent
 from redrafter_jax.decode.propose.search import Beams
-from redrafter_jax.model.layers import pick
+from redrafter_jax.model.layers import take_rows
 from redrafter_jax.model.target import Target
 
 
@@ -44,7 +44,7 @@ class Scripted(Proposer):
         """The beams with the first of each step replaced, where a row is lucky at that depth, by the row's next token."""
         L = beams.tokens.shape[1]
         ahead_BL = jnp.minimum(view.length[:, None] + 1 + jnp.arange(L), self.tokens.shape[1] - 1)
-        right_BL = pick(self.tokens, ahead_BL)
+        right_BL = take_rows(self.tokens, ahead_BL)
         lucky_BL = jax.vmap(_draws, in_axes=(0, 0, None))(view.policy.keys_B, view.length, L) < self.rates
         first_W = jnp.arange(beams.tokens.shape[2]) == 0
         tokens = jnp.where(lucky_BL[..., None] & first_W, right_BL[..., None], beams.tokens)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
-from redrafter_jax.model.layers import pick
+from redrafter_jax.model.layers import take_rows
 
 Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 """``step(state, tokens [B, W]) -> (logits [B, W, V] behind these tokens, state)``."""
@@ -63,7 +63,7 @@ def search(
             logits_BWV = logits_BWV + noise_BLV[:, depth, None]
         index_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)
         tokens_BW = token_ids(index_BW)
-        state = jax.tree.map(functools.partial(pick, index=parents_BW), state)
+        state = jax.tree.map(functools.partial(take_rows, index=parents_BW), state)
         steps.append((tokens_BW, parents_BW, scores_BW))
     return Beams(*(jnp.stack(part, axis=1) for part in zip(*steps, strict=True)))
 
@@ -84,7 +84,7 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
     candidates_BWX = scores_BW[..., None] + jnp.minimum(best_BWX - total_BW[..., None], 0.0)
     flat = P("data", None)  # spelled out: with axes of size 1 a reshape cannot tell which of them is the split one
     scores, at = sample.top_k(jnp.reshape(candidates_BWX, (B, W * kept), out_sharding=flat), W)
-    tokens = pick(jnp.reshape(token_BWX, (B, W * kept), out_sharding=flat), at)
+    tokens = take_rows(jnp.reshape(token_BWX, (B, W * kept), out_sharding=flat), at)
     return tokens, at // kept, scores
 
 
@@ -97,7 +97,7 @@ def sequences(beams: Beams) -> tuple[jax.Array, jax.Array]:
 
     at_BW, columns = split(jnp.broadcast_to(jnp.arange(W), (B, W))), []
     for step in reversed(range(L)):
-        columns.append([split(pick(split(part[:, step]), at_BW)) for part in (beams.tokens, beams.scores)])
-        at_BW = split(pick(split(beams.parents[:, step]), at_BW))
+        columns.append([split(take_rows(split(part[:, step]), at_BW)) for part in (beams.tokens, beams.scores)])
+        at_BW = split(take_rows(split(beams.parents[:, step]), at_BW))
     tokens_BWL, scores_BWL = (jnp.stack(part[::-1], axis=2) for part in zip(*columns, strict=True))
     return tokens_BWL, scores_BWL

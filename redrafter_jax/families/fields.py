@@ -2,20 +2,13 @@
 
 from typing import Any
 
-from redrafter_jax.errors import BadInput
+from redrafter_jax.errors import BadInput, shown
 
 MAX_LAYERS = 1000
 MAX_FEATURES = 10**6  # of a hidden state, a feed-forward layer, or all heads together
 MAX_VOCABULARY_TOKENS = 10**7
 MAX_CONTEXT_TOKENS = 10**8
 MIN_NUMBER, MAX_NUMBER = 1e-12, 1e12  # of what is divided by or raised to powers in float32
-SHOWN_CHARACTERS = 60
-
-
-def shown(value: object) -> str:
-    """A value as an error shows it: what a person needs of it, not 400 digits."""
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def whole(config: dict[str, Any], key: str, what: str, high: int, low: int = 1) -> int:

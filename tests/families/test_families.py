@@ -1,0 +1,45 @@
+"""A family reads what it writes, and what is of no family is refused."""
+
+import json
+
+import pytest
+
+from redrafter_jax import families
+from redrafter_jax.errors import BadInput
+from redrafter_jax.families import llama
+from redrafter_jax.files import config
+from redrafter_jax.model.layers import Rope
+from redrafter_jax.model.shapes import SHAPES
+from tests.support import MODELS
+
+GOLDEN = ("target_gqa", "target_mha", "target_tied")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_a_family_writes_it_reads_as_the_same_target(name):
+    target = config.target_config(config.read_json(MODELS / name, "--target"), "--target")
+    assert llama.config(json.loads(json.dumps(llama.fields_of(target))), "--target") == target
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_shapes_of_well_known_targets_are_of_a_family(name):
+    target = SHAPES[name]
+    if target.rope.kind == "default":  # whose original length is the context, which these do not say
+        target = llama.config(llama.fields_of(target), name)
+    assert llama.config(llama.fields_of(target), name) == target
+
+
+def test_every_family_is_found_by_its_types_and_others_are_refused():
+    for family in families.FAMILIES:
+        assert all(families.of(kind) is family for kind in family.TYPES)
+    for kind in ("mamba", None, ["llama"]):
+        with pytest.raises(
+            BadInput, match=r"--target: model_type .* is not supported; only Llama-family configs \(model_type 'llama'\) are"
+        ):
+            families.of(kind, "--target")
+
+
+def test_a_rope_that_is_scaled_is_written_in_full():
+    rope = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 64)
+    assert llama.rope.read(llama.rope.fields_of(rope), 16, 512, "--target") == rope
+    assert "rope_scaling" not in llama.rope.fields_of(Rope(3.0))

@@ -69,7 +69,7 @@ def test_the_replies_are_those_of_plain_decoding(command, how):
 
 
 def test_a_reply_that_repeats_its_prompt_takes_fewer_passes():
-    """Greedy text of the embedded target, which goes round in circles here; the golden ones have random weights and repeat nothing."""
+    """Greedy text of the embedded target, which goes round in circles here; the golden ones have random weights and do not."""
     pair = infer.load(drafter="lookup")
     ids = pair.tokenizer(REPEATS)["input_ids"]
     (fast,), (slow,) = (list(engine.generate([ids], limits=Limits(64))) for engine in (pair.engine, pair.engine.autoregressive()))

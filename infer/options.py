@@ -4,7 +4,9 @@ Each check raises BadInput, one sentence that begins with the option. The ranges
 sentences, are those of `redrafter_jax/decode/request.py`. Nothing here starts JAX.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from redrafter_jax.decode.request import (
     MAX_NODES,
@@ -24,6 +26,12 @@ MAX_WIDTH, MAX_LENGTH = 1024, 64  # of a beam shape WxL
 def flag(name: str) -> str:
     """The option of a field."""
     return "--" + name.replace("_", "-")
+
+
+def changed(options: Any, names: Sequence[str]) -> list[str]:
+    """Those of the fields of an options dataclass that are not at their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    return [name for name in names if getattr(options, name) != defaults[name]]
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
@@ -77,11 +85,13 @@ def read_beams(texts: Sequence[str]) -> list[tuple[int, int]]:
     return list(map(read_beam, texts))
 
 
-def check_tree(width: int, length: int, budget: int) -> None:
-    """A tree with more nodes than a pass scores."""
-    count = min(budget, 1 + width * length) if budget else 1 + width * length
+def check_tree(width: int, length: int, budget: int, looked_up: int = 0) -> None:
+    """A tree with more nodes than a pass scores; ``looked_up`` of them are a lookup's."""
+    most = 1 + width * length + looked_up
+    count = min(budget, most) if budget else most
     if count > MAX_NODES:
-        raise BadInput(f"--beam-width {width} and --beam-length {length} make {count} nodes, over {MAX_NODES};"
+        beside = f", with --lookup-length {looked_up}," if looked_up else ""
+        raise BadInput(f"--beam-width {width} and --beam-length {length}{beside} make {count} nodes, over {MAX_NODES};"
                        " narrow them or give a --node-budget")  # fmt: skip
 
 

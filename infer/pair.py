@@ -12,11 +12,11 @@ import jax
 
 from infer import prompts, text
 from infer.options import wrong_dtype
+from infer.proposers import check_drafting, drafted_length, named_lookup, proposer_of
+from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 from redrafter_jax.decode.propose.lookup import Lookup
-from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
-from redrafter_jax.decode.propose.union import Union
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import (
     check_prompt,
     is_whole,
@@ -31,7 +31,7 @@ from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import config, hub, weights
-from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
@@ -148,26 +148,34 @@ class Pair:
 
 def load(
     target: str | None = None,
-    drafter: str | None = None,
+    drafter: str | Lookup | None = None,
     shape: Shape | None = None,
     dtype: str | None = None,
     mesh: tuple[int, int] = (1, 1),
     ignore_eos: bool = False,
+    beside: str | Lookup | None = None,
 ) -> Pair:
     """A pair by folders or hub names; the embedded one if nothing is named; plain decoding for a target without a head.
     Any number of pairs, each on a mesh of its own, can be used in one process, from any thread.
+
+    ``drafter`` "lookup" (a folder that is called so is "./lookup"), or a `Lookup`, drafts without a head; ``beside`` takes
+    the same, and drafts together with the head.
 
     Raises:
       BadInput: something is missing, broken, or does not fit together.
     """
     dtype = default_dtype(jax.default_backend()) if dtype is None else dtype
     _check_loading(shape, dtype, mesh)
-    resolved = resolve(target, drafter, target is None or drafter is not None, dtype, mesh, rows=mesh[0])
-    shape = default_shape(jax.default_backend(), resolved.target_config, dtype) if shape is None else shape
-    if resolved.drafter_config is not None:
-        shape.check_vocabulary(resolved.target_config.vocab_size, resolved.drafter_config.draft_vocab)
-    tokenizer = text.load_tokenizer(resolved.target)
-    return fill(resolved, tokenizer, shape, ignore_eos)
+    alone, lookup = named_lookup(drafter), named_lookup(beside)
+    with_head = alone is None and (target is None or drafter is not None)
+    check_drafting(shape, with_head, alone, beside, lookup)
+    found = find(target, None if alone else drafter, with_head, dtype)
+    if with_head:
+        shape = default_shape(jax.default_backend(), found.target_config, dtype) if shape is None else shape
+        shape.check_vocabulary(found.target_config.vocab_size, found.drafter_config.draft_vocab)
+    lookup = alone or lookup
+    resolved = plan(found, mesh, rows=mesh[0], length=drafted_length(shape if with_head else None, lookup))
+    return fill(resolved, text.load_tokenizer(resolved.target), shape or Shape(), ignore_eos, lookup)
 
 
 def _check_loading(shape: Shape | None, dtype: str, mesh: tuple[int, int]) -> None:
@@ -179,17 +187,8 @@ def _check_loading(shape: Shape | None, dtype: str, mesh: tuple[int, int]) -> No
         raise BadInput(f"mesh should be two whole numbers from 1 up, such as (1, 1), not {shown(mesh)}")
 
 
-def resolve(
-    target: str | None,
-    drafter: str | None,
-    speculative: bool,
-    dtype: str,
-    mesh: tuple[int, int] | None,
-    rows: int = 1,
-    new_tokens: int = 128,
-) -> Resolved:
-    """Finds the folders, reads their configs and checks that they fit each other and the mesh, or chooses one (``mesh`` None)
-    for so many rows and new tokens.
+def find(target: str | None, drafter: str | None, with_head: bool, dtype: str) -> Resolved:
+    """Finds the folders, reads their configs and checks that they fit each other. Which mesh is not known yet (`plan`).
 
     Raises:
       BadInput: as for `load`.
@@ -197,30 +196,36 @@ def resolve(
     folder = hub.locate(target, "--target") if target is not None else embedded("target")
     target_config = config.target_config(config.read_json(folder, "--target"), "--target")
     head = head_config = None
-    if speculative:
+    if with_head:
         default = default_head(jax.default_backend())
         head = hub.locate(drafter, "--drafter") if drafter is not None else embedded(default)
         head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
-    slots = min(target_config.max_position_embeddings, PLANNED_PROMPT_TOKENS + new_tokens)
-    mesh, why = placement.resolve(placement.to_decode(target_config, head_config, dtype, rows, slots), mesh, together=False)
+    return Resolved(folder, target_config, head, head_config, dtype=dtype)
+
+
+def plan(found: Resolved, mesh: tuple[int, int] | None, rows: int = 1, new_tokens: int = 128, length: int = 0) -> Resolved:
+    """With a mesh that fits the pair, or one that is chosen (``mesh`` None), for so many rows and new tokens and rounds that
+    draft ``length`` tokens deep.
+
+    Raises:
+      BadInput: the mesh does not fit, or its devices have no room for the weights.
+    """
+    target, head = found.target_config, found.drafter_config
+    context = target.max_position_embeddings
+    slots = prefill.bucket(min(context, PLANNED_PROMPT_TOKENS), min(context, new_tokens), length).slots
+    load = placement.to_decode(target, head, found.dtype, rows, slots, "--batch-size")
+    mesh, why = placement.resolve(load, mesh, False, "--mesh", "--distributed")
     # Of the weights alone, which are certain; how long the prompts are is not known yet (`room.check`).
-    halved = {"--dtype bfloat16": placement.to_decode(target_config, head_config, "bfloat16")}
-    held = placement.to_decode(target_config, head_config, dtype)
-    memory.check(held, mesh, f"--target in {dtype}", halved, "a smaller target or more devices")
-    return Resolved(folder, target_config, head, head_config, mesh, dtype, why)
-
-
-def proposer_of(head: Drafter | None, shape: Shape, lookup: Lookup | None = None) -> Proposer | None:
-    """What drafts: a head, a lookup, or both at once; None for plain decoding."""
-    if head is None:
-        return lookup
-    return Recurrent(head, shape) if lookup is None else Union(Recurrent(head, shape), lookup)
+    halved = {"--dtype bfloat16": placement.to_decode(target, head, "bfloat16")}
+    certain = placement.to_decode(target, head, found.dtype)
+    memory.check(certain, mesh, f"--target in {found.dtype}", halved, "a smaller target or more devices")
+    return dataclasses.replace(found, mesh=mesh, why=why)
 
 
 def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, lookup: Lookup | None = None) -> Pair:
     """Reads the weights onto the mesh, which the engine then keeps to itself; ``lookup``: looks the prompt up as well."""
-    stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer)
+    stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
         head = weights.load_drafter(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
         target = weights.load_target(resolved.target, resolved.dtype, "--target")

@@ -9,8 +9,7 @@ import numpy as np
 
 from redrafter_jax import loss as loss_of
 from train.data import rows
-from train.run import loop as run
-from train.run import step
+from train.run import loop, step
 from train.run.recipe import Recipe
 
 
@@ -50,7 +49,7 @@ def is_asked_to_end(monkeypatch, batch: int):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield read
 
-    monkeypatch.setattr(run, "read_batches", asks)
+    monkeypatch.setattr(loop, "read_batches", asks)
 
 
 def metrics(loss: float, norm: float, fill: float = 0.5) -> step.UpdateMetrics:

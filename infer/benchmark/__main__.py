@@ -1,7 +1,7 @@
 """`python -m infer.benchmark`: how much faster speculative decoding is than plain decoding, per beam shape, and why.
 
-Everything is timed in turn in one process, and medians are reported. Not here: timing (`measure.py`), random pairs
-(`synthetic.py`), the table and the plot (`tables.py`).
+Everything is timed in turn in one process, and medians are reported. The options end here, as a `BenchmarkTask`. Not here: timing
+(`stages.py`), random pairs (`synthetic.py`), the table and the plot (`report.py`).
 """
 
 import dataclasses
@@ -9,12 +9,15 @@ import importlib.util
 import json
 import pathlib
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
+
+from infer import drafting
 from infer.command import read_options, run_command
-from infer.options import check_nodes, check_ranges, check_temperature, check_top_p, read_beams
+from infer.options import changed, check_nodes, check_ranges, check_temperature, check_top_p, read_beams
 from redrafter_jax.decode import request
-from redrafter_jax.decode.request import DRAFT_TOP_K
+from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
 
@@ -31,6 +34,7 @@ RANGES = {
     "draft_top_k": request.RANGES["draft_top_k"],
     "top_k": request.RANGES["top_k"],
 }
+OF_A_HEAD = ("beams", "node_budget", "tree", "draft_top_k", "head", "plot")
 Shapes = Literal[
     "demo", "llama-7b", "llama-13b", "llama-33b", "llama-3.1-8b", "llama-3.1-70b", "smollm-135m", "smollm-360m", "qwen3-0.6b"
 ]  # fmt: skip
@@ -43,7 +47,14 @@ class Options:
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
     drafter: str | None = None
-    """Folder or hub name of its draft head."""
+    """Folder or hub name of its draft head. `lookup`: no head; what followed the last tokens where they stood before is drafted (a
+    folder that is called lookup is ./lookup)."""
+    beside: Annotated[Literal["lookup"] | None, tyro.conf.arg(name="with")] = None
+    """lookup: measure a lookup too, alone and with each of the beam shapes at once."""
+    lookup_length: int | None = None
+    """Tokens that a lookup drafts in a round; by default 6."""
+    lookup_match: tuple[int, int] | None = None
+    """LONGEST SHORTEST: how many of the last tokens a lookup tries to find, and has to find; by default 8 and 2."""
     shape: Shapes | None = None
     """Instead of a pair on disk: random weights of this shape, and SYNTHETIC ACCEPTANCE (drafts right as often as asked for)."""
     layers: int | None = None
@@ -122,6 +133,8 @@ def _write(report: dict, options: Options) -> None:
 
 def _check(options: Options) -> None:
     check_ranges(RANGES, vars(options))
+    drafting.check(options.drafter, options.beside, options.lookup_length, options.lookup_match)
+    drafting.check_search(options.drafter, changed(options, OF_A_HEAD))
     if options.node_budget and options.node_budget < 2:
         raise BadInput(f"--node-budget should be 0 (all) or from 2 up, not {options.node_budget}")
     if any(not 0 <= rate <= 1 for rate in options.rates):
@@ -136,6 +149,8 @@ def _check(options: Options) -> None:
         raise BadInput("--rates, --layers and --head-vocab go with --shape: real weights have their own layers, head and drafts")
     if options.shape is not None and (options.target or options.drafter or options.prompts):
         raise BadInput("--shape has random weights and prompts; leave out --target, --drafter and --prompts")
+    if options.shape is not None and options.beside is not None:
+        raise BadInput("--with lookup needs real prompts and a target that reads them; leave out --shape")
     if options.shape is not None and options.against_transformers:
         raise BadInput("--against-transformers needs weights on disk; leave out --shape")
     if options.target is not None and options.drafter is None:
@@ -168,7 +183,8 @@ def run(options: Options) -> dict:
     from infer.benchmark import trials as trial
 
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
-    what = subject.at_shape(options) if options.shape else subject.on_disk(options)
+    task = task_of(options, jax.default_backend())
+    what = subject.subject_of(task)
     mesh = what.target.norm[...].sharding.mesh.shape
     theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None
     report = {
@@ -183,16 +199,16 @@ def run(options: Options) -> dict:
         "options": {name: str(value) for name, value in dataclasses.asdict(options).items()},
     }
     print(tables.heading(report), flush=True)
-    plain, shapes = trial.plain_case(what), _shapes(options, jax.default_backend())
-    cases = [trial.case(what, shape, plain, trial.rates_of(options, shape.length)) for shape in shapes]
+    plain = trial.plain_case(what)
+    cases = [trial.case(what, way, plain, trial.rates_of(task.rates, way.length)) for way in task.ways]
     plain_trials, *trials = trial.run_all([plain, *cases], options.repeats)
     report["autoregressive"] = trial.plain_row(what, plain, plain_trials, options.bandwidth, options.repeats)
     print(tables.plain(report["autoregressive"]), flush=True)
-    report["rows"] = []
+    report["rows"], widest = [], max(len(way.name) for way in task.ways)
     for case, outcomes in zip(cases, trials, strict=True):
         report["rows"].append(trial.row(what, case, outcomes, plain_trials, options.repeats))
-        print(tables.row(report["rows"][-1], first=len(report["rows"]) == 1), flush=True)
-    print(tables.out_of_reach(report["rows"], options), end="")
+        print(tables.row(report["rows"][-1], len(report["rows"]) == 1, widest), flush=True)
+    print(tables.out_of_reach(report["rows"], task.rates), end="")
     report["node_seconds"] = trial.node_curve(what, options.nodes, options.repeats)
     print(tables.nodes(report["node_seconds"]))
     if theirs is not None:
@@ -201,11 +217,24 @@ def run(options: Options) -> dict:
     return report
 
 
-def _shapes(options: Options, platform: str) -> list:
+def task_of(options: Options, platform: str):
+    """The options that are good (`_check`), but for what is timed and where the report goes, as a `task.BenchmarkTask`."""
+    from infer.benchmark import task
+    from infer.proposers import lookup_of
     from redrafter_jax.decode.propose.recurrent import Shape
 
+    head, has_head = options.head, drafting.has_head(options.drafter)
+    models = task.Files(options.target, options.drafter if has_head else None, head, has_head, options.prompts)
+    if options.shape is not None:
+        rates, prompts = task.Rates(options.rates, options.tokens_per_step), (options.prompt_length, options.prompt_count)
+        models = task.Random(options.shape, options.layers, head, options.head_vocab, *prompts, rates)
+    lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     names = options.beams or (CPU_BEAMS if platform == "cpu" else ACCELERATOR_BEAMS)
-    return [Shape(width, length, options.node_budget, options.tree, options.draft_top_k) for width, length in read_beams(names)]
+    searches = [Shape(*beam, options.node_budget, options.tree, options.draft_top_k) for beam in read_beams(names)]
+    ways = task.combine(searches if has_head else [], lookup_of(lookup))
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
+    limits = Limits(options.max_new_tokens)
+    return task.BenchmarkTask(models, ways, sampling, limits, options.batch_size, options.dtype, options.mesh)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import numpy as np
 
 from infer import pair, prompts, room, text
 from infer.benchmark import synthetic
-from infer.options import check_drafted, read_beam
+from infer.benchmark.task import BenchmarkTask, Files, Random, Way
+from infer.options import check_drafted
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.proposer import Proposer
@@ -29,12 +31,12 @@ HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkPair:
-    """``batches``: of prompts, the last one perhaps smaller; ``prompts``: in words, which they are; ``folder``: of the target,
-    None for random weights; ``mesh_because``: why this mesh, if it was not asked for."""
+    """What is measured. drafter: the head, if one drafts; batches: of prompts, the last one perhaps smaller; prompts: in words,
+    which they are; folder: of the target, None for random weights; mesh_because: why this mesh, if it was not asked for."""
 
     name: str
     target: Target
-    drafter: Drafter
+    drafter: Drafter | None
     batches: list[list[list[int]]]
     sampling: Sampling
     limits: Limits
@@ -59,89 +61,101 @@ class BenchmarkPair:
         return inputs, bucket
 
 
-def on_disk(options) -> BenchmarkPair:
+def subject_of(task: BenchmarkTask) -> BenchmarkPair:
+    """The pair and its prompts, ready to be measured."""
+    models = task.models
+    return at_shape(task, models) if isinstance(models, Random) else on_disk(task, models)
+
+
+def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     """The embedded pair, or the one that is named; end-of-text tokens are ignored, so that all replies are equally long."""
-    head = options.drafter
-    if head is None and options.head is not None:
-        head = str(pair.embedded(HEADS[options.head]))
-    plan = pair.resolve(options.target, head, True, options.dtype, options.mesh, options.batch_size)
-    _check_drafts(options, plan.target_config, plan.drafter_config)
-    tokenizer = text.load_tokenizer(plan.target)
-    longest = plan.target_config.max_position_embeddings - options.max_new_tokens
+    head = files.drafter
+    if head is None and files.head is not None:
+        head = str(pair.embedded(HEADS[files.head]))
+    found = pair.find(files.target, head, files.has_head, task.dtype)
+    plan = pair.plan(found, task.mesh, task.batch, task.limits.new, task.length)
+    _check_drafts(task.ways, plan.target_config, plan.drafter_config)
+    tokenizer, new = text.load_tokenizer(plan.target), task.limits.new
+    longest = plan.target_config.max_position_embeddings - new
     if longest < 1:
-        raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {longest + options.max_new_tokens}")
-    given = prompts.read((), options.prompts or str(pair.EMBEDDED / "prompts.jsonl"))
-    which = options.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
+        raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {longest + new}")
+    given = prompts.read((), files.prompts or str(pair.EMBEDDED / "prompts.jsonl"))
+    which = files.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, longest + 1) for prompt in given]
-    room.check(plan, max(map(len, ids)), options.max_new_tokens, options.batch_size, length=0)  # of plain decoding
+    room.check(plan, max(map(len, ids)), new, task.batch, task.length)
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine
     jax.set_mesh(loaded.mesh)
-    name = f"{plan.target.parent.name}/{plan.target.name} and {plan.drafter.parent.name}/{plan.drafter.name}"
-    which = f"{len(ids)} of {which}"
+    drafter = loaded.proposer.head if files.has_head else None
+    name, which = " and ".join(_called(each) for each in (plan.target, plan.drafter) if each), f"{len(ids)} of {which}"
     return BenchmarkPair(
-        name, loaded.target, loaded.proposer.head, _batches(ids, options), *_how(options), plan.target, which, plan.why
+        name, loaded.target, drafter, _batches(ids, task.batch), task.sampling, task.limits, plan.target, which, plan.why
     )
 
 
-def at_shape(options) -> BenchmarkPair:
+def _called(folder: pathlib.Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def at_shape(task: BenchmarkTask, asked: Random) -> BenchmarkPair:
     """Random weights and random prompts."""
-    config = SHAPES[options.shape]
-    name = f"random weights of shape {options.shape}"
-    if options.layers is not None and options.layers != config.num_hidden_layers:
-        config = dataclasses.replace(config, num_hidden_layers=options.layers)
-        name += f" with {options.layers} layers only"
-    if options.prompt_length + options.max_new_tokens > config.max_position_embeddings:
+    config, new = SHAPES[asked.shape], task.limits.new
+    name = f"random weights of shape {asked.shape}"
+    if asked.layers is not None and asked.layers != config.num_hidden_layers:
+        config = dataclasses.replace(config, num_hidden_layers=asked.layers)
+        name += f" with {asked.layers} layers only"
+    if asked.prompt_length + new > config.max_position_embeddings:
         raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
-    if not 0 <= options.head_vocab <= config.vocab_size:
-        raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {options.head_vocab}")
-    kind, dtype = options.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(options.dtype)
-    head = synthetic.head_config(config, kind, options.head_vocab)
-    _check_drafts(options, config, head)
-    load = _load(config, head, options)
-    mesh, because = placement.resolve(load, options.mesh, together=False)
-    what = f"--shape {options.shape}, with its weights, its head and its cache,"
-    memory.check(load, mesh, what, _smaller(config, head, options, mesh), "a smaller --shape or more devices")
+    if not 0 <= asked.head_vocab <= config.vocab_size:
+        raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {asked.head_vocab}")
+    kind, dtype = asked.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(task.dtype)
+    head = synthetic.head_config(config, kind, asked.head_vocab)
+    _check_drafts(task.ways, config, head)
+    load = _load(config, head, task, asked.prompt_length)
+    mesh, because = placement.resolve(load, task.mesh, False, "--mesh", "--distributed")
+    what = f"--shape {asked.shape}, with its weights, its head and its cache,"
+    memory.check(load, mesh, what, _smaller(config, head, task, asked, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
     config = placement.repeat_kv_heads(config, mesh[1])
     target = synthetic.random_target(jax.random.key(0), config, dtype)
     drafter = vocabulary.as_decoded(synthetic.random_head(jax.random.key(1), head, dtype), target)
-    name += f" and a draft vocabulary of {options.head_vocab}" if options.head_vocab else ""
-    count = options.prompt_count * options.batch_size
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, options.prompt_length)).tolist()
-    which = f"{count} of {options.prompt_length} random ids"
-    return BenchmarkPair(f"{name}, {kind} head", target, drafter, _batches(ids, options), *_how(options), None, which, because)
+    name += f" and a draft vocabulary of {asked.head_vocab}" if asked.head_vocab else ""
+    count = asked.prompt_count * task.batch
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (count, asked.prompt_length)).tolist()
+    which, batches = f"{count} of {asked.prompt_length} random ids", _batches(ids, task.batch)
+    return BenchmarkPair(f"{name}, {kind} head", target, drafter, batches, task.sampling, task.limits, None, which, because)
 
 
-def _check_drafts(options, target: TargetConfig, head: DrafterConfig) -> None:
-    if options.draft_top_k > DRAFT_TOP_K:
-        check_drafted("--draft-top-k", options.draft_top_k, target.vocab_size, head.draft_vocab)
-    for shape in options.beams:
-        check_drafted(f"--beams {shape}: its width", read_beam(shape)[0], target.vocab_size, head.draft_vocab)
+def _check_drafts(ways: Sequence[Way], target: TargetConfig, head: DrafterConfig | None) -> None:
+    for way in ways:
+        if way.shape is None:
+            continue
+        if way.shape.draft_top_k > DRAFT_TOP_K:
+            check_drafted("--draft-top-k", way.shape.draft_top_k, target.vocab_size, head.draft_vocab)
+        check_drafted(f"--beams {way.name}: its width", way.shape.width, target.vocab_size, head.draft_vocab)
 
 
-def _load(config: TargetConfig, head: DrafterConfig, options) -> placement.Footprint:
-    """What the devices have to hold: the pair and the cache of plain decoding, and what making the largest matrix takes."""
+def _load(config: TargetConfig, head: DrafterConfig, task: BenchmarkTask, prompt: int) -> placement.Footprint:
+    """What the devices have to hold: the pair and the cache of the longest rounds, and what making the largest matrix takes;
+    ``prompt``: tokens of each prompt."""
     making = MAX_RANDOM_COPIES * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
-    slots = prefill.bucket(options.prompt_length, options.max_new_tokens, 0).slots
-    pair = placement.to_decode(config, head, options.dtype, options.batch_size, slots)
+    slots = prefill.bucket(prompt, task.limits.new, task.length).slots
+    pair = placement.to_decode(config, head, task.dtype, task.batch, slots, "--batch-size")
     return dataclasses.replace(pair, size=pair.size + making)
 
 
-def _smaller(config: TargetConfig, head: DrafterConfig, options, mesh: tuple[int, int]) -> dict[str, placement.Footprint]:
+def _smaller(
+    config: TargetConfig, head: DrafterConfig, task: BenchmarkTask, asked: Random, mesh: tuple[int, int]
+) -> dict[str, placement.Footprint]:
     """Options with which this shape needs less: the most layers that fit, and the other number format."""
 
     def of_layers(layers: int) -> placement.Footprint:
-        return _load(dataclasses.replace(config, num_hidden_layers=layers), head, options)
+        return _load(dataclasses.replace(config, num_hidden_layers=layers), head, task, asked.prompt_length)
 
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}
     most = next((layers for layers, load in fewer.items() if memory.shortage(load, mesh) is None), 1)
-    halved = _load(config, head, dataclasses.replace(options, dtype="bfloat16"))
+    halved = _load(config, head, dataclasses.replace(task, dtype="bfloat16"), asked.prompt_length)
     return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved}
 
 
-def _batches(ids: list[list[int]], options) -> list[list[list[int]]]:
-    return [ids[first : first + options.batch_size] for first in range(0, len(ids), options.batch_size)]
-
-
-def _how(options) -> tuple[Sampling, Limits]:
-    return Sampling(options.temperature, options.top_k, options.top_p, options.acceptance), Limits(new=options.max_new_tokens)
+def _batches(ids: list[list[int]], batch: int) -> list[list[list[int]]]:
+    return [ids[first : first + batch] for first in range(0, len(ids), batch)]

@@ -1,14 +1,18 @@
 """The report of `infer.benchmark` for people: lines of text, and a plot. Not here: measuring anything."""
 
 import pathlib
+import re
+
+from infer.benchmark.task import Rates
 
 STAGES = ("noise", "draft", "pack", "verify", "commit")
 
 
 def heading(report: dict) -> str:
     """What was measured and on what."""
+    head = f"head {report['head_parameters'] / 1e6:.1f} M" if report["head_parameters"] else "no head"
     lines = [
-        f"{report['subject']}: {report['parameters'] / 1e6:.1f} M parameters, head {report['head_parameters'] / 1e6:.1f} M",
+        f"{report['subject']}: {report['parameters'] / 1e6:.1f} M parameters, {head}",
         report["device"],
         f"prompts: {report['prompts']}; {report['options']['max_new_tokens']} new tokens each",
     ]
@@ -34,30 +38,38 @@ def plain(row: dict) -> str:
     )
 
 
-def row(row: dict, first: bool) -> str:
-    """One beam shape; with the table's head above the first of them. Times in ms, memory in MB."""
-    stages = [name for name in STAGES if name in row["stage_seconds"]]
+def row(row: dict, first: bool, widest: int = 0) -> str:
+    """One way to draft; with the table's head above the first of them. Times in ms, memory in MB. What is not a search drafts and
+    packs at once, which stands under `draft`. ``widest``: letters of the longest name of a way."""
+    seconds = row["stage_seconds"]
+    stages = [name for name in STAGES if name in seconds or (name in ("draft", "pack") and "propose" in seconds)]
     names = ["WxL", "nodes", "tok/step", "tok/s", "speed-up", "(min max)", "round", "/AR", *stages, "temp", "compile", "identical"]
     low, high = row["speedup_from_to"]
     cells = [
         row["shape"], str(row["nodes"]), f"{row['tokens_per_step']:.2f}", f"{row['tokens_per_second']:.1f}",
         f"{row['speedup']:.2f}x",
         f"({low:.2f} {high:.2f})", f"{row['round_seconds'] * 1e3:.3f}", f"{row['round_over_autoregressive']:.2f}",
-        *(f"{row['stage_seconds'][name] * 1e3:.3f}" for name in stages), f"{row['memory_bytes']['temporaries'] / 1e6:.1f}",
+        *(_stage(seconds, name) for name in stages), f"{row['memory_bytes']['temporaries'] / 1e6:.1f}",
         f"{row['compile_seconds']:.1f}s", f"{row['identical']}/{row['rows']}",
     ]  # fmt: skip
     lines = [names, cells] if first else [cells]
-    return "\n".join(" ".join(f"{cell:>{_width(name)}}" for name, cell in zip(names, line, strict=True)) for line in lines)
+    widths = [max(_width(names[0]), widest), *map(_width, names[1:])]
+    return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def out_of_reach(rows: list[dict], options) -> str:
+def _stage(seconds: dict[str, float], name: str) -> str:
+    if name in seconds:
+        return f"{seconds[name] * 1e3:.3f}"
+    return f"{seconds['propose'] * 1e3:.3f}" if name == "draft" else "-"
+
+
+def out_of_reach(rows: list[dict], rates: Rates | None) -> str:
     """A line for the shapes that cannot have the tokens per step that were asked for, if there are any."""
-    if options.shape is None or options.rates:
+    if rates is None or rates.by_depth:
         return ""
-    short = [row["shape"] for row in rows if len(row["rates"]) + 1 < options.tokens_per_step]
-    return f"note: {', '.join(short)} cannot reach {options.tokens_per_step} tokens per step; every draft is right there\n" * bool(
-        short
-    )
+    short = [row["shape"] for row in rows if len(row["rates"]) + 1 < rates.tokens_per_step]
+    note = f"note: {', '.join(short)} cannot reach {rates.tokens_per_step} tokens per step; every draft is right there\n"
+    return note if short else ""
 
 
 def _width(name: str) -> int:
@@ -81,10 +93,12 @@ def transformers(row: dict) -> str:
 
 
 def plot(report: dict, path: pathlib.Path, software: str) -> None:
-    """Two maps over W and L: speed-up, and tokens per step. The file says that ``software`` wrote it."""
+    """Two maps over W and L, of the searches of the head: speed-up, and tokens per step. The file says that ``software`` wrote
+    it."""
     from matplotlib.figure import Figure  # of requirements-dev.txt
 
-    shapes = [tuple(map(int, row["shape"].split("x"))) for row in report["rows"]]
+    rows = [row for row in report["rows"] if re.fullmatch(r"\d+x\d+", row["shape"])]
+    shapes = [tuple(map(int, row["shape"].split("x"))) for row in rows]
     widths, lengths = sorted({w for w, _ in shapes}), sorted({length for _, length in shapes})
     figure = Figure(figsize=(10, 1.2 + 0.6 * len(widths)), layout="constrained")
     figure.suptitle(
@@ -94,7 +108,7 @@ def plot(report: dict, path: pathlib.Path, software: str) -> None:
         figure.subplots(1, 2), ("speedup", "tokens_per_step"), ("speed-up", "tokens per step"), strict=True
     ):
         grid = [[float("nan")] * len(lengths) for _ in widths]
-        for (width, length), row in zip(shapes, report["rows"], strict=True):
+        for (width, length), row in zip(shapes, rows, strict=True):
             grid[widths.index(width)][lengths.index(length)] = row[key]
             axes.text(lengths.index(length), widths.index(width), f"{row[key]:.2f}", ha="center", va="center")
         axes.imshow(grid, cmap="YlGn", aspect="auto", alpha=0.6)  # numbers stay readable on the darkest

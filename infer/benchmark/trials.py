@@ -13,9 +13,11 @@ from infer import failures
 from infer.benchmark import stages as measure
 from infer.benchmark import synthetic
 from infer.benchmark.cases import BenchmarkPair
+from infer.benchmark.task import Rates, Way
+from infer.proposers import proposer_of
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.propose.scripted import scripted
 from redrafter_jax.decode.reply import tokens_per_step
 from redrafter_jax.errors import BadInput
@@ -23,12 +25,12 @@ from redrafter_jax.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to decode: a program, and for each batch its inputs and what proposes for it; shape: of its search, if it is one."""
+    """One way to decode: a program, and for each batch its inputs and what proposes for it; way: None for plain decoding."""
 
     program: measure.DecodingProgram
     inputs: list[tuple]
     proposers: list[Proposer]
-    shape: Shape | None = None
+    way: Way | None = None
     rates: tuple[float, ...] = ()
 
     def decode(self, batch: int) -> "Outcome":
@@ -83,17 +85,17 @@ def plain_case(subject: BenchmarkPair) -> Case:
     return Case(program, inputs, [Plain()] * len(inputs))
 
 
-def case(subject: BenchmarkPair, shape: Shape, plain: Case, rates: tuple[float, ...]) -> Case:
-    """Speculative decoding at one shape, compiled; ``rates``, one per depth, where the acceptance is synthetic."""
-    if shape.nodes > subject.config.vocab_size:
-        raise BadInput(f"--beams {shape.width}x{shape.length} has more nodes than the vocabulary of {subject.config.vocab_size}")
-    drafts = Recurrent(subject.drafter, shape)
+def case(subject: BenchmarkPair, way: Way, plain: Case, rates: tuple[float, ...]) -> Case:
+    """Speculative decoding one way, compiled; ``rates``, one per depth, where the acceptance is synthetic."""
+    drafts = proposer_of(subject.drafter if way.shape else None, way.shape or Shape(), way.lookup)
+    if way.shape and drafts.round.nodes > subject.config.vocab_size:
+        raise BadInput(f"--beams {way.name} has more nodes than the vocabulary of {subject.config.vocab_size}")
     inputs, bucket = subject.prepare(drafts)
     proposers: list[Proposer] = [drafts] * len(inputs)
     if rates:
         proposers = [scripted(drafts, plain.decode(batch).tokens, rates) for batch in range(len(inputs))]
     program = measure.build(subject.target, proposers[0], inputs[0], bucket)
-    return Case(program, inputs, proposers, shape, rates)
+    return Case(program, inputs, proposers, way, rates)
 
 
 def run_all(cases: list[Case], repeats: int) -> list[Trials]:
@@ -130,15 +132,15 @@ def plain_row(subject: BenchmarkPair, plain: Case, trials: Trials, bandwidth: fl
 
 
 def row(subject: BenchmarkPair, each: Case, trials: Trials, plain: Trials, repeats: int) -> dict:
-    """What one shape gives, beside plain decoding of the same prompts."""
+    """What one way gives, beside plain decoding of the same prompts."""
     ratios = [slow / fast for slow, fast in zip(seconds_per_token(plain), seconds_per_token(trials), strict=True)]
     histogram = sum(batch[0].histogram.sum(axis=0) for batch in trials)
     rounds = [median(o.round_seconds for o in batch) / batch[0].rounds.max() for batch in trials]
     plain_round = median(seconds_per_token(plain)) * len(subject.batches[0])
     result = {
-        "shape": f"{each.shape.width}x{each.shape.length}",
-        "nodes": each.shape.nodes,
-        "tree": each.shape.tree,
+        "shape": each.way.name,
+        "nodes": each.proposers[0].round.nodes,
+        "tree": each.way.shape.tree if each.way.shape else "lookup",
         "tokens_per_step": _tokens_per_step([batch[0] for batch in trials]),
         "accepted_histogram": histogram.tolist(),
         "tokens_per_second": 1 / median(seconds_per_token(trials)),
@@ -212,10 +214,10 @@ def against(subject: BenchmarkPair, plain: Case, theirs, repeats: int) -> dict:
     }
 
 
-def rates_of(options, length: int) -> tuple[float, ...]:
+def rates_of(rates: Rates | None, length: int) -> tuple[float, ...]:
     """The probability at each depth that a synthetic draft is right; none where the acceptance is real."""
-    if options.shape is None:
+    if rates is None:
         return ()
-    if not options.rates:
-        return tuple(synthetic.rates_for(min(options.tokens_per_step, length + 1), length))
-    return tuple(options.rates[min(depth, len(options.rates) - 1)] for depth in range(length))
+    if not rates.by_depth:
+        return tuple(synthetic.rates_for(min(rates.tokens_per_step, length + 1), length))
+    return tuple(rates.by_depth[min(depth, len(rates.by_depth) - 1)] for depth in range(length))

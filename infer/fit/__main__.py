@@ -164,12 +164,12 @@ def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say)
 
 def _advise(options: Options, subject, rows: list[dict], batches: list[int], pool, say) -> list[dict]:
     """What to take for each batch, compiled with all layers unless that is not wanted."""
-    from infer.fit import points
+    from infer.fit.advice import find_advice
 
     found = []
     for batch in batches:
         check = (lambda _: []) if options.unchecked else functools.partial(_checked, subject, pool)
-        advice, checked, refused = points.settle(rows, batch, options.most, check)
+        advice, checked, refused = find_advice(rows, batch, options.most, check)
         before = [dataclasses.asdict(one) | {"checked": checks} for one, checks in refused]
         found.append(dataclasses.asdict(advice) | {"checked": checked, "refused": before})
         say(tables.advised(advice, options.most, options.dtype, checked, refused, subject.slice.chip.usable_bytes))

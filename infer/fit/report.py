@@ -5,6 +5,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from infer.fit.advice import MAX_RETRIES
+
 CURVE_NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 COLUMNS = (
     ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("GFLOP", 8), ("by hand", 8),
@@ -89,12 +91,10 @@ def advised(advice, most: float, dtype: str, checked: list[dict], refused: list,
       most: plain steps that a round may cost.
       usable: bytes of a chip.
     """
-    from infer.fit import points
-
     before = "".join(f"{_refusal(*one)}\n" for one in refused)
     if advice.mesh is None:
         what = f"none of these {len(refused)}" if refused else "nothing"
-        what += " fits, and others were not tried" if len(refused) > points.MAX_RETRIES else " fits"
+        what += " fits, and others were not tried" if len(refused) > MAX_RETRIES else " fits"
         return f"{before}batch {advice.batch}: {what}; take more chips, a shorter --context or fewer rows"
     data, model = advice.mesh
     what = f"batch {advice.batch}: --batch-size {advice.batch} --mesh {data} {model} --dtype {dtype}"

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer import distributed, prompts
+from infer import distributed, drafting, prompts
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
@@ -36,7 +36,14 @@ class Options:
     target: str | None = None
     """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
     drafter: str | None = None
-    """Folder or hub name of its draft head, in Apple's format; one of the embedded ones if not given."""
+    """Folder or hub name of its draft head, in Apple's format; one of the embedded ones if not given. `lookup`: no head; what
+    followed the last tokens where they stood before is drafted (a folder that is called lookup is ./lookup)."""
+    beside: Annotated[Literal["lookup"] | None, tyro.conf.arg(name="with")] = None
+    """lookup: draft with the head and with a lookup at once, one tree of both."""
+    lookup_length: int | None = None
+    """Tokens that a lookup drafts in a round; by default 6."""
+    lookup_match: tuple[int, int] | None = None
+    """LONGEST SHORTEST: how many of the last tokens a lookup tries to find, and has to find; by default 8 and 2."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text to continue; may be repeated. `-` is standard input, which, if piped, is also read where no prompt is named."""
     prompts: str | None = None
@@ -50,12 +57,12 @@ class Options:
     decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
     """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
     beam_width: int | None = None
-    """WantedShape W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
+    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
     default_shape)."""
     beam_length: int | None = None
     """Drafted tokens per beam L, as beam_width."""
     node_budget: int | None = None
-    """Nodes that the target scores per pass, the root included; by default all that there can be, 1 + W * L."""
+    """Nodes that the target scores per pass, the root included; by default all that there can be, 1 + W * L, and a lookup's."""
     tree: Literal["search", "beams"] = "search"
     """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
     draft_top_k: int = DRAFT_TOP_K
@@ -107,9 +114,12 @@ def task_of(options: Options) -> Task:
     beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
     limits = Limits(options.max_new_tokens, options.max_length or 0)
+    has_head = drafting.has_head(options.drafter)
+    lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
+    lookup = None if options.decoding == "autoregressive" else lookup
     return Task(
-        Models(options.target, options.drafter, options.dtype, options.mesh),
-        Decoding(options.decoding, beams, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
+        Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
+        Decoding(options.decoding, beams, lookup, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
         Destination(options.output, options.json, options.no_color),
     )
 

@@ -3,11 +3,13 @@
 Raises BadInput, one sentence that names the option. Not here: ranges (`infer/options.py`), prompts, folders, the output file.
 """
 
+from infer import drafting
 from infer.generate.task import Decoding
-from infer.options import check_drafted, check_number, check_temperature, check_top_p, flag
+from infer.options import changed, check_drafted, check_number, check_temperature, check_top_p, flag
 from redrafter_jax.decode.request import DRAFT_TOP_K, RANGES, require, wrong_for_context, wrong_for_vocabulary
 from redrafter_jax.errors import BadInput
 
+OF_A_SEARCH = ("beam_width", "beam_length", "node_budget", "tree", "draft_top_k")
 NO_DRAFT = " (for no draft at all: --decoding autoregressive)"
 
 
@@ -18,6 +20,8 @@ def alone(options) -> None:
         check_number(name, getattr(options, name), more=NO_DRAFT if is_of_a_draft else "")
     check_temperature(options.temperature)
     check_top_p(options.top_p)
+    drafting.check(options.drafter, options.beside, options.lookup_length, options.lookup_match)
+    drafting.check_search(options.drafter, changed(options, OF_A_SEARCH))
     options.group.check()
     _together(options)
 
@@ -29,6 +33,8 @@ def _together(options) -> None:
         raise BadInput("--prompt - can be given once; there is one standard input")
     if options.decoding == "compare" and options.output is not None:
         raise BadInput("--output keeps replies, not comparisons; with --decoding compare use --json")
+    if options.decoding == "autoregressive" and options.beside is not None:
+        raise BadInput("--with lookup drafts beside a head, and --decoding autoregressive drafts nothing; leave out one of them")
     if not options.group.is_single:
         _in_a_group(options)
     if options.target is not None and options.drafter is None and options.decoding != "autoregressive":
@@ -60,11 +66,13 @@ def _in_a_group(options) -> None:
 
 def against(decoding: Decoding, target, shape, head=None) -> None:
     """Numbers that this target (a `TargetConfig`) and its head (a `DrafterConfig`) have no room for; ``shape`` is None
-    for plain decoding."""
+    where no head drafts."""
     context, vocabulary = target.max_position_embeddings, target.vocab_size
     require("--max-length", wrong_for_context(decoding.limits.length, context))
     require("--max-new-tokens", wrong_for_context(decoding.limits.new, context))
     require("--top-k", wrong_for_vocabulary(decoding.sampling.top_k, vocabulary))
+    if decoding.lookup is not None and decoding.lookup.length >= context:
+        raise BadInput(f"--lookup-length should be below the target's context of {context}, not {decoding.lookup.length}")
     if shape is None:
         return
     draft_vocab = head.draft_vocab if head is not None else 0

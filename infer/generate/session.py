@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import failures, pair, prompts, room, terminal
+from infer import failures, pair, prompts, proposers, room, terminal
 from infer.generate import chat, checks, compare, parts
 from infer.generate.batches import Batches, decode
 from infer.generate.task import Decoding, Task, WantedShape
 from infer.options import check_tree, read_seeds
 from infer.replies import Owner, ReplyFile, line_of, run_of
 from infer.text import load_tokenizer, text_of
+from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -26,11 +27,13 @@ from redrafter_jax.files import claims, config, fingerprint, lock
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A task whose pair is found and fits it, before any weight is read; ``shape`` is None for plain decoding."""
+    """A task whose pair is found and fits it, before any weight is read. shape: of the head's search, None where no head drafts;
+    lookup: None where nothing is looked up."""
 
     task: Task
     resolved: pair.Resolved
     shape: Shape | None
+    lookup: Lookup | None
     tokenizer: object | None
 
     @property
@@ -44,7 +47,7 @@ class Prepared:
 
     def fill(self) -> pair.Pair:
         """The pair with its weights."""
-        loaded = pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), self.task.decoding.ignore_eos)
+        loaded = pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), self.task.decoding.ignore_eos, self.lookup)
         is_read_by_a_program = self.task.destination.json and not sys.stdout.isatty()
         loaded.engine.on_compile = functools.partial(terminal.compiling, not is_read_by_a_program)
         return loaded
@@ -57,19 +60,20 @@ def prepare(task: Task) -> Prepared:
       BadInput: something is missing, broken, or does not fit together.
     """
     models, decoding = task.models, task.decoding
-    dtype, speculative = models.dtype or pair.default_dtype(jax.default_backend()), decoding.kind != "autoregressive"
-    rows, new = decoding.batch, decoding.limits.new
-    resolved = pair.resolve(models.target, models.drafter, speculative, dtype, models.mesh, rows, new)
-    shape = shape_of(decoding.beams, resolved) if resolved.drafter else None
+    dtype = models.dtype or pair.default_dtype(jax.default_backend())
+    found = pair.find(models.target, models.drafter, models.has_head and decoding.kind != "autoregressive", dtype)
+    lookup = proposers.lookup_of(decoding.lookup)
+    shape = shape_of(decoding.beams, found, lookup) if found.drafter else None
+    resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)
-    return Prepared(task, resolved, shape, load_tokenizer(resolved.target))
+    return Prepared(task, resolved, shape, lookup, load_tokenizer(resolved.target))
 
 
-def shape_of(beams: WantedShape, resolved: pair.Resolved) -> Shape:
-    """The shape that was asked for, filled up with what suits the device."""
+def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
+    """The shape that was asked for, filled up with what suits the device; its tree has room for a lookup's nodes."""
     default = pair.default_shape(jax.default_backend(), resolved.target_config, resolved.dtype)
     width, length = beams.width or default.width, beams.length or default.length
-    check_tree(width, length, beams.budget)
+    check_tree(width, length, beams.budget, lookup.length if lookup else 0)
     return Shape(width, length, beams.budget, beams.tree, beams.draft_top_k)
 
 
@@ -115,7 +119,7 @@ def finish(file: ReplyFile, runs: Sequence[str]) -> int:
 
 def check_room(prepared: Prepared, ids: Sequence[list[int]]) -> None:
     """Raises BadInput where the cache of a batch does not fit beside the weights."""
-    decoding, length = prepared.task.decoding, prepared.shape.length if prepared.shape else 0
+    decoding, length = prepared.task.decoding, proposers.drafted_length(prepared.shape, prepared.lookup)
     new = min(decoding.limits.new, prepared.context)
     room.check(prepared.resolved, max(map(len, ids)), new, decoding.batch, length)
 
@@ -133,8 +137,9 @@ def runs_of(prepared: Prepared, ids: Sequence[list[int]], seeds: Sequence[int]) 
     if destination.shows_text:
         return [""] * len(ids)  # there are no lines, and large files take long to read
     decoding = prepared.task.decoding
-    stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer))
+    stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
     models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
+    models += [] if prepared.lookup is None else [str(prepared.lookup)]  # none is said of a head alone, as in earlier versions
     common = run_of(decides_text(decoding, resolved), stops, models)
     return [run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
 

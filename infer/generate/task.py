@@ -4,15 +4,18 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+from infer.drafting import WantedLookup
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """A pair by folders or hub names (None: the embedded one), its number format and mesh (None: what suits the devices)."""
+    """A pair by folders or hub names (None: the embedded one), its number format and mesh (None: what suits the devices);
+    ``has_head``: a head drafts, perhaps with a lookup beside it."""
 
     target: str | None = None
     drafter: str | None = None
+    has_head: bool = True
     dtype: Literal["float32", "bfloat16"] | None = None
     mesh: tuple[int, int] | None = None
 
@@ -30,10 +33,12 @@ class WantedShape:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together."""
+    """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together; ``lookup``:
+    drafts too, or alone."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
+    lookup: WantedLookup | None = None
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     seed: int = 0

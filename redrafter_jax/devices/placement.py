@@ -36,7 +36,7 @@ class Footprint:
     target: TargetConfig
     head: DrafterConfig | None = None
     rows: int = 1
-    option: str = "--batch-size"
+    option: str = "rows"
     size: float = 0.0
     spread: bool = False
     cache: float = 0.0
@@ -73,21 +73,21 @@ class Footprint:
         return [mesh for mesh in meshes if self.bytes_per_device(*mesh) <= USABLE_SHARE * memory]
 
 
-def check(load: Footprint, mesh: tuple[int, int], devices: int, whole: bool = False) -> None:
+def check(load: Footprint, mesh: tuple[int, int], devices: int, whole: bool = False, what: str = "mesh") -> None:
     """Raises BadInput for a mesh of too many devices, or one that does not divide what it carries; says which would do, if need
-    be of those that leave out no device."""
+    be of those that leave out no device. ``what`` names the mesh."""
     data, model = mesh
     if min(mesh) < 1:
-        raise BadInput(f"--mesh should be two whole numbers from 1 up, not {data} {model}")
+        raise BadInput(f"{what} should be two whole numbers from 1 up, not {data} {model}")
     wrong = load.why_not(data, model)
     if data * model > devices:
         wrong = f"it needs {data * model} devices, and {devices} {'is' if devices == 1 else 'are'} visible"
     if wrong:
-        raise BadInput(f"--mesh {data} {model}: {wrong}; {named(load.meshes(devices, whole))} would do")
+        raise BadInput(f"{what} {data} {model}: {wrong}; {named(load.meshes(devices, whole))} would do")
 
 
 def named(meshes: list[tuple[int, int]], most: int = 6) -> str:
-    """The first of these meshes, as options of ``--mesh`` in a sentence."""
+    """The first of these meshes, in a sentence."""
     shown = [f"{data} {model}" for data, model in meshes[:most]] or ["fewer devices"]
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else f"only {shown[0]}"
 
@@ -107,9 +107,8 @@ def recommend(
     """
     fitting, need = load.meshes(devices, whole), f"{(load.size + load.cache) / 1e9:.3g} GB to hold"
     if not fitting:
-        raise BadInput(
-            f"no mesh uses all {devices} devices of the processes: {load.why_not(devices, 1)}, and {load.why_not(1, devices)}"
-        )
+        reasons = f"{load.why_not(devices, 1)}, and {load.why_not(1, devices)}"
+        raise BadInput(f"no mesh uses all {devices} devices of the processes: {reasons}")
     if memory is None and whole:
         return min(fitting, key=lambda mesh: mesh[1]), f"the processes work on all their {devices} devices together"
     if memory is None:
@@ -148,26 +147,28 @@ def _most_of_data(load: Footprint, meshes: list[tuple[int, int]], fewest: int) -
     return rows, max(model for model in models if model == fewest or load.bytes_per_device(rows, model) >= MIN_SHARD_BYTES)
 
 
-def resolve(load: Footprint, mesh: tuple[int, int] | None, together: bool) -> tuple[tuple[int, int], str | None]:
+def resolve(
+    load: Footprint, mesh: tuple[int, int] | None, together: bool, what: str = "mesh", joins: str = "jax.distributed.initialize"
+) -> tuple[tuple[int, int], str | None]:
     """The mesh that was asked for, checked; or one for the devices that are there, and a line that says why, if there is more
     than one device.
 
     Args:
       together: all processes work on one mesh, as in training; otherwise each may work on one of its own devices, and does
-        unless they are too few to hold the load.
+        unless they are too few to hold the load. what: names the mesh; joins: what a host joins the others by.
 
     Raises:
       BadInput: see `check` and `recommend`; or the mesh leaves some of the processes out, or this host has not joined the others.
     """
-    processes.check_joined("--distributed")
+    processes.check_joined(joins)
     own, every, group = jax.local_devices(), len(jax.devices()), jax.process_count() > 1
     if mesh is not None:
         whole = group and (together or mesh[0] * mesh[1] > len(own))
         if whole and mesh[0] * mesh[1] != every:
-            wrong = f"--mesh {mesh[0]} {mesh[1]} should use all {every} devices of the {jax.process_count()} processes"
+            wrong = f"{what} {mesh[0]} {mesh[1]} should use all {every} devices of the {jax.process_count()} processes"
             wrong += "" if together else f", or at most the {len(own)} of one"
             raise BadInput(f"{wrong}; {named(load.meshes(every, whole))} would do")
-        check(load, mesh, every if whole else len(own), whole)
+        check(load, mesh, every if whole else len(own), whole, what)
         return mesh, None
     memory = (own[0].memory_stats() or {}).get("bytes_limit")
     whole = group and (together or (memory is not None and not load.holding(load.meshes(len(own)), memory)))
@@ -232,11 +233,13 @@ def bytes_of_token(config: TargetConfig, dtype: str) -> int:
     return config.num_hidden_layers * bytes_of((one.keys, one.values))
 
 
-def to_decode(target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0) -> Footprint:
+def to_decode(
+    target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0, option: str = "rows"
+) -> Footprint:
     """What a mesh has to carry in decoding: the weights of a pair, and a cache of so many rows and slots."""
     size = bytes_of_target(target, dtype)
     size += bytes_of_head(vocabulary.materialised_config(head), dtype) if head else 0
-    return Footprint(target, head, rows, size=size, cache=rows * slots * bytes_of_token(target, dtype))
+    return Footprint(target, head, rows, option, size, cache=rows * slots * bytes_of_token(target, dtype))
 
 
 def repeat_kv_heads(config: TargetConfig, model: int) -> TargetConfig:

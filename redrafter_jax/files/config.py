@@ -32,7 +32,7 @@ def read_json(folder: pathlib.Path, what: str) -> dict[str, Any]:
     return json_files.read_object(path, what)
 
 
-def stop_ids(folder: pathlib.Path, tokenizer, what: str = "--target") -> list[int]:
+def stop_ids(folder: pathlib.Path, tokenizer, what: str) -> list[int]:
     """The ids that end a target's text: those that generation_config.json names, else config.json, else the tokenizer.
 
     Raises:

@@ -1,6 +1,7 @@
 """Which mesh is chosen and why, which are refused, and in what words."""
 
 import dataclasses
+import functools
 import types
 
 import jax
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import pytest
 
 from redrafter_jax.devices import mesh, placement
-from redrafter_jax.devices.placement import Footprint
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import cache
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
+
+Footprint = functools.partial(placement.Footprint, option="--batch-size")
 
 SEVEN_B, EIGHT_B, SEVENTY_B = (SHAPES[name] for name in ("llama-7b", "llama-3.1-8b", "llama-3.1-70b"))
 GB = 10**9
@@ -81,7 +83,7 @@ def test_the_mesh_that_is_chosen(load, devices, memory, chosen, words):
 )
 def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence_that_says_which_would_do(change, asked, words):
     with pytest.raises(BadInput) as error:
-        placement.check(Footprint(dataclasses.replace(EIGHT_B, **change), rows=8), asked, 8)
+        placement.check(Footprint(dataclasses.replace(EIGHT_B, **change), rows=8), asked, 8, what="--mesh")
     assert words in str(error.value)
 
 
@@ -130,7 +132,7 @@ def test_a_target_too_large_for_the_devices_of_one_process_is_split_over_those_o
         placement.resolve(Footprint(EIGHT_B, rows=8), (3, 2), together=False)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
     with pytest.raises(BadInput, match="of a slice of 2 hosts: give --distributed on each of them"):
-        placement.resolve(Footprint(EIGHT_B), None, together=False)
+        placement.resolve(Footprint(EIGHT_B), None, together=False, joins="--distributed")
 
 
 def test_processes_that_work_together_leave_no_device_out():

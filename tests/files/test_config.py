@@ -121,7 +121,7 @@ def test_an_end_of_text_id_of_the_tokenizer_is_looked_at_too(tmp_path):
 
     (tmp_path / "config.json").write_text('{"vocab_size": 503}')
     with pytest.raises(BadInput, match="eos_token_id of the tokenizer in .* from 0 to 502, not 600"):
-        config.stop_ids(tmp_path, Tokenizer())
+        config.stop_ids(tmp_path, Tokenizer(), "--target")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from infer.benchmark import __main__ as benchmark
 from infer.benchmark import cases, stages, synthetic
 from infer.benchmark import report as tables
+from infer.benchmark.task import Rates
 from redrafter_jax.decode.engine import Sampling
 from redrafter_jax.decode.propose import scripted
 from redrafter_jax.decode.propose.plain import Plain
@@ -72,14 +73,14 @@ def test_synthetic_acceptance_gives_what_was_asked_for_and_says_that_it_is_synth
 
 def test_shapes_that_cannot_reach_the_tokens_per_step_asked_for_are_named():
     rows = [{"shape": f"{width}x{length}", "rates": [1.0] * length} for width, length in ((1, 1), (4, 1), (1, 2))]
-    assert tables.out_of_reach(rows, benchmark.Options(shape="demo", tokens_per_step=2.2)).startswith("note: 1x1, 4x1 cannot")
-    assert not tables.out_of_reach(rows, benchmark.Options(shape="demo", tokens_per_step=1.8))
-    assert not tables.out_of_reach(rows, benchmark.Options(shape="demo", rates=(0.5,)))
+    assert tables.out_of_reach(rows, Rates(tokens_per_step=2.2)).startswith("note: 1x1, 4x1 cannot")
+    assert not tables.out_of_reach(rows, Rates(tokens_per_step=1.8))
+    assert not tables.out_of_reach(rows, Rates((0.5,)))
 
 
 def test_filters_are_measured_where_they_are_asked_for():
-    sampling, _ = cases._how(benchmark.Options(temperature=0.8, top_k=20, top_p=0.9))
-    assert sampling == Sampling(0.8, 20, 0.9)
+    task = benchmark.task_of(benchmark.Options(temperature=0.8, top_k=20, top_p=0.9), "cpu")
+    assert task.sampling == Sampling(0.8, 20, 0.9)
 
 
 @pytest.mark.parametrize("device_memory, mesh", [(16 << 30, (1, 8)), (None, (1, 1))])
@@ -90,7 +91,7 @@ def test_the_mesh_is_the_one_that_decoding_would_choose(device_memory, mesh, mon
     monkeypatch.setattr(cases.synthetic, "random_head", lambda *_: None)
     monkeypatch.setattr(jax.Device, "memory_stats", lambda _: device_memory and {"bytes_limit": device_memory}, raising=False)
     monkeypatch.setattr(memory, "of_host", lambda: None)  # whatever the machine of the tests has left
-    what = cases.at_shape(benchmark.Options(shape="llama-7b", dtype="bfloat16"))
+    what = cases.subject_of(benchmark.task_of(benchmark.Options(shape="llama-7b", dtype="bfloat16"), "cpu"))
     assert tuple(jax.sharding.get_mesh().shape.values()) == mesh
     assert what.mesh_because.startswith(f"mesh {mesh[0]} {mesh[1]}: ")
 

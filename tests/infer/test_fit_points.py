@@ -12,6 +12,7 @@ import pytest
 from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.fit import report as fit_report
+from infer.fit.advice import Advice
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import drafter
@@ -156,7 +157,7 @@ def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
         raise compiler.DoesNotFit(None)
 
     monkeypatch.setattr(points, "compile_loop", refuse)
-    found = points.check(points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000), points.Advice(8, MESH, None, None), "step")
+    found = points.check(points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000), Advice(8, MESH, None, None), "step")
     assert json.loads(json.dumps(found, allow_nan=False))["held"] is None and not found["fits"]
 
 
@@ -184,7 +185,7 @@ def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
     subject = points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000)
     row = points.row(subject, MESH, BATCH, SHAPE)
     assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
-    check = points.check(subject, points.Advice(BATCH, MESH, "4x2", 1.2), "round")
+    check = points.check(subject, Advice(BATCH, MESH, "4x2", 1.2), "round")
     assert not check["fits"] and fit_report._sizes([check]) == "round the TPU compiler failed (INTERNAL: x)"
     step = step_points.row(step_points.StepSubject(nowhere(), TARGET, None, "bfloat16"), MESH, BATCH, whole=True)
     said = fit_report.line(step_report.cells_of(step), step_report.COLUMNS)

@@ -83,7 +83,7 @@ def test_the_generation_config_decides_what_ends_a_text(tmp_path, model, generat
     class Tokenizer:
         eos_token_id = 9
 
-    assert config.stop_ids(tmp_path, Tokenizer()) == expected
+    assert config.stop_ids(tmp_path, Tokenizer(), "--target") == expected
 
 
 def turns(monkeypatch, *said):

@@ -172,7 +172,12 @@ def test_a_mesh_that_does_not_divide_the_draft_vocabulary_is_refused():
         head_dim=8,
     )
     with pytest.raises(BadInput, match="--mesh 1 8: 8 does not divide the head's draft vocabulary of 12 tokens"):
-        check(Footprint(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)), (1, 8), 8)
+        check(
+            Footprint(target, DrafterConfig(vocab_size=256, hidden_size=64, exit_size=128, draft_vocab=12)),
+            (1, 8),
+            8,
+            what="--mesh",
+        )
     in_training = main.load_of(main.Options(pathlib.Path("target"), recipe=recipe(1, head_vocab=12, batch=8)), target)
     assert in_training.why_not(1, 8) == "8 does not divide the head's draft vocabulary of 12 tokens"
     assert in_training.why_not(1, 4) is None

@@ -77,7 +77,7 @@ def test_the_second_and_third_token_are_distributed_as_the_target_says(models, r
     pairs, accepted = [], 0
     for first in range(0, DRAWS, BATCH):
         how = support.policy(BATCH, 1.0, rule=rule, seeds=np.arange(first, first + BATCH))
-        state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how)
+        state = support.started(target, [PROMPT] * BATCH, 3, SHAPE.length, how, proposer=proposer)
         state = loop.run(target, proposer, state, 10)
         pairs.append(np.asarray(support.texts(state))[:, 1:3])
         accepted += int((np.asarray(state.histogram) @ np.arange(3)).sum())

@@ -10,8 +10,7 @@ from tests.support import load_target
 from tests.training import examples, recipe, same, stops_after
 from train.data import rows
 from train.run import configuration as configurations
-from train.run import log
-from train.run import loop as run
+from train.run import log, loop
 
 
 def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smaller_id():
@@ -27,21 +26,21 @@ def test_the_most_frequent_labelled_tokens_are_taken_and_ties_fall_to_the_smalle
 @pytest.mark.parametrize("head", ["full", "slim"])
 def test_a_head_learns_in_its_vocabulary_and_a_stopped_run_goes_on(head, tmp_path, monkeypatch):
     target, how = load_target("mha"), recipe(20, head=head, rate=1e-2, head_vocab=12, save_every=10, evaluate_every=20)
-    whole = run.train_head(target, examples(), how, tmp_path / "whole_", examples(5))
+    whole = loop.train_head(target, examples(), how, tmp_path / "whole_", examples(5))
     assert whole.ids[...].tolist() == rows.find_most_frequent(examples(), 503, 12).tolist()
     lines = [line for line in log.read(tmp_path / "whole_") if "loss" in line]
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
-    monkeypatch.setattr(run, "read_batches", stops_after(rows.read_batches, 11))
+    monkeypatch.setattr(loop, "read_batches", stops_after(rows.read_batches, 11))
     with pytest.raises(KeyboardInterrupt):
-        run.train_head(target, examples(), how, tmp_path / "cut_", examples(5))
+        loop.train_head(target, examples(), how, tmp_path / "cut_", examples(5))
     monkeypatch.undo()
-    monkeypatch.setattr(run, "find_most_frequent", None)  # the table comes from the checkpoint
-    same(run.train_head(target, examples(), how, tmp_path / "cut_", examples(5)), whole)
+    monkeypatch.setattr(loop, "find_most_frequent", None)  # the table comes from the checkpoint
+    same(loop.train_head(target, examples(), how, tmp_path / "cut_", examples(5)), whole)
 
 
 def test_more_tokens_than_the_target_has_are_refused(tmp_path):
     with pytest.raises(BadInput, match="--head-vocab should be at most the target's vocabulary of 503, not 504"):
-        run.train_head(load_target("mha"), examples(), recipe(2, head_vocab=504), tmp_path / "run")
+        loop.train_head(load_target("mha"), examples(), recipe(2, head_vocab=504), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -95,11 +95,11 @@ def _main(options: Options) -> None:
     head_config = None if fields is None else config.drafter_config(fields, "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
-    shape, why = placement.resolve(load, options.mesh, together=True)
+    shape, why = placement.resolve(load, options.mesh, True, "--mesh", "--distributed")
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = require_tokenizer(options.target, datasets.NEEDS_TOKENIZER)
-    stops = config.stop_ids(options.target, tokenizer)
+    stops = config.stop_ids(options.target, tokenizer, "--target")
     pieces = questions.Pieces(options.prompt_tokens, options.stride)
     found = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, target_config.vocab_size))
     prompts = answers.share(found, options.seed, *options.shard)
@@ -150,7 +150,7 @@ def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) 
     """What the devices have to carry: both models' weights, and the cache of a batch."""
     prompt = options.prompt_tokens if options.text else QUESTION_TOKENS
     slots = min(target.max_position_embeddings, prompt + options.max_new_tokens)
-    return placement.to_decode(target, head, options.dtype, options.batch_size, slots)
+    return placement.to_decode(target, head, options.dtype, options.batch_size, slots, "--batch-size")
 
 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from infer.fit.points import MAX_RETRIES
+from infer.fit.advice import MAX_RETRIES
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler

@@ -1,12 +1,12 @@
-"""What `infer.fit` recommends fits with all layers, and is written as options of `infer.generate`."""
+"""What `infer.fit` recommends by its table, and how it says so."""
 
 import re
 
 import pytest
 import tyro
 
-from infer.fit import points
 from infer.fit import report as fit_report
+from infer.fit.advice import MAX_RETRIES, Advice, find_advice
 from infer.generate import __main__ as generate
 
 
@@ -23,7 +23,7 @@ def table() -> list[dict]:
 def checker(refuses):
     """Checks as `plan.check` makes them; ``refuses``: (mesh, shape or None, what) -> None or the bytes of what does not fit."""
 
-    def checked(advice: points.Advice) -> list[dict]:
+    def checked(advice: Advice) -> list[dict]:
         found = []
         for what in ("step", "round", "prefill") if advice.shape else ("step", "prefill"):
             bad = refuses(advice.mesh, advice.shape, what)
@@ -48,7 +48,7 @@ def checker(refuses):
 )
 def test_what_is_recommended_fits_with_all_layers(refuses, advised):
     checked = checker(refuses)
-    advice, checks, refused = points.settle(table(), 8, 1.5, checked)
+    advice, checks, refused = find_advice(table(), 8, 1.5, checked)
     assert checked.calls == advised
     assert (advice.mesh, advice.shape) == advised[-1] and all(one["fits"] for one in checks)
     assert [(one.mesh, one.shape) for one, _ in refused] == advised[:-1]
@@ -56,7 +56,7 @@ def test_what_is_recommended_fits_with_all_layers(refuses, advised):
 
 def test_where_nothing_fits_with_all_layers_that_is_said():
     checked = checker(lambda *_: "all")
-    advice, checks, refused = points.settle(table(), 8, 1.5, checked)
+    advice, checks, refused = find_advice(table(), 8, 1.5, checked)
     assert advice.mesh is None and len(refused) == 2  # both meshes
     said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
     assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
@@ -65,8 +65,8 @@ def test_where_nothing_fits_with_all_layers_that_is_said():
 def test_recommendations_are_made_a_few_times_only():
     rows = [row | {"mesh": [1, count]} for count in range(9) for row in table()[:3]]
     checked = checker(lambda *_: "all")
-    advice, checks, refused = points.settle(rows, 8, 1.5, checked)
-    assert advice.mesh is None and len(checked.calls) == 1 + points.MAX_RETRIES
+    advice, checks, refused = find_advice(rows, 8, 1.5, checked)
+    assert advice.mesh is None and len(checked.calls) == 1 + MAX_RETRIES
     assert "fits, and others were not tried; take more chips" in fit_report.advised(
         advice, 1.5, "bfloat16", checks, refused, 16 << 30
     )
@@ -76,15 +76,15 @@ def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
     rows = [row | {"shape": f"{row['nodes']}x{count}"} for count in range(1, 9) for row in table()[:1] + table()[2:3]]
     rows = [table()[0], *(row for row in rows if row["nodes"] > 1)]
     checked = checker(lambda mesh, shape, what: what == "round")
-    advice, checks, refused = points.settle(rows, 8, 1.5, checked)
-    assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + points.MAX_RETRIES
+    advice, checks, refused = find_advice(rows, 8, 1.5, checked)
+    assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + MAX_RETRIES
     assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
     said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
     assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
 
 
 def test_the_advice_is_in_options_of_generate():
-    said = fit_report.advised(points.Advice(8, (2, 4), "16x4", 1.25), 1.5, "bfloat16", [], [], 16 << 30)
+    said = fit_report.advised(Advice(8, (2, 4), "16x4", 1.25), 1.5, "bfloat16", [], [], 16 << 30)
     given = re.search(r"batch 8: (.*?): a round costs about 1.25", said)[1].split()
     options = tyro.cli(generate.Options, args=given, config=(tyro.conf.FlagCreatePairsOff,))
     assert (options.batch_size, options.mesh, options.dtype) == (8, (2, 4), "bfloat16")

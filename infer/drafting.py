@@ -1,0 +1,58 @@
+"""What drafts, as commands and callers name it: a head by its folder, `lookup` (no weights), or both. Nothing here starts JAX."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from infer.options import check_each, check_range, flag
+from redrafter_jax.errors import BadInput
+
+LOOKUP = "lookup"  # a --drafter of this name has no weights; a folder that is called so is ./lookup
+RANGES = {"lookup_length": (1, 64), "lookup_match": (1, 16)}  # of `redrafter_jax/decode/propose/lookup.py`
+
+
+@dataclasses.dataclass(frozen=True)
+class WantedLookup:
+    """The fields of a `Lookup` that commands have options for."""
+
+    longest: int = 8
+    shortest: int = 2
+    length: int = 6
+
+
+def has_head(drafter: object) -> bool:
+    """Whether a drafter of this name is a head. A `pathlib.Path` always is."""
+    return not (isinstance(drafter, str) and drafter == LOOKUP)
+
+
+def wanted_lookup(
+    drafter: str | None, beside: str | None, length: int | None, match: tuple[int, int] | None
+) -> WantedLookup | None:
+    """The lookup that the options name, in place of a head or beside it; None for a head alone. ``match``: longest, shortest."""
+    if has_head(drafter) and beside is None:
+        return None
+    given = {} if length is None else {"length": length}
+    return WantedLookup(**given) if match is None else WantedLookup(*match, **given)
+
+
+def check(drafter: str | None, beside: str | None, length: int | None, match: tuple[int, int] | None) -> None:
+    """Options of a lookup that are out of range, that exclude each other, or that nothing looks up for.
+
+    Raises:
+      BadInput: one sentence that begins with the option.
+    """
+    if beside is not None and not has_head(drafter):
+        raise BadInput("--with lookup goes beside a head, and --drafter lookup has none; leave out one of them")
+    given = [name for name, value in (("lookup_length", length), ("lookup_match", match)) if value is not None]
+    if given and wanted_lookup(drafter, beside, None, None) is None:
+        raise BadInput(f"{flag(given[0])} goes with --drafter lookup or --with lookup")
+    check_range("lookup_length", length, *RANGES["lookup_length"])
+    if match is not None:
+        check_each("lookup_match", match, *RANGES["lookup_match"])
+        if match[0] < match[1]:
+            raise BadInput(f"--lookup-match should be the longest and then the shortest match, not {match[0]} {match[1]}")
+
+
+def check_search(drafter: str | None, given: Sequence[str]) -> None:
+    """Raises BadInput for options of a head's search, which were ``given``, where no head searches."""
+    if given and not has_head(drafter):
+        raise BadInput(f"{flag(given[0])} is for the search of a head; leave it out with --drafter lookup")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from redrafter_jax.decode.propose import recurrent
+from redrafter_jax.decode.propose import recurrent, search
 from redrafter_jax.files import config, weights
 from redrafter_jax.model import attention, cache, layers
 from tests.support import MODELS, PAIRS, golden, load_target, put
@@ -124,9 +124,9 @@ def test_the_beams_are_those_of_the_published_search(pair, shape, draft_top_k):
     if f"{prefix}beams_{shape}" not in vectors:
         pytest.skip("the vectors have no such search")
     width, length = map(int, shape.split("x"))
-    search = jax.jit(recurrent.draft, static_argnames=("width", "length", "draft_top_k"))
+    draft = jax.jit(recurrent.draft, static_argnames=("width", "length", "draft_top_k"))
     h, g = put(vectors["h"]), put(vectors["init_token"])
-    beams = search(target, drafter, h, g, width=width, length=length - 1, draft_top_k=draft_top_k)
+    beams = draft(target, drafter, h, g, width=width, length=length - 1, draft_top_k=draft_top_k)
     tokens, scores = search.sequences(beams)
     np.testing.assert_array_equal(tokens, vectors[f"{prefix}beams_{shape}"][:, :, 1:])
     np.testing.assert_allclose(scores[..., -1], vectors[f"{prefix}score_{shape}"], atol=TOLERANCE)

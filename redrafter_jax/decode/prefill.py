@@ -40,7 +40,8 @@ class Bucket:
 
 def bucket(prompt: int, new: int, length: int) -> Bucket:
     """The bucket of a request for at most so many tokens, such that similar requests share one: each is rounded up to a power of
-    two or, above `MIN_FINE_BUCKET_TOKENS`, to a quarter of one, so that at most a fifth of a long cache is room that no token needs."""
+    two or, above `MIN_FINE_BUCKET_TOKENS`, to a quarter of one, so that at most a fifth of a long cache is room that no token
+    needs."""
     return Bucket(_round_up(prompt, 32), _round_up(new, 64), length)
 
 
@@ -51,8 +52,8 @@ def _round_up(count: int, smallest: int) -> int:
 
 
 def prefixes(prompt: int) -> tuple[int, ...]:
-    """How many slots of the cache a chunk of a prompt may attend to: 0, then powers of two of `CHUNK_TOKENS`, then all that the prompt
-    has. The program has attention to each of them; a chunk takes the least that holds what is before it."""
+    """How many slots of the cache a chunk of a prompt may attend to: 0, then powers of two of `CHUNK_TOKENS`, then all that the
+    prompt has. The program has attention to each of them; a chunk takes the least that holds what is before it."""
     sizes = [0]
     while sizes[-1] < prompt - CHUNK_TOKENS:
         sizes.append(min(max(2 * sizes[-1], CHUNK_TOKENS), CHUNK_TOKENS * (-(-prompt // CHUNK_TOKENS) - 1)))

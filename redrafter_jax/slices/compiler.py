@@ -68,9 +68,9 @@ class Program:
     """What the compiler says of one program on one chip.
 
     flops: operations (a loop's body counted once); arguments, outputs, aliased, temporaries, code: bytes; cycles: expected,
-    by stage (`program_text.ProgramText.cycles`); links, link_bytes, link_sent: operations between chips, the bytes of their results, and the
-    bytes that a chip sends for them (`program_text.Traffic`); whole: False if the figures follow from programs of fewer layers;
-    compile_seconds: on this machine.
+    by stage (`program_text.ProgramText.cycles`); links, link_bytes, link_sent: operations between chips, the bytes of their
+    results, and the bytes that a chip sends for them (`program_text.Traffic`); whole: False if the figures follow from programs
+    of fewer layers; compile_seconds: on this machine.
     """
 
     flops: float

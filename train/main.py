@@ -120,7 +120,7 @@ def load_of(options: Options, target):
 
     recipe = options.recipe
     head = loop.head_config(target, recipe)
-    size = placement.bytes_of_target(target, options.dtype) + 4 * placement.bytes_of_head(head, "float32")
+    size = placement.bytes_of_target(target, options.dtype or "float32") + 4 * placement.bytes_of_head(head, "float32")
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
     return placement.Footprint(target, head, rows, option, size, options.shard_target == "data,model")

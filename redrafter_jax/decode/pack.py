@@ -138,7 +138,7 @@ def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:
 
     def place(values: jax.Array, root: jax.Array | int, dtype=jnp.int32) -> jax.Array:
         slots = jnp.zeros(N, dtype).at[node_of].set(values.astype(dtype), mode="drop")
-        return slots.at[0].set(root)
+        return jnp.where(jnp.arange(N) == 0, root, slots)  # no scatter, whose sharding jax 0.12 finds ambiguous under vmap
 
     tokens, parent, depth = place(candidates.tokens, g), place(parent_node, 0), place(candidates.depth, 0)
     itself = jnp.eye(N, dtype=bool)

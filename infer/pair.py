@@ -63,7 +63,7 @@ def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
 
 @functools.cache
 def cache_size(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
-    """Bytes of the CPU's largest cache, as Linux says; CACHE where it does not."""
+    """Bytes of the CPU's largest cache, as Linux says; `DEFAULT_CPU_CACHE_BYTES` where it does not."""
     sizes = []
     for file in pathlib.Path(folder).glob("index*/size"):
         try:

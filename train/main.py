@@ -1,7 +1,7 @@
 """`python -m train.main`: trains a draft head for a frozen Llama-family target.
 
-Not here: the options (`options.py`), reading files (`records.py`, `examples.py`, `builders.py`), rows (`data.py`), the update
-(`step.py`), the loop and what it reports (`run.py`), the loss (`redrafter_jax/loss.py`).
+Not here: the options (`run/options.py`), reading files and rows (`data/`), the update (`run/step.py`), the loop and
+what it reports (`run/loop.py`, `run/log.py`), the loss (`redrafter_jax/loss.py`).
 """
 
 import argparse
@@ -113,7 +113,7 @@ def load_of(options: Options, target):
     head's, their gradients and both moments in float32; the rows that are read at a time.
 
     Raises:
-      BadInput: see `run.head_config`.
+      BadInput: see `loop.make_head_config`.
     """
     from redrafter_jax.devices import placement
     from train.run import loop

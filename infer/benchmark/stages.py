@@ -1,4 +1,4 @@
-"""Times of decoding and of its parts, taken in turn in one process. Not here: what to measure (`benchmark.py`), tables, plots."""
+"""Times of decoding and of its parts, taken in turn in one process. Not here: what to measure (`cases.py`), tables, plots."""
 
 import dataclasses
 import functools
@@ -86,7 +86,7 @@ def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
 def _repeated(stage: Callable, models, state: DecodeState, given):
-    """Runs a stage INSIDE times, each as if it needed the one before, so that none is shared or lifted out of the loop."""
+    """Runs a stage `RUNS_PER_CALL` times, each as if it needed the one before, so that none is shared or lifted out of the loop."""
 
     def body(_, carry):
         state, given, before = carry

@@ -14,7 +14,7 @@ from redrafter_jax.model import drafter
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
-SUCCESSOR_STRIDE = 7919  # a random target follows token v by v + STRIDE
+SUCCESSOR_STRIDE = 7919  # a random target follows token v by v + this
 BLOCK_SCALE = 0.1  # what a block adds, beside the stream
 
 

@@ -1,8 +1,8 @@
 """`python -m infer.fit`: will it fit on a slice, and which mesh and beam shape to take, before the slice is rented.
 
 The TPU compiler compiles the rounds for the slice on this machine; no weight is allocated and nothing runs. All times are
-estimates. Not here: the points (`points.py`), counting by hand (`roofline.py`), how it is said (`report.py`), the compiler
-(`redrafter_jax/slices/compiler.py`).
+estimates. Not here: the points (`points.py`), how it is said (`report.py`), the compiler and counting by hand
+(`redrafter_jax/slices`: `compiler.py`, `roofline.py`).
 """
 
 import dataclasses

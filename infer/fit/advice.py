@@ -45,7 +45,7 @@ def find_advice(
     """What to take that fits with all layers.
 
     Args:
-      checked: gives the checks (`check`) of a recommendation; it is called for at most 1 + `MAX_RETRIES` of them.
+      checked: gives the checks (`points.check`) of a recommendation; it is called for at most 1 + `MAX_RETRIES` of them.
 
     Returns:
       The recommendation, without a mesh if nothing fits; its checks; and those made before that do not fit, with theirs.

@@ -1,6 +1,6 @@
 """The points of `infer.fit`: a mesh, a batch and a beam shape, compiled for a slice.
 
-Not here: compiling (`redrafter_jax/slices/compiler.py`), counting by hand (`roofline.py`), what to take (`advice.py`),
+Not here: compiling (`redrafter_jax/slices/compiler.py`), counting by hand (`roofline.py` there), what to take (`advice.py`),
 options (`__main__.py`) and tables (`report.py`).
 """
 

@@ -1,8 +1,8 @@
 """`python -m infer.generate`: text from a target and its draft head. The options, and the order in which things happen.
 
-Not here: what options may be (`checks.py`), reading prompts (`prompts.py`), loading (`pair.py`), the JSONL file
-(`replies.py`), what a person sees (`terminal.py`, `chat.py`), decoding (`session.py`, `redrafter_jax`). The options end
-here, as a `Task`. JAX is imported only once they are known to be good.
+Not here: what options may be (`checks.py`), decoding (`session.py`, `batches.py`), a conversation (`chat.py`); and, of all
+commands, in `infer`: reading prompts (`prompts.py`), loading (`pair.py`), the JSONL file (`replies.py`), what a person sees
+(`terminal.py`). The options end here, as a `Task`. JAX is imported only once they are known to be good.
 """
 
 import contextlib

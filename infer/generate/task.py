@@ -47,8 +47,8 @@ class Decoding:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the text is the target's own; greedy decoding has no use for the acceptance rule."""
-        return self.sampling.temperature == 0 or self.sampling.rule != "typical"
+        """Whether the text is the target's own (`Sampling.is_exact`)."""
+        return self.sampling.is_exact
 
 
 @dataclasses.dataclass(frozen=True)

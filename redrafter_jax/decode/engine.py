@@ -74,7 +74,7 @@ class Engine:
         self._programs: dict[tuple, Programs] = {}
 
     def autoregressive(self) -> "Engine":
-        """The same target without the head: plain decoding, by the same loop."""
+        """The same target without a proposer: plain decoding, by the same loop."""
         stops = [int(token) for token in self.stop_ids if token >= 0]
         plain = Engine(self.target, None, stop_ids=stops)
         plain.on_compile = self.on_compile
@@ -116,7 +116,7 @@ class Engine:
         stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
     ) -> Iterator[Progress]:
         """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: every
-        LOOK_SECONDS or so, as a person reads along; not for several processes, whose clocks differ.
+        `POLL_SECONDS` or so, as a person reads along; not for several processes, whose clocks differ.
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
         same program. The rest is as for `generate`.

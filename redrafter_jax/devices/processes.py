@@ -1,7 +1,7 @@
 """Several processes as one program: they join, exchange small data, wait for each other, and act through the first.
 
 Every process runs the same command. JAX is imported only where a process joins others, so that a wrong option is
-reported at once. Not here: which devices a mesh takes (`mesh.py`), shards of checkpoints (`checkpoint.py`).
+reported at once. Not here: which devices a mesh takes (`mesh.py`), shards of checkpoints (`files/checkpoint.py`).
 """
 
 import json

@@ -170,7 +170,7 @@ def find_newest_sound(folder: pathlib.Path | str, among: list[int] | None = None
       like: as for `restore`.
 
     Raises:
-      damage.Misfit: an array has another shape than ``like`` says.
+      damage.ShapeMismatch: an array has another shape than ``like`` says.
     """
     folder, damaged = resolve_folder(folder), {}
     flat = {name: _flatten(tree) for name, tree in like.items()}

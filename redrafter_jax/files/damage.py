@@ -48,7 +48,7 @@ def find_damage(checkpoint: epath.Path, like: dict[str, dict[str, jax.ShapeDtype
       like: the artefacts that are needed, as flat dictionaries of shapes.
 
     Raises:
-      Misfit: an array has another shape than ``like`` says.
+      ShapeMismatch: an array has another shape than ``like`` says.
     """
     try:
         read_scores(checkpoint)

@@ -43,8 +43,8 @@ _DRAFTER_NAMES = [
 @mesh.current_or_single()
 def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = "target", spread: bool = False) -> Target:
     """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh (one device, where
-    no mesh is set). Where ``model`` has
-    more shards than there are key-value heads, these are repeated, in the weights and in the config.
+    no mesh is set). Where ``model`` has more shards than there are key-value heads, these are repeated, in the weights and in
+    the config.
 
     Args:
       spread: split the weights over ``data`` too; they are gathered as they are used.

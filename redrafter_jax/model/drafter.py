@@ -7,7 +7,7 @@
 
 A head may have a draft vocabulary (FR-Spec, arXiv 2502.14856): C then has a column for each of U tokens alone, and a table
 says which. What is drafted goes through the table at once, so everything outside this file knows the target's ids only.
-Architecture and weight names are Apple's (`weights.py` reads and writes their format), so heads travel both ways.
+Architecture and weight names are Apple's (`files/weights.py` reads and writes their format), so heads travel both ways.
 """
 
 import dataclasses

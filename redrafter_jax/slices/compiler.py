@@ -1,12 +1,12 @@
 """Programs for TPU slices that are not here: compiled by libtpu on any Linux machine. Nothing runs and no weight exists.
 
-    slice_ = slices.slice_of("v5e:2x4")
+    slice_ = topology.find_slice("v5e:2x4", "--topology")
     with jax.set_mesh(slice_.mesh(2, 4)):
-        target = compile_only.target(shapes, "bfloat16")
-        program = compile_only.compile_program(jax.jit(function), target)
+        target = compiler.target(shapes, "bfloat16")
+        program = compiler.compile_program(jax.jit(function), target)
     program.held, program.seconds(slice_.chip)
 
-Every figure is of one chip. Not here: the slices and their meshes (`slices.py`); which function, and what is to be learnt from
+Every figure is of one chip. Not here: the slices and their meshes (`topology.py`); which function, and what is to be learnt from
 the figures (`infer.fit`, `train.fit`).
 """
 
@@ -68,9 +68,9 @@ class Program:
     """What the compiler says of one program on one chip.
 
     flops: operations (a loop's body counted once); arguments, outputs, aliased, temporaries, code: bytes; cycles: expected,
-    by stage (`hlo.Text.cycles`); links, link_bytes, link_sent: operations between chips, the bytes of their results, and the
-    bytes that a chip sends for them (`hlo.Traffic`); whole: False if the figures follow from programs of fewer layers;
-    compile_seconds: on this machine.
+    by stage (`program_text.ProgramText.cycles`); links, link_bytes, link_sent: operations between chips, the bytes of their
+    results, and the bytes that a chip sends for them (`program_text.Traffic`); whole: False if the figures follow from programs
+    of fewer layers; compile_seconds: on this machine.
     """
 
     flops: float

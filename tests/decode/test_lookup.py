@@ -144,6 +144,7 @@ def test_a_union_gives_each_its_own_memory_and_sizes_of_both(mha):
         (lambda: Lookup(longest=2, shortest=3), "shortest should be at most longest, 2, not 3"),
         (lambda: Lookup(length=64, width=64), "width 64 and length 64 make 4097 nodes, over 4096"),
         (lambda: Union(Lookup(), Lookup(), -1).prepare(None), "nodes should be from 2 to 4096, or 0 for all, not -1"),
+        (lambda: Union(Lookup(), Lookup(), 1).prepare(None), "nodes should be from 2 to 4096, or 0 for all, not 1"),
     ],
 )
 def test_what_cannot_be_looked_up_is_refused(make, said):

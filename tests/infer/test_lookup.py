@@ -134,7 +134,7 @@ def test_a_folder_that_is_called_lookup_is_reached_by_its_path(tmp_path, monkeyp
 
 def test_the_mesh_and_the_room_are_for_the_rounds_of_the_lookup(monkeypatch):
     loads = []
-    monkeypatch.setattr(placement, "resolve", lambda load, mesh, together: loads.append(load) or ((1, 1), None))
+    monkeypatch.setattr(placement, "resolve", lambda load, mesh, together, *_: loads.append(load) or ((1, 1), None))
     lengths = []
     monkeypatch.setattr(session.room, "check", lambda resolved, longest, new, rows, length: lengths.append(length))
     for length in (1, 64):

@@ -243,7 +243,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device(kind):
         assert state.drafter.ids[...].tolist() == list(range(0, 256, 4))
         assert is_spread(state.drafter) == over_data
         prompts = [[row + 1] * (row + 2) for row in range(4)]
-        decoded = Engine(target, state.drafter, Shape(2, 2)).generate(prompts, Sampling(), Limits(8), batch=4)
+        decoded = Engine(target, Recurrent(state.drafter, Shape(2, 2))).generate(prompts, Sampling(), Limits(8), batch=4)
         replies.append([(reply.token_ids, reply.drafted) for reply in decoded])
     for other in (1, 2):
         np.testing.assert_allclose(losses[0], losses[other], rtol=1e-5)

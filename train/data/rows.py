@@ -4,7 +4,7 @@
     segments   1 1 1 1 1 2 2 2 3 3 3 3 3 0 0      0: padding
     positions  0 1 2 3 4 0 1 2 0 1 2 3 4 0 0
 
-Not here: reading files (`records.py`, `examples.py`), datasets on disk (`datasets.py`), the update (`step.py`).
+Not here: reading files (`records.py`, `examples.py`), datasets on disk (`datasets.py`), the update (`run/step.py`).
 """
 
 import bisect

@@ -186,7 +186,7 @@ def narrow(module):
 
 
 def report(options: Options, target: Target) -> None:
-    """Measures the pair on held-out files and writes `pair/metrics.json`."""
+    """Measures the pair on held-out files and writes `pair/figures.json`."""
     record, held_out = dataset.read_record(options), dataset.read_stream(options, "held_out")
     prompts, contexts = metrics.Prompts(held_out), metrics.Prompts(held_out, count=512)
     result = {
@@ -203,7 +203,7 @@ def report(options: Options, target: Target) -> None:
         result[f"{name}_parameters"] = sum(leaf.size for leaf in jax.tree.leaves(head))
         result[name] = metrics.tau_table(target, head, prompts, contexts, metrics.SHAPES, metrics.TREES)
     text = json.dumps(result, indent=1)
-    (options.work / "pair" / "metrics.json").write_text(text + "\n")
+    (options.work / "pair" / "figures.json").write_text(text + "\n")
     print(text)
 
 

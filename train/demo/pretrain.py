@@ -1,5 +1,5 @@
 """Pre-training of the embedded pair's target, on rows of tokens: Muon on the matrices of the blocks, AdamW on the rest.
-Real targets arrive trained; only the demo needs this. Not here: what keeps it from looping (`unloop.py`)."""
+Real targets arrive trained; only the demo needs this. Not here: what keeps it from looping (`unlikelihood.py`)."""
 
 import dataclasses
 

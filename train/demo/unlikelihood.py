@@ -70,7 +70,7 @@ def run(state: pretrain.PretrainState, corpus: np.ndarray, rounds: Rounds, numbe
 
 
 def repetitions(row: np.ndarray, begin: int) -> np.ndarray:
-    """Which tokens, from ``begin`` on, repeat the ones a period before, in a run of at least SHORTEST_REPETITION tokens and of
+    """Which tokens, from ``begin`` on, repeat the ones a period before, in a run of at least `MIN_REPETITION_TOKENS` and of
     more than one period so far: the third time round and later."""
     found = np.zeros(len(row), bool)
     for period in range(1, MAX_PERIOD_TOKENS + 1):

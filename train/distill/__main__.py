@@ -15,6 +15,7 @@ import jax
 from infer import pair, text_files
 from infer.command import read_options, run_command
 from infer.options import check_number, check_range, check_temperature, wrong_dtype
+from infer.proposers import proposer_of
 from infer.replies import Owner, ReplyFile
 from infer.text import require_tokenizer
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
@@ -113,12 +114,9 @@ def _main(options: Options) -> None:
     if why is not None:
         print(why, file=sys.stderr)
     jax.set_mesh(meshes.make_mesh(*shape))
-    engine = Engine(
-        weights.load_target(options.target, options.dtype, "--target"),
-        None if options.drafter is None else weights.load_drafter(options.drafter, options.dtype, "--drafter"),
-        Shape(*options.beam),
-        stops,
-    )
+    target = weights.load_target(options.target, options.dtype, "--target")
+    head = None if options.drafter is None else weights.load_drafter(options.drafter, options.dtype, "--drafter")
+    engine = Engine(target, proposer_of(head, Shape(*options.beam)), stops)
     file.begin()
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     with stop.says_how_to_resume(options.output):

@@ -1,7 +1,7 @@
 """Writes a head with its model card, at the end of a run and in `train.export`. A later export recognises its own head
 by the card.
 
-Not here: which checkpoint (`export.py`), the weights' format (`redrafter_jax/files/weights.py`).
+Not here: which checkpoint (`train/export.py`), the weights' format (`redrafter_jax/files/weights.py`).
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """A run's saved configuration: a run resumes under the same configuration only.
 
-Not here: what the options are (`recipe.py`, `main.py`), the checkpoints themselves (`redrafter_jax.files.checkpoint`).
+Not here: what the options are (`recipe.py`, `options.py`), the checkpoints themselves (`redrafter_jax.files.checkpoint`).
 """
 
 import dataclasses

@@ -65,7 +65,7 @@ class Evaluation:
 
 
 def join_metrics(parts: list[Metrics]) -> dict:
-    """The loss and the accuracies ``[K, RANKS]`` over several batches with hard labels, as if they were one batch."""
+    """The loss and the accuracies ``[K, R]`` over several batches with hard labels, as if they were one batch."""
     loss, accuracy, scored, inside = (
         np.stack([np.asarray(getattr(part, name)) for part in parts]) for name in ("loss", "accuracy", "scored", "inside")
     )

@@ -46,7 +46,7 @@ def _as_cache(read: list[cache.KVRows], B: int) -> cache.KVCache:
 
 
 def best(target: Target, hidden_BTD: jax.Array) -> jax.Array:
-    """``[B, T]``, the likeliest next tokens; logits exist for CHUNK places at a time."""
+    """``[B, T]``, the likeliest next tokens; logits exist for `CHUNK_TOKENS` places at a time."""
     B, T, D = hidden_BTD.shape
     chunks = -(-T // CHUNK_TOKENS)
     padded = jnp.pad(hidden_BTD, ((0, 0), (0, chunks * CHUNK_TOKENS - T), (0, 0)))

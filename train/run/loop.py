@@ -1,7 +1,7 @@
 """A training run of a head: the loop, its checkpoints, its log, and how it ends.
 
 Resuming is exact: a checkpoint has the head, the optimizer's state and the step, and the step decides what is read. Not
-here: the update (`step.py`), rows (`rows.py`), evaluations (`evaluation.py`), the log (`log.py`), the saved
+here: the update (`step.py`), rows (`data/rows.py`), evaluations (`evaluation.py`), the log (`log.py`), the saved
 configuration (`configuration.py`), how a run is asked to end (`stop.py`).
 """
 

@@ -1,4 +1,4 @@
-"""The options of `train.main`, beside the recipe. Not here: their checks (`main.py`), the recipe (`recipe.py`)."""
+"""The options of `train.main`, beside the recipe. Not here: their checks (`train/main.py`), the recipe (`recipe.py`)."""
 
 import dataclasses
 import pathlib

@@ -32,7 +32,7 @@ class Union(Proposer):
         return Round(max(one.length, other.length), min(self.nodes, most) if self.nodes else most)
 
     def prepare(self, target: Target) -> Proposer:
-        if not 0 <= self.nodes <= MAX_NODES or self.round.nodes > MAX_NODES:
+        if self.nodes == 1 or not 0 <= self.nodes <= MAX_NODES or self.round.nodes > MAX_NODES:
             raise BadInput(f"nodes should be from 2 to {MAX_NODES}, or 0 for all, not {self.nodes or self.round.nodes}")
         return dataclasses.replace(self, one=self.one.prepare(target), other=self.other.prepare(target))
 

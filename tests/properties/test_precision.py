@@ -30,8 +30,9 @@ def products(lowered) -> list[str]:
 def programs(models, platform: str):
     """Prefill of several chunks, rounds, and the gradient of the loss."""
     target, drafter = models
-    state = jax.eval_shape(lambda: support.started(target, [[1, 2, 3]], 8, SHAPE.length))
-    given = (put([[1] * 300]), put([300]), put([8]), put([[-1]]), support.policy(1))
+    policy = support.policy(1)
+    state = jax.eval_shape(lambda: support.started(target, [[1, 2, 3]], 8, SHAPE.length, policy))
+    given = (put([[1] * 300]), put([300]), put([8]), put([[-1]]), policy)
     bucket = loop.prefill.Bucket(512, 8, SHAPE.length)
     hidden = jnp.zeros((2, 8, target.config.hidden_size), target.norm[...].dtype)
     tokens = put([[1, 2, 3, 4, 5, 6, 7, 8]] * 2)

@@ -129,7 +129,10 @@ def _is_loss(error: BaseException) -> bool:
 
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, jax.errors.JaxRuntimeError) and any(phrase in str(link) for phrase in LOST_PHRASES):
+        says_so = any(phrase in str(link) for phrase in LOST_PHRASES)
+        if isinstance(link, jax.errors.JaxRuntimeError) and says_so:
+            return True
+        if isinstance(link, ValueError) and "Gloo" in str(link):  # of a gather that the loss interrupts
             return True
         link = link.__cause__ or link.__context__
     return False

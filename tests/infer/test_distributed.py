@@ -70,7 +70,9 @@ def test_a_group_that_is_not_found_is_refused_with_the_option_that_named_it(grou
             distributed.LOST_EXIT_CODE,
             "UNAVAILABLE: a heartbeat is late\n",
         ),
+        (ValueError("UNKNOWN: Gloo AllGather failed"), distributed.LOST_EXIT_CODE, "UNKNOWN: Gloo AllGather failed\n"),
         (KeyError("ours"), 1, "KeyError: 'ours'"),
+        (ValueError("ours"), 1, "ValueError: ours"),
     ],
 )
 def test_a_process_says_why_it_ends_and_its_code_tells_a_lost_process_from_a_wrong_option(error, code, says, monkeypatch, capsys):

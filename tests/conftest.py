@@ -1,6 +1,8 @@
 """Eight fake CPU devices, an explicit 1x1 mesh around every test, and the golden models, loaded once."""
 
+import gc
 import os
+import pathlib
 
 # Most of the suite's time is compiling, and level 0 takes a third less of it. What XLA_FLAGS says goes before, so
 # XLA_FLAGS=--xla_backend_optimization_level=3 tests the programs that users run.
@@ -25,6 +27,19 @@ def mesh():
     jax.set_mesh(make_mesh())
     yield
     jax.set_mesh(make_mesh())
+
+
+MAX_MAPS = 25_000  # of the 65,530 that Linux gives a process; the tests of one file need a few thousand
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_leave_room_for_more():
+    """Every compiled program maps memory. Where no map is left, XLA's compiler crashes the process."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -16,9 +16,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model import layers
+from redrafter_jax.model import draft_ids, layers
 from redrafter_jax.model.target import Target, unembed
 
 
@@ -55,10 +54,6 @@ def full(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfi
 def slim(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfig:
     """A head that exits at the target's width into the target's own LM head."""
     return DrafterConfig(vocab_size=vocab_size, hidden_size=hidden_size, exit_size=hidden_size, num_blocks=num_blocks, tied=True)
-
-
-class DraftVocabularyIds(nnx.Variable):
-    """The target's ids ``[U]`` of the tokens of a draft vocabulary, int32, ascending. Looked up, never trained."""
 
 
 class SplitLinear(nnx.Module):
@@ -98,8 +93,7 @@ class Drafter(nnx.Module):
         self.input_proj = linear(keys[2], (2 * D, E), bias=True) if config.projects else None
         self.blocks = nnx.List([linear(keys[3], (E, E), bias=True, scale=0.0) for _ in range(config.num_blocks)])
         self.lm_head = None if config.tied else layers.param(keys[3], (E, U), layers.COLUMNS, dtype)
-        ids = jnp.arange(U) if ids is None else ids
-        self.ids = DraftVocabularyIds(jax.sharding.reshard(jnp.asarray(ids, jnp.int32), P(None))) if config.draft_vocab else None
+        self.ids = draft_ids.as_ids(jnp.arange(U) if ids is None else ids) if config.draft_vocab else None
 
     def advance(self, state: jax.Array, embedding: jax.Array) -> jax.Array:
         """The recurrent state ``[..., D]`` after one more token; both arguments ``[..., D]``."""
@@ -165,13 +159,8 @@ class Drafter(nnx.Module):
     def drafted(self, values: jax.Array) -> jax.Array:
         """Of values for every token of the target ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, split as
         they were."""
-        if self.ids is None:
-            return values
-        spec = jax.typeof(values).sharding.spec
-        return values.at[..., self.ids[...]].get(out_sharding=spec, mode="promise_in_bounds")
+        return draft_ids.drafted(self.ids, values)
 
     def token_ids(self, index_BW: jax.Array) -> jax.Array:
         """The target's ids of the tokens with these columns of `unembed`, both ``[B, W]`` int32."""
-        if self.ids is None:
-            return index_BW
-        return self.ids[...].at[index_BW].get(out_sharding=P("data", None), mode="promise_in_bounds")
+        return draft_ids.token_ids(self.ids, index_BW)

@@ -1,0 +1,162 @@
+"""Medusa's way to draft (arXiv 2401.10774): a tree whose shape is a constant, filled with the likeliest tokens of each head.
+
+A path is a tuple of ranks: (0, 2) is the third likeliest token of head 1 behind the likeliest of head 0. Heads do not see what
+the others guess, so nothing is searched: a round is one product with the LM head and one top-k.
+"""
+
+import dataclasses
+import functools
+import heapq
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from redrafter_jax.decode import sample
+from redrafter_jax.decode.pack import Tree
+from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
+from redrafter_jax.decode.request import MAX_NODES
+from redrafter_jax.errors import BadInput, shown
+from redrafter_jax.model import draft_ids
+from redrafter_jax.model.medusa import MedusaHeads
+from redrafter_jax.model.target import Target
+
+Paths = tuple[tuple[int, ...], ...]
+MAX_CHILDREN = 10  # ranks of a head that the published trees use
+
+_PUBLISHED = """
+0 1 2 3 4 5 6 7 8 9 00 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 20 21 22 30 31 40 50 60 70 80 90
+000 001 002 003 004 005 006 007 008 009 010 011 012 020 021 030 040 050 060 070 100 101 200 0000 0001
+"""
+PUBLISHED: Paths = tuple(tuple(map(int, word)) for word in _PUBLISHED.split())
+"""The tree `mc_sim_7b_63` of github.com/FasterDecoding/Medusa (medusa/model/medusa_choices.py): 64 nodes with the root."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticTree:
+    """A tree of paths as constants, in NumPy: the root first, then paths by length, then by rank.
+
+    depth, parent: ``[N]``; rank: ``[N]``, of a node's token among its head's; ancestors: ``[N, N]`` bool, with the node itself.
+    """
+
+    depth: np.ndarray
+    parent: np.ndarray
+    rank: np.ndarray
+    ancestors: np.ndarray
+
+
+@functools.cache
+def static_tree(paths: Paths) -> StaticTree:
+    """The constants of a tree that has these paths, in any order.
+
+    Raises:
+      BadInput: a path is there twice, is empty or has no parent, or there are too many.
+    """
+    nodes = [(), *sorted(paths, key=lambda path: (len(path), path))]
+    index = {path: node for node, path in enumerate(nodes)}
+    if len(nodes) > MAX_NODES:
+        raise BadInput(f"a tree of {len(nodes)} nodes is over {MAX_NODES}")
+    for path in paths:
+        if not path or any(type(rank) is not int or rank < 0 for rank in path):
+            raise BadInput(f"a path of the tree should be ranks from 0 up, not {shown(path)}")
+        if path[:-1] not in index:
+            raise BadInput(f"the tree has the path {path} without the path {path[:-1]}")
+    if len(index) < len(nodes):
+        raise BadInput("the tree has a path twice")
+    ancestors = np.eye(len(nodes), dtype=bool)
+    for path, node in index.items():
+        ancestors[node, [index[path[:depth]] for depth in range(len(path))]] = True
+    return StaticTree(
+        depth=np.array([len(path) for path in nodes], np.int32),
+        parent=np.array([index[path[:-1]] for path in nodes], np.int32),
+        rank=np.array([path[-1] if path else 0 for path in nodes], np.int32),
+        ancestors=ancestors,
+    )
+
+
+def grow(accuracy: np.ndarray, nodes: int) -> Paths:
+    """The tree of the most likely paths, by Medusa's own greedy rule (medusa/eval/gen_results.py there).
+
+    Args:
+      accuracy: ``[K, R]``, how often head k's token of rank r is the right one; a path is right as often as the product of its
+        ranks', as if they were independent.
+      nodes: N with the root; fewer where K heads with R ranks make fewer.
+    """
+    K, R = accuracy.shape
+    logs = np.log(np.maximum(np.asarray(accuracy, np.float64), 1e-12))
+    paths, frontier = [], [(-logs[0, 0], (0,))]
+    while frontier and len(paths) < nodes - 1:
+        cost, path = heapq.heappop(frontier)
+        paths.append(path)
+        last, depth = path[-1], len(path)
+        if last + 1 < R:
+            sibling = (*path[:-1], last + 1)
+            heapq.heappush(frontier, (cost + logs[depth - 1, last] - logs[depth - 1, last + 1], sibling))
+        if depth < K:
+            heapq.heappush(frontier, (cost - logs[depth, 0], (*path, 0)))
+    return tuple(paths)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Medusa(Proposer):
+    """Medusa's heads, and the paths of their tree. It has no memory.
+
+    Raises:
+      BadInput: the paths make no tree.
+    """
+
+    heads: MedusaHeads
+    paths: Paths = dataclasses.field(metadata={"static": True}, default=PUBLISHED)
+
+    def __post_init__(self):
+        static_tree(self.paths)
+
+    @property
+    def round(self) -> Round:
+        return Round(max(map(len, self.paths), default=0), 1 + len(self.paths))
+
+    def prepare(self, target: Target) -> Proposer:
+        config, ranks = self.heads.config, 1 + max((max(path) for path in self.paths), default=0)
+        if self.round.length > config.num_heads:
+            raise BadInput(f"a tree of depth {self.round.length} needs as many heads, but there are {config.num_heads}")
+        if ranks > (config.draft_vocab or config.vocab_size):
+            raise BadInput(f"the tree asks for the {ranks} likeliest tokens of a head, which can draft fewer")
+        return self
+
+    def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
+        with jax.named_scope("draft"):
+            tokens_BKR, logp_BKR = self.best(target, view)
+        with jax.named_scope("pack"):
+            return fill(view.g, static_tree(self.paths), tokens_BKR, logp_BKR), memory
+
+    def best(self, target: Target, view: View) -> tuple[jax.Array, jax.Array]:
+        """The R likeliest tokens of each head that the tree uses and their log-probabilities, ``[B, K, R]``, with the temperature
+        and the noise that each row has."""
+        K, R = self.round.length, 1 + max(map(max, self.paths))
+        logits_BKU = self.heads.logits(view.h, target)[:, :K]
+        divisor_B = sample.divisor(view.policy)
+        if divisor_B is not None:
+            logits_BKU = logits_BKU / divisor_B[:, None, None]
+        if view.noise is not None:
+            logits_BKU = logits_BKU + draft_ids.drafted(self.heads.ids, view.noise)
+        best_BKR, index_BKR = sample.top_k(logits_BKU, R)
+        logp_BKR = best_BKR - jax.nn.logsumexp(logits_BKU, axis=-1)[..., None]
+        return draft_ids.token_ids(self.heads.ids, index_BKR), logp_BKR
+
+
+def fill(g_B: jax.Array, shape: StaticTree, tokens_BKR: jax.Array, logp_BKR: jax.Array) -> Tree:
+    """The tree of this shape whose nodes hold the tokens of their ranks."""
+    B, K, R = tokens_BKR.shape
+    N = len(shape.depth)
+    at_N = np.maximum(shape.depth - 1, 0) * R + shape.rank
+    tokens_BN = jnp.where(shape.depth == 0, g_B[:, None], tokens_BKR.reshape(B, K * R)[:, at_N])
+    own_BN = jnp.where(shape.depth == 0, 0.0, logp_BKR.reshape(B, K * R)[:, at_N])
+    scores_BN = jnp.sum(jnp.where(shape.ancestors, own_BN[:, None, :], 0.0), axis=-1)
+
+    def of_rows(constant: np.ndarray) -> jax.Array:
+        like = jnp.zeros_like(g_B).reshape(B, *[1] * constant.ndim)
+        return (like + constant).astype(constant.dtype)
+
+    valid = np.ones(N, bool)
+    return Tree(tokens_BN, of_rows(shape.parent), of_rows(shape.depth), of_rows(valid), of_rows(shape.ancestors), scores_BN)

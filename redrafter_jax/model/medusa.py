@@ -1,0 +1,63 @@
+"""Medusa's heads (arXiv 2401.10774): each guesses the token at its own distance from h alone.
+
+    z = h + silu(A h + a)        L times, for each of K heads
+    logits = z C                 C is the head's own, or the target's for all of them
+
+Head k, counted from 0, guesses the token k + 2 places behind the one that h was computed from; the target's own LM head makes
+the next one, which is g. Weights are named and stored as in `files/medusa.py`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from redrafter_jax.model import layers
+from redrafter_jax.model.draft_ids import as_ids
+from redrafter_jax.model.target import Target, unembed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MedusaConfig:
+    """The shapes of K heads of L residual blocks. ``tied``: all of them use the target's LM head; ``draft_vocab``: U, tokens
+    that can be drafted, 0 for all; ``bias``: of the blocks."""
+
+    vocab_size: int
+    hidden_size: int
+    num_heads: int
+    num_blocks: int = 1
+    tied: bool = True
+    draft_vocab: int = 0
+    bias: bool = True
+
+
+class MedusaHeads(nnx.Module):
+    """K heads. The residual blocks start at zero, so untrained heads all make the target's own distribution of the next token."""
+
+    def __init__(self, key, config: MedusaConfig, dtype=jnp.float32, ids: jax.Array | None = None):
+        D, U = config.hidden_size, config.draft_vocab or config.vocab_size
+        self.config = config
+        block = functools.partial(layers.Linear, key, (D, D), layers.COLUMNS, dtype, bias=config.bias, scale=0.0)
+        self.blocks = nnx.List([nnx.List([block() for _ in range(config.num_blocks)]) for _ in range(config.num_heads)])
+        keys = jax.random.split(key, config.num_heads)
+        own = [] if config.tied else [layers.param(each, (D, U), layers.COLUMNS, dtype) for each in keys]
+        self.lm_heads = nnx.List(own)
+        self.ids = as_ids(jnp.arange(U) if ids is None else ids) if config.draft_vocab else None
+
+    def exits(self, h_BD: jax.Array) -> list[jax.Array]:
+        """What each head's LM head reads, K arrays of the shape of ``h``, ``[B, ..., D]``."""
+        return [functools.reduce(_residual, blocks, h_BD) for blocks in self.blocks]
+
+    def logits(self, h_BD: jax.Array, target: Target) -> jax.Array:
+        """float32 logits ``[B, K, U]`` of what follows g, split over ``model`` in U; U is V without a draft vocabulary."""
+        exits_BKD = jnp.stack(self.exits(h_BD[:, None]), axis=2)[:, 0]
+        if self.config.tied:
+            return target.unembed(exits_BKD, self.ids)
+        each = [unembed(target.config, exits_BKD[:, k, None], own) for k, own in enumerate(self.lm_heads)]
+        return jnp.concatenate(each, axis=1)
+
+
+def _residual(z: jax.Array, block: layers.Linear) -> jax.Array:
+    return z + layers.gather_features(jax.nn.silu(block(z)))

@@ -11,7 +11,7 @@ import pytest
 from infer.evaluate import metrics
 from redrafter_jax import loss
 from redrafter_jax.devices.mesh import make_mesh
-from redrafter_jax.files import weights
+from redrafter_jax.files import tensors, weights
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
 from tests.support import MODELS, golden, put
@@ -35,7 +35,7 @@ def test_loss_accuracy_and_gradients_are_the_published_ones(pair, chunk):
     np.testing.assert_array_equal(metrics.scored, vectors["n_scored"])
     ranks = vectors["topk_accuracy"].shape[1]
     np.testing.assert_allclose(metrics.accuracy[:, :ranks], vectors["topk_accuracy"], atol=1e-6)
-    named = {weights._drafter_name(path, drafter.config): leaf for path, leaf in weights._leaves(gradients)}
+    named = {weights._drafter_name(path, drafter.config): leaf for path, leaf in tensors.leaves(gradients)}
     assert {name for name, _ in named} == {key.removeprefix("grad/") for key in vectors if key.startswith("grad/")}
     for (tensor, flipped), leaf in named.items():
         np.testing.assert_allclose(np.asarray(leaf).T if flipped else leaf, vectors[f"grad/{tensor}"], atol=5e-5)

@@ -6,6 +6,8 @@ Not here: what the fields of a target's family mean (`redrafter_jax/families`), 
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from redrafter_jax import families
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
@@ -100,3 +102,9 @@ def check_pair(target: TargetConfig, drafter: DrafterConfig, what: str = "drafte
         ours, theirs = getattr(target, name), getattr(drafter, name)
         if ours != theirs:
             raise BadInput(f"{what}: the head is for a target with {name} {theirs}, but this target has {name} {ours}")
+
+
+def check_ids(ids: np.ndarray, vocab_size: int, name: str, folder: pathlib.Path, what: str) -> None:
+    """Raises BadInput where the tensor ``name`` is no table of a draft vocabulary."""
+    if ids[0] < 0 or ids[-1] >= vocab_size or np.any(np.diff(ids) <= 0):
+        raise BadInput(f"{what}: {name} in {folder} should be ascending ids from 0 to {vocab_size - 1}, each once")

@@ -18,14 +18,15 @@ WEIGHT_INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 1 << 23  # bytes of a file that are read, cast and turned over at a time
 
 
-def files_of_tensors(folder: pathlib.Path, what: str) -> dict[str, pathlib.Path]:
-    """Tensor name -> file, of all files that the folder's model consists of, once their headers have been read.
+def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -> dict[str, pathlib.Path]:
+    """Tensor name -> file, of all files that the folder's model consists of, once their headers have been read. ``only``: the
+    name of its one file, where that is not the usual one.
 
     Raises:
       BadInput: a file is missing, broken or outside the folder, or a tensor is there twice.
     """
     files: dict[str, pathlib.Path] = {}
-    for name in _names(folder, what):
+    for name in [only] if only else _names(folder, what):
         path = folder / name
         _check_is_file(path, what)
         for tensor in _header(path, what):

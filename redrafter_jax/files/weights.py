@@ -1,34 +1,19 @@
-"""Weights on disk: Hugging Face safetensors -> Target, Apple's drafter folder <-> Drafter.
+"""Weights on disk: Hugging Face safetensors -> Target, Apple's drafter folder <-> Drafter (`tensors.py` moves the bytes)."""
 
-One device's part of one tensor at a time goes from the file to its place: a process reads the bytes that its own devices
-need, and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
-"""
-
-import json
 import pathlib
-import re
-import stat
-from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-import safetensors.numpy
 
 from redrafter_jax import families
 from redrafter_jax.devices import mesh, placement, processes
-from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config as configs
-from redrafter_jax.files.atomic import replacing
-from redrafter_jax.files.weight_files import Stored, files_of_tensors
+from redrafter_jax.files import tensors
+from redrafter_jax.files.weight_files import files_of_tensors
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
-KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.[kv]\.")  # leaves whose rows are those of key-value heads
-NOTHING = re.compile(r"(?!)")
-FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 FORMAT_VERSION = "4.46.3"  # the transformers release whose layout Apple's drafter config.json follows
 
 _DRAFTER_NAMES = [
@@ -63,9 +48,9 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
     stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
 
     def name_of(path: str) -> tuple[str, bool]:
-        return _rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", family.NAMES)
+        return tensors.rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", family.NAMES)
 
-    return _fill(abstract, name_of, files, folder, what, family.IGNORED, (copies, config.head_dim))
+    return tensors.fill(abstract, name_of, files, folder, what, family.IGNORED, (copies, config.head_dim))
 
 
 @mesh.current_or_single()
@@ -78,15 +63,10 @@ def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str =
     folder = pathlib.Path(folder)
     config = configs.drafter_config(configs.read_json(folder, what), what)
     abstract = jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)))
-    drafter = _fill(abstract, lambda path: _drafter_name(path, config), files_of_tensors(folder, what), folder, what)
+    drafter = tensors.fill(abstract, lambda path: _drafter_name(path, config), files_of_tensors(folder, what), folder, what)
     if drafter.ids is not None:
-        _check_ids(processes.fetch(drafter.ids[...]), config.vocab_size, folder, what)
+        configs.check_ids(processes.fetch(drafter.ids[...]), config.vocab_size, "draft_ids", folder, what)
     return drafter
-
-
-def _check_ids(ids: np.ndarray, vocab_size: int, folder: pathlib.Path, what: str) -> None:
-    if ids[0] < 0 or ids[-1] >= vocab_size or np.any(np.diff(ids) <= 0):
-        raise BadInput(f"{what}: draft_ids in {folder} should be ascending ids from 0 to {vocab_size - 1}, each once")
 
 
 def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | None = None) -> None:
@@ -94,7 +74,7 @@ def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | 
     target's LM head and a draft vocabulary as the whole one (`vocabulary.expand`); without, as it is (for this project)."""
     drafter = drafter if target is None else vocabulary.expand(drafter, target)
     config = drafter.config
-    arrays = {_drafter_name(path, config): leaf for path, leaf in _leaves(drafter)}
+    arrays = {_drafter_name(path, config): leaf for path, leaf in tensors.leaves(drafter)}
     dtype = next(leaf.dtype for leaf in arrays.values() if jnp.issubdtype(leaf.dtype, jnp.floating))
     fields = {
         "architectures": ["Drafter"],
@@ -112,102 +92,18 @@ def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | 
         fields[configs.TIED_KEY] = True
     if config.draft_vocab:
         fields[configs.DRAFT_VOCAB_KEY] = config.draft_vocab
-    _write(folder, arrays, fields)
+    tensors.write(folder, arrays, fields)
 
 
 def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> None:
     """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens)."""
     config: TargetConfig = target.config
     family = families.llama  # of the targets that are made here
-    arrays = {_rename(path, family.NAMES): leaf for path, leaf in _leaves(target)}
+    arrays = {tensors.rename(path, family.NAMES): leaf for path, leaf in tensors.leaves(target)}
     if config.tie_word_embeddings:
         del arrays["lm_head.weight", True]
-    _write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
-
-
-def _write(folder: pathlib.Path | str, arrays: dict[tuple[str, bool], jax.Array], fields: dict[str, object]) -> None:
-    """All processes call it; the first writes."""
-    host = {name: processes.fetch(leaf) for (name, _), leaf in arrays.items()}
-    if not processes.is_first():
-        return
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
-    with replacing(folder / "config.json") as config, replacing(folder / "model.safetensors") as tensors:
-        safetensors.numpy.save_file(host, tensors, metadata={"format": "pt"})
-        config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-        tensors.chmod(stat.S_IMODE(config.stat().st_mode))  # safetensors makes a file that only its owner may read
+    tensors.write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
 
 
 def _drafter_name(path: str, config: DrafterConfig) -> tuple[str, bool]:
-    return (f"lm_head.{config.num_blocks}.weight", True) if path == ".lm_head" else _rename(path, _DRAFTER_NAMES)
-
-
-def _rename(path: str, table: list[tuple[str, str, bool]]) -> tuple[str, bool]:
-    """The name in the file of a leaf of ours, and whether the file holds it transposed."""
-    for ours, theirs, transposed in table:
-        match = re.fullmatch(ours, path)
-        if match:
-            return match.expand(theirs), transposed
-    raise KeyError(path)
-
-
-def _leaves(module) -> Iterator[tuple[str, jax.Array]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(module):
-        yield re.sub(r"\.value$|\.raw_value$|\.get_value\(\)$", "", jax.tree_util.keystr(path)), leaf
-
-
-def _fill(
-    abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, ignored=NOTHING, repeated=(1, 1)
-):
-    """A model with these leaves from the tensors of a folder.
-
-    Args:
-      ignored: names of tensors that need no place.
-      repeated: how often each key-value head is wanted, and its width.
-    """
-    wanted = {path: name_of(path) for path, _ in _leaves(abstract)}
-    names = {name for name, _ in wanted.values()}
-    missing = sorted(name for name in names if name not in files)
-    extra = sorted(name for name in files if name not in names and not ignored.search(name))
-    if missing:
-        raise BadInput(f"{what}: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all)")
-    if extra:
-        raise BadInput(f"{what}: {folder} has the tensor {extra[0]}, which its config.json has no place for ({len(extra)} in all)")
-    stored = []
-    for path, leaf in _leaves(abstract):
-        name, transposed = wanted[path]
-        copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
-        with safetensors.safe_open(files[name], framework="numpy") as opened:
-            _check(opened.get_slice(name), name, leaf, transposed, copies, folder, what)
-        stored.append(Stored(files[name], name, transposed, copies, width, what))
-    leaves = [_place(leaf, each) for (_, leaf), each in zip(_leaves(abstract), stored, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-
-
-def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathlib.Path, what: str) -> None:
-    first, *rest = like.shape[::-1] if transposed else like.shape
-    shape = (first // copies, *rest)
-    if tuple(tensor.get_shape()) != shape:
-        found = list(tensor.get_shape())
-        raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {list(shape)}")
-    if jnp.issubdtype(like.dtype, jnp.integer):
-        if tensor.get_dtype() not in INTEGERS:
-            raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; it should hold whole numbers")
-    elif tensor.get_dtype() not in FLOATS:
-        raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; only floating-point weights are supported")
-
-
-def _place(like, stored: Stored) -> jax.Array:
-    """A leaf on the current mesh, from the parts of it that this process's devices hold, each read once."""
-    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
-    by_device = sharding.addressable_devices_indices_map(like.shape)
-    places: dict[tuple, list] = {}
-    for device, index in by_device.items():
-        places.setdefault(tuple((each.start, each.stop) for each in index), []).append(device)
-    placed = {}
-    for devices in places.values():
-        part = stored.part(by_device[devices[0]], like.shape, like.dtype)
-        placed |= {device: jax.device_put(part, device) for device in devices}
-        jax.block_until_ready([placed[device] for device in devices])  # else several parts wait on the host
-    return jax.make_array_from_single_device_arrays(like.shape, sharding, [placed[device] for device in by_device])
+    return (f"lm_head.{config.num_blocks}.weight", True) if path == ".lm_head" else tensors.rename(path, _DRAFTER_NAMES)

@@ -13,7 +13,7 @@ from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.devices.mesh import make_mesh
-from redrafter_jax.files import weight_files, weights
+from redrafter_jax.files import tensors, weight_files, weights
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
@@ -119,14 +119,14 @@ def test_weights_are_read_once_in_parts_and_arrive_as_they_were(folder, mesh_sha
     monkeypatch.setattr(weight_files.Stored, "_read", lambda *a: read.append(original(*a)) or read[-1])
     monkeypatch.setattr(weight_files, "CHUNK_BYTES", 4096)
     jax.set_mesh(make_mesh())
-    expected = {path: np.asarray(leaf) for path, leaf in weights._leaves(weights.load_target(folder))}
+    expected = {path: np.asarray(leaf) for path, leaf in tensors.leaves(weights.load_target(folder))}
     once = sum(leaf.nbytes for leaf in expected.values())
     assert sum(part.nbytes for part in read) == once and max(part.nbytes for part in read) <= 4096
     read.clear()
     jax.set_mesh(make_mesh(*mesh_shape))
     loaded = weights.load_target(folder)
     copies = loaded.config.num_key_value_heads // CONFIG.num_key_value_heads
-    for path, leaf in weights._leaves(loaded):
+    for path, leaf in tensors.leaves(loaded):
         wanted = expected[path]
         if ".k." in path or ".v." in path:
             wanted = np.repeat(wanted.reshape(64, -1, 8), copies, axis=1).reshape(64, -1)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax import loss
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import weights
+from redrafter_jax.files import tensors
 from redrafter_jax.model import drafter as heads
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target, TargetConfig
@@ -103,7 +103,7 @@ def torch_form(case: LossInputs) -> Run:
         raise BadInput("--forms torch needs torch; install requirements-dev.txt, or leave it out of --forms") from None
     torch.set_num_threads(processes.count_cores())
     tensor = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
-    parameters = {path: tensor(leaf).requires_grad_() for path, leaf in weights._leaves(case.drafter)}
+    parameters = {path: tensor(leaf).requires_grad_() for path, leaf in tensors.leaves(case.drafter)}
     embedding, target_head = tensor(case.target.embedding[...]), tensor(case.target.lm_head[...])
     tokens, hidden, soft = tensor(case.tokens).long(), tensor(case.hidden), case.config.distill_weight
     silu, cross_entropy = torch.nn.functional.silu, torch.nn.functional.cross_entropy

@@ -43,7 +43,7 @@ class Programs:
 
 
 def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: prefill.Bucket) -> Programs:
-    """Compiles both programs, beside each other, for the mesh that is set; nothing runs."""
+    """Compiles both programs in parallel for the mesh that is set; nothing runs."""
     start = loop.start.lower(target, proposer, *inputs, bucket)
     state = jax.eval_shape(loop.start, target, proposer, *inputs, bucket=bucket)
     run = loop.run.lower(target, proposer, state, jnp.int32(0))
@@ -115,8 +115,8 @@ class Engine:
         rounds: int | None = None,
         stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
     ) -> Iterator[Progress]:
-        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: every
-        `POLL_SECONDS` or so, as a person reads along; not for several processes, whose clocks differ.
+        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: about
+        every `POLL_SECONDS`, for a person who reads along; not for several processes, whose clocks differ.
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
         same program. The rest is as for `generate`.
@@ -153,7 +153,7 @@ class Engine:
             yield progress
 
     def _on_mesh(self, call: Callable, *arguments):
-        """The result of a call once it is there. A mesh belongs to a thread, so it is set for each call and not kept."""
+        """The result of a call, after waiting for it. A mesh belongs to a thread, so it is set for each call."""
         with jax.set_mesh(self.mesh):
             return jax.block_until_ready(call(*arguments))
 

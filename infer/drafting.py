@@ -20,14 +20,14 @@ class WantedLookup:
 
 
 def has_head(drafter: object) -> bool:
-    """Whether a drafter of this name is a head. A `pathlib.Path` always is."""
+    """Whether a drafter of this name is a head; a `pathlib.Path` always names one."""
     return not (isinstance(drafter, str) and drafter == LOOKUP)
 
 
 def wanted_lookup(
     drafter: str | None, beside: str | None, length: int | None, match: tuple[int, int] | None
 ) -> WantedLookup | None:
-    """The lookup that the options name, in place of a head or beside it; None for a head alone. ``match``: longest, shortest."""
+    """The lookup that the options ask for, alone or beside a head; None for a head alone. ``match``: longest, shortest."""
     if has_head(drafter) and beside is None:
         return None
     given = {} if length is None else {"length": length}
@@ -35,7 +35,7 @@ def wanted_lookup(
 
 
 def check(drafter: str | None, beside: str | None, length: int | None, match: tuple[int, int] | None) -> None:
-    """Options of a lookup that are out of range, that exclude each other, or that nothing looks up for.
+    """Checks the options of a lookup: their ranges, which of them exclude each other, and that there is a lookup.
 
     Raises:
       BadInput: one sentence that begins with the option.

@@ -1,4 +1,4 @@
-"""What drafts, in the library's types: from names and options to a lookup, a head, or both. Not here: weights (`pair.py`)."""
+"""From names and options of what drafts to the library's types: a lookup, a head, or both. Not here: weights (`pair.py`)."""
 
 from infer.drafting import LOOKUP, WantedLookup, has_head
 from redrafter_jax.decode.propose.lookup import Lookup
@@ -15,7 +15,8 @@ def named_lookup(given: object) -> Lookup | None:
 
 
 def check_drafting(shape: Shape | None, with_head: bool, alone: Lookup | None, beside: object, lookup: Lookup | None) -> None:
-    """Raises BadInput where these do not go together: ``alone`` is a lookup without a head, ``lookup`` what ``beside`` means."""
+    """Raises BadInput where these exclude each other: ``alone`` is a lookup without a head, ``lookup`` the one that
+    ``beside`` names."""
     if beside is not None and lookup is None:
         raise BadInput(f"beside should be '{LOOKUP}' or a Lookup, not {shown(beside)}")
     if beside is not None and not with_head:
@@ -30,7 +31,7 @@ def lookup_of(wanted: WantedLookup | None) -> Lookup | None:
 
 
 def drafted_length(shape: Shape | None, lookup: Lookup | None) -> int:
-    """L of a round of `proposer_of`, before there is a head: 0 for plain decoding."""
+    """L of a round of `proposer_of`, known before the head is read; 0 for plain decoding."""
     return max((each.length for each in (shape, lookup) if each is not None), default=0)
 
 

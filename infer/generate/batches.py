@@ -1,4 +1,4 @@
-"""The prompts of one `infer.generate`, decoded batch by batch, and each reply handed to where it goes."""
+"""Decodes the prompts of one `infer.generate` batch by batch, and passes each reply to its destination."""
 
 import functools
 import json
@@ -18,8 +18,8 @@ ALL_ROUNDS = 1 << 30
 
 
 class Batches:
-    """The prompts of a task; ``generate`` decodes those whose replies are not in ``file``. ``failed`` of the replies end in an
-    error."""
+    """The prompts of a task; ``generate`` decodes those whose replies are not in ``file``. ``failed``: replies that end in
+    an error."""
 
     def __init__(
         self,
@@ -42,12 +42,13 @@ class Batches:
         self.writes = processes.is_first()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
-        """Takes on these prompts alone, less those that are done already, and writes their replies into a file of its own."""
+        """Restricts itself to these prompts, less those that are done, and writes their replies into a file of its own."""
         self.file, self.numbers, self.writes = file, numbers, True
         self.done, self.failed = self.done | file.done, file.failed
 
     def generate(self) -> None:
-        """Decodes every batch of which some are not done, in full: in bfloat16 another batch may give another text."""
+        """Decodes in full every batch with a prompt that is not done, because in bfloat16 another batch may give another
+        text."""
         size, count = self.task.decoding.batch, len(self.numbers)
         batches = [self.numbers[start : start + size] for start in range(0, count, size)]
         left = [batch for batch in batches if not self.done.issuperset(batch)]
@@ -85,7 +86,7 @@ class Batches:
             print(json.dumps(line), flush=True)
 
     def _open(self, index: int) -> terminal.Stream:
-        """Writes what stands before a reply: its number among several, and the prompt where a person reads along."""
+        """Writes the heading of a reply: its number among several, and the prompt where a person reads along."""
         prompt = self.given[index]
         if len(self.ids) > 1:
             print(f"--- {prompt.where}")

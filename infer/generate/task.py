@@ -1,4 +1,4 @@
-"""What `infer.generate` is asked to do, in types: which models, how to decode, where the replies go. Nothing here starts JAX."""
+"""The task of an `infer.generate`, in types: which models, how to decode, where the replies go. Nothing here starts JAX."""
 
 import dataclasses
 import pathlib

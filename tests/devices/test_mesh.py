@@ -136,19 +136,19 @@ def test_a_target_too_large_for_the_devices_of_one_process_is_split_over_those_o
 
 
 def test_processes_that_work_together_leave_no_device_out():
-    assert placement.recommend(Footprint(EIGHT_B, rows=8), 8, None, whole=True) == (
+    assert placement.recommend(Footprint(EIGHT_B, rows=8), 8, None, all_devices=True) == (
         (8, 1),
         "the processes work on all their 8 devices together",
     )
-    assert placement.recommend(Footprint(EIGHT_B, rows=6), 8, None, whole=True)[0] == (2, 4)
-    assert placement.recommend(Footprint(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB, whole=True)[0] == (2, 4)
+    assert placement.recommend(Footprint(EIGHT_B, rows=6), 8, None, all_devices=True)[0] == (2, 4)
+    assert placement.recommend(Footprint(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB, all_devices=True)[0] == (2, 4)
     assert placement.recommend(Footprint(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB)[0] == (2, 1)
     odd = dataclasses.replace(EIGHT_B, vocab_size=128255)
     with pytest.raises(BadInput) as error:
-        placement.recommend(Footprint(odd, rows=6), 4, None, whole=True)
+        placement.recommend(Footprint(odd, rows=6), 4, None, all_devices=True)
     assert "no mesh uses all 4 devices of the processes: --batch-size 6 should be a multiple of the 4 data" in str(error.value)
     with pytest.raises(BadInput, match="multiple of the 8 data shards; 4 2, 2 4 and 1 8 would do"):
-        placement.check(Footprint(EIGHT_B, rows=4), (8, 1), 8, whole=True)
+        placement.check(Footprint(EIGHT_B, rows=4), (8, 1), 8, all_devices=True)
 
 
 def test_the_head_counts_and_few_key_value_heads_do_not_stand_in_the_way():

@@ -27,7 +27,7 @@ from redrafter_jax.decode.request import (
     wrong_rule,
 )
 from redrafter_jax.decode.rules import DEFAULT_RULE
-from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import config, hub, weights
@@ -216,7 +216,7 @@ def plan(found: Resolved, mesh: tuple[int, int] | None, rows: int = 1, new_token
     context = target.max_position_embeddings
     slots = prefill.bucket(min(context, PLANNED_PROMPT_TOKENS), min(context, new_tokens), length).slots
     load = placement.to_decode(target, head, found.dtype, rows, slots, "--batch-size")
-    mesh, why = placement.resolve(load, mesh, False, "--mesh", "--distributed")
+    mesh, why = mesh_choice.resolve(load, mesh, False, "--mesh", "--distributed")
     # The weights alone: the cache depends on prompts that are not known yet (`room.check`).
     halved = {"--dtype bfloat16": placement.to_decode(target, head, "bfloat16")}
     certain = placement.to_decode(target, head, found.dtype)

@@ -17,7 +17,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
@@ -111,7 +111,7 @@ def at_shape(task: BenchmarkTask, asked: Random) -> BenchmarkPair:
     head = synthetic.head_config(config, kind, asked.head_vocab)
     _check_drafts(task.ways, config, head)
     load = _load(config, head, task, asked.prompt_length)
-    mesh, because = placement.resolve(load, task.mesh, False, "--mesh", "--distributed")
+    mesh, because = mesh_choice.resolve(load, task.mesh, False, "--mesh", "--distributed")
     what = f"--shape {asked.shape}, with its weights, its head and its cache,"
     memory.check(load, mesh, what, _smaller(config, head, task, asked, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))

@@ -1,7 +1,8 @@
 """From names and options of what drafts to the library's types: a lookup, a head, or both. Not here: weights (`pair.py`)."""
 
-from infer.drafting import LOOKUP, WantedLookup, has_head
+from infer.drafting import LOOKUP, has_head
 from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.union import Union
@@ -25,9 +26,9 @@ def check_drafting(shape: Shape | None, with_head: bool, alone: Lookup | None, b
         raise BadInput("shape is for the search of a head; leave it out with a lookup as the drafter")
 
 
-def lookup_of(wanted: WantedLookup | None) -> Lookup | None:
+def lookup_of(wanted: LookupSizes | None) -> Lookup | None:
     """The lookup that was asked for."""
-    return None if wanted is None else Lookup(wanted.longest, wanted.shortest, wanted.length)
+    return None if wanted is None else Lookup(wanted.longest, wanted.shortest, wanted.length, wanted.width)
 
 
 def drafted_length(shape: Shape | None, lookup: Lookup | None) -> int:

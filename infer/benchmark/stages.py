@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import commit, pack, sample, verify
+from redrafter_jax.decode import commit, loop, pack, sample, verify
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.engine import compile_programs
 from redrafter_jax.decode.propose.plain import Plain
@@ -23,7 +23,6 @@ from redrafter_jax.model.target import Target
 
 Result = TypeVar("Result")
 RUNS_PER_CALL = 16  # runs of a stage in one call, so that the call's own cost is small beside them
-ALL_ROUNDS = 1 << 30
 
 
 def in_turn(runs: Mapping[Hashable, Callable[[], Result]], repeats: int) -> dict[Hashable, list[Result]]:
@@ -58,7 +57,7 @@ class DecodingProgram:
         began = time.perf_counter()
         state = jax.block_until_ready(self.start(self.target, self.proposer, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(self.target, self.proposer, state, jnp.int32(ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(self.target, self.proposer, state, jnp.int32(loop.ALL_ROUNDS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:

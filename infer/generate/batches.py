@@ -11,10 +11,9 @@ from infer import pair, prompts, terminal
 from infer.generate.task import Decoding, Task
 from infer.replies import ReplyFile, line_of
 from infer.text import text_of
+from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes
-
-ALL_ROUNDS = 1 << 30
 
 
 class Batches:
@@ -103,7 +102,7 @@ def decode(
     open_stream: Callable[[], terminal.Stream] | None,
 ) -> list[Reply]:
     """One batch; a batch of one can be watched while it grows, in a stream that is opened once its programs are compiled."""
-    rounds, stream = ALL_ROUNDS if open_stream is None else None, None
+    rounds, stream = loop.ALL_ROUNDS if open_stream is None else None, None
     replies: list[Reply] = []
     for progress in engine.stream(ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds):
         replies = progress.replies

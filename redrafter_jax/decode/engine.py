@@ -102,7 +102,7 @@ class Engine:
 
     def _in_batches(self, requests: list[Request], batch: int) -> Iterator[Reply]:
         for first in range(0, len(requests), batch):
-            *_, last = self._decode(requests[first : first + batch], batch, rounds=1 << 30, first=first)
+            *_, last = self._decode(requests[first : first + batch], batch, rounds=loop.ALL_ROUNDS, first=first)
             yield from last.replies
 
     def stream(

@@ -22,6 +22,7 @@ from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.target import Target
 
+ALL_ROUNDS = 1 << 30  # rounds of a `run` that nothing but its rows should end
 Until = Literal["all", "any"]
 """What ends a run before its rounds do: all rows are done, or any of the rows that were running at its start is done."""
 

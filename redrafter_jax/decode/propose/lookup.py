@@ -17,9 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree, pack_sequences
+from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
-from redrafter_jax.decode.request import MAX_NODES
-from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.layers import take_rows
 
 HIT_RATES = (0.33, 0.53, 0.64, 0.76, 0.76, 0.76, 0.77, 0.91)
@@ -28,37 +27,21 @@ HIT_RATES = (0.33, 0.53, 0.64, 0.76, 0.76, 0.76, 0.77, 0.91)
 code (every second one of infer/demo_pair/prompts.jsonl) and 12 functions of the standard library that the prompt begins to
 repeat under another name: 0.325, 0.526, 0.644, 0.775, 0.752, 0.755, 0.768, 0.907 of 618 to 82, and 604, matches."""
 
-RANGES = {"longest": (1, 16), "shortest": (1, 16), "length": (1, 64), "width": (1, 64)}
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lookup(Proposer):
+class Lookup(LookupSizes, Proposer):
     """Drafts the L tokens that followed each of the ``width`` best matches. A match has ``shortest`` to ``longest`` tokens;
     longer ones are better, and of equally long ones the latest. Where fewer than L tokens follow a match, they repeat.
-    Without a match nothing is drafted.
+    Without a match nothing is drafted. The fields are those of `LookupSizes`.
 
     Raises:
       BadInput: a number is out of its range.
     """
 
-    longest: int = dataclasses.field(metadata={"static": True}, default=8)
-    shortest: int = dataclasses.field(metadata={"static": True}, default=2)
-    length: int = dataclasses.field(metadata={"static": True}, default=6)
-    width: int = dataclasses.field(metadata={"static": True}, default=1)
-
-    def __post_init__(self):
-        for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise BadInput(f"{name} should be from {low} to {high}, not {shown(getattr(self, name))}")
-        if self.shortest > self.longest:
-            raise BadInput(f"shortest should be at most longest, {self.longest}, not {self.shortest}")
-        if self.round.nodes > MAX_NODES:
-            raise BadInput(f"width {self.width} and length {self.length} make {self.round.nodes} nodes, over {MAX_NODES}")
-
     @property
     def round(self) -> Round:
-        return Round(self.length, 1 + self.width * self.length)
+        return Round(self.length, self.nodes)
 
     def propose(self, target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         with jax.named_scope("draft"):

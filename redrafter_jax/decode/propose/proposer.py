@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from redrafter_jax.decode.pack import Tree
-from redrafter_jax.decode.sample import Policy
+from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.verify import Verdict
 from redrafter_jax.model.target import Target
 

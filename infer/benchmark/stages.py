@@ -1,4 +1,4 @@
-"""Times of decoding and of its parts, taken in turn in one process. Not here: what to measure (`cases.py`), tables, plots."""
+"""Times decoding and its stages, in turn in one process. Not here: what to measure (`cases.py`), tables, plots."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import commit, pack, sample, verify
+from redrafter_jax.decode import commit, loop, pack, sample, verify
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.programs import compile_programs, flatten
 from redrafter_jax.decode.propose.plain import Plain
@@ -22,13 +22,11 @@ from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.model.target import Target
 
 Result = TypeVar("Result")
-RUNS_PER_CALL = 16  # times that a stage runs in one call, so that the call itself weighs little
-ALL_ROUNDS = 1 << 30
+RUNS_PER_CALL = 16  # runs of a stage in one call, so that the call's own cost is small beside them
 
 
 def in_turn(runs: Mapping[Hashable, Callable[[], Result]], repeats: int) -> dict[Hashable, list[Result]]:
-    """What each run reports, ``repeats`` of each, one of every kind after the other: what slows the machine for
-    a while slows all of them."""
+    """The results of ``repeats`` calls of each run, interleaved, so that a slow period of the machine slows all of them."""
     reports = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -37,7 +35,7 @@ def in_turn(runs: Mapping[Hashable, Callable[[], Result]], repeats: int) -> dict
 
 
 def clock(call: Callable[[], object]) -> float:
-    """Seconds until what ``call`` returns is there."""
+    """Seconds until the result of ``call`` is ready."""
     began = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - began
@@ -45,7 +43,7 @@ def clock(call: Callable[[], object]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class DecodingProgram:
-    """One way to decode, compiled for one bucket (`Programs`); and what compiling took and holds."""
+    """One way to decode, compiled for one bucket (`Programs`), the seconds of compiling, and the programs' memory."""
 
     target: Target
     proposer: Proposer
@@ -59,7 +57,7 @@ class DecodingProgram:
         began = time.perf_counter()
         state = jax.block_until_ready(self.start(self.weights, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(self.weights, state, jnp.int32(ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(self.weights, state, jnp.int32(loop.ALL_ROUNDS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:
@@ -87,7 +85,8 @@ def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
 def _repeated(stage: Callable, models, state: DecodeState, given):
-    """Runs a stage `RUNS_PER_CALL` times, each as if it needed the one before, so that none is shared or lifted out of the loop."""
+    """Runs a stage `RUNS_PER_CALL` times, each depending on the one before, so that XLA can neither merge them nor move one
+    out of the loop."""
 
     def body(_, carry):
         state, given, before = carry
@@ -192,8 +191,8 @@ def round_bytes(target: Target, state: DecodeState) -> int:
 
 
 def sum_rate(target: Target, repeats: int) -> float:
-    """Bytes per second at which XLA adds up all of the target's weights here, the best of ``repeats``. A yardstick, and not the
-    memory's speed: on a CPU a plain C loop reads the same weights several times as fast, where they lie in its cache."""
+    """Bytes per second at which XLA adds up all of the target's weights here, the best of ``repeats``. It is a reference,
+    not the memory's speed: on a CPU a plain C loop reads weights that are in its cache several times as fast."""
     leaves = jax.tree.leaves(target)
     read = jax.jit(lambda leaves: [jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves])
     clock(lambda: read(leaves))

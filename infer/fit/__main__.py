@@ -1,7 +1,7 @@
 """`python -m infer.fit`: will it fit on a slice, and which mesh and beam shape to take, before the slice is rented.
 
 The TPU compiler compiles the rounds for the slice on this machine; no weight is allocated and nothing runs. All times are
-estimates. Not here: the points (`points.py`), how it is said (`report.py`), the compiler and counting by hand
+estimates. Not here: the points (`points.py`), the tables (`report.py`), the compiler and counting by hand
 (`redrafter_jax/slices`: `compiler.py`, `roofline.py`).
 """
 
@@ -140,7 +140,7 @@ def run(options: Options) -> dict:
 
 
 def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say) -> tuple[list[dict], list[dict]]:
-    """The rows of the beam shapes and those of the passes over N nodes; each is said when all before it are there."""
+    """The rows of the beam shapes and those of the passes over N nodes, printed in order as soon as they are ready."""
     from infer.fit import points
     from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 
@@ -163,7 +163,7 @@ def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say)
 
 
 def _advise(options: Options, subject, rows: list[dict], batches: list[int], pool, say) -> list[dict]:
-    """What to take for each batch, compiled with all layers unless that is not wanted."""
+    """The recommendation for each batch, checked with all layers compiled unless ``--unchecked``."""
     from infer.fit.advice import find_advice
 
     found = []
@@ -202,13 +202,13 @@ def run_floors(options: Options) -> dict:
 
 
 def question_of(options: Options) -> tables.Question:
-    """What is asked, for headings."""
+    """The question, as headings say it."""
     head = tables.head_of(options.head, options.head_vocab)
     return tables.Question(options.model, options.topology, head, options.dtype, options.context, options.sampling)
 
 
 def _subject(options: Options):
-    """What is to be placed, on no slice yet."""
+    """The workload, without a slice yet."""
     from infer.benchmark import synthetic
     from infer.fit import points
     from redrafter_jax.model import vocabulary

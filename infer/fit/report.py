@@ -1,4 +1,4 @@
-"""The tables of `infer.fit` and `train.fit`, and the recommendation of the former, for people. Not here: what is in them
+"""The tables of `infer.fit` and `train.fit`, and the recommendation of `infer.fit`, as lines of text. Not here: what is in them
 (`points.py`).
 """
 
@@ -48,8 +48,8 @@ def gib(held: float | None, mark: str = "") -> str:
 
 
 def facts_of(row: dict, mark: str, *names: str) -> tuple[list[str], bool]:
-    """The first cells of a row (mesh, batch, what stands under ``names``, GiB, whether it fits), and whether they are all there
-    is: where the compiler failed, or refused the program, there are no times."""
+    """The first cells of a row (mesh, batch, the fields ``names``, GiB, whether it fits), and whether the row ends there:
+    where the compiler failed or refused the program, there are no times."""
     cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), *(str(row[name]) for name in names), gib(row["held"], mark)]
     if "failed" in row:
         return [*cells, "?", row["failed"]], True
@@ -74,7 +74,7 @@ def cells_of(row: dict, plain: dict) -> list[str]:
 
 
 def heading(asked: Question, slice_) -> str:
-    """What stands above the table."""
+    """The lines above the table."""
     chip = slice_.chip
     return (
         f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, {asked.sampling}, on"

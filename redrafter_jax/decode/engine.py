@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from redrafter_jax.decode import prefill
+from redrafter_jax.decode import loop, prefill
 from redrafter_jax.decode.batch import Request, make_requests, stop_id_table
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.policy import make_policy
@@ -84,7 +84,7 @@ class Engine:
 
     def _in_batches(self, requests: list[Request], batch: int) -> Iterator[Reply]:
         for first in range(0, len(requests), batch):
-            *_, last = self._decode(requests[first : first + batch], batch, rounds=1 << 30, first=first)
+            *_, last = self._decode(requests[first : first + batch], batch, rounds=loop.ALL_ROUNDS, first=first)
             yield from last.replies
 
     def stream(
@@ -97,8 +97,8 @@ class Engine:
         rounds: int | None = None,
         stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
     ) -> Iterator[Progress]:
-        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: every
-        `POLL_SECONDS` or so, as a person reads along; not for several processes, whose clocks differ.
+        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: about
+        every `POLL_SECONDS`, for a person who reads along; not for several processes, whose clocks differ.
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
         same program. The rest is as for `generate`.
@@ -135,7 +135,7 @@ class Engine:
             yield progress
 
     def _on_mesh(self, call: Callable, *arguments):
-        """The result of a call once it is there. A mesh belongs to a thread, so it is set for each call and not kept."""
+        """The result of a call, after waiting for it. A mesh belongs to a thread, so it is set for each call."""
         with jax.set_mesh(self.mesh):
             return jax.block_until_ready(call(*arguments))
 

@@ -30,7 +30,7 @@ def flatten(target: Target, proposer: Proposer) -> list[jax.Array]:
 
 
 def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: prefill.Bucket) -> Programs:
-    """Compiles both programs, beside each other, for the mesh that is set; nothing runs."""
+    """Compiles both programs in parallel for the mesh that is set; nothing runs."""
     weights, structure = jax.tree.flatten((target, proposer))
 
     def start(weights, *inputs):

@@ -11,11 +11,10 @@ from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from infer.generate import session
 from redrafter_jax import Limits, Shape
-from redrafter_jax.decode.propose import lookup
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.proposer import Round
 from redrafter_jax.decode.propose.union import Union
-from redrafter_jax.devices import placement
+from redrafter_jax.devices import mesh_choice
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from tests.support import MODELS
@@ -134,7 +133,7 @@ def test_a_folder_that_is_called_lookup_is_reached_by_its_path(tmp_path, monkeyp
 
 def test_the_mesh_and_the_room_are_for_the_rounds_of_the_lookup(monkeypatch):
     loads = []
-    monkeypatch.setattr(placement, "resolve", lambda load, mesh, together, *_: loads.append(load) or ((1, 1), None))
+    monkeypatch.setattr(mesh_choice, "resolve", lambda load, mesh, together, *_: loads.append(load) or ((1, 1), None))
     lengths = []
     monkeypatch.setattr(session.room, "check", lambda resolved, longest, new, rows, length: lengths.append(length))
     for length in (1, 64):
@@ -142,9 +141,7 @@ def test_the_mesh_and_the_room_are_for_the_rounds_of_the_lookup(monkeypatch):
     assert lengths == [2, 64] and loads[0].cache < loads[1].cache
 
 
-def test_the_options_have_the_ranges_and_defaults_of_the_library():
-    length, match = drafting.RANGES["lookup_length"], drafting.RANGES["lookup_match"]
-    assert length == lookup.RANGES["length"] and match == lookup.RANGES["longest"] == lookup.RANGES["shortest"]
+def test_the_options_have_the_defaults_of_the_library():
     assert proposers.lookup_of(drafting.wanted_lookup("lookup", None, None, None)) == Lookup()
     assert proposers.lookup_of(drafting.wanted_lookup("head", "lookup", 3, (4, 1))) == Lookup(4, 1, 3)
     assert drafting.wanted_lookup("head", None, None, None) is None

@@ -212,5 +212,5 @@ def test_the_rules_read_the_repository():
     """A rule that looks into the wrong folder would find nothing wrong there."""
     graph = imports(ROOT)
     assert {package_of(module) for module in graph} == set(PACKAGES)
-    assert "redrafter_jax.decode.loop" in graph["redrafter_jax.decode.programs"]
+    assert "redrafter_jax.decode.loop" in graph["redrafter_jax.decode.engine"]
     assert any(package_of(b) == "infer" for b in graph["train.main"])

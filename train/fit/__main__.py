@@ -1,7 +1,7 @@
 """`python -m train.fit`: does a training step of a head fit on a TPU slice, and what would it cost, before the slice is rented.
 
 The TPU compiler compiles the step for the slice on this machine; no weight is allocated and nothing runs. All times are
-estimates. Not here: the points (`points.py`), how they are said (`report.py`), the compiler (`redrafter_jax/slices/compiler.py`).
+estimates. Not here: the points (`points.py`), the table (`report.py`), the compiler (`redrafter_jax/slices/compiler.py`).
 """
 
 import dataclasses

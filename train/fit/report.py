@@ -1,4 +1,4 @@
-"""The table and the recommendation of `train.fit`, for people, as far as they are not those of `infer.fit`."""
+"""The table and the recommendation of `train.fit`, where they differ from those of `infer.fit`."""
 
 from infer.fit.report import facts_of, head_of
 from train.fit.points import MAX_RETRIES, StepSubject
@@ -10,7 +10,7 @@ COLUMNS = (
 
 
 def heading(subject: StepSubject, model: str, topology: str) -> str:
-    """What stands above the table."""
+    """The lines above the table."""
     recipe, slice_ = subject.recipe, subject.slice
     head = head_of(recipe.head, recipe.head_vocab)
     return (
@@ -21,7 +21,7 @@ def heading(subject: StepSubject, model: str, topology: str) -> str:
 
 
 def cells_of(row: dict) -> list[str]:
-    """A row for people. Figures of a chip, but for the tokens per second."""
+    """A row as cells. Figures are of one chip, except the tokens per second."""
     cells, is_all = facts_of(row, "" if row["whole"] else "~")
     if is_all:
         return cells

@@ -23,7 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.cross_entropy import IGNORED_LABEL, LossConfig, score
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.layers import COLUMNS, gather_weight
+from redrafter_jax.model.layers import COLUMNS
+from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
 from redrafter_jax.model.target import Target
 
 MAX_LOGIT_BYTES = 1 << 28  # bytes of float32 logits that a device makes at a time, where a config does not say how many
@@ -33,7 +34,7 @@ OUTSIDE_LABEL = -1  # a label outside the draft vocabulary, as `cross_entropy.sc
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """loss: ``[K]``, mean loss of each drafted position; accuracy: ``[K, R]``, share of hard labels among the 1..MAX_RANK
+    """loss: ``[K]``, mean loss of each drafted position; accuracy: ``[K, R]``, share of hard labels among the 1..R
     largest logits; scored: ``[K]``, labels that counted, those outside the draft vocabulary among them; inside: ``[K]``,
     those inside it. Over several batches the loss of hard labels is a mean weighted by ``inside``; accuracies and the loss of
     soft labels are means weighted by ``scored``."""
@@ -45,7 +46,7 @@ class Metrics:
 
 
 def draft_loss(
-    drafter: Drafter,
+    drafter: Drafter | MedusaHeads,
     target: Target,
     tokens_BT: jax.Array,
     labels_BT: jax.Array,
@@ -74,12 +75,14 @@ def draft_loss(
     tokens_BT, labels_BT, segments_BT, paths_BTK = jax.tree.map(whole, (tokens_BT, labels_BT, segments_BT, paths_BTK))
     drafter = _added_once(drafter)
     hidden_BTD = whole(jax.lax.stop_gradient(hidden_BTD))
-    state_BTD = jnp.zeros_like(hidden_BTD)
-    context, exits, labels = drafter.context(hidden_BTD), [], []
-    for i in range(config.positions):
+
+    def read(i: int) -> jax.Array:
         read_BT = _shifted(tokens_BT, -1 - i) if paths_BTK is None else paths_BTK[:, :, i]
-        state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(read_BT)))
-        exits.append(_shifted(drafter.exit(context, state_BTD), i))
+        return jax.lax.stop_gradient(target.embed(read_BT))
+
+    exits = [_shifted(exit_BTE, i) for i, exit_BTE in enumerate(drafter.text_exits(hidden_BTD, read, config.positions))]
+    labels = []
+    for i in range(config.positions):
         inside_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]) < T - 2 - i, tokens_BT.shape)
         if segments_BT is not None:
             inside_BT &= segments_BT == _shifted(segments_BT, -2 - i)
@@ -89,12 +92,12 @@ def draft_loss(
         labels.append(_shifted(_in_draft_vocabulary(drafter, label_BT), i))
     labels_BKT = jnp.stack(labels, axis=1)
     scored_K, inside_K = (jnp.sum(counts, axis=(0, 2)) for counts in (labels_BKT != IGNORED_LABEL, labels_BKT >= 0))
-    hard_K = (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
-    soft_K = config.distill_weight / jnp.maximum(scored_K, 1)
-    own_EV = None if drafter.lm_head is None else gather_weight(drafter.lm_head, COLUMNS)
+    decay_K = config.decay ** jnp.arange(config.positions)
+    hard_K = decay_K * (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
+    soft_K = decay_K * config.distill_weight / jnp.maximum(scored_K, 1)
     given = (tuple(exits), labels_BKT, _shifted(hidden_BTD, -1), target.columns(drafter.ids), (hard_K, soft_K))
-    total, (loss_K, hits_KR) = score(target.config, dataclasses.replace(config, chunk=chunk), own_EV, *given)
-    return total, Metrics(loss_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K, inside_K)
+    total, (loss_K, hits_KR) = score(target.config, dataclasses.replace(config, chunk=chunk), drafter.own_columns(), *given)
+    return total, Metrics(loss_K / decay_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K, inside_K)
 
 
 def _shifted(x_BT: jax.Array, by: int) -> jax.Array:
@@ -105,7 +108,7 @@ def _shifted(x_BT: jax.Array, by: int) -> jax.Array:
     return jnp.concatenate(list(parts), axis=1)
 
 
-def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> int:
+def _chunk_length(config: LossConfig, head: DrafterConfig | MedusaConfig, B: int, T: int) -> int:
     """N, positions in a chunk. Each chunk reads the LM head and adds to its gradient once, so small chunks waste bandwidth.
     Chunks are multiples of a TPU's tile (eight rows) and about equal, so that the last one has little padding."""
     if config.chunk:

@@ -44,8 +44,7 @@ def main(options: Options) -> None:
     from redrafter_jax.devices import memory, placement
     from redrafter_jax.devices.mesh import make_mesh
     from redrafter_jax.files import checkpoint, config, fingerprint, hub, weights
-    from redrafter_jax.model.drafter import Drafter
-    from train.run import card
+    from train.run import card, evaluation
     from train.run import configuration as configurations
     from train.run import loop as run
 
@@ -73,7 +72,7 @@ def main(options: Options) -> None:
         memory.check(load, (1, 1), "--target, whose LM head --whole takes over,", {}, "an export without --whole")
     recipe = configurations.read_recipe(configuration, checkpoints / configurations.CONFIGURATION_FILE)
     jax.set_mesh(make_mesh())
-    like = jax.eval_shape(lambda: Drafter(jax.random.key(0), run.make_head_config(target_config, recipe)))
+    like = jax.eval_shape(lambda: run.make_head_config(target_config, recipe).make(jax.random.key(0)))
     step = choose(options, checkpoints, like)
     if not is_comparable:
         print(
@@ -81,11 +80,13 @@ def main(options: Options) -> None:
             f" {options.target}, but whether that is the target it was trained for cannot be told",
             file=sys.stderr,
         )
+    last = run.read_last_evaluation(options.run, step)
     card.write(
         checkpoint.restore(checkpoints, step, head=like)["head"],
         weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
-        card.compose(name, configuration, run.read_last_evaluation(options.run, step), step),
+        card.compose(name, configuration, last, step),
+        evaluation.tree_of(recipe, last),
     )
     print(f"the head of step {step} is in {options.output}")
 

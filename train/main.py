@@ -50,7 +50,7 @@ def _train(options: Options) -> int:
     from redrafter_jax.devices import mesh as meshes
     from redrafter_jax.files import config, fingerprint, hub, weights
     from train.data import datasets
-    from train.run import card, footprint, loop
+    from train.run import card, evaluation, footprint, loop
     from train.run import configuration as configurations
 
     name = options.target
@@ -92,7 +92,8 @@ def _train(options: Options) -> int:
     except stop.Stopped as stopped:
         processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
         return stopped.code
-    card.write(head, None, folder, card.compose(name, configuration, loop.read_last_evaluation(options.output, steps), steps))
+    last = loop.read_last_evaluation(options.output, steps)
+    card.write(head, None, folder, card.compose(name, configuration, last, steps), evaluation.tree_of(options.recipe, last))
     processes.say(f"the head is in {folder}")
     return 0
 

@@ -100,7 +100,7 @@ def _abstract_target(config: TargetConfig, dtype: str) -> Target:
 def abstract_head(config: DrafterConfig, dtype: str = "float32") -> Drafter:
     """The shapes of a head, as it decodes, on one device."""
     with on_paper(1, 1):
-        return jax.eval_shape(lambda: Drafter(jax.random.key(0), config, jnp.dtype(dtype)).split())
+        return jax.eval_shape(lambda: config.make(jax.random.key(0), jnp.dtype(dtype)).split())
 
 
 @functools.cache

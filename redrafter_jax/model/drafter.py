@@ -12,6 +12,7 @@ Architecture and weight names are Apple's (`files/weights.py` reads and writes t
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,10 @@ class DrafterConfig:
             raise ValueError(f"a draft vocabulary of {self.draft_vocab} is not a part of the target's {self.vocab_size} tokens")
         if self.tied and self.exit_size != self.hidden_size:
             raise ValueError(f"a tied head exits at the target's width {self.hidden_size}, not {self.exit_size}")
+
+    def make(self, key, dtype=jnp.float32, ids: jax.Array | None = None) -> "Drafter":
+        """An untrained head of these shapes."""
+        return Drafter(key, self, dtype, ids)
 
     @property
     def projects(self) -> bool:
@@ -152,9 +157,30 @@ class Drafter(nnx.Module):
         """
         return unembed(target.config, exit_, self.columns(target))
 
+    def text_exits(self, hidden_BTD: jax.Array, read: Callable[[int], jax.Array], positions: int) -> list[jax.Array]:
+        """What the LM head reads at every place of a text for each of K drafted positions, K arrays ``[B, T, E]``.
+
+        Args:
+          read: the embeddings ``[B, T, D]`` of the tokens that are read before position i is drafted.
+        """
+        context, state_BTD, exits = self.context(hidden_BTD), jnp.zeros_like(hidden_BTD), []
+        for i in range(positions):
+            state_BTD = self.advance(state_BTD, read(i))
+            exits.append(self.exit(context, state_BTD))
+        return exits
+
+    def weights_per_position(self) -> int:
+        """How many numbers of the head a drafted position is multiplied by, without a target's LM head."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self))
+
+    def own_columns(self) -> jax.Array | None:
+        """The head's own LM head ``[E, U]``; None where it is the target's."""
+        return None if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
+
     def columns(self, target: Target) -> jax.Array:
         """The matrix ``[E, U]`` that the head's exits are multiplied by: its own, or its columns of the target's."""
-        return target.columns(self.ids) if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
+        own_EU = self.own_columns()
+        return target.columns(self.ids) if own_EU is None else own_EU
 
     def drafted(self, values: jax.Array) -> jax.Array:
         """Selects from values of all tokens ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, sharded

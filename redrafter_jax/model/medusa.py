@@ -9,6 +9,7 @@ the next one, which is g. Weights are named and stored as in `files/medusa.py`.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,15 @@ class MedusaConfig:
     draft_vocab: int = 0
     bias: bool = True
 
+    @property
+    def exit_size(self) -> int:
+        """The width that an LM head reads."""
+        return self.hidden_size
+
+    def make(self, key, dtype=jnp.float32, ids: jax.Array | None = None) -> "MedusaHeads":
+        """Untrained heads of these shapes."""
+        return MedusaHeads(key, self, dtype, ids)
+
 
 class MedusaHeads(nnx.Module):
     """K heads. The residual blocks start at zero, so untrained heads all make the target's own distribution of the next token."""
@@ -49,6 +59,28 @@ class MedusaHeads(nnx.Module):
     def exits(self, h_BD: jax.Array) -> list[jax.Array]:
         """What each head's LM head reads, K arrays of the shape of ``h``, ``[B, ..., D]``."""
         return [functools.reduce(_residual, blocks, h_BD) for blocks in self.blocks]
+
+    def text_exits(self, hidden_BTD: jax.Array, read: Callable[[int], jax.Array], positions: int) -> list[jax.Array]:
+        """As `Drafter.text_exits`, of the first K heads; what is read makes no difference.
+
+        Raises:
+          ValueError: there are fewer heads.
+        """
+        if positions > self.config.num_heads:
+            raise ValueError(f"{self.config.num_heads} heads cannot draft {positions} positions")
+        return self.exits(hidden_BTD)[:positions]
+
+    def weights_per_position(self) -> int:
+        """As `Drafter.weights_per_position`."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self)) // self.config.num_heads
+
+    def own_columns(self) -> tuple[jax.Array, ...] | None:
+        """The LM head ``[D, U]`` of each head; None where they use the target's."""
+        return tuple(layers.gather_weight(own, layers.COLUMNS) for own in self.lm_heads) or None
+
+    def split(self) -> "MedusaHeads":
+        """The heads as they decode, which is as they are (`Drafter.split`)."""
+        return self
 
     def logits(self, h_BD: jax.Array, target: Target) -> jax.Array:
         """float32 logits ``[B, K, U]`` of what follows g, split over ``model`` in U; U is V without a draft vocabulary."""

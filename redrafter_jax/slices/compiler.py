@@ -54,7 +54,7 @@ def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
 
 def drafter(shapes: DrafterConfig, dtype: str) -> Drafter:
     """A head as it decodes, of shapes and shardings alone, on the current mesh."""
-    return jax.eval_shape(lambda: Drafter(jax.random.key(0), shapes, jnp.dtype(dtype)).split())
+    return jax.eval_shape(lambda: shapes.make(jax.random.key(0), jnp.dtype(dtype)).split())
 
 
 def abstract(shape: tuple[int, ...], dtype, spec: jax.P) -> jax.ShapeDtypeStruct:

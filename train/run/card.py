@@ -21,15 +21,15 @@ SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's
 CARD_OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
 
 
-def write(head, target, folder: pathlib.Path, content: str) -> None:
-    """Writes the head and its card; with ``target`` in a form that Apple's code can read."""
-    from redrafter_jax.files import weights
+def write(head, target, folder: pathlib.Path, content: str, paths=None) -> None:
+    """Writes the head and its card; with ``target`` in a form that Apple's code can read. ``paths``: of Medusa's tree."""
+    from redrafter_jax.files import heads
 
     if processes.is_first():  # the card comes first: by it a later export recognises an unfinished one
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CARD_FILE) as new:
             new.write_text(content)
-    weights.save_drafter(head, folder, target)
+    heads.save_head(head, folder, target, paths)
 
 
 def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:

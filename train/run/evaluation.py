@@ -6,12 +6,15 @@ import jax
 import numpy as np
 
 from infer import failures
+from redrafter_jax.cross_entropy import MAX_RANK
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.heads import proposer_of_head
+from redrafter_jax.decode.propose.medusa import MAX_CHILDREN, Paths, grow
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.reply import mean_tokens_per_step
+from redrafter_jax.files.heads import Head
 from redrafter_jax.loss import LossConfig, Metrics
 from redrafter_jax.model import vocabulary
-from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 from train.data.rows import Rows, put_batch
 from train.run import step
@@ -21,6 +24,7 @@ EVALUATED_SHAPES = (Shape(1, 4), Shape(4, 4))
 NEW_TOKENS = 64  # decoded after each prompt
 MAX_PROMPT_TOKENS = 128
 MIN_BATCH_PROMPTS = 8
+TREE_NODES = 64  # of the tree that is written with Medusa's heads, as many as the published ones have
 
 
 class Evaluation:
@@ -39,17 +43,18 @@ class Evaluation:
             arrays = {name: np.stack([row[name] for row in read]) for name in read[0] if name != "index"}
             self.batches.append(put_batch(arrays))
         self.prompts = cut_prompts(held_out, recipe.evaluation_rows, target.config.max_position_embeddings)
-        self.update = jax.jit(functools.partial(step.evaluate, config=LossConfig(recipe.positions, 0.0)))
+        ranks = MAX_CHILDREN if recipe.is_medusa else MAX_RANK
+        self.update = jax.jit(functools.partial(step.evaluate, config=LossConfig(recipe.positions, ranks=ranks)))
 
     def is_due(self, index: int) -> bool:
         every = self.recipe.evaluate_every
         return bool(self.batches) and (index % every == 0 or index == self.recipe.steps)
 
-    def loss(self, drafter: Drafter) -> float | None:
+    def loss(self, drafter: Head) -> float | None:
         """Cross-entropy against the text, in nats, summed over drafted positions; None: no examples are held out."""
         return self._metrics(drafter)["loss"] if self.batches else None
 
-    def measure(self, drafter: Drafter) -> dict:
+    def measure(self, drafter: Head) -> dict:
         """The loss, top-1..5 accuracies per position, and, where there are prompts, tokens per step of greedy decoding
         by beam shape."""
         figures = self._metrics(drafter)
@@ -60,8 +65,16 @@ class Evaluation:
                 figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found
         return figures
 
-    def _metrics(self, drafter: Drafter) -> dict:
+    def _metrics(self, drafter: Head) -> dict:
         return join_metrics([self.update(drafter, self.target, batch)[1] for batch in self.batches])
+
+
+def tree_of(recipe: Recipe, last: dict) -> Paths | None:
+    """The tree of Medusa's heads that the accuracies of an evaluation suggest; None without heads or accuracies."""
+    cumulative_KR = last.get("held_out_accuracy")
+    if not recipe.is_medusa or cumulative_KR is None:
+        return None
+    return grow(np.diff(np.asarray(cumulative_KR), axis=1, prepend=0.0), TREE_NODES)
 
 
 def join_metrics(parts: list[Metrics]) -> dict:
@@ -86,10 +99,11 @@ def cut_prompts(examples, count: int, context: int) -> list[list[int]]:
     return found
 
 
-def measure_tokens_per_step(target: Target, drafter: Drafter, shape: Shape, given: list[list[int]]) -> float | None:
+def measure_tokens_per_step(target: Target, drafter: Head, shape: Shape, given: list[list[int]]) -> float | None:
     """Tokens per target pass after the prefill, over greedy continuations of the prompts. None: a reply ended in an
     error, because the target's logits were not finite."""
     shards = jax.sharding.get_abstract_mesh().shape["data"]
     rows = -(-MIN_BATCH_PROMPTS // shards) * shards
-    replies = list(Engine(target, Recurrent(drafter, shape)).generate(given, Sampling(), Limits(new=NEW_TOKENS), batch=rows))
+    engine = Engine(target, proposer_of_head(drafter, shape))
+    replies = list(engine.generate(given, Sampling(), Limits(new=NEW_TOKENS), batch=rows))
     return None if failures.count(replies) else mean_tokens_per_step(replies)

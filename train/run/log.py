@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.atomic import replacing
-from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.files.heads import Head
 from redrafter_jax.model.target import Target
 from redrafter_jax.slices.chips import CHIPS
 from train.run.recipe import Recipe
@@ -25,12 +25,12 @@ PEAKS = {
 }  # fmt: skip
 
 
-def flops(target: Target, drafter: Drafter, recipe: Recipe) -> float:
+def flops(target: Target, drafter: Head, recipe: Recipe) -> float:
     """FLOPs of an update that the mathematics needs: the target forward, K drafted positions forward and backward; what
     is computed again in the backward pass, and attention over the context, are not counted."""
     body = sum(leaf.size for leaf in jax.tree.leaves(target.blocks))
     unembedding = jax.eval_shape(lambda: target.columns(drafter.ids)).size
-    head = sum(leaf.size for leaf in jax.tree.leaves(drafter)) + (unembedding if drafter.lm_head is None else 0)
+    head = drafter.weights_per_position() + (unembedding if drafter.own_columns() is None else 0)
     teacher = 2 * unembedding if recipe.distill_weight > 0 else 0
     if recipe.labels == "greedy":
         teacher += 2 * (recipe.positions * (body + target.lm_head[...].size) + target.lm_head[...].size)

@@ -16,8 +16,10 @@ import numpy as np
 from redrafter_jax.devices import mesh, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint
+from redrafter_jax.files.heads import Head, HeadConfig
 from redrafter_jax.loss import LossConfig
-from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import Target, TargetConfig
 from train.data.rows import Rows, find_most_frequent, read_batches
 from train.run import log, step
@@ -34,20 +36,28 @@ class Diverged(BadInput):
     """The loss or its gradient is not finite, or the loss is above `MAX_LOSS_RATIO` times that of the first step."""
 
 
-def make_head_config(target: TargetConfig, recipe: Recipe) -> DrafterConfig:
+def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
     """The shapes of a recipe's head.
 
     Raises:
       BadInput: its draft vocabulary is larger than the target's.
     """
     V, D = target.vocab_size, target.hidden_size
-    exit_size = 2 * D if recipe.head == "full" else D
     if recipe.head_vocab > V:
         raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
+    if recipe.is_medusa:
+        return MedusaConfig(
+            vocab_size=V,
+            hidden_size=D,
+            num_heads=recipe.positions,
+            num_blocks=recipe.blocks,
+            tied=recipe.head == "slim",
+            draft_vocab=recipe.head_vocab,
+        )
     return DrafterConfig(
         vocab_size=V,
         hidden_size=D,
-        exit_size=exit_size,
+        exit_size=2 * D if recipe.head == "full" else D,
         num_blocks=recipe.blocks,
         rnn=recipe.rnn,
         tied=recipe.head == "slim",
@@ -67,7 +77,7 @@ def train_head(
     held_out=None,
     checkpoints: str | None = None,
     profile: str | None = None,
-) -> Drafter:
+) -> Head:
     """Trains a head, from the newest readable checkpoint in ``folder`` or from random weights, and returns it.
     Unreadable checkpoints are renamed, and printed.
 
@@ -99,7 +109,7 @@ def train_head(
             return run.go(state, trace)
 
 
-def _start(recipe: Recipe, config: DrafterConfig, spread: bool, ids: np.ndarray | None = None) -> step.HeadState:
+def _start(recipe: Recipe, config: HeadConfig, spread: bool, ids: np.ndarray | None = None) -> step.HeadState:
     key = jax.random.key(recipe.seed)  # inside jit, since a key made outside would span processes
     return step.start(key, config, make_schedule(recipe), ids, spread)
 
@@ -121,13 +131,13 @@ class _Run:
     def __init__(self, target, rows: Rows, recipe: Recipe, folder, saved: checkpoint.Checkpoints, evaluation: Evaluation):
         self.target, self.rows, self.recipe, self.checkpoints, self.evaluation = target, rows, recipe, saved, evaluation
         self.folder = folder
-        config = LossConfig(recipe.positions, recipe.distill_weight)
+        config = LossConfig(recipe.positions, recipe.distill_weight, decay=recipe.decay)
         update = functools.partial(step.step, schedule=make_schedule(recipe), config=config, labels=recipe.labels)
         self.update = jax.jit(update, donate_argnums=0)
         self.recent: list[tuple[int, np.ndarray, step.UpdateMetrics]] = []  # since the last check: step, rows read, metrics
         self.first_loss: float | None = None
 
-    def go(self, state: step.HeadState, trace: "_Profile") -> Drafter:
+    def go(self, state: step.HeadState, trace: "_Profile") -> Head:
         recipe, parts = self.recipe, self.recipe.accumulate
         first, of_update = int(state.step) // parts, []
         self.first_loss = self._loss_at_start(first)
@@ -167,7 +177,7 @@ class _Run:
         loss = float(processes.gather(np.asarray(known[0] if known else math.nan, np.float32))[0])
         return loss if math.isfinite(loss) else None
 
-    def _log(self, first: int, drafter: Drafter) -> log.Log | log.Silent:
+    def _log(self, first: int, drafter: Head) -> log.Log | log.Silent:
         if not processes.is_first():
             return log.Silent()
         return log.Log(self.folder, self.recipe, first, log.flops(self.target, drafter, self.recipe))

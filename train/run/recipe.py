@@ -28,17 +28,22 @@ MAY_BE_ZERO = ("head_vocab", "warmup", "evaluate_every")
 class Recipe:
     """What decides the weights, and how often a run saves, logs and evaluates."""
 
+    method: Literal["recurrent", "medusa"] = "recurrent"
+    """recurrent: ReDrafter's head; medusa: as many of Medusa's heads as there are drafted positions."""
     head: Literal["full", "slim"] = "full"
-    """full: the paper's head; slim: exits at the target's width into the target's own LM head."""
+    """full: the paper's head (medusa: each head has its own LM head); slim: exits at the target's width into the target's
+    own LM head."""
     head_vocab: int = 0
     """Tokens that the head can draft: the most frequent labelled tokens of the training data. 0: all tokens of the
     target. The LM head is most of a head's bytes, so fewer tokens make a round cheaper, and some drafts impossible."""
     rnn: bool = True
     """Whether the head's state is recurrent (the paper's) or the sum of the embeddings."""
     blocks: int = 2
-    """Residual blocks of the head."""
+    """Residual blocks of the head (medusa: of each head; the published ones have 1)."""
     positions: int = 5
     """Drafted positions that are trained (K)."""
+    decay: float = 1.0
+    """The loss of drafted position i, counted from 0, weighs DECAY to the power of i (Medusa's published recipe: 0.8)."""
     labels: Labels = "text"
     """text: the head reads and predicts the text; greedy: it predicts, at every place of the text, the tokens that the
     target would generate there (the paper's recipe). That costs another target pass for every drafted position."""
@@ -73,6 +78,10 @@ class Recipe:
     evaluation_rows: int = 32
     """Held-out rows of an evaluation, and held-out prompts that it decodes to measure tokens per step."""
 
+    @property
+    def is_medusa(self) -> bool:
+        return self.method == "medusa"
+
     def check(self) -> None:
         """Raises BadInput for a number out of its range."""
         for name, high in MAX_VALUES.items():
@@ -92,6 +101,8 @@ class Recipe:
             raise BadInput(f"--distill-weight should be from 0 to 1, not {self.distill_weight}")
         if self.labels == "greedy" and self.distill_weight > 0:
             raise BadInput("--labels greedy has no soft labels: give --distill-weight 0 with it")
+        if not 0 < self.decay <= 1:
+            raise BadInput(f"--decay should be above 0 and at most 1, not {self.decay}")
         if not 0 < self.rate < 1:
             raise BadInput(f"--rate should be between 0 and 1, not {self.rate}")
         if not 0 <= self.weight_decay < 1:

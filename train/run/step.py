@@ -8,8 +8,8 @@ import optax
 
 from redrafter_jax import loss
 from redrafter_jax.devices import mesh
+from redrafter_jax.files.heads import Head, HeadConfig
 from redrafter_jax.model import attention, vocabulary
-from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Pass, Target
 from train.data.rows import Batch
 from train.run import labels as greedy
@@ -38,7 +38,7 @@ class Schedule:
         return one if self.accumulate == 1 else optax.MultiSteps(one, self.accumulate).gradient_transformation()
 
 
-def _matrices(drafter: Drafter):
+def _matrices(drafter: Head):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, drafter)
 
 
@@ -48,7 +48,7 @@ class HeadState:
     """What a step changes: the head, its optimizer's state, the number of calls of `step` so far."""
 
     step: jax.Array
-    drafter: Drafter
+    drafter: Head
     optimizer: optax.OptState
 
 
@@ -62,16 +62,14 @@ class UpdateMetrics:
     fill: jax.Array
 
 
-def start(
-    key: jax.Array, config: DrafterConfig, schedule: Schedule, ids: jax.Array | None = None, spread: bool = False
-) -> HeadState:
+def start(key: jax.Array, config: HeadConfig, schedule: Schedule, ids: jax.Array | None = None, spread: bool = False) -> HeadState:
     """Random weights.
 
     Args:
       ids: the draft vocabulary, where the config has one.
       spread: the weights and the optimizer's state are split over ``data`` as well as ``model``.
     """
-    drafter = mesh.spread(Drafter(key, config, ids=ids), spread)
+    drafter = mesh.spread(config.make(key, ids=ids), spread)
     return HeadState(jnp.int32(0), drafter, schedule.optimizer().init(vocabulary.trainable(drafter)))
 
 
@@ -81,7 +79,7 @@ def step(
     """One update on a batch of rows; the target runs forward only."""
     weights = vocabulary.trainable(state.drafter)
 
-    def aim(weights: Drafter) -> tuple[jax.Array, loss.Metrics]:
+    def aim(weights: Head) -> tuple[jax.Array, loss.Metrics]:
         return evaluate(vocabulary.merge(weights, state.drafter), target, batch, config, labels)
 
     (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
@@ -92,7 +90,7 @@ def step(
 
 
 def evaluate(
-    drafter: Drafter, target: Target, batch: Batch, config: loss.LossConfig, labels: Labels = "text"
+    drafter: Head, target: Target, batch: Batch, config: loss.LossConfig, labels: Labels = "text"
 ) -> tuple[jax.Array, loss.Metrics]:
     """The loss of a head on a batch, and its parts. The head's weights are float32 so that small updates add up; they are
     multiplied as the device does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""

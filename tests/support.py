@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
@@ -15,6 +16,8 @@ from redrafter_jax.decode.policy import Policy, make_policy
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.files import weights
+from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
+from redrafter_jax.model.target import TargetConfig
 
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -73,6 +76,20 @@ def texts(state) -> list[list[int]]:
     """The replies so far."""
     rows = zip(*map(np.asarray, (state.tokens, state.prompt, state.count)), strict=True)
     return [tokens[prompt : prompt + count].tolist() for tokens, prompt, count in rows]
+
+
+def medusa_heads(target: TargetConfig, heads: int = 4, scale: float = 0.3, **other) -> MedusaHeads:
+    """Medusa heads whose blocks do something."""
+    config = MedusaConfig(vocab_size=target.vocab_size, hidden_size=target.hidden_size, num_heads=heads, **other)
+    drawn = MedusaHeads(jax.random.key(3), config)
+    leaves, structure = jax.tree.flatten(drawn)
+    noisy = [
+        leaf + scale * jax.random.normal(jax.random.key(i), leaf.shape, out_sharding=leaf.sharding.spec)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        else leaf
+        for i, leaf in enumerate(leaves)
+    ]
+    return structure.unflatten(noisy)
 
 
 @contextlib.contextmanager

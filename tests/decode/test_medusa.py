@@ -8,27 +8,13 @@ import pytest
 from redrafter_jax.decode.propose import medusa
 from redrafter_jax.decode.propose.medusa import PUBLISHED, Medusa, grow, static_tree
 from redrafter_jax.errors import BadInput
-from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
+from redrafter_jax.model.medusa import MedusaHeads
 from tests import support
 
 
 @pytest.fixture(scope="module")
 def heads(mha):
-    return made(mha[0].config)
-
-
-def made(target, **other) -> MedusaHeads:
-    """Heads with blocks that do something."""
-    config = MedusaConfig(vocab_size=target.vocab_size, hidden_size=target.hidden_size, num_heads=4, **other)
-    drawn = MedusaHeads(jax.random.key(3), config)
-    leaves, structure = jax.tree.flatten(drawn)
-    noisy = [
-        leaf + 0.3 * jax.random.normal(jax.random.key(i), leaf.shape, out_sharding=leaf.sharding.spec)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-        else leaf
-        for i, leaf in enumerate(leaves)
-    ]
-    return structure.unflatten(noisy)
+    return support.medusa_heads(mha[0].config)
 
 
 def test_the_published_tree_is_the_published_one():
@@ -95,8 +81,8 @@ def test_a_tree_is_filled_with_the_likeliest_tokens_of_each_head(mha, heads):
 def test_heads_of_their_own_and_a_draft_vocabulary_make_the_same_tree(mha):
     target = mha[0]
     state = support.started(target, [[5, 9, 200, 3]], 20, 3)
-    tied = made(target.config)
-    own = made(target.config, tied=False)
+    tied = support.medusa_heads(target.config)
+    own = support.medusa_heads(target.config, tied=False)
     for mine, theirs in zip(own.blocks, tied.blocks, strict=True):
         mine[0].weight[...], mine[0].bias[...] = theirs[0].weight[...], theirs[0].bias[...]
     for lm_head in own.lm_heads:
@@ -106,7 +92,7 @@ def test_heads_of_their_own_and_a_draft_vocabulary_make_the_same_tree(mha):
     found = medusa.Medusa(own, paths).propose(target, state.view(), ())[0]
     assert np.asarray(found.tokens).tolist() == np.asarray(expected.tokens).tolist()
     most = sorted({*np.asarray(expected.tokens)[0].tolist(), *range(0, target.config.vocab_size, 3)})
-    few = made(target.config, draft_vocab=len(most))
+    few = support.medusa_heads(target.config, draft_vocab=len(most))
     few = MedusaHeads(jax.random.key(0), few.config, ids=jnp.asarray(most))
     for mine, theirs in zip(few.blocks, tied.blocks, strict=True):
         mine[0].weight[...], mine[0].bias[...] = theirs[0].weight[...], theirs[0].bias[...]

@@ -13,6 +13,7 @@ import pytest
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.propose import recurrent, search
 from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.medusa import Medusa
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.model.drafter import Drafter, full
@@ -70,10 +71,20 @@ def p_value(pairs: np.ndarray, expected: np.ndarray) -> float:
 LOOKUP = Lookup(2, 1, 2, 2)
 
 
-@pytest.mark.parametrize("rule, beside", [("coupled", None), ("independent", None), ("coupled", LOOKUP)], ids=str)
-def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule, beside):
+WAYS = {
+    "the head": lambda target, head: Recurrent(head, SHAPE),
+    "the head and a lookup": lambda target, head: Union(Recurrent(head, SHAPE), LOOKUP),
+    "medusa": lambda target, head: Medusa(support.medusa_heads(target.config, 2), ((0,), (1,), (2,), (0, 0), (1, 0), (0, 1))),
+}
+
+
+@pytest.mark.parametrize(
+    "rule, way",
+    [("coupled", "the head"), ("independent", "the head"), ("coupled", "the head and a lookup"), ("coupled", "medusa")],
+)
+def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule, way):
     target, drafter = models
-    proposer = Recurrent(drafter, SHAPE) if beside is None else Union(Recurrent(drafter, SHAPE), beside)
+    proposer = WAYS[way](target, drafter)
     pairs, accepted = [], 0
     for first in range(0, DRAWS, BATCH):
         how = support.policy(BATCH, 1.0, rule=rule, seeds=np.arange(first, first + BATCH))

@@ -10,6 +10,7 @@ import pytest
 from redrafter_jax.decode import pack, verify
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.medusa import Medusa
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.scripted import Scripted, scripted
@@ -66,6 +67,7 @@ WAYS = {
     "lookup": lambda head, texts: Lookup(3, 1, 4, 2),
     "union": lambda head, texts: Union(Recurrent(head, Shape(2, 3)), Lookup(4, 1, 5)),
     "a part of a union": lambda head, texts: Union(Lookup(2, 1, 3, 2), Recurrent(head, Shape(3, 2, tree="beams")), nodes=6),
+    "medusa": lambda head, texts: Medusa(support.medusa_heads(support.load_target("mha").config, scale=0.05)),
     "scripted": right_half_the_time,
 }
 

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree
@@ -170,15 +171,16 @@ class Medusa(Proposer):
 def fill(g_B: jax.Array, shape: StaticTree, tokens_BKR: jax.Array, logp_BKR: jax.Array) -> Tree:
     """The tree of this shape whose nodes hold the tokens of their ranks."""
     B, K, R = tokens_BKR.shape
-    N = len(shape.depth)
     at_N = np.maximum(shape.depth - 1, 0) * R + shape.rank
-    tokens_BN = jnp.where(shape.depth == 0, g_B[:, None], tokens_BKR.reshape(B, K * R)[:, at_N])
-    own_BN = jnp.where(shape.depth == 0, 0.0, logp_BKR.reshape(B, K * R)[:, at_N])
-    scores_BN = jnp.sum(jnp.where(shape.ancestors, own_BN[:, None, :], 0.0), axis=-1)
+
+    def of_nodes(values_BKR: jax.Array, root: jax.Array | float) -> jax.Array:
+        flat = jnp.reshape(values_BKR, (B, K * R), out_sharding=P("data", None))
+        return jnp.where(shape.depth == 0, root, flat[:, at_N])
 
     def of_rows(constant: np.ndarray) -> jax.Array:
-        like = jnp.zeros_like(g_B).reshape(B, *[1] * constant.ndim)
-        return (like + constant).astype(constant.dtype)
+        return jnp.broadcast_to(constant, (B, *constant.shape), out_sharding=P("data", *[None] * constant.ndim))
 
-    valid = np.ones(N, bool)
-    return Tree(tokens_BN, of_rows(shape.parent), of_rows(shape.depth), of_rows(valid), of_rows(shape.ancestors), scores_BN)
+    own_BN = of_nodes(logp_BKR, 0.0)
+    scores_BN = jnp.sum(jnp.where(shape.ancestors, own_BN[:, None, :], 0.0), axis=-1)
+    constants = map(of_rows, (shape.parent, shape.depth, np.ones(len(shape.depth), bool), shape.ancestors))
+    return Tree(of_nodes(tokens_BKR, g_B[:, None]), *constants, scores_BN)

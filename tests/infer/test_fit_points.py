@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from infer import fitting
 from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.fit import report as fit_report
@@ -164,10 +165,10 @@ def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
 def test_the_training_step_that_is_recommended_fits_with_all_layers():
     rows = [{"batch": batch, "fits": batch < 9, "whole": False, "tokens_per_second": batch} for batch in range(1, 12)]
     whole = lambda most: lambda row: row | {"whole": True, "fits": row["batch"] <= most}  # noqa: E731
-    best, refused = step_points.settle(rows, whole(6))
+    best, refused = step_points.find_best(rows, whole(6))
     assert best["batch"] == 6 and best["whole"] and [row["batch"] for row in refused] == [8, 7]
-    best, refused = step_points.settle(rows, whole(0))
-    assert best is None and len(refused) == 1 + step_points.MAX_RETRIES
+    best, refused = step_points.find_best(rows, whole(0))
+    assert best is None and len(refused) == 1 + fitting.MAX_RETRIES
     assert step_report.advised(best, refused, "model").startswith("none of the last 4 lines")
     assert step_report.advised(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
     assert step_report.advised(None, [], "data,model").startswith("nothing fits; take more chips")
@@ -184,11 +185,12 @@ def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
     monkeypatch.setattr(step_points, "compile_step", fail)
     subject = points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000)
     row = points.row(subject, MESH, BATCH, SHAPE)
-    assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
+    said = fitting.line(fit_report.cells_of(row, row), fit_report.COLUMNS)
+    assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in said
     check = points.check(subject, Advice(BATCH, MESH, "4x2", 1.2), "round")
     assert not check["fits"] and fit_report._sizes([check]) == "round the TPU compiler failed (INTERNAL: x)"
     step = step_points.row(step_points.StepSubject(nowhere(), TARGET, None, "bfloat16"), MESH, BATCH, whole=True)
-    said = fit_report.line(step_report.cells_of(step), step_report.COLUMNS)
+    said = fitting.line(step_report.cells_of(step), step_report.COLUMNS)
     assert not step["fits"] and "the TPU compiler failed (INTERNAL: x)" in said
 
 

@@ -17,24 +17,13 @@ from infer.fit.advice import Advice
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import drafter
-from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
 from redrafter_jax.slices.chips import CHIPS
+from tests.on_slice import BATCH, HEAD, MESH, SHAPE, TARGET
 from train.fit import __main__ as train_fit
 from train.fit import points as step_points
 from train.fit import report as step_report
 
-TARGET = TargetConfig(
-    vocab_size=32000,
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=2,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    head_dim=128,
-)
-MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
-HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
 LLAMA_33B = topology.read_target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
 HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import commit, loop, pack, sample, verify
 from redrafter_jax.decode.commit import DecodeState
-from redrafter_jax.decode.engine import compile_programs
+from redrafter_jax.decode.programs import compile_programs, flatten
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent
@@ -43,11 +43,11 @@ def clock(call: Callable[[], object]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class DecodingProgram:
-    """One way to decode, compiled for one bucket: `loop.start` and `loop.run`, the seconds of compiling, and the programs'
-    memory."""
+    """One way to decode, compiled for one bucket (`Programs`), the seconds of compiling, and the programs' memory."""
 
     target: Target
     proposer: Proposer
+    weights: list[jax.Array]
     start: jax.stages.Compiled
     run: jax.stages.Compiled
     compile_seconds: float
@@ -55,15 +55,15 @@ class DecodingProgram:
     def decode(self, inputs) -> tuple[DecodeState, float, float]:
         """The last state, and the seconds of the prefill and of the rounds."""
         began = time.perf_counter()
-        state = jax.block_until_ready(self.start(self.target, self.proposer, *inputs))
+        state = jax.block_until_ready(self.start(self.weights, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(self.target, self.proposer, state, jnp.int32(loop.ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(self.weights, state, jnp.int32(loop.ALL_ROUNDS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:
         """Seconds per round over the first ``rounds``, which must all take place."""
-        state = jax.block_until_ready(self.start(self.target, self.proposer, *inputs))
-        return clock(lambda: self.run(self.target, self.proposer, state, jnp.int32(rounds))) / rounds
+        state = jax.block_until_ready(self.start(self.weights, *inputs))
+        return clock(lambda: self.run(self.weights, state, jnp.int32(rounds))) / rounds
 
     def memory(self) -> dict[str, int]:
         """Bytes per device that the compiled rounds hold: arguments (weights, cache and the rest of the state), of which
@@ -80,7 +80,7 @@ def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram
     """Compiles one way to decode."""
     began = time.perf_counter()
     programs = compile_programs(target, proposer, inputs, bucket)
-    return DecodingProgram(target, proposer, programs.start, programs.run, time.perf_counter() - began)
+    return DecodingProgram(target, proposer, flatten(target, proposer), programs.start, programs.run, time.perf_counter() - began)
 
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
@@ -143,7 +143,7 @@ def stage_seconds(program: DecodingProgram, inputs, proposer: Proposer, repeats:
     models = (program.target, proposer)
 
     def fresh() -> DecodeState:
-        return jax.block_until_ready(program.start(program.target, program.proposer, *inputs))
+        return jax.block_until_ready(program.start(program.weights, *inputs))
 
     def once(stage: Callable, given):
         return jax.jit(stage)(*models, state, given)

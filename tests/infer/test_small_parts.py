@@ -7,6 +7,7 @@ import pytest
 from infer import options, terminal
 from infer.evaluate import metrics
 from infer.replies import Owner, ReplyFile
+from infer.text import Detokenizer
 from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.request import MAX_SEED
 from redrafter_jax.errors import BadInput
@@ -36,6 +37,22 @@ def test_the_beginning_of_no_missing_reply_is_refused(tmp_path, torn):
     path.write_text(LINES[0] + "\n" + torn)
     with pytest.raises(BadInput, match="out.jsonl:2 belongs to another run"):
         ReplyFile(path, Owner.of_runs({0: "first", 1: "second"}))
+
+
+class Bytes:
+    """A tokenizer whose ids are bytes."""
+
+    def decode(self, ids: list[int], **_) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("text", ["a", "é", "€", "a😀"])
+def test_a_character_that_never_ends_is_shown_at_the_end_from_its_first_byte_on(text):
+    whole = list(text.encode())
+    for end in range(1, len(whole) + 1):
+        detokenizer = Detokenizer(Bytes(), [])
+        shown = "".join(map(detokenizer.push, whole[:end]))
+        assert shown + detokenizer.flush() == bytes(whole[:end]).decode(errors="replace")
 
 
 def test_the_last_seed_is_a_seed():

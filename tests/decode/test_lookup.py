@@ -75,14 +75,6 @@ def test_the_tree_is_what_followed_the_latest_of_the_longest_matches(mesh_shape,
     assert 20 < matched < 80 or shortest == 1
 
 
-def test_each_drafted_token_is_trusted_as_a_match_of_the_tokens_before_it():
-    matched, rates = [[1, 3], [2, 9]], lookup.HIT_RATES
-    scores = np.exp(np.asarray(lookup.prior(put(matched, np.int32), 7)))
-    for place, count in np.ndenumerate(matched):
-        each = [rates[min(count + depth, len(rates)) - 1] for depth in range(7)]
-        np.testing.assert_allclose(scores[place], np.cumprod(each), rtol=1e-5)
-
-
 def test_a_longer_match_is_trusted_more_and_a_longer_continuation_less():
     scores = np.asarray(lookup.prior(put([[1, 3], [2, 9]], np.int32), 4))
     assert (np.diff(scores, axis=-1) < 0).all()

@@ -193,6 +193,7 @@ def run_floors(options: Options) -> dict:
     report = {
         "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
         "chip": dataclasses.asdict(chip),
+        "mesh": list(split),
         "left_out": list(untaken.values()),
         "rows": rows,
     }

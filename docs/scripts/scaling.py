@@ -1,7 +1,7 @@
-"""The table and the two plots of docs/reports/scaling.md, from docs/data/fit.csv and floors.csv.
+"""The tables and the plots of docs/reports/scaling.md, from docs/data.
 
-    python docs/scripts/scaling.py           # writes the table into the page, and docs/images/*.svg (needs matplotlib)
-    python docs/scripts/scaling.py --check   # only says whether the page has the table of today's data
+python docs/scripts/scaling.py           # writes the tables into the page, and docs/images/*.svg (needs matplotlib)
+python docs/scripts/scaling.py --check   # only says whether the page has the tables of today's data
 """
 
 import argparse
@@ -12,7 +12,7 @@ from fit_rows import DATA, read_rows
 
 PAGE = DATA.parent / "reports" / "scaling.md"
 IMAGES = DATA.parent / "images"
-BEGIN, END = "<!-- table from docs/data: docs/scripts/scaling.py -->", "<!-- end of table -->"
+BEGIN, END = "<!-- table from docs/data/{}: docs/scripts/scaling.py -->\n", "<!-- end of table -->"
 BATCHES = ("1", "8", "64")
 PAYS = 1.5  # plain steps; the default of `infer.fit --most`
 NAMES = {
@@ -27,7 +27,25 @@ SHOWN = (
     ("llama-3.1-8b", "v5e:2x2"), ("llama-3.1-8b", "v5e:2x4"), ("llama-3.1-8b", "v6e:2x4"),
     ("llama-3.1-70b", "v5e:4x4"), ("llama-3.1-70b", "v6e:2x4"), ("llama-3.1-70b", "v5p:2x2x2"),
 )  # fmt: skip
-HEADINGS = ("model", "slice, mesh", "GiB per chip of usable, batch 1, 8, 64", "plain step, ms", "shape, and its break-even tokens per step")
+HEADINGS = ("model", "slice, mesh", "GiB per chip, of usable", "plain step, ms", "shape: its break-even")
+TRAIN_SHOWN = (
+    ("vicuna-7b", "v5e:2x4", "8x1", "full"),
+    ("vicuna-7b", "v5e:2x4", "4x2", "full"),
+    ("vicuna-7b", "v5p:2x2x1", "4x1", "full"),
+    ("llama-13b", "v5e:2x4", "8x1", "full"),
+    ("llama-3.1-8b", "v5e:2x4", "8x1", "full"),
+    ("llama-3.1-8b", "v5e:2x4", "8x1", "full, 32768 tokens"),
+    ("llama-3.1-70b", "v5p:2x2x2", "8x1", "full"),
+)
+TRAIN_HEADINGS = (
+    "model, head",
+    "slice, mesh",
+    "target split over",
+    "GiB per chip, of usable",
+    "step, ms (floor)",
+    "of peak",
+    "tokens/s",
+)
 
 
 def main() -> int:
@@ -35,35 +53,65 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     text = PAGE.read_text()
-    wanted = with_table(text, table())
+    wanted = with_table(with_table(text, "fit.csv", table()), "train_fit.csv", train_table())
     if parser.parse_args().check:
-        print("the table is that of the data" if wanted == text else "the table is not that of the data; run docs/scripts/scaling.py")
+        print(
+            "the tables are those of the data"
+            if wanted == text
+            else "the tables are not those of the data; run docs/scripts/scaling.py"
+        )
         return int(wanted != text)
     PAGE.write_text(wanted)
     plot()
     return 0
 
 
-def with_table(text: str, table: str) -> str:
+def with_table(text: str, source: str, table: str) -> str:
     """The page with this table between its marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table}{END}{after}"
+    begin = BEGIN.format(source)
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise SystemExit(f"{PAGE} has no place for the table of {source}")
+    return f"{before}{begin}{table}{END}{after}"
+
+
+def markdown(lines: list[list[str] | tuple[str, ...]]) -> str:
+    """A table of Markdown, whose first line are the headings."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def train_table() -> str:
+    """The table of training steps."""
+    rows = {(row["model"], row["topology"], row["mesh"], row["head"]): row for row in read_rows(DATA / "train_fit.csv")}
+    return markdown([TRAIN_HEADINGS, *(train_line(rows[shown]) for shown in TRAIN_SHOWN)])
+
+
+def train_line(row: dict) -> list[str]:
+    """A line of the table of training steps; no times where it does not fit."""
+    name = NAMES[row["model"]] + ("" if row["head"] == "full" else f", head of {row['head'].removeprefix('full, ')}")
+    first = [name, f"{row['topology']}, {row['mesh'].replace('x', ' x ')}", row["target_split_over"]]
+    memory = f"{float(row['gib']):.1f}"
+    if row["fits"] != "yes":
+        return [*first, f"**{memory}: no** of {row['usable_gib']}", "-", "-", "-"]
+    step = f"{int(row['step_ms']):,} ({int(row['floor_ms']):,})"
+    peak, speed = f"{float(row['peak_share']):.0%}", f"{int(row['tokens_per_second']):,}"
+    return [*first, f"{memory} of {row['usable_gib']}", step, peak, speed]
 
 
 def table() -> str:
     """The table as Markdown; figures by hand in italics."""
     compiled, floors = read_rows(DATA / "fit.csv"), read_rows(DATA / "floors.csv")
-    lines = [HEADINGS, ["---"] * len(HEADINGS)]
+    lines: list = [HEADINGS]
     for model, topology in SHOWN:
         by_hand = {row["batch"]: row for row in floors if (row["model"], row["topology"]) == (model, topology)}
         mesh = by_hand["1"]["mesh"]
         rows = [row for row in compiled if (row["model"], row["topology"], row["mesh"]) == (model, topology, mesh)]
         by_batch = [cells([row for row in rows if row["batch"] == batch], by_hand.get(batch)) for batch in BATCHES]
-        memory, steps, shapes = (", ".join(parts) for parts in zip(*by_batch, strict=True))
+        memory, steps, shapes = (" / ".join(parts) for parts in zip(*by_batch, strict=True))
         place = f"{topology}, {mesh.replace('x', ' x ')}"
         lines.append([NAMES[model], place, f"{memory} of {by_hand['1']['usable_gib']}", steps, shapes])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(lines)
 
 
 def cells(rows: list[dict], floor: dict | None) -> tuple[str, str, str]:
@@ -74,12 +122,14 @@ def cells(rows: list[dict], floor: dict | None) -> tuple[str, str, str]:
     if plain is None:
         fits = float(floor["gib"]) <= 0.95 * float(floor["usable_gib"])
         memory = f"*{float(floor['gib']):.1f}*"
-        shape = f"*4x4, {float(floor['round_4x4']):.2f}*"
-        return (memory, f"*{float(floor['plain_ms']):.1f}*", shape) if fits else (f"**{memory}: no**", "-", "-")
+        shape = f"*4x4: {float(floor['round_4x4']):.2f}*"
+        return (memory, f"*{float(floor['plain_ms']):.1f}*", shape) if fits else ("**no**", "-", "-")
     rounds = [row for row in rows if "x" in row["shape"]]
     best = recommend(rounds)
     largest = max(float(row["gib"]) for row in [plain, best])
-    shape = f"**{best['shape']}, {break_even(best):.2f}**" if break_even(best) <= PAYS else f"{best['shape']}, {break_even(best):.2f}"
+    shape = (
+        f"**{best['shape']}: {break_even(best):.2f}**" if break_even(best) <= PAYS else f"{best['shape']}: {break_even(best):.2f}"
+    )
     return f"{largest:.1f}", f"{float(plain['round_ms']):.1f}", shape
 
 
@@ -134,7 +184,9 @@ def plot_break_even(file: pathlib.Path) -> None:
     figure, axis = pyplot.subplots(figsize=(8.5, 4.2), layout="constrained")
     for place, shape in enumerate(shapes):
         heights = [next(break_even(row) for row in rounds if key(row) == where and row["shape"] == shape) for where in places]
-        axis.barh([number + (place - 1) * 0.27 for number in range(len(places))], [height - 1 for height in heights], 0.27, 1, label=shape)
+        axis.barh(
+            [number + (place - 1) * 0.27 for number in range(len(places))], [height - 1 for height in heights], 0.27, 1, label=shape
+        )
     names = [f"{NAMES[model]}, {topology}, batch {batch}" for model, topology, batch in places]
     axis.set_yticks(range(len(places)), names)
     axis.invert_yaxis()

@@ -16,11 +16,14 @@ BEGIN, END = "<!-- table from docs/data/{}: docs/scripts/scaling.py -->\n", "<!-
 BATCHES = ("1", "8", "64")
 PAYS = 1.5  # plain steps; the default of `infer.fit --most`
 NAMES = {
-    "qwen3-0.6b": "Qwen3-0.6B sizes", "vicuna-7b": "Vicuna / Llama 7B", "llama-13b": "Llama 13B", "llama-33b": "Llama 33B",
+    "qwen3-0.6b": "Qwen3-0.6B sizes",
+    "llama-7b": "Vicuna / Llama 7B", "vicuna-7b": "Vicuna / Llama 7B", "llama-13b": "Llama 13B", "llama-33b": "Llama 33B",
     "llama-3.1-8b": "Llama-3.1 8B", "llama-3.1-70b": "Llama-3.1 70B",
 }  # fmt: skip
 SHOWN = (
     ("qwen3-0.6b", "v5e:1x1"),
+    ("llama-7b", "v6e:1x1"),
+    ("llama-3.1-8b", "v6e:1x1"),
     ("vicuna-7b", "v5e:2x2"), ("vicuna-7b", "v5e:2x4"), ("vicuna-7b", "v6e:2x4"), ("vicuna-7b", "v5p:2x2x1"),
     ("llama-13b", "v5e:2x4"),
     ("llama-33b", "v6e:2x2"), ("llama-33b", "v5p:2x2x1"),

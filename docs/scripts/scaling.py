@@ -182,7 +182,8 @@ def plot_break_even(file: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     rounds = [row for row in read_rows(DATA / "fit.csv") if "x" in row["shape"] and row["over_plain"]]
-    places = list(dict.fromkeys((row["model"], row["topology"], row["batch"]) for row in rounds))
+    order = list(NAMES)
+    places = sorted({key(row) for row in rounds}, key=lambda place: (order.index(place[0]), *place[1:]))
     shapes = ("4x4", "8x5", "16x4")
     figure, axis = pyplot.subplots(figsize=(8.5, 4.2), layout="constrained")
     for place, shape in enumerate(shapes):

@@ -2,7 +2,8 @@
 
     python docs/scripts/terminal_picture.py
 
-The command is run in a pseudo-terminal of 80 columns; what it writes is drawn as it is.
+The command is run in a pseudo-terminal of 80 columns, and what it writes is drawn as it is, up to the comparison with plain decoding,
+whose speeds belong to benchmarks.
 """
 
 import html
@@ -39,7 +40,9 @@ def screen_of(command: list[str]) -> list[str]:
         text = read_all(leader)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    lines = text.replace("\r\n", "\n").split("\n")
+    closing = next(number for number, line in enumerate(lines) if "tokens per step" in line)
+    lines = lines[: closing + 1]
     return [part for line in lines for part in wrapped(line)]
 
 

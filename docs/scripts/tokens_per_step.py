@@ -28,10 +28,10 @@ def main() -> None:
             places = [place + (number - 1.5) * 0.2 for place in range(len(rows))]
             axis.bar(places, [row[mode] - 1 for row in rows], 0.2, 1, label=label)
         axis.set_xticks(range(len(rows)), [row["shape"].replace("x", " x ") for row in rows])
-        axis.set(title=name, xlabel="W x L", ylim=(1, 3.5))
+        axis.set(title=name, xlabel="W x L", ylim=(1, 4.2))
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("tokens per step (plain decoding: 1)")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, ncols=2)
     save(figure, IMAGES / "tokens_per_step.svg")
 
 

@@ -2,8 +2,8 @@
 
     python docs/scripts/terminal_picture.py
 
-The command is run in a pseudo-terminal of 80 columns, and what it writes is drawn as it is, up to the comparison with plain decoding,
-whose speeds belong to benchmarks.
+The command is run in a pseudo-terminal of 80 columns, and what it writes is drawn as it is, up to the comparison with plain
+decoding, whose speeds belong to benchmarks.
 """
 
 import html

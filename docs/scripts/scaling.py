@@ -17,7 +17,7 @@ BATCHES = ("1", "8", "64")
 PAYS = 1.5  # plain steps; the default of `infer.fit --most`
 NAMES = {
     "qwen3-0.6b": "Qwen3-0.6B sizes",
-    "llama-7b": "Vicuna / Llama 7B", "vicuna-7b": "Vicuna / Llama 7B", "llama-13b": "Llama 13B", "llama-33b": "Llama 33B",
+    "llama-7b": "Vicuna 7B", "vicuna-7b": "Vicuna 7B", "llama-13b": "Llama 13B", "llama-33b": "Llama 33B",
     "llama-3.1-8b": "Llama-3.1 8B", "llama-3.1-70b": "Llama-3.1 70B",
 }  # fmt: skip
 SHOWN = (
@@ -93,7 +93,7 @@ def train_table() -> str:
 def train_line(row: dict) -> list[str]:
     """A line of the table of training steps; no times where it does not fit."""
     name = NAMES[row["model"]] + ("" if row["head"] == "full" else f", head of {row['head'].removeprefix('full, ')}")
-    first = [name, f"{row['topology']}, {row['mesh'].replace('x', ' x ')}", row["target_split_over"]]
+    first = [name, f"{row['topology']}, {row['mesh']}", row["target_split_over"]]
     memory = f"{float(row['gib']):.1f}"
     if row["fits"] != "yes":
         return [*first, f"**{memory}: no** of {row['usable_gib']}", "-", "-", "-"]
@@ -112,7 +112,7 @@ def table() -> str:
         rows = [row for row in compiled if (row["model"], row["topology"], row["mesh"]) == (model, topology, mesh)]
         by_batch = [cells([row for row in rows if row["batch"] == batch], by_hand.get(batch)) for batch in BATCHES]
         memory, steps, shapes = (" / ".join(parts) for parts in zip(*by_batch, strict=True))
-        place = f"{topology}, {mesh.replace('x', ' x ')}"
+        place = f"{topology}, {mesh}"
         lines.append([NAMES[model], place, f"{memory} of {by_hand['1']['usable_gib']}", steps, shapes])
     return markdown(lines)
 

@@ -121,6 +121,7 @@ SMALL = {
     "infer.benchmark": ["--repeats", "1", "--max-new-tokens", "8", "--beams", "2x2", "--nodes", "1"],
     "infer.evaluate": ["--beams", "2x2", "--trees", "search", "--prompts", "2", "--contexts", "4", "--new-tokens", "48"],
     "infer.fit": ["--batch", "8", "--beams", "2x2", "--unchecked"],
+    "train.fit": ["--row-length", "128", "--positions", "2"],
     "train.main": ["--steps", "4", "--batch", "2", "--row-length", "64", "--evaluate-every", "0", "--save-every", "2"],
     "train.distill": ["--max-new-tokens", "8", "--batch-size", "8"],
     "train.benchmark": ["--repeats", "1", "--vocab", "500", "--width", "32"],

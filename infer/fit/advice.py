@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-MAX_RETRIES = 3  # times that another recommendation is made, when one has been found not to fit
+from infer.fitting import MAX_RETRIES
 
 
 @dataclasses.dataclass(frozen=True)

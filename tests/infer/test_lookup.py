@@ -17,26 +17,20 @@ from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.devices import mesh_choice
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
-from tests.support import MODELS
+from tests.jsonl import replies, write_prompts
+from tests.options import PAIR
 
-TARGET, HEAD = str(MODELS / "target_mha"), str(MODELS / "drafter_mha_rnn")
+TARGET, HEAD = PAIR[1], PAIR[3]
 ALONE = ["--target", TARGET, "--drafter", "lookup"]
-BESIDE = ["--target", TARGET, "--drafter", HEAD, "--with", "lookup", "--beam-width", "2", "--beam-length", "2"]
+BESIDE = [*PAIR, "--with", "lookup", "--beam-width", "2", "--beam-length", "2"]
 PLAIN = ["--target", TARGET, "--decoding", "autoregressive"]
 REPEATS = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef add2(a, b):\n    return"
 IDS = [[5, 6, 7, 8] * 5, [1, 5, 9, 77]]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture
 def prompts(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in IDS))
-    return path
+    return write_prompts(tmp_path, IDS)
 
 
 @pytest.fixture
@@ -57,11 +51,11 @@ def prepared(*arguments) -> session.Prepared:
 @pytest.mark.parametrize("how", [["--ignore-eos"], ["--temperature", "1", "--ignore-eos", "--batch-size", "2"]], ids=" ".join)
 def test_the_replies_are_those_of_plain_decoding(command, how):
     code, out, _ = command(*PLAIN, "--json", *how)
-    plain = [json.loads(line) for line in out.splitlines()]
+    plain = replies(out)
     assert code == 0
     for way in (ALONE, BESIDE):
         code, out, err = command(*way, "--json", *how)
-        lines = [json.loads(line) for line in out.splitlines()]
+        lines = replies(out)
         assert code == 0 and "tokens per step (the +1 is counted)" in err
         assert [line["token_ids"] for line in lines] == [line["token_ids"] for line in plain]
         assert all(line.keys() == plain[0].keys() for line in lines)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from infer.fit.advice import MAX_RETRIES
+from infer.fitting import MAX_RETRIES
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler
@@ -35,7 +35,7 @@ class StepSubject:
         return dataclasses.replace(self, target=dataclasses.replace(self.target, num_hidden_layers=layers))
 
 
-def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:
+def find_best(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:
     """The fastest row, in tokens per second, that fits with all layers; and the faster rows that turned out not to fit.
 
     Args:
@@ -44,10 +44,10 @@ def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dic
     refused = []
     fitting = sorted((row for row in rows if row["fits"]), key=lambda row: -row["tokens_per_second"])
     for found in fitting[: 1 + MAX_RETRIES]:
-        whole = found if found["whole"] else of_all_layers(found)
-        if whole["fits"]:
-            return whole, refused
-        refused.append(whole)
+        checked = found if found["whole"] else of_all_layers(found)
+        if checked["fits"]:
+            return checked, refused
+        refused.append(checked)
     return None, refused
 
 

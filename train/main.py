@@ -164,7 +164,7 @@ def parse(arguments: list[str]) -> Options:
     finder.add_argument("--preset", choices=PRESETS)
     name = finder.parse_known_args(arguments)[0].preset
     default = Options(target=tyro.MISSING, preset=name, recipe=PRESETS[name]() if name else Recipe())
-    return read_options(Options, "train.main", arguments, default=default, description=__doc__)
+    return read_options(Options, "train.main", arguments, default=default)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,13 @@ MAX_COLUMNS = 100  # of a text; longer lines are hard to read
 # What an option is called in other packages, and here. Only said where a command has the one and not the other.
 ELSEWHERE = {
     "model": "target", "model-path": "target", "base-model": "target", "draft-model": "drafter", "draft": "drafter",
-    "speculative-model": "drafter", "head-path": "drafter", "max-tokens": "max-new-tokens", "num-tokens": "max-new-tokens",
-    "max-model-len": "max-length", "max-context": "max-length", "prompt-file": "prompts", "input": "prompts", "chat": "interactive",
-    "tensor-parallel-size": "mesh", "beams": "beam-width", "num-beams": "beam-width", "precision": "dtype", "data": "conversations",
-    "dataset": "conversations", "learning-rate": "rate", "lr": "rate", "epochs": "steps", "max-steps": "steps", "stop-token": "stop",
-    "stop-strings": "stop", "num-return-sequences": "n", "num-samples": "n", "out": "output", "output-dir": "output",
+    "speculative-model": "drafter", "head-path": "drafter", "max-tokens": "max-new-tokens",
+    "num-tokens": "max-new-tokens", "max-model-len": "max-length", "max-context": "max-length",
+    "prompt-file": "prompts", "input": "prompts", "chat": "interactive", "tensor-parallel-size": "mesh",
+    "beams": "beam-width", "num-beams": "beam-width", "precision": "dtype", "data": "conversations",
+    "dataset": "conversations", "learning-rate": "rate", "lr": "rate", "epochs": "steps", "max-steps": "steps",
+    "stop-token": "stop", "stop-strings": "stop", "num-return-sequences": "n", "num-samples": "n", "out": "output",
+    "output-dir": "output",
 }  # fmt: skip
 
 

@@ -47,9 +47,13 @@ class Options:
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text to continue; may be repeated. `-` is standard input, which, if piped, is also read where no prompt is named."""
     prompts: str | None = None
-    """JSONL file, or `-` for standard input: in each line `prompt`, `messages` (for the chat template) or `token_ids`."""
+    """JSONL file, or `-` for standard input: in each line `prompt`, `messages` (for the chat template), `token_ids`, or `turns`
+    (Spec-Bench, MT-bench: questions that are asked in order). What else a line has is in its reply's `metadata`."""
+    chat_template: str | None = None
+    """Jinja file that messages, turns and a chat are written with, or `vicuna`; by default the tokenizer's own, and for messages
+    and turns Vicuna's where it has none."""
     interactive: bool = False
-    """Converse: a chat where the tokenizer has a chat template, else completion. /reset, /quit, Ctrl-D."""
+    """Converse: a chat where there is a chat template, else completion. /help lists what can be typed; Ctrl-D ends."""
     output: pathlib.Path | None = None
     """JSONL file for the replies. Started again, a run that was cut off goes on where it stopped."""
     json: bool = False
@@ -119,7 +123,17 @@ def task_of(options: Options) -> Task:
     lookup = None if options.decoding == "autoregressive" else lookup
     return Task(
         Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
-        Decoding(options.decoding, beams, lookup, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
+        Decoding(
+            options.decoding,
+            beams,
+            lookup,
+            sampling,
+            limits,
+            options.seed,
+            options.batch_size,
+            options.ignore_eos,
+            options.chat_template,
+        ),
         Destination(options.output, options.json, options.no_color),
     )
 

@@ -132,5 +132,5 @@ def test_interactive_streams_replies_until_the_input_ends(monkeypatch, tmp_path,
     code = generate.main(["--target", str(target), *PAIR[2:], *SHORT, "--interactive", "--cache-dir", str(tmp_path / "programs")])
     out, err = capsys.readouterr()
     assert code == 0 and out.strip()
-    assert err.startswith("Chat.") and "tokens per step" in err
+    assert err.startswith("Chat") and "steps of " in err
     assert "this turn has" in err and "/reset starts over" in err

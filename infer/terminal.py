@@ -24,7 +24,7 @@ CONTROL_SYMBOLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not 
 CONTROL_SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
-LEGEND = "green: drafted, and accepted by the target; the rest the target added itself"
+LEGEND = f"{GREEN}green{PLAIN}: drafted, and accepted by the target; the rest the target added itself"
 
 
 @contextlib.contextmanager
@@ -91,6 +91,25 @@ def coloured(no_color: bool) -> bool:
 def counted(count: int, noun: str) -> str:
     """`1 token`, `2 tokens`."""
     return f"{count} {noun}" if count == 1 else f"{count} {'replies' if noun == 'reply' else noun + 's'}"
+
+
+@dataclasses.dataclass
+class Legend:
+    """Explains the colour of accepted drafts, once, behind the first text that has it."""
+
+    coloured: bool
+    is_due: bool = False
+    is_said: bool = False
+
+    def see(self, replies) -> None:
+        """Takes note of replies with accepted drafts."""
+        self.is_due |= any(any(reply.drafted) for reply in replies)
+
+    def print(self) -> None:
+        """Prints it where a colour was seen, and not before."""
+        if self.coloured and self.is_due and not self.is_said:
+            self.is_said = True
+            print(LEGEND, file=sys.stderr)
 
 
 @dataclasses.dataclass

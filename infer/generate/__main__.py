@@ -18,11 +18,13 @@ from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
 from infer.generate.task import Decoding, Destination, Models, Task, WantedShape
+from infer.options import changed
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p")  # that a model's generation_config.json may decide
 DEFAULT_PROMPT = """class Client:
     def connect(self, host, port, timeout=None):
         \"\"\"Connect to a server.\"\"\"
@@ -71,6 +73,9 @@ class Options:
     """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
     draft_top_k: int = DRAFT_TOP_K
     """Cut each draft distribution to its k likeliest tokens (Apple's code: 50), or W if that is more; 0 is off."""
+    sampling: Literal["given", "model"] = "given"
+    """model: temperature, top-k and top-p (and a repetition penalty) of the target's generation_config.json, but for those that are
+    given here."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
@@ -121,6 +126,7 @@ def task_of(options: Options) -> Task:
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
+    own = None if options.sampling == "given" else tuple(changed(options, SAMPLING_OPTIONS))
     return Task(
         Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
         Decoding(
@@ -132,7 +138,8 @@ def task_of(options: Options) -> Task:
             options.seed,
             options.batch_size,
             options.ignore_eos,
-            options.chat_template,
+            own_sampling=own,
+            chat_template=options.chat_template,
         ),
         Destination(options.output, options.json, options.no_color),
     )

@@ -35,7 +35,7 @@ class Batches:
         self.seeds, self.runs, self.file = seeds, runs, file
         self.engine = loaded.engine if task.decoding.kind == "speculative" else loaded.engine.autoregressive()
         self.streams = task.destination.shows_text and task.decoding.batch == 1
-        self.totals = terminal.Totals()
+        self.totals, self.legend = terminal.Totals(), terminal.Legend(terminal.coloured(task.destination.no_color))
         self.numbers: Sequence[int] = range(len(requests))  # of the requests that this process decodes
         self.done = file.done if file else set()
         self.failed = file.failed if file else 0
@@ -62,6 +62,8 @@ class Batches:
                         self._hand_out(index, reply)
                         self.failed += reply.finish_reason == "error"
                 bar.update(len(numbers))
+        if self.streams:
+            self.legend.print()
         shared = count < len(self.requests)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
@@ -70,6 +72,7 @@ class Batches:
         ids, seeds = [self.requests[i] for i in numbers], [self.seeds[i] for i in numbers]
         replies = decode(self.engine, self.task.decoding, ids, seeds, open_stream)
         self.totals.add(replies)
+        self.legend.see(replies)
         for number, reply in zip(numbers, replies, strict=True):
             if number not in self.done:
                 self.requests.answer(number, self.text_of(number, reply))
@@ -110,7 +113,7 @@ class Batches:
             print(f"--- {request.where}")
         if prompt.kind == "prompt" and (sys.stdout.isatty() or prompt.is_default):
             print(prompt.content, end="", flush=True)
-        return terminal.Stream(self.pair.tokenizer, self.requests[number], terminal.coloured(self.task.destination.no_color))
+        return terminal.Stream(self.pair.tokenizer, self.requests[number], self.legend.coloured)
 
 
 def decode(

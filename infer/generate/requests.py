@@ -56,6 +56,13 @@ class Requests(Sequence):
             self._ids[number] = self._encode(prompts.turn_of(request.prompt, said))
         return self._ids[number]
 
+    def name(self, request: Request, template: str | None) -> list:
+        """What names the prompt of a request in its hash: its ids or, of a later question, which has none yet, the questions up to
+        it and their ``template``; and what else of its line is written beside the reply."""
+        first = [self[request.number - request.turn]]
+        asked = [request.prompt.content[: request.turn + 1], template] if request.turn else []
+        return first + asked + ([request.prompt.metadata] if request.prompt.metadata else [])
+
     def answer(self, number: int, text: str | None) -> None:
         """The text of a reply."""
         self._replies[number] = text or ""

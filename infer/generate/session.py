@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import failures, pair, prompts, proposers, room, templates, terminal
+from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
 from infer.generate import chat, checks, compare, parts
 from infer.generate.batches import Batches, decode
-from infer.generate.requests import Request, Requests
+from infer.generate.requests import Requests
 from infer.generate.task import Decoding, Task, WantedShape
 from infer.options import check_tree, read_seeds
 from infer.replies import Owner, ReplyFile, run_of
@@ -69,6 +69,11 @@ def prepare(task: Task) -> Prepared:
     lookup = proposers.lookup_of(decoding.lookup)
     shape = shape_of(decoding.beams, found, lookup) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
+    if decoding.own_sampling is not None:
+        sampling = model_sampling.read(resolved.target, decoding.sampling, decoding.own_sampling)
+        processes.say(model_sampling.describe(sampling), sys.stderr)
+        decoding = dataclasses.replace(decoding, sampling=sampling)
+        task = dataclasses.replace(task, decoding=decoding)
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)
     return Prepared(task, resolved, shape, lookup, load_tokenizer(resolved.target), template)
 
@@ -83,7 +88,8 @@ def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None 
 
 def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     """Decodes the prompts; returns the exit code."""
-    prepared, decoding = prepare(task), task.decoding
+    prepared = prepare(task)
+    task, decoding = prepared.task, prepared.task.decoding
     requests = Requests(given, prepared.encode)
     seeds = read_seeds(decoding.seed, len(given))
     runs = runs_of(prepared, requests, seeds)
@@ -153,15 +159,7 @@ def runs_of(prepared: Prepared, requests: Requests, seeds: Sequence[int]) -> lis
     models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
     models += [] if prepared.lookup is None else [str(prepared.lookup)]  # none is said of a head alone, as in earlier versions
     common = run_of(decides_text(decoding, resolved), stops, models)
-    return [run_of(common, *prompt_of(requests, request, prepared.template), seeds[request.index]) for request in requests.all]
-
-
-def prompt_of(requests: Requests, request: Request, template: str | None) -> list:
-    """What names the prompt of a request in its hash: its ids or, of a later question, which has none yet, the questions up to it;
-    and what else of its line is written beside the reply."""
-    first = [requests[request.number - request.turn]]
-    asked = [request.prompt.content[: request.turn + 1], template] if request.turn else []
-    return first + asked + ([request.prompt.metadata] if request.prompt.metadata else [])
+    return [run_of(common, *requests.name(request, prepared.template), seeds[request.index]) for request in requests.all]
 
 
 def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
@@ -222,20 +220,26 @@ def compare_both(batches: Batches, dtype: str) -> int:
 def converse(task: Task) -> int:
     """The conversation: each turn streams, and ends with its closing line."""
     prepared = prepare(task)
+    task = prepared.task
     if prepared.tokenizer is None:
         raise BadInput(f"--interactive needs text, but {prepared.resolved.target} has no tokenizer; use --prompts with token_ids")
-    engine, tokenizer = prepared.fill().engine, prepared.tokenizer
+    engine, tokenizer, legend = (
+        prepared.fill().engine,
+        prepared.tokenizer,
+        terminal.Legend(terminal.coloured(task.destination.no_color)),
+    )
 
     def answer(prompt: prompts.Prompt, turn: int) -> str:
         ids = prepared.encode(prompt)
-        coloured = terminal.coloured(task.destination.no_color)
-        open_stream = functools.partial(terminal.Stream, tokenizer, ids, coloured)
+        open_stream = functools.partial(terminal.Stream, tokenizer, ids, legend.coloured)
         replies = decode(engine, task.decoding, [ids], [(task.decoding.seed + turn) % 2**32], open_stream)
         totals = terminal.Totals()
         totals.add(replies)
+        legend.see(replies)
+        legend.print()
         print(totals, file=sys.stderr)
         exit_code(replies[0].finish_reason == "error", 1)
         return text_of(tokenizer, ids, replies[0].token_ids) or ""
 
-    chat.converse(tokenizer, answer)
+    chat.converse(bool(prepared.template or tokenizer.chat_template), answer)
     return 0

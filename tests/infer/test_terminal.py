@@ -118,3 +118,13 @@ def test_nothing_is_said_of_compiling_that_is_over_at_once(monkeypatch, capsys):
     with terminal.compiling():
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_the_colour_is_explained_once_where_there_is_one(capsys):
+    plain, green = Reply([1], [False]), Reply([1, 2], [False, True])
+    for coloured, replies, count in ((True, [plain], 0), (True, [plain, green, green], 1), (False, [green], 0)):
+        legend = terminal.Legend(coloured)
+        for reply in replies:
+            legend.see([reply])
+            legend.print()
+        assert capsys.readouterr().err.count("accepted by the target") == count

@@ -1,14 +1,18 @@
 """Lines of Spec-Bench and MT-bench: questions that are asked in order, and ids that come back with the replies."""
 
+import dataclasses
 import json
 
 import pytest
 
 from infer import prompts, templates
+from infer.generate import session
 from infer.generate.__main__ import main
 from infer.generate.requests import Requests
 from infer.prompts import Prompt
+from redrafter_jax.decode.reply import Progress
 from redrafter_jax.errors import BadInput
+from tests.fakes import REPLY, Fake
 from tests.options import PAIR, SHORT
 from tests.texts import with_tokenizer
 
@@ -25,8 +29,17 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("programs")
 
 
+class Echo(Fake):
+    """An engine whose reply is a function of the prompt, so that a test sees which prompt it was given."""
+
+    def stream(self, prompts, *_, **__):
+        replies = [dataclasses.replace(REPLY, token_ids=[97 + sum(ids) % 20, 65 + len(ids) % 20]) for ids in prompts]
+        yield Progress(replies, [True] * len(prompts))
+
+
 @pytest.fixture
-def command(cache, tmp_path, capsys):
+def command(cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Echo(), tokenizer))
     target = with_tokenizer(tmp_path / "target", template=True)
     (tmp_path / "bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
 
@@ -94,7 +107,22 @@ def test_every_question_comes_behind_the_one_before_it_and_one_process_has_them_
     assert requests.longest(10, 100) == 2 + 2 * (10 + 2) and requests.longest(10, 20) == 19
 
 
-def test_messages_without_a_template_are_vicunas_and_that_is_said(tmp_path, cache, capsys):
+def test_a_real_pair_answers_the_turns_as_it_answers_the_same_messages(cache, tmp_path, capsys):
+    target, said = with_tokenizer(tmp_path / "target", template=True), []
+    given = ["--target", target, *PAIR[2:], *SHORT, "--json", "--cache-dir", cache, "--prompts"]
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"turns": ["hi", "more"]}))
+    assert main([*map(str, [*given, tmp_path / "turns.jsonl"])]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for line, question in zip(lines, ["hi", "more"], strict=True):
+        said.append({"role": "user", "content": question})
+        (tmp_path / "messages.jsonl").write_text(json.dumps({"messages": said}))
+        assert main([*map(str, [*given, tmp_path / "messages.jsonl"])]) == 0
+        assert json.loads(capsys.readouterr().out)["token_ids"] == line["token_ids"]
+        said.append({"role": "assistant", "content": line["text"]})
+
+
+def test_messages_without_a_template_are_vicunas_and_that_is_said(tmp_path, cache, capsys, monkeypatch):
+    monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Echo(), tokenizer))
     target = with_tokenizer(tmp_path / "target")
     (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}')
     given = ["--target", str(target), *PAIR[2:], *SHORT, "--cache-dir", str(cache), "--json"]

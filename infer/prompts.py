@@ -111,9 +111,14 @@ def _line(line: str, where: str) -> Prompt:
     if len(kinds) != 1:
         raise BadInput(f"{where} should be a JSON object with one of {ONE_OF}")
     kind, content = kinds[0], found[kinds[0]]
+    check_content(where, kind, content)
+    return Prompt(where, kind, content, metadata={name: value for name, value in found.items() if name != kind})
+
+
+def check_content(where: str, kind: str, content: object) -> None:
+    """Raises BadInput for a content that is not of its kind."""
     if not _FITS[kind](content):
         raise BadInput(f"{where}: {kind} should be {_SHOULD_BE[kind]}")
-    return Prompt(where, kind, content, metadata={name: value for name, value in found.items() if name != kind})
 
 
 def _are_messages(content) -> bool:

@@ -1,6 +1,6 @@
 """Options and prompts with which tests start `infer.generate` on a golden pair."""
 
-from infer.generate.requests import Requests
+from infer.generate.turns import Turns
 from infer.prompts import Prompt
 from tests.support import MODELS
 
@@ -9,7 +9,7 @@ IDS = [[1, 5, 9, 77], [1, 5, 9, 78, 100, 3], [4, 4, 8]]
 SHORT = ["--max-new-tokens", "20", "--beam-width", "2", "--beam-length", "3"]
 
 
-def asked_for(ids) -> Requests:
-    """The requests of prompts that are token ids."""
+def asked_for(ids) -> Turns:
+    """The turns of prompts that are token ids."""
     given = [Prompt(f"prompt {number}", "token_ids", list(each)) for number, each in enumerate(ids)]
-    return Requests(given, lambda prompt: prompt.content)
+    return Turns(given, lambda prompt: prompt.content)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from infer import pair, terminal
-from infer.generate.requests import Requests
 from infer.generate.task import Decoding, Task
+from infer.generate.turns import Turns
 from infer.replies import ReplyFile, line_of
 from infer.text import text_of
 from redrafter_jax.decode.engine import Engine, Reply
@@ -26,31 +26,31 @@ class Batches:
         self,
         task: Task,
         loaded: pair.Pair,
-        requests: Requests,
+        turns: Turns,
         seeds: Sequence[int],
         runs: Sequence[str],
         file: ReplyFile | None,
     ):
-        self.task, self.pair, self.requests = task, loaded, requests
+        self.task, self.pair, self.turns = task, loaded, turns
         self.seeds, self.runs, self.file = seeds, runs, file
         self.engine = loaded.engine if task.decoding.kind == "speculative" else loaded.engine.autoregressive()
         self.streams = task.destination.shows_text and task.decoding.batch == 1
         self.totals, self.legend = terminal.Totals(), terminal.Legend(terminal.coloured(task.destination.no_color))
-        self.numbers: Sequence[int] = range(len(requests))  # of the requests that this process decodes
+        self.numbers: Sequence[int] = range(len(turns))  # of the turns that this process decodes
         self.done = file.done if file else set()
         self.failed = file.failed if file else 0
         self.output: ReplyFile | None = None  # that the part of one of several processes will be merged into
         self.writes = processes.is_first()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
-        """Takes on these requests alone, less those that are done already, and writes their replies into a file of its own."""
+        """Takes on these turns alone, less those that are done already, and writes their replies into a file of its own."""
         self.output, self.file, self.numbers, self.writes = self.file, file, numbers, True
         self.done, self.failed = self.done | file.done, file.failed
 
     def generate(self) -> None:
         """Decodes every batch of which some are not done, in full: in bfloat16 another batch may give another text."""
         size, count = self.task.decoding.batch, len(self.numbers)
-        batches = self.requests.batches(self.numbers, size)
+        batches = self.turns.batches(self.numbers, size)
         self._remember()
         left = [batch for batch in batches if not self.done.issuperset(batch)]
         hidden = self.task.destination.shows_text or count == 1 or not sys.stderr.isatty() or not processes.is_first()
@@ -64,18 +64,18 @@ class Batches:
                 bar.update(len(numbers))
         if self.streams:
             self.legend.print()
-        shared = count < len(self.requests)
+        shared = count < len(self.turns)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
     def _decode(self, numbers: Sequence[int]) -> list[Reply]:
         open_stream = functools.partial(self._open, numbers[0]) if self.streams else None
-        ids, seeds = [self.requests[i] for i in numbers], [self.seeds[i] for i in numbers]
+        ids, seeds = [self.turns[i] for i in numbers], [self.seeds[i] for i in numbers]
         replies = decode(self.engine, self.task.decoding, ids, seeds, open_stream)
         self.totals.add(replies)
         self.legend.see(replies)
         for number, reply in zip(numbers, replies, strict=True):
             if number not in self.done:
-                self.requests.answer(number, self.text_of(number, reply))
+                self.turns.answer(number, self.text_of(number, reply))
         return replies
 
     def _hand_out(self, index: int, reply: Reply) -> None:
@@ -93,27 +93,27 @@ class Batches:
 
     def text_of(self, number: int, reply: Reply) -> str | None:
         """The text of a reply; None without a tokenizer."""
-        return text_of(self.pair.tokenizer, self.requests[number], reply.token_ids)
+        return text_of(self.pair.tokenizer, self.turns[number], reply.token_ids)
 
     def line_of(self, number: int, reply: Reply) -> dict:
         """A reply as a JSON object."""
-        return self.requests.all[number].label(line_of(self.runs[number], number, self.text_of(number, reply), reply))
+        return self.turns.all[number].label(line_of(self.runs[number], number, self.text_of(number, reply), reply))
 
     def _remember(self) -> None:
         """Of conversations that go on, the replies that are in files already."""
         for file in (self.file, self.output):
-            for number, line in file.lines().items() if file is not None and self.requests.has_turns else ():
-                self.requests.answer(number, line.get("text"))
+            for number, line in file.lines().items() if file is not None and self.turns.has_turns else ():
+                self.turns.answer(number, line.get("text"))
 
     def _open(self, number: int) -> terminal.Stream:
         """Writes what stands before a reply: its number among several, and the prompt where a person reads along."""
-        request = self.requests.all[number]
-        prompt = request.prompt
-        if len(self.requests) > 1:
-            print(f"--- {request.where}")
+        turn = self.turns.all[number]
+        prompt = turn.prompt
+        if len(self.turns) > 1:
+            print(f"--- {turn.where}")
         if prompt.kind == "prompt" and (sys.stdout.isatty() or prompt.is_default):
             print(prompt.content, end="", flush=True)
-        return terminal.Stream(self.pair.tokenizer, self.requests[number], self.legend.coloured)
+        return terminal.Stream(self.pair.tokenizer, self.turns[number], self.legend.coloured)
 
 
 def decode(

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from infer.generate.requests import Requests
 from infer.generate.task import Decoding
+from infer.generate.turns import Turns
 from infer.terminal import Totals, counted
 from redrafter_jax.decode.engine import Engine, Reply
 
@@ -39,15 +39,15 @@ class Comparison:
 
 
 def compare(
-    engine: Engine, requests: Requests, decoding: Decoding, seeds: Sequence[int], text_of: Callable[[int, Reply], str | None]
+    engine: Engine, turns: Turns, decoding: Decoding, seeds: Sequence[int], text_of: Callable[[int, Reply], str | None]
 ) -> Comparison:
-    """Decodes every batch both ways, in turn and often enough to be timed. ``seeds``: by the request's number."""
+    """Decodes every batch both ways, in turn and often enough to be timed. ``seeds``: by the turn's number."""
     plain, size = engine.autoregressive(), decoding.batch
-    result, batches = Comparison(Totals(), Totals(), []), requests.batches(range(len(requests)), size)
+    result, batches = Comparison(Totals(), Totals(), []), turns.batches(range(len(turns)), size)
     repeats, found = math.ceil(MIN_RUNS / len(batches)), {}
 
     def decode(one: Engine, numbers: Sequence[int]) -> list[Reply]:
-        ids, own = [requests[number] for number in numbers], [seeds[number] for number in numbers]
+        ids, own = [turns[number] for number in numbers], [seeds[number] for number in numbers]
         return list(one.generate(ids, decoding.sampling, decoding.limits, own, size))
 
     for one in (engine, plain):  # compiles, and pays for what only a first run pays for
@@ -62,8 +62,8 @@ def compare(
             if repeat == 0:
                 found |= dict(zip(numbers, zip(*pair, strict=True), strict=True))
         for number in numbers:
-            requests.answer(number, text_of(number, found[number][0]))
-    result.replies = [found[number] for number in range(len(requests))]
+            turns.answer(number, text_of(number, found[number][0]))
+    result.replies = [found[number] for number in range(len(turns))]
     result.first_difference = _first_difference(result.replies)
     return result
 

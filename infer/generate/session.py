@@ -14,8 +14,8 @@ import jax
 from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
 from infer.generate import chat, checks, compare, parts
 from infer.generate.batches import Batches, decode
-from infer.generate.requests import Requests
 from infer.generate.task import Decoding, Task, WantedShape
+from infer.generate.turns import Turns
 from infer.options import check_tree, read_seeds
 from infer.replies import Owner, ReplyFile, run_of
 from infer.text import load_tokenizer, text_of
@@ -90,30 +90,30 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     """Decodes the prompts; returns the exit code."""
     prepared = prepare(task)
     task, decoding = prepared.task, prepared.task.decoding
-    requests = Requests(given, prepared.encode)
+    turns = Turns(given, prepared.encode)
     seeds = read_seeds(decoding.seed, len(given))
-    runs = runs_of(prepared, requests, seeds)
+    runs = runs_of(prepared, turns, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
     seen = json.dumps([runs, sorted(file.done) if file else []])
     processes.check_same(seen, "--prompts, --output, the pair or an option is not the same in all processes")
     if file is not None and file.done:
-        processes.say(f"{len(file.done)} of {len(requests)} replies are in {file.path} already", sys.stderr)
-        if len(file.done) == len(requests):
+        processes.say(f"{len(file.done)} of {len(turns)} replies are in {file.path} already", sys.stderr)
+        if len(file.done) == len(turns):
             return finish(file, runs)
     if not decoding.is_exact:
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
     note_template(prepared, given)
-    check_room(prepared, requests)
+    check_room(prepared, turns)
     loaded = prepared.fill()
     if prepared.resolved.why is not None:
         processes.say(prepared.resolved.why, sys.stderr)
-    batches = Batches(task, loaded, requests, [seeds[request.index] for request in requests.all], runs, file)
+    batches = Batches(task, loaded, turns, [seeds[turn.index] for turn in turns.all], runs, file)
     if decoding.kind == "compare":
         return compare_both(batches, prepared.resolved.dtype)
     if processes.count() > 1 and not loaded.engine.mesh.is_multi_process:
-        return exit_code(share_out(batches), len(requests))
+        return exit_code(share_out(batches), len(turns))
     batches.generate()
-    code = exit_code(batches.failed, len(requests))
+    code = exit_code(batches.failed, len(turns))
     is_demonstration = given[0].is_default and decoding.kind == "speculative"
     if is_demonstration and batches.streams and code == 0:
         return compare_both(batches, prepared.resolved.dtype)
@@ -135,11 +135,11 @@ def note_template(prepared: Prepared, given: Sequence[prompts.Prompt]) -> None:
         processes.say("note: the tokenizer has no chat template; Vicuna's is used (--chat-template names another)", sys.stderr)
 
 
-def check_room(prepared: Prepared, requests: Requests) -> None:
+def check_room(prepared: Prepared, turns: Turns) -> None:
     """Raises BadInput where the cache of a batch does not fit beside the weights."""
     decoding, length = prepared.task.decoding, proposers.drafted_length(prepared.shape, prepared.lookup)
     new = min(decoding.limits.new, prepared.context)
-    room.check(prepared.resolved, requests.longest(new, prepared.context), new, decoding.batch, length)
+    room.check(prepared.resolved, turns.longest(new, prepared.context), new, decoding.batch, length)
 
 
 def exit_code(failed: int, count: int) -> int:
@@ -149,17 +149,17 @@ def exit_code(failed: int, count: int) -> int:
     return 1 if failed else 0
 
 
-def runs_of(prepared: Prepared, requests: Requests, seeds: Sequence[int]) -> list[str]:
+def runs_of(prepared: Prepared, turns: Turns, seeds: Sequence[int]) -> list[str]:
     """What each line of the output carries: all that decides the reply, and the head and shape that its figures are of."""
     destination, resolved = prepared.task.destination, prepared.resolved
     if destination.shows_text:
-        return [""] * len(requests)  # there are no lines, and large files take long to read
+        return [""] * len(turns)  # there are no lines, and large files take long to read
     decoding = prepared.task.decoding
     stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
     models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
     models += [] if prepared.lookup is None else [str(prepared.lookup)]  # none is said of a head alone, as in earlier versions
     common = run_of(decides_text(decoding, resolved), stops, models)
-    return [run_of(common, *requests.name(request, prepared.template), seeds[request.index]) for request in requests.all]
+    return [run_of(common, *turns.name(turn, prepared.template), seeds[turn.index]) for turn in turns.all]
 
 
 def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
@@ -185,7 +185,7 @@ def share_out(batches: Batches) -> int:
     """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process
     merges. Returns how many replies ended in an error, of all those that this process knows."""
     output, runs, index, count = batches.file, batches.runs, processes.index(), processes.count()
-    shares = batches.requests.shares(batches.task.decoding.batch, count)
+    shares = batches.turns.shares(batches.task.decoding.batch, count)
     own = [number for number in shares[index] if number not in output.done]
     part = parts.part(output.path, index, count)
     claims.check_file(part, "--output")
@@ -202,8 +202,8 @@ def share_out(batches: Batches) -> int:
 def compare_both(batches: Batches, dtype: str) -> int:
     """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32, or a reply ended in an error, with
     which there is nothing to compare."""
-    requests, decoding, as_json = batches.requests, batches.task.decoding, batches.task.destination.json
-    result = compare.compare(batches.pair.engine, requests, decoding, batches.seeds, batches.text_of)
+    turns, decoding, as_json = batches.turns, batches.task.decoding, batches.task.destination.json
+    result = compare.compare(batches.pair.engine, turns, decoding, batches.seeds, batches.text_of)
     failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
     if not failed:
         print(result.report(dtype), file=sys.stderr if as_json else sys.stdout)
@@ -213,7 +213,7 @@ def compare_both(batches: Batches, dtype: str) -> int:
             line |= {"identical": fast.token_ids == plain.token_ids, "autoregressive_seconds": round(plain.seconds, 6)}
             print(json.dumps(line))
     if failed:
-        return exit_code(failed, len(requests))
+        return exit_code(failed, len(turns))
     return int(result.first_difference is not None and decoding.is_exact and dtype == "float32")
 
 

@@ -8,7 +8,7 @@ import pytest
 from infer import prompts, templates
 from infer.generate import session
 from infer.generate.__main__ import main
-from infer.generate.requests import Requests
+from infer.generate.turns import Turns
 from infer.prompts import Prompt
 from redrafter_jax.decode.reply import Progress
 from redrafter_jax.errors import BadInput
@@ -100,11 +100,11 @@ def test_a_persons_screen_names_the_turns(command):
 
 def test_every_question_comes_behind_the_one_before_it_and_one_process_has_them_all():
     given = [Prompt("p", "turns", ["a", "b"]), Prompt("q", "token_ids", [1]), Prompt("r", "turns", ["a", "b", "c"])]
-    requests = Requests(given, lambda prompt: [1, 2])
-    assert requests.batches(range(6), 1) == [[number] for number in range(6)]
-    assert requests.batches(range(6), 2) == [[0, 2], [3], [1, 4], [5]]
-    assert requests.shares(1, 2) == [[0, 1, 3, 4, 5], [2]]
-    assert requests.longest(10, 100) == 2 + 2 * (10 + 2) and requests.longest(10, 20) == 19
+    turns = Turns(given, lambda prompt: [1, 2])
+    assert turns.batches(range(6), 1) == [[number] for number in range(6)]
+    assert turns.batches(range(6), 2) == [[0, 2], [3], [1, 4], [5]]
+    assert turns.shares(1, 2) == [[0, 1, 3, 4, 5], [2]]
+    assert turns.longest(10, 100) == 2 + 2 * (10 + 2) and turns.longest(10, 20) == 19
 
 
 def test_a_real_pair_answers_the_turns_as_it_answers_the_same_messages(cache, tmp_path, capsys):

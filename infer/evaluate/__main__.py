@@ -31,7 +31,9 @@ class Options:
     drafter: tuple[pathlib.Path, ...]
     """Folders of the heads."""
     text: tuple[pathlib.Path, ...]
-    """Text files, or folders of them, that nothing was trained on."""
+    """Text files, or folders of them, that nothing was trained on; binary files in folders are passed over."""
+    glob: tuple[str, ...] = ()
+    """Which files of folders are read, such as '*.md' '*.py'; by default all."""
     beams: tuple[str, ...] = ("1x3", "4x4", "8x5")
     """Beam shapes, W x L."""
     trees: tuple[str, ...] = ("search", "beams")
@@ -54,7 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(options: Options) -> None:
     shapes = read_beams(options.beams)
     check(options)
-    files = text_files.files(options.text)
+    chosen = text_files.texts(options.text, options.glob)
+    if chosen.binary:
+        print(chosen.note(), file=sys.stderr)
+    files = chosen.files
     import jax  # only once the options are known to be good
 
     from infer.evaluate import metrics

@@ -19,7 +19,9 @@ class Options:
     conversations: tuple[pathlib.Path, ...] = ()
     """Files of conversations to train on: ShareGPT, `messages` or Alpaca records, as JSON or JSON Lines."""
     text: tuple[pathlib.Path, ...] = ()
-    """Text files, or folders of them, to train on."""
+    """Text files, or folders of them, to train on; binary files in folders are passed over."""
+    glob: tuple[str, ...] = ()
+    """With --text: which files of folders are read, such as '*.md' '*.py'; by default all."""
     token_ids: tuple[pathlib.Path, ...] = ()
     """JSON Lines of token ids, as `train.distill` writes them, to train on."""
     output: pathlib.Path = pathlib.Path("head-run")

@@ -44,7 +44,7 @@ def read_options(kind: type[Options], name: str, arguments: Sequence[str] | None
     if other_name is not None:
         print(f"error: {other_name}", file=sys.stderr)
         raise SystemExit(BAD_INPUT)
-    text = helps.wrap(f"{(settings.get('description') or kind.__doc__).strip()} {VERSION_TEXT}")
+    text = helps.wrap(f"{(settings.get('description') or kind.__doc__).strip()}\n{VERSION_TEXT}")
     parsed = helps.grouped(kind, settings.get("default"))
     config = (tyro.conf.FlagCreatePairsOff,)
     try:

@@ -69,9 +69,10 @@ def flatten(kind: type, parsed: Any) -> Any:
 
 
 def wrap(text: str) -> str:
-    """The paragraphs of a text in lines as wide as the terminal, at most MAX_COLUMNS."""
+    """The paragraphs of a text in lines as wide as the terminal, at most MAX_COLUMNS. tyro joins lines that
+    begin with a letter."""
     columns = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
-    return "\n\n".join(textwrap.fill(part, columns) for part in text.split("\n\n"))
+    return "\n".join(textwrap.fill(part, columns, subsequent_indent="  ", break_on_hyphens=False) for part in text.split("\n"))
 
 
 def examples(kind: type) -> str:

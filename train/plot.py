@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import pathlib
 import sys
+from typing import ClassVar
 
 from infer.command import read_options, run_command
 from redrafter_jax.errors import BadInput
@@ -15,6 +16,9 @@ SOFTWARE = "redrafter_jax train.plot"  # as a picture names it
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Draw the curves of one or several runs of train.main."""
+
+    VALUES: ClassVar = {"run": "FOLDER ...", "output": "FILE"}
+    EXAMPLES: ClassVar = ("python -m train.plot --run head-run other-run --output curves.png",)
 
     run: tuple[pathlib.Path, ...]
     """Folders of the runs (train.main's --output)."""
@@ -40,7 +44,7 @@ def main(options: Options) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise BadInput("train.plot needs matplotlib; install requirements-dev.txt") from None
+        raise BadInput("train.plot needs matplotlib (pip install matplotlib)") from None
     figure = Figure(figsize=(13, 4), layout="constrained")
     loss, accuracy, speed = figure.subplots(1, 3)
     for name, lines in runs.items():

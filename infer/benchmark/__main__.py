@@ -9,7 +9,7 @@ import importlib.util
 import json
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -44,6 +44,27 @@ Shapes = Literal[
 class Options:
     """Measure speculative against plain decoding. Without options: the embedded pair and its twenty prompts."""
 
+    GROUPS: ClassVar = {
+        "models": "target",
+        "random_models": "shape",
+        "drafting": "beams",
+        "sampling": "temperature",
+        "prompts_measured": "prompts",
+        "measuring": "repeats",
+        "machine": "dtype",
+        "report": "output",
+    }
+    VALUES: ClassVar = {
+        "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompts": "FILE", "output": "FILE",
+        "plot": "FILE", "mesh": "D M", "beams": "WxL ...", "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P",
+        "temperature": "T",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m infer.benchmark",
+        "python -m infer.benchmark --target MODEL --drafter HEAD --prompts in.jsonl --plot map.png",
+        "python -m infer.benchmark --shape llama-7b --dtype bfloat16 --tokens-per-step 3.5",
+    )
+
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
     drafter: str | None = None
@@ -68,7 +89,8 @@ class Options:
     tokens_per_step: float = 4.2
     """With --shape and without --rates: the same probability at every depth, such that this comes out."""
     beams: tuple[str, ...] = ()
-    """Beam shapes WxL to measure, such as 1x3 4x4; by default some that suit the device."""
+    """Beam shapes WxL to measure, such as 1x3 4x4; by default 1x2 1x3 1x4 2x2 2x3 4x4 8x5 on a CPU, and 1x4 4x4 8x5
+    16x4 45x4 elsewhere."""
     node_budget: int = 0
     """Nodes that the target scores per pass at most, the root included; 0: all."""
     tree: Literal["search", "beams"] = "search"
@@ -164,7 +186,7 @@ def _check(options: Options) -> None:
     if options.plot is not None:
         claims.check_picture(options.plot, "--plot", SOFTWARE)
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise BadInput("--plot needs matplotlib; install requirements-dev.txt")
+        raise BadInput("--plot needs matplotlib (pip install matplotlib)")
 
 
 def _is_report(beginning: bytes) -> bool:
@@ -204,6 +226,7 @@ def run(options: Options) -> dict:
     plain_trials, *trials = trial.run_all([plain, *cases], options.repeats)
     report["autoregressive"] = trial.plain_row(what, plain, plain_trials, options.bandwidth, options.repeats)
     print(tables.plain(report["autoregressive"]), flush=True)
+    print(tables.legend(), flush=True)
     report["rows"], widest = [], max(len(way.name) for way in task.ways)
     for case, outcomes in zip(cases, trials, strict=True):
         report["rows"].append(trial.row(what, case, outcomes, plain_trials, options.repeats))

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from typing import ClassVar
 
 from infer import text_files
 from infer.command import read_options, run_command
@@ -25,6 +26,12 @@ MAX_CONTEXTS = 100_000
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Tokens per step of draft heads on held-out text."""
+
+    VALUES: ClassVar = {"target": "MODEL", "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ..."}
+    EXAMPLES: ClassVar = (
+        "python -m infer.evaluate --target MODEL --drafter HEAD OTHER_HEAD --text held-out.txt",
+        "python -m infer.evaluate --target MODEL --drafter HEAD --text docs --glob '*.md' --beams 2x2 4x4",
+    )
 
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
@@ -73,6 +80,9 @@ def _main(options: Options) -> None:
     size = sum(len(file.read_bytes()) for file in files)
     prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
     check_memory(config, options.new_tokens, max(length for _, length in shapes))
+    count = len(options.drafter) * len(shapes) * len(options.trees)
+    note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {count} rows of the table ..."
+    print(note, file=sys.stderr, flush=True)
     target = weights.load_target(folder, what="--target")
     result = {
         "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",

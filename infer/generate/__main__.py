@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -34,6 +34,26 @@ DEFAULT_PROMPT = """class Client:
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Generate text with speculative decoding. Without options: the embedded pair continues the start of a Python class."""
+
+    GROUPS: ClassVar = {
+        "models": "target",
+        "prompts_and_replies": "prompt",
+        "drafting": "decoding",
+        "sampling_and_length": "sampling",
+        "machine_and_screen": "batch_size",
+    }
+    VALUES: ClassVar = {
+        "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompt": "TEXT", "prompts": "FILE",
+        "chat_template": "FILE", "output": "FILE", "cache_dir": "FOLDER", "mesh": "D M", "beam_width": "W", "beam_length": "L",
+        "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P", "temperature": "T",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m infer.generate",
+        'python -m infer.generate --prompt "def fibonacci(n):" --max-new-tokens 64',
+        "python -m infer.generate --target MODEL --drafter HEAD --interactive --temperature 0.7",
+        "python -m infer.generate --target MODEL --drafter HEAD --prompts in.jsonl --output out.jsonl",
+        "python -m infer.generate --target MODEL --drafter HEAD --prompts in.jsonl --decoding compare",
+    )
 
     target: str | None = None
     """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
@@ -63,10 +83,9 @@ class Options:
     decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
     """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
     beam_width: int | None = None
-    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
-    default_shape)."""
+    """Beams W; by default 8, and on a CPU 2, or 1 where the target is larger than the CPU's cache."""
     beam_length: int | None = None
-    """Drafted tokens per beam L, as beam_width."""
+    """Drafted tokens per beam L; by default 5, and on a CPU 2, or 3 where the target is larger than the CPU's cache."""
     node_budget: int | None = None
     """Nodes that the target scores per pass, the root included; by default all that there can be, 1 + W * L, and a lookup's."""
     tree: Literal["search", "beams"] = "search"
@@ -88,19 +107,19 @@ class Options:
     """Prompt i, counted from 0, is sampled with seed + i. The same seed gives the same text."""
     max_new_tokens: int = 128
     """New tokens per prompt at most."""
+    max_length: int | None = None
+    """Tokens of prompt and reply together at most; by default the target's context."""
     ignore_eos: bool = False
     """Go on after an end-of-text token."""
     batch_size: int = 1
     """Prompts that are decoded together."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
-    max_length: int | None = None
-    """Tokens of prompt and reply together at most; by default the target's context."""
     cache_dir: pathlib.Path | None = None
-    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default
-    ~/.cache/redrafter_jax."""
+    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default ~/.cache/redrafter_jax.
+    It grows to 4 GiB at most, those not used for longest go first; remove the folder to clear it."""
     no_color: bool = False
-    """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
+    """Do not show accepted drafts in green (so does the environment variable NO_COLOR)."""
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the models (M) are split; by default what the devices, their memory and the target's
     size suggest."""

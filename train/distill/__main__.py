@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from typing import ClassVar
 
 import jax
 
@@ -39,7 +40,18 @@ SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Let the target answer the prompts of conversations, or continue texts."""
+    """Let the target answer the questions of conversations, or continue texts."""
+
+    GROUPS: ClassVar = {"models_and_data": "target", "replies": "temperature", "machine": "batch_size"}
+    VALUES: ClassVar = {
+        "target": "MODEL", "drafter": "HEAD", "output": "FILE", "conversations": "FILE ...", "text": "PATH ...",
+        "glob": "PATTERN ...", "beam": "W L", "shard": "PART PARTS", "mesh": "D M", "temperature": "T",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m train.distill --target MODEL --conversations talk.json --output replies.jsonl",
+        "python -m train.distill --target MODEL --conversations talk.json --output all.jsonl --turns 8",
+        "python -m train.main --target MODEL --token-ids replies.jsonl",
+    )
 
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""

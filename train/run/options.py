@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -13,6 +13,24 @@ from train.run.recipe import Recipe
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Train a ReDrafter head for a frozen Llama-family target."""
+
+    GROUPS: ClassVar = {
+        "models_and_data": "target",
+        "run": "output",
+        "examples": "held_out",
+        "machine": "dtype",
+        "other": "profile",
+    }
+    VALUES: ClassVar = {
+        "target": "MODEL", "conversations": "FILE ...", "text": "PATH ...", "glob": "PATTERN ...", "token_ids": "FILE ...",
+        "output": "FOLDER", "checkpoints": "FOLDER", "profile": "FOLDER", "mesh": "D M",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m train.main --target MODEL --conversations talk.json --output head-run",
+        "python -m train.main --target MODEL --text docs --glob '*.md' --head slim --steps 600",
+        "python -m train.main --target MODEL --token-ids replies.jsonl --preset vicuna-7b",
+        "python -m train.plot --run head-run --output curves.png",
+    )
 
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""

@@ -1,4 +1,4 @@
-"""The prompts of one `infer.generate`, decoded batch by batch, and each reply handed to where it goes."""
+"""Decodes the prompts of one `infer.generate` batch by batch, and passes each reply to its destination."""
 
 import functools
 import json
@@ -12,15 +12,14 @@ from infer.generate.task import Decoding, Task
 from infer.generate.turns import Turns
 from infer.replies import ReplyFile, line_of
 from infer.text import text_of
+from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes
 
-ALL_ROUNDS = 1 << 30
-
 
 class Batches:
-    """The prompts of a task; ``generate`` decodes those whose replies are not in ``file``. ``failed`` of the replies end in an
-    error."""
+    """The prompts of a task; ``generate`` decodes those whose replies are not in ``file``. ``failed``: replies that end in
+    an error."""
 
     def __init__(
         self,
@@ -43,12 +42,13 @@ class Batches:
         self.writes = processes.is_first()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
-        """Takes on these turns alone, less those that are done already, and writes their replies into a file of its own."""
+        """Restricts itself to these turns, less those that are done, and writes their replies into a file of its own."""
         self.output, self.file, self.numbers, self.writes = self.file, file, numbers, True
         self.done, self.failed = self.done | file.done, file.failed
 
     def generate(self) -> None:
-        """Decodes every batch of which some are not done, in full: in bfloat16 another batch may give another text."""
+        """Decodes in full every batch with a prompt that is not done, because in bfloat16 another batch may give another
+        text."""
         size, count = self.task.decoding.batch, len(self.numbers)
         batches = self.turns.batches(self.numbers, size)
         self._remember()
@@ -124,7 +124,7 @@ def decode(
     open_stream: Callable[[], terminal.Stream] | None,
 ) -> list[Reply]:
     """One batch; a batch of one can be watched while it grows, in a stream that is opened once its programs are compiled."""
-    rounds, stream = ALL_ROUNDS if open_stream is None else None, None
+    rounds, stream = loop.ALL_ROUNDS if open_stream is None else None, None
     replies: list[Reply] = []
     for progress in engine.stream(ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds):
         replies = progress.replies

@@ -50,7 +50,7 @@ def compare(
         ids, own = [turns[number] for number in numbers], [seeds[number] for number in numbers]
         return list(one.generate(ids, decoding.sampling, decoding.limits, own, size))
 
-    for one in (engine, plain):  # compiles, and pays for what only a first run pays for
+    for one in (engine, plain):  # compiles, and warms up
         decode(one, batches[0])
     for numbers in batches:
         for repeat in range(repeats):

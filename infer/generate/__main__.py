@@ -180,6 +180,8 @@ def _run(options: Options) -> int:
     given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
     if not given and not options.interactive:
         given = [_default_prompt(options)]
+    if sys.stderr.isatty():
+        processes.say(f"loading {'the embedded pair' if options.target is None else options.target} ...", sys.stderr)
     from infer import programs  # JAX is imported here
     from infer.generate import session
 

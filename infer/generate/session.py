@@ -116,6 +116,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     code = exit_code(batches.failed, len(turns))
     is_demonstration = given[0].is_default and decoding.kind == "speculative"
     if is_demonstration and batches.streams and code == 0:
+        processes.say("\nThe same without drafting, and both in turn for their speed:", sys.stderr)
         return compare_both(batches, prepared.resolved.dtype)
     return code
 

@@ -48,8 +48,8 @@ def converse(is_chat: bool, answer: Callable[[prompts.Prompt, int], str]) -> Non
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` its history and editing)
     conversation = Conversation(is_chat)
-    no_template = "Completion: what you type is continued (there is no chat template; --chat-template names one)"
-    print(f"{'Chat' if is_chat else no_template}. /help lists what can be typed, Ctrl-D ends.", file=sys.stderr)
+    kind = "Chat. " if is_chat else "Completion: what you type is continued (--chat-template makes it a chat).\n"
+    print(f"{kind}/help lists what can be typed, Ctrl-D ends.", file=sys.stderr)
     for turn, said in enumerate(iter(_ask, None)):
         if A_COMMAND.fullmatch(said.strip()):
             _obey(conversation, said.strip())

@@ -107,7 +107,7 @@ def run(options: Options) -> dict:
     with compiler.side_by_side() as pool:
         rows, node_rows = _points(options, subject, meshes, pool, say)
         advice = _advise(options, subject, rows, [batch for batch in options.batch if batch not in untaken], pool, say)
-    say(LIMITS)
+    say(tables.wrap(LIMITS))
     return {
         "command": command_line("infer.fit"),
         "options": {name: str(value) for name, value in dataclasses.asdict(options).items()},

@@ -161,6 +161,11 @@ def figure(value: float) -> str:
     return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
 
 
+def milliseconds(value: float) -> str:
+    """A time of so many seconds in ms, in three digits."""
+    return figure(value * 1e3) if value >= 1e-3 else f"{value * 1e3:.3f}"
+
+
 def seconds(value: float) -> str:
     """A time, in milliseconds where it is below a second."""
     return f"{value * 1e3:.0f} ms" if value < 1 else f"{figure(value)} s"

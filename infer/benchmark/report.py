@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from infer.benchmark.task import Rates
-from infer.terminal import figure
+from infer.terminal import figure, milliseconds
 
 MAX_COLUMNS = 100
 # What stands in a column of a round's parts: the stages that are added up there.
@@ -70,11 +70,6 @@ def row(row: dict, first: bool, widest: int = 0) -> str:
     lines = [names, cells] if first else [cells]
     widths = [max(len(names[0]), widest), *COLUMNS.values()]
     return "\n".join(" ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def milliseconds(seconds: float) -> str:
-    """A time in ms, in three digits."""
-    return figure(seconds * 1e3) if seconds >= 1e-3 else f"{seconds * 1e3:.3f}"
 
 
 def _stage(seconds: dict[str, float], stages: Sequence[str]) -> str:

@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from infer.fitting import MAX_RETRIES, facts_of, gib, left_out
+from infer.terminal import milliseconds
 
 CURVE_NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 COLUMNS = (
-    ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("draft", 7), ("verify", 7),
-    ("rest", 6), ("send", 6), ("step ms", 8), ("/AR", 5), ("floor/AR", 8), ("bound by", 8),
+    ("mesh", 5), ("batch", 5), ("shape", 5), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("draft", 6), ("verify", 7),
+    ("rest", 6), ("send", 6), ("step ms", 7), ("/AR", 5), ("floor/AR", 8), ("bound by", 8),
 )  # fmt: skip
 MAX_COLUMNS = 100
 LEGEND = (
@@ -47,7 +48,7 @@ def cells_of(row: dict, plain: dict) -> list[str]:
     if is_all:
         return cells
     seconds, floors = row["seconds"], row["floor_seconds"]
-    cells += [f"{seconds[name] * 1e3:.3f}" for name in ("draft", "verify", "rest", "links")] + [f"{row['round_seconds'] * 1e3:.3f}"]
+    cells += [milliseconds(seconds[name]) for name in ("draft", "verify", "rest", "links")] + [milliseconds(row["round_seconds"])]
     if "seconds" not in plain:
         return [*cells, "-", "-", row["verify_is_bound_by"]]
     floor = sum(floors.values()) / sum(plain["floor_seconds"].values())

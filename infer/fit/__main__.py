@@ -22,8 +22,8 @@ LIMITS = (
     " of its operations, one after the other, and no less than its floor: operations at the chip's published peak, or weights and"
     " cache read once at its published bandwidth. `send` is what a chip needs at least for its part of the operations between"
     " chips, at the published bandwidth of its links, one way; how long they wait for each other is not in it: with"
-    " `links` (--json) of them per step, each microsecond of waiting adds that many microseconds. Tokens per step are not known here: a round pays where it"
-    " accepts more tokens per step than its /AR."
+    " `links` (--json) of them per step, each microsecond of waiting adds that many microseconds. Tokens per step are"
+    " not known here: a round pays where it accepts more tokens per step than its /AR."
 )
 
 

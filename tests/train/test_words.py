@@ -56,7 +56,7 @@ def test_patterns_choose_among_the_files_of_folders_and_make_another_dataset(not
     assert names[0] != names[1] and names[0] == names[2]
 
 
-def test_the_questions_of_a_conversation_are_asked_behind_what_was_said_before_them(tmp_path):
+def test_the_questions_of_a_conversation_are_asked_behind_what_was_said_before_them(tmp_path, capsys):
     tokenizer = load_tokenizer(pathlib.Path(TARGET))
     talk = tmp_path / "talk.jsonl"
     said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
@@ -66,7 +66,9 @@ def test_the_questions_of_a_conversation_are_asked_behind_what_was_said_before_t
         found = questions.read([talk], [], questions.Pieces(8, 8), tokenizer, 400, 10**6, turns)
         return [tokenizer.decode(ids).partition("questions.")[2] for ids in found]
 
-    assert len(asked(1)) == 1 and asked(5) == asked(2) and len(asked(2)) == 2
+    assert len(asked(1)) == 1
+    assert "asked: the first question of each conversation; 1 of them go on (--turns asks more)" in capsys.readouterr().err
+    assert asked(5) == asked(2) and len(asked(2)) == 2
     assert asked(2)[0].endswith("USER: a ASSISTANT:") and asked(2)[1].endswith("USER: c ASSISTANT:") and "b" in asked(2)[1]
 
 

@@ -35,14 +35,15 @@ def read(
     Raises:
       BadInput: a file cannot be read, or the tokenizer writes ids beyond the target's.
     """
-    skips, long = examples.Skips(1.0), 0
+    skips, long, longer = examples.Skips(1.0), 0, 0
     for record in (record for path in text_files.files(conversations) for record in records.read(path)):
         skips.read += 1
         try:
-            asked = list(_written(record, tokenizer, turns))
+            asked, is_longer = _write_out(record, tokenizer, turns)
         except examples.Malformed as reason:
             skips.skip(record.where, str(reason))
             continue
+        longer += is_longer
         for text in asked:
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             text_files.check_known(ids, record.where, vocab_size)
@@ -56,6 +57,9 @@ def read(
     for example in examples.known(found, vocab_size):
         for start in range(0, len(example.tokens) - longest, pieces.stride):
             yield example.tokens[start : start + longest].tolist()
+    if longer:
+        first = "the first question" if turns == 1 else f"the first {turns} questions"
+        print(f"asked: {first} of each conversation; {longer} of them go on (--turns asks more)", file=sys.stderr)
     if chosen.binary:
         print(chosen.note(), file=sys.stderr)
     for reason in skips.reasons:
@@ -65,15 +69,14 @@ def read(
         print(f"of {read}, {skips.skipped} malformed and {counted(long, 'prompt')} too long are passed over", file=sys.stderr)
 
 
-def _written(record: records.Record, tokenizer, count: int) -> Iterator[str]:
-    """The first questions of a conversation, each as the chat template writes it behind what was said before it in the record.
+def _write_out(record: records.Record, tokenizer, count: int) -> tuple[list[str], bool]:
+    """The first questions of a conversation, each as the chat template writes it behind what was said before it in the record; and
+    whether it has more of them.
 
     Raises:
       Malformed: the record is no conversation, or the template refuses it.
     """
     said = examples.messages(record.content)
-    replies = [
-        number for number, turn in enumerate(said) if turn["role"] == "assistant" and said[number - 1]["role"] != "assistant"
-    ]
-    for number in replies[:count]:
-        yield examples.template_writes(said[:number], tokenizer, asks=True)
+    roles = [turn["role"] for turn in said]
+    replies = [number for number, role in enumerate(roles) if role == "assistant" != roles[number - 1]]
+    return [examples.template_writes(said[:number], tokenizer, asks=True) for number in replies[:count]], len(replies) > count

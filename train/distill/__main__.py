@@ -18,6 +18,7 @@ from infer.command import read_options, run_command
 from infer.options import check_number, check_range, check_temperature, wrong_dtype
 from infer.proposers import proposer_of
 from infer.replies import Owner, ReplyFile
+from infer.terminal import counted
 from infer.text import require_tokenizer
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
@@ -138,6 +139,7 @@ def _main(options: Options) -> None:
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     with stop.says_how_to_resume(options.output):
         answers.write(file, engine, prompts, sampling, limits, options.batch_size, options.target)
+    print(f"the replies to {counted(len(prompts), 'prompt')} are in {options.output}")
 
 
 def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | None) -> int:

@@ -49,7 +49,7 @@ def embedded(part: str) -> pathlib.Path:
 
 def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
     """A CPU pays for every node, so a small tree wins there, and a single beam for a target that is read from memory because the
-    CPU's cache has no room for it; an accelerator scores dozens of nodes for little more than one (docs/benchmarks.md)."""
+    CPU's cache has no room for it; an accelerator scores dozens of nodes for little more than one (docs/reports/benchmarks.md)."""
     if platform != "cpu":
         return ACCELERATOR_SHAPE
     return CACHED_SHAPE if placement.bytes_read_by_step(target, dtype) <= cache_size() else CPU_SHAPE

@@ -70,10 +70,10 @@ def draft_loss(
     if paths_BTK is not None and config.distill_weight > 0:
         raise ValueError("paths have hard labels only, so distill_weight should be 0")
     T, chunk = tokens_BT.shape[1], _chunk_length(config, drafter.config, *tokens_BT.shape)
-    whole = functools.partial(_in_whole_chunks, chunk=chunk)
-    tokens_BT, labels_BT, segments_BT, paths_BTK = jax.tree.map(whole, (tokens_BT, labels_BT, segments_BT, paths_BTK))
+    pad = functools.partial(_pad_to_chunks, chunk=chunk)
+    tokens_BT, labels_BT, segments_BT, paths_BTK = jax.tree.map(pad, (tokens_BT, labels_BT, segments_BT, paths_BTK))
     drafter = _added_once(drafter)
-    hidden_BTD = whole(jax.lax.stop_gradient(hidden_BTD))
+    hidden_BTD = pad(jax.lax.stop_gradient(hidden_BTD))
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
     for i in range(config.positions):
@@ -116,7 +116,7 @@ def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> in
     return min(T, 8 * -(-T // (8 * -(-T // most))))
 
 
-def _in_whole_chunks(x_BT: jax.Array, chunk: int) -> jax.Array:
+def _pad_to_chunks(x_BT: jax.Array, chunk: int) -> jax.Array:
     """``[B, T, ...]`` with T padded to a multiple of the chunk."""
     widths = [(0, 0)] * x_BT.ndim
     widths[1] = (0, -x_BT.shape[1] % chunk)

@@ -1,4 +1,4 @@
-"""JSON Lines of `infer.generate`: files of prompts, and the replies that it prints."""
+"""JSON Lines: files of prompts, of conversations, and the replies that `infer.generate` prints."""
 
 import json
 import pathlib
@@ -14,3 +14,11 @@ def write_prompts(folder: pathlib.Path, ids: Sequence[Sequence[int]]) -> pathlib
 
 def replies(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def write_talk(folder: pathlib.Path) -> pathlib.Path:
+    """A file of forty conversations of two turns."""
+    path = folder / "talk.jsonl"
+    turns = [[("user", f"What is {n} plus {n}?"), ("assistant", f"It is {2 * n}.")] for n in range(40)]
+    path.write_text("".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in t]}) + "\n" for t in turns))
+    return path

@@ -175,6 +175,7 @@ def run_floors(options: Options) -> dict:
     report = {
         "command": command_line("infer.fit"),
         "chip": dataclasses.asdict(chip),
+        "mesh": list(split),
         "left_out": list(untaken.values()),
         "rows": rows,
     }

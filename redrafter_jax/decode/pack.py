@@ -57,7 +57,7 @@ def nodes(width: int, length: int, budget: int = 0) -> int:
 
 
 def pack(g_B: jax.Array, beams: Beams, kind: TreeKind, budget: int = 0) -> Tree:
-    """The tree of the N - 1 likeliest prefixes: of the final beams, or of everything the search kept (docs/algorithm.md)."""
+    """The tree of the N - 1 likeliest prefixes: of the final beams, or all that the search kept (docs/explained/algorithm.md)."""
     L, W = beams.tokens.shape[1:]
     N = nodes(W, L, budget)
     if kind == "search":

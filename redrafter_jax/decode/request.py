@@ -15,7 +15,7 @@ from redrafter_jax.errors import BadInput, shown
 
 MAX_SEED = 2**32 - 1
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # colder, logits over it leave float32; hotter, every text is noise
-DRAFT_TOP_K = 10  # the likeliest tokens that a draft distribution is cut to by default (measured: docs/benchmarks.md)
+DRAFT_TOP_K = 10  # the likeliest tokens that a draft distribution is cut to by default (measured: docs/reports/benchmarks.md)
 MAX_NODES = 4096  # a round holds an N x N mask and N rows of logits
 
 # Smallest and largest value of whole numbers.

@@ -65,10 +65,10 @@ class SplitLinear(nnx.Module):
     """A `Linear` that reads ``[h ; s]``, with its rows for h and those for s as two weights: XLA:CPU would copy a slice of one
     weight in every round."""
 
-    def __init__(self, whole: layers.Linear):
-        D = whole.weight.shape[0] // 2
-        self.weight_h, self.weight_s = nnx.Param(whole.weight[:D]), nnx.Param(whole.weight[D:])
-        self.bias = whole.bias
+    def __init__(self, layer: layers.Linear):
+        D = layer.weight.shape[0] // 2
+        self.weight_h, self.weight_s = nnx.Param(layer.weight[:D]), nnx.Param(layer.weight[D:])
+        self.bias = layer.bias
 
 
 def _halves(layer: layers.Linear | SplitLinear) -> tuple[nnx.Param | jax.Array, nnx.Param | jax.Array]:
@@ -122,13 +122,13 @@ class Drafter(nnx.Module):
         """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""
         h, share = context
         first, rest = self._first(), self.blocks
-        whole = None if first is None else share + layers.times(state, _halves(first)[1])
+        first_out = None if first is None else share + layers.times(state, _halves(first)[1])
         if self.input_proj is not None:
-            z = layers.gather_features(whole)
+            z = layers.gather_features(first_out)
         else:
             z = jnp.concatenate(jnp.broadcast_arrays(h, state), axis=-1)
             if first is not None:
-                z, rest = z + layers.gather_features(jax.nn.silu(whole)), self.blocks[1:]
+                z, rest = z + layers.gather_features(jax.nn.silu(first_out)), self.blocks[1:]
         for block in rest:
             z = z + layers.gather_features(jax.nn.silu(block(z)))
         return z

@@ -14,6 +14,7 @@ from infer import text_files
 from infer.command import read_options, run_command
 from infer.evaluate import report
 from infer.options import check_range, read_beams
+from infer.terminal import counted
 from infer.text import require_tokenizer
 from redrafter_jax.errors import BadInput
 
@@ -81,7 +82,7 @@ def _main(options: Options) -> None:
     prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
     check_memory(config, options.new_tokens, max(length for _, length in shapes))
     count = len(options.drafter) * len(shapes) * len(options.trees)
-    note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {count} rows of the table ..."
+    note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {counted(count, 'row')} of the table ..."
     print(note, file=sys.stderr, flush=True)
     target = weights.load_target(folder, what="--target")
     result = {

@@ -10,9 +10,9 @@ COLUMNS = {
 }
 LEGEND = """\
 Tokens per step: delivered by a target pass after the prefill, averaged.
-- along the text: one round from each of many places of the text itself, greedy; no loop of the target's can flatter it
+- along the text: one round from each of many places of the text, greedy; no loop can flatter it
 - generated, T = 0: greedy continuations of the text
-- T = 1 coupled, independent: sampled ones; the head sees the target's noise, or does not (both give the target's own text)
+- T = 1 coupled, independent: sampled ones; the head sees the target's noise, or does not
 """
 
 

@@ -82,7 +82,8 @@ def _main(options: Options) -> None:
     prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
     check_memory(config, options.new_tokens, max(length for _, length in shapes))
     count = len(options.drafter) * len(shapes) * len(options.trees)
-    note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {counted(count, 'row')} of the table ..."
+    rows = counted(count, "row")
+    note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {rows} of the table ..."
     print(note, file=sys.stderr, flush=True)
     target = weights.load_target(folder, what="--target")
     result = {

@@ -110,6 +110,12 @@ class ReplyFile:
     def done(self) -> set[int]:
         return set(self.places)
 
+    def lines(self) -> dict[int, dict]:
+        """The replies, by the numbers of their prompts."""
+        found = map(_parse, _read(self.path).split(b"\n"))
+        named = ((self.owner.prompt_of(line), line) for line in found)
+        return {number: line for number, line in named if number is not None}
+
     def _count(self, line: dict, place: int) -> None:
         prompt = self.owner.prompt_of(line)
         if prompt is None:

@@ -5,9 +5,11 @@ Not here: JSON (`replies.py`), ids to text (`text.py`).
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from infer.text import Detokenizer
@@ -22,16 +24,37 @@ CONTROL_SYMBOLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not 
 CONTROL_SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
+LEGEND = f"{GREEN}green{PLAIN}: drafted, and accepted by the target; the rest the target added itself"
+
+
 @contextlib.contextmanager
-def compiling(is_shown: bool = True) -> Iterator[None]:
-    """Says on standard error that programs are being compiled: at once on a terminal, else where it takes longer than a second."""
-    say = threading.Timer(0.0 if sys.stderr.isatty() else PATIENCE_SECONDS, processes.say, ("compiling ...", sys.stderr))
+def compiling(is_shown: bool = True, kept_in: str | None = None) -> Iterator[None]:
+    """Says on standard error that programs are being compiled: at once on a terminal, else where it takes longer than a second.
+
+    Args:
+      kept_in: the folder where they are kept for the next start.
+    """
+    said = []
+
+    def say() -> None:
+        said.append(f"compiling for this shape, once{f' (kept in {_short(kept_in)})' if kept_in else ''} ...")
+        processes.say(said[0], sys.stderr)
+
+    waiting = threading.Timer(0.0 if sys.stderr.isatty() else PATIENCE_SECONDS, say)
     if is_shown:
-        say.start()
+        waiting.start()
+    began = time.perf_counter()
     try:
         yield
     finally:
-        say.cancel()
+        waiting.cancel()
+        if said:
+            processes.say(f"compiled in {seconds(time.perf_counter() - began)}", sys.stderr)
+
+
+def _short(folder: str) -> str:
+    home = os.path.expanduser("~")
+    return folder.replace(home, "~", 1) if folder.startswith(home + os.sep) else folder
 
 
 class Stream:
@@ -65,6 +88,30 @@ def coloured(no_color: bool) -> bool:
     return sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {'replies' if noun == 'reply' else noun + 's'}"
+
+
+@dataclasses.dataclass
+class Legend:
+    """Explains the colour of accepted drafts, once, behind the first text that has it."""
+
+    coloured: bool
+    is_due: bool = False
+    is_said: bool = False
+
+    def see(self, replies) -> None:
+        """Takes note of replies with accepted drafts."""
+        self.is_due |= any(any(reply.drafted) for reply in replies)
+
+    def print(self) -> None:
+        """Prints it where a colour was seen, and not before."""
+        if self.coloured and self.is_due and not self.is_said:
+            self.is_said = True
+            print(LEGEND, file=sys.stderr)
+
+
 @dataclasses.dataclass
 class Totals:
     """What the closing line adds up. ``seconds`` counts a batch once; compilation is not in it."""
@@ -75,7 +122,6 @@ class Totals:
     failed_prefills: int = 0
     seconds: float = 0.0
     first_token_seconds: float = 0.0
-    compile_seconds: float = 0.0
 
     def add(self, replies) -> None:
         """A batch of replies."""
@@ -97,11 +143,29 @@ class Totals:
     @property
     def tokens_per_step_in_words(self) -> str:
         """Tokens per step, in words."""
-        return f"{self.tokens_per_step:.2f} tokens per step (the +1 is counted)" if self.rounds else "no step was needed"
+        return f"{self.tokens_per_step:.2f} tokens per step" if self.rounds else "no step was needed"
 
     def __str__(self) -> str:
-        return (
-            f"{self.tokens} tokens in {self.rounds} target passes (+ {self.prefills} to read the prompt):"
-            f" {self.tokens_per_step_in_words}, {self.speed:.1f} tokens/s,"
-            f" first token after {self.first_token_seconds:.3f} s; compiling took {self.compile_seconds:.1f} s more"
-        )
+        """The closing line, of at most 80 characters. A reply's first token is that of the prefill; a step is a target pass after
+        it."""
+        steps = f"then {counted(self.rounds, 'step')} of {self.tokens_per_step:.2f}" if self.rounds else "no step was needed"
+        speed = f"{figure(self.speed)} tokens/s"
+        if self.prefills == 1 and self.tokens:
+            first = f"{counted(self.tokens, 'token')}: the first in {seconds(self.first_token_seconds)}"
+            return f"{first}, {steps}{' tokens' if self.rounds else ''}; {speed}"
+        return f"{counted(self.prefills, 'reply')}, {counted(self.tokens, 'token')}: 1 each, {steps}; {speed}"
+
+
+def figure(value: float) -> str:
+    """A number in three digits, or in as many as it has before the point."""
+    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
+
+
+def milliseconds(value: float) -> str:
+    """A time of so many seconds in ms, in three digits."""
+    return figure(value * 1e3) if value >= 1e-3 else f"{value * 1e3:.3f}"
+
+
+def seconds(value: float) -> str:
+    """A time, in milliseconds where it is below a second."""
+    return f"{value * 1e3:.0f} ms" if value < 1 else f"{figure(value)} s"

@@ -80,7 +80,8 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     if longest < 1:
         raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {longest + new}")
     given = prompts.read((), files.prompts or str(pair.EMBEDDED / "prompts.jsonl"))
-    which = files.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
+    which = files.prompts or "infer/demo_pair/prompts.jsonl, starts of Python code (--prompts measures others)"
+    which += ", the first questions alone" if any(each.kind == "turns" and len(each.content) > 1 for each in given) else ""
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, longest + 1) for prompt in given]
     room.check(plan, max(map(len, ids)), new, task.batch, task.length)
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine

@@ -118,7 +118,7 @@ def plain_row(subject: BenchmarkPair, plain: Case, trials: Trials, bandwidth: fl
     """The cost of plain decoding, and the rate at which it reads the weights, beside the given bandwidth or a sum over the
     weights."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
-    state = jax.block_until_ready(plain.program.start(subject.target, plain.proposers[0], *plain.inputs[0]))
+    state = jax.block_until_ready(plain.program.start(plain.program.weights, *plain.inputs[0]))
     bytes_ = measure.round_bytes(subject.target, state)
     return {
         "tokens_per_second": 1 / median(seconds_per_token(trials)),

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from infer import pair, prompts, terminal
+from infer import pair, terminal
 from infer.generate.task import Decoding, Task
+from infer.generate.turns import Turns
 from infer.replies import ReplyFile, line_of
 from infer.text import text_of
 from redrafter_jax.decode import loop
@@ -24,32 +25,33 @@ class Batches:
         self,
         task: Task,
         loaded: pair.Pair,
-        given: Sequence[prompts.Prompt],
-        ids: Sequence[list[int]],
+        turns: Turns,
         seeds: Sequence[int],
         runs: Sequence[str],
         file: ReplyFile | None,
     ):
-        self.task, self.pair, self.given, self.ids = task, loaded, given, ids
+        self.task, self.pair, self.turns = task, loaded, turns
         self.seeds, self.runs, self.file = seeds, runs, file
         self.engine = loaded.engine if task.decoding.kind == "speculative" else loaded.engine.autoregressive()
         self.streams = task.destination.shows_text and task.decoding.batch == 1
-        self.totals = terminal.Totals()
-        self.numbers: Sequence[int] = range(len(ids))  # of the prompts that this process decodes
+        self.totals, self.legend = terminal.Totals(), terminal.Legend(terminal.coloured(task.destination.no_color))
+        self.numbers: Sequence[int] = range(len(turns))  # of the turns that this process decodes
         self.done = file.done if file else set()
         self.failed = file.failed if file else 0
+        self.output: ReplyFile | None = None  # that the part of one of several processes will be merged into
         self.writes = processes.is_first()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
-        """Restricts itself to these prompts, less those that are done, and writes their replies into a file of its own."""
-        self.file, self.numbers, self.writes = file, numbers, True
+        """Restricts itself to these turns, less those that are done, and writes their replies into a file of its own."""
+        self.output, self.file, self.numbers, self.writes = self.file, file, numbers, True
         self.done, self.failed = self.done | file.done, file.failed
 
     def generate(self) -> None:
         """Decodes in full every batch with a prompt that is not done, because in bfloat16 another batch may give another
         text."""
         size, count = self.task.decoding.batch, len(self.numbers)
-        batches = [self.numbers[start : start + size] for start in range(0, count, size)]
+        batches = self.turns.batches(self.numbers, size)
+        self._remember()
         left = [batch for batch in batches if not self.done.issuperset(batch)]
         hidden = self.task.destination.shows_text or count == 1 or not sys.stderr.isatty() or not processes.is_first()
         with tqdm(total=count, initial=count - sum(map(len, left)), unit="prompt", disable=hidden, file=sys.stderr) as bar:
@@ -60,15 +62,20 @@ class Batches:
                         self._hand_out(index, reply)
                         self.failed += reply.finish_reason == "error"
                 bar.update(len(numbers))
-        self.totals.compile_seconds = self.engine.compile_seconds
-        shared = count < len(self.ids)
+        if self.streams:
+            self.legend.print()
+        shared = count < len(self.turns)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
     def _decode(self, numbers: Sequence[int]) -> list[Reply]:
         open_stream = functools.partial(self._open, numbers[0]) if self.streams else None
-        ids, seeds = [self.ids[i] for i in numbers], [self.seeds[i] for i in numbers]
+        ids, seeds = [self.turns[i] for i in numbers], [self.seeds[i] for i in numbers]
         replies = decode(self.engine, self.task.decoding, ids, seeds, open_stream)
         self.totals.add(replies)
+        self.legend.see(replies)
+        for number, reply in zip(numbers, replies, strict=True):
+            if number not in self.done:
+                self.turns.answer(number, self.text_of(number, reply))
         return replies
 
     def _hand_out(self, index: int, reply: Reply) -> None:
@@ -78,20 +85,35 @@ class Batches:
                 stream.show(reply)
                 stream.close()
             return
-        line = line_of(self.runs[index], index, text_of(self.pair.tokenizer, self.ids[index], reply.token_ids), reply)
+        line = self.line_of(index, reply)
         if self.file is not None and self.writes:
             self.file.write([line])
         if self.task.destination.json:
             print(json.dumps(line), flush=True)
 
-    def _open(self, index: int) -> terminal.Stream:
-        """Writes the heading of a reply: its number among several, and the prompt where a person reads along."""
-        prompt = self.given[index]
-        if len(self.ids) > 1:
-            print(f"--- {prompt.where}")
+    def text_of(self, number: int, reply: Reply) -> str | None:
+        """The text of a reply; None without a tokenizer."""
+        return text_of(self.pair.tokenizer, self.turns[number], reply.token_ids)
+
+    def line_of(self, number: int, reply: Reply) -> dict:
+        """A reply as a JSON object."""
+        return self.turns.all[number].label(line_of(self.runs[number], number, self.text_of(number, reply), reply))
+
+    def _remember(self) -> None:
+        """Of conversations that go on, the replies that are in files already."""
+        for file in (self.file, self.output):
+            for number, line in file.lines().items() if file is not None and self.turns.has_turns else ():
+                self.turns.answer(number, line.get("text"))
+
+    def _open(self, number: int) -> terminal.Stream:
+        """Writes what stands before a reply: its number among several, and the prompt where a person reads along."""
+        turn = self.turns.all[number]
+        prompt = turn.prompt
+        if len(self.turns) > 1:
+            print(f"--- {turn.where}")
         if prompt.kind == "prompt" and (sys.stdout.isatty() or prompt.is_default):
             print(prompt.content, end="", flush=True)
-        return terminal.Stream(self.pair.tokenizer, self.ids[index], terminal.coloured(self.task.destination.no_color))
+        return terminal.Stream(self.pair.tokenizer, self.turns[number], self.legend.coloured)
 
 
 def decode(

@@ -34,7 +34,8 @@ class WantedShape:
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together; ``lookup``:
-    drafts too, or alone."""
+    drafts too, or alone; ``own_sampling``: the model's generation_config.json decides the sampling but for these fields (None: it
+    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
@@ -44,6 +45,8 @@ class Decoding:
     seed: int = 0
     batch: int = 1
     ignore_eos: bool = False
+    own_sampling: tuple[str, ...] | None = None
+    chat_template: str | None = None
 
     @property
     def is_exact(self) -> bool:

@@ -1,5 +1,6 @@
 """`infer.load` and `Pair.complete` refuse what the commands refuse, before anything is loaded or decoded."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 import infer
 from infer.generate import __main__ as generate
 from redrafter_jax import Reply, Shape
+from redrafter_jax.decode.request import Limits
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from tests.support import MODELS
-from tests.texts import with_tokenizer
+from tests.texts import TEMPLATE, with_tokenizer
 
 TARGET, HEAD = str(MODELS / "target_mha"), str(MODELS / "drafter_mha_rnn")
 
@@ -44,6 +46,9 @@ def refusal(call, *given, **named) -> str:
         ({"acceptance": "exact"}, "acceptance should be coupled, independent or typical, not 'exact'"),
         *(({"max_new_tokens": value}, "max_new_tokens should be from 1 to 10000000, not") for value in (0, 1.5, None)),
         ({"max_new_tokens": 513}, "max_new_tokens should be at most the target's context of 512, not 513"),
+        ({"max_length": 1}, "max_length should be from 2 to 10000000, not 1"),
+        ({"max_length": 513}, "max_length should be at most the target's context of 512, not 513"),
+        ({"batch_size": 0}, "batch_size should be from 1 to 4096, not 0"),
         *(({"seed": value}, "seed should be from 0 to 4294967295, not") for value in (-1, 2**32, "1")),
     ],
     ids=str,
@@ -57,7 +62,12 @@ def test_numbers_and_rules_out_of_range_are_refused(pair, named, words):
     [
         ("", "prompt is empty"),
         ("a\ud800", "prompt should be UTF-8 text, and '\\ud800' is half a surrogate pair"),
-        (["def a", "def b"], "prompt should hold token ids, which are whole numbers, not 'def a'"),
+        (["def a", ""], "prompt 1 is empty"),
+        ([[1, 2], [5000]], "prompt 1: token id 5000 is outside the target's vocabulary (0 to 502)"),
+        ([1, "def a"], "prompt should hold token ids, which are whole numbers, not 'def a'"),
+        ([], "prompt is empty"),
+        ([{"role": "user"}], "prompt: messages should be a list of objects with the strings role and content"),
+        ([{"role": "user", "content": "a"}, "b"], "prompt: messages should be a list of objects"),
         (None, "prompt should be a list of token ids, not None"),
         (b"def a", "prompt should be a list of token ids, not b'def a'"),
         ([1.5], "whole numbers, not 1.5"),
@@ -78,6 +88,41 @@ def test_an_array_of_ids_is_a_prompt_like_a_list_of_them(monkeypatch, pair):
     monkeypatch.setattr(pair.engine, "generate", lambda prompts, *_, **__: given.extend(prompts) or iter([reply]))
     assert pair.complete(np.asarray([100, 101], np.uint16)).text == pair.complete([100, 101]).text
     assert given == [[100, 101]] * 2 and all(type(token) is int for prompt in given for token in prompt)
+
+
+def test_a_list_of_prompts_of_any_kind_gets_a_list_of_the_same_replies(pair):
+    given = ["def a", [100, 101], [{"role": "user", "content": "hi"}]]
+    how = {"max_new_tokens": 5, "temperature": 0.9}
+    alone = [pair.complete(prompt, seed=7 + number, **how) for number, prompt in enumerate(given)]
+    together = pair.complete(given, seed=7, **how)
+    assert [str(each) for each in together] == [each.text for each in alone] and len(set(map(str, alone))) == 3
+    in_words = pair.complete("<user>hi<assistant>", seed=9, **how)
+    assert str(in_words) == pair.complete(given[2], seed=9, chat_template=TEMPLATE, **how).text
+    assert [each.text for each in pair.complete(["def a"], seed=7, **how)] == [alone[0].text]
+
+
+def test_pieces_of_a_stream_join_to_the_text(pair):
+    pieces = list(pair.stream("def a", max_new_tokens=24))
+    assert "".join(pieces) == pair.complete("def a", max_new_tokens=24).text
+    assert "temperature should be" in refusal(pair.stream, "a", temperature=-1)
+    no_tokenizer = dataclasses.replace(pair, tokenizer=None)
+    assert "there is no text to stream" in refusal(no_tokenizer.stream, [1])
+    assert str(no_tokenizer.complete([100], max_new_tokens=2)).replace(" ", "").isdigit()
+
+
+def test_limits_and_the_end_of_a_text_are_a_matter_of_the_call(pair, monkeypatch):
+    given = []
+    reply = Reply([104], [False], "length", 0, [0, 0, 0], 0.0, 0)
+    monkeypatch.setattr(pair.engine, "generate", lambda *positional, **named: given.append((positional, named)) or iter([reply]))
+    pair.complete([1], 4, max_length=9, ignore_eos=True)
+    pair.complete([1])
+    (first, named), (second, usual) = given
+    assert first[2] == Limits(4, 9) and named["stop_ids"] == ()
+    assert second[2] == Limits(128) and usual["stop_ids"] is None
+
+
+def test_a_pair_is_shown_in_a_line(pair):
+    assert repr(pair).startswith("Pair(target of 0.") and len(repr(pair)) < 120 and "Recurrent with" in repr(pair)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
 from tests.damaged import flip
 from tests.fakes import Fake
+from tests.options import asked_for
 from tests.texts import with_tokenizer
 from train import main
 from train.distill import __main__ as distill
@@ -134,7 +135,7 @@ def test_so_is_a_batch_of_one_of_several_processes(tmp_path, monkeypatch, asked)
         asked.clear()
         part.write_text("".join(written[:kept]))
         file, loaded = ReplyFile(options.output, owner), session.pair.Pair(Fake(), None)
-        session.share_out(batches.Batches(generate.task_of(options), loaded, None, ids, [0] * 7, runs, file))
+        session.share_out(batches.Batches(generate.task_of(options), loaded, asked_for(ids), [0] * 7, runs, file))
         written = part.read_text().splitlines(keepends=True)
         assert asked == left and [json.loads(line)["index"] for line in written] == [1, 4, 5]
 

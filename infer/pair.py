@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 
 from infer import prompts, text
+from infer.display import markup
 from infer.options import wrong_dtype
 from infer.proposers import check_drafting, drafted_length, named_lookup, proposer_of
 from redrafter_jax.decode import prefill
@@ -100,10 +101,15 @@ class Resolved:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A text (None without a tokenizer) and the reply it was decoded from."""
+    """A text (None without a tokenizer) and the reply it was decoded from; pieces: the part of the text that each token made."""
 
     text: str | None
     reply: Reply
+    pieces: Sequence[str] = ()
+
+    def _repr_html_(self) -> str:
+        """The text as a notebook shows it: accepted drafts tinted, with a legend."""
+        return markup.completion(self.text, self.reply, self.pieces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +149,8 @@ class Pair:
         prompt = [int(token) for token in prompt]
         shards = self.engine.mesh.shape["data"]
         reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed], batch=shards))
-        return Completion(text.text_of(self.tokenizer, prompt, reply.token_ids), reply)
+        pieces = [] if self.tokenizer is None else text.pieces_of(self.tokenizer, prompt, reply.token_ids)
+        return Completion(None if self.tokenizer is None else "".join(pieces), reply, pieces)
 
 
 def load(

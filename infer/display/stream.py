@@ -12,12 +12,13 @@ from redrafter_jax.decode.request import Limits, Sampling
 
 def stream(
     pair: Pair,
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] | Sequence[dict],
     max_new_tokens: int = 128,
     sampling: Sampling = Sampling(),
     seed: int = 0,
 ) -> Completion:
-    """Shows the prompt and its continuation, accepted drafts tinted, as they are decided; returns the completion.
+    """Shows the continuation of a prompt as it is decided, accepted drafts tinted; returns the completion. ``prompt`` is a
+    text, which is shown too, token ids, or the messages of a chat.
 
     Raises:
       BadInput: the prompt does not fit the target, or a number is out of its range.
@@ -35,15 +36,17 @@ def stream(
     return grown
 
 
-def ids_of(pair: Pair, prompt: str | Sequence[int]) -> list[int]:
-    """The token ids of a text or of ids.
+def ids_of(pair: Pair, prompt: str | Sequence[int] | Sequence[dict]) -> list[int]:
+    """The token ids of a text, of ids, or of messages.
 
     Raises:
       BadInput: it does not fit the target.
     """
-    content = ("prompt", prompt) if isinstance(prompt, str) else ("token_ids", [int(token) for token in prompt])
+    are_messages = not isinstance(prompt, str) and all(isinstance(part, dict) for part in prompt)
+    kind = "prompt" if isinstance(prompt, str) else "messages" if are_messages else "token_ids"
+    content = prompt if isinstance(prompt, str) else list(prompt)
     config = pair.engine.target.config
-    return encode(Prompt("prompt", *content), pair.tokenizer, config.vocab_size, config.max_position_embeddings)
+    return encode(Prompt("prompt", kind, content), pair.tokenizer, config.vocab_size, config.max_position_embeddings)
 
 
 def rows_of(pair: Pair) -> int:

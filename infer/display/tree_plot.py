@@ -1,4 +1,4 @@
-"""The tree of a round as a picture: what was accepted, what was drafted for nothing, what the target chose itself. Needs matplotlib."""
+"""The tree of a round as a picture, by matplotlib: what was accepted, what was drafted in vain, what the target chose itself."""
 
 from infer.display.rounds import DraftedTree
 from redrafter_jax.errors import BadInput
@@ -31,7 +31,7 @@ def plot_tree(tree: DraftedTree):
     if tree.own_choice is not None:
         _add_own_choice(axes, tree, depth, row)
     axes.set_xlim(-0.4, deepest + 0.6)
-    axes.set_ylim(count - 0.3, -1.2)
+    axes.set_ylim(count - 0.3, -1.5)
     axes.set_yticks([])
     axes.set_xticks(range(deepest + 1))
     axes.set_xlabel("depth (0: the newest token of the text)")
@@ -42,8 +42,8 @@ def plot_tree(tree: DraftedTree):
 
 def sentence(tree: DraftedTree) -> str:
     """What the round did, in words."""
-    drafted, accepted, got = len(tree.tokens) - 1, len(tree.path), len(tree.delivered)
-    return f"{drafted} drafted, {accepted} accepted (green); {got} token{'s' * (got != 1)} from one target pass"
+    got = f"{len(tree.delivered)} token{'s' * (len(tree.delivered) != 1)} from one target pass"
+    return f"{len(tree.tokens) - 1} drafted, {len(tree.path)} accepted (green), then the target's own choice (yellow): {got}"
 
 
 def rows(tree: DraftedTree) -> list[int]:
@@ -64,9 +64,9 @@ def rows(tree: DraftedTree) -> list[int]:
 
 
 def _add_own_choice(axes, tree: DraftedTree, depth: list[int], row: list[int]) -> None:
-    """The token that the target chose behind the accepted path, a little above it, where no drafted node is."""
+    """The token that the target chose behind the accepted path, above it, where no drafted node is."""
     last = tree.path[-1] if tree.path else 0
-    at = (depth[last] + 1, row[last] - 0.7)
+    at = (depth[last] + 1, row[last] - 0.95)
     axes.plot([depth[last], at[0]], [row[last], at[1]], ":", color=CHOSEN, linewidth=2, zorder=1)
     _write(axes, tree.texts[-1], *at, CHOSEN)
 

@@ -176,18 +176,6 @@ plot_lines({"a pass of the target": nodes}, "nodes of the tree", "ms", plain=nod
 # The same drafting, more nodes:
 
 # %%
-trees = {kind: measure(kind, "--prompts", prompts, "--beams", TREE_BEAMS, "--tree", kind) for kind in ("search", "beams")}
-for kind, report in trees.items():
-    row = report["rows"][0]
-    print(f"{kind:>7}: {row['nodes']} nodes at most, {row['tokens_per_step']:.2f} tokens per step")
-
-# %% [markdown]
-# ## Temperatures
-# The text is the target's own at every temperature. With `coupled` acceptance the head ranks its drafts with the very
-# noise that the target will choose by, so they are accepted about as often as in greedy decoding; `independent` does
-# not show it the noise.
-
-# %%
 from infer import load
 from infer.display.ways import with_proposer, with_shape
 from infer.options import read_beam
@@ -195,7 +183,6 @@ from redrafter_jax import Limits, Lookup, Sampling, Shape
 from redrafter_jax.decode.reply import mean_tokens_per_step
 
 pair = load(TARGET or None, DRAFTER or None)
-searching = with_shape(pair, Shape(*read_beam(TREE_BEAMS)))
 
 
 def count_steps(way, texts, sampling=Sampling()):
@@ -204,9 +191,21 @@ def count_steps(way, texts, sampling=Sampling()):
     return mean_tokens_per_step(list(way.engine.generate(ids, sampling, Limits(new=MAX_NEW_TOKENS), batch=len(ids))))
 
 
+searching, final = [with_shape(pair, Shape(*read_beam(TREE_BEAMS), tree=kind)) for kind in ("search", "beams")]
+print(f"{TREE_BEAMS}, tree search: {count_steps(searching, texts):.2f} tokens per step")
+print(f"{TREE_BEAMS}, tree beams:  {count_steps(final, texts):.2f} tokens per step")
+
+# %% [markdown]
+# ## Temperatures
+# The text is the target's own at every temperature. With `coupled` acceptance the head ranks its drafts with the very
+# noise that the target will choose by, so they are accepted about as often as in greedy decoding; `independent` does
+# not show it the noise.
+
+# %%
 temperatures = (0.0, 0.4, 0.8, 1.2)
 by_rule = {
-    rule: {T: count_steps(searching, texts, Sampling(T, rule=rule)) for T in temperatures} for rule in ("coupled", "independent")
+    rule: {T: count_steps(searching, texts, Sampling(T, rule=rule)) for T in temperatures}  # as one line of the plot
+    for rule in ("coupled", "independent")
 }
 plot_lines(by_rule, "temperature", "tokens per step", plain=1.0)
 
@@ -217,7 +216,7 @@ plot_lines(by_rule, "temperature", "tokens per step", plain=1.0)
 
 # %%
 edits, edit_texts = take_prompts(EMBEDDED / "edits.jsonl", "edits.jsonl", PROMPT_COUNT)
-on_edits = measure("edits", "--prompts", edits, "--beams", TREE_BEAMS, "--with", "lookup")
+on_edits = measure("edits", "--prompts", edits, "--beams", TREE_BEAMS, "--with", "lookup", "--nodes", 1)
 plot_ways(on_edits)
 
 # %%
@@ -227,5 +226,5 @@ for name, given in (("starts of code", texts), ("edits of code", edit_texts)):
 
 # %% [markdown]
 # ## The whole report
-# Everything that was measured, with the device and the options, is in `shapes.json`, `search.json`, `beams.json` and
-# `edits.json` of the folder. The same from a terminal: `python -m infer.benchmark --help`.
+# Everything that was timed, with the device and the options, is in `shapes.json` and `edits.json` of the folder. The
+# same from a terminal: `python -m infer.benchmark --help`.

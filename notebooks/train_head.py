@@ -119,12 +119,23 @@ PUSH_TO_HUB = ""  # @param {type:"string"}
 # - `DATA`: conversations (ShareGPT, `messages` or Alpaca records) as a file or as `owner/dataset/file.json` on the
 #   hub, or a folder of texts; empty: the Python source on this machine.
 # - `OWN_TEXT`: first let the target answer the conversations, or continue the texts, and train on that too. It is what
-#   a head has to draft; for the package's target it takes an hour on a CPU.
+#   a head has to draft, and it takes longer than the training.
 # - `SAVE_TO_DRIVE`, and `PUSH_TO_HUB` (a name such as `you/my-head`): where the head goes at the end.
 #
 # ## Parameters for one v5e chip
 #
-# TABLE#
+# | model | `HEAD` | `BATCH` | `ROW_LENGTH` | `STEPS` | `RATE` | GB of 16 |
+# |---|---|---|---|---|---|---|
+# | HuggingFaceTB/SmolLM2-360M-Instruct | full | 8 | 1024 | 4000 | 0.001 | 2.8 |
+# | TinyLlama/TinyLlama-1.1B-Chat-v1.0 | full | 8 | 1024 | 4000 | 0.001 | 5.6 |
+# | meta-llama/Llama-3.2-1B-Instruct (asks for a licence) | slim | 8 | 1024 | 4000 | 0.001 | 3.7 |
+# | HuggingFaceTB/SmolLM2-1.7B-Instruct | full | 8 | 1024 | 4000 | 0.001 | 8.2 |
+#
+# with `DATA = "yahma/alpaca-cleaned/alpaca_data_cleaned.json"` or conversations of yours, and `EVALUATE_EVERY = 500`.
+# The last column counts the target in bfloat16, the head with its gradients and moments in float32, and what the
+# loss keeps; what passes through the target comes on top. The recipe follows the paper's for a 7B model. The last row
+# is 3.5e17 operations, an hour and a half at a third of a v5e chip's peak. **None of this was run on a TPU yet.** None
+# of these models needs int8 weights to fit; larger ones do (7B in bfloat16 is 14 GB), and int8 is not supported yet.
 
 # %%
 # %matplotlib inline

@@ -7,15 +7,15 @@ WANTED = "On Colab: Runtime > Change runtime type > TPU."
 
 
 def begin(folder: str | pathlib.Path) -> pathlib.Path:
-    """Makes the folder, keeps downloads and compiled programs in it, says what this machine has; returns its full path."""
-    path = pathlib.Path(folder).expanduser().resolve()
+    """Makes the folder, keeps downloads and compiled programs in it, and says what this machine has."""
+    path = pathlib.Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("HF_HOME", str(path / "hub"))  # read when the hub is first imported
+    os.environ.setdefault("HF_HOME", str((path / "hub").resolve()))  # read when the hub is first imported
     import jax
 
     from infer.programs import use_cache
 
-    use_cache(path / "programs")
+    use_cache((path / "programs").resolve())
     devices = jax.devices()
     print(describe_devices(devices[0].platform, devices[0].device_kind, len(devices)))
     print(f"All files are kept in the folder {folder}.")

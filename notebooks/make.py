@@ -48,15 +48,17 @@ def with_parameters(notebook: nbformat.NotebookNode, values: dict[str, object]) 
     return notebook
 
 
-def run(notebook: nbformat.NotebookNode, seconds: int = SECONDS) -> nbformat.NotebookNode:
-    """The notebook with the outputs of a fresh kernel, which starts in this folder.
+def run(
+    notebook: nbformat.NotebookNode, seconds: int = SECONDS, environment: dict[str, str] | None = None
+) -> nbformat.NotebookNode:
+    """The notebook with the outputs of a fresh kernel, which starts in this folder; ``environment``: None for this process's.
 
     Raises:
       nbclient.exceptions.CellExecutionError: a cell ended in an error.
     """
     client = NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
     client.coalesce_streams = True
-    return client.execute()
+    return client.execute(env=environment)
 
 
 def strip(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

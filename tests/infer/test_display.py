@@ -5,7 +5,7 @@ import html.parser
 import pytest
 
 import infer
-from infer.display import markup, rounds, session, stream, tree_plot, ways
+from infer.display import benchmark_plots, markup, rounds, session, stream, tree_plot, ways
 from infer.pair import Completion
 from redrafter_jax.decode.markup import mark_drafts
 from redrafter_jax.decode.propose.lookup import Lookup
@@ -162,3 +162,26 @@ def test_another_way_to_draft_on_the_same_weights_gives_the_same_text(pair, samp
 def test_what_there_is_to_decode_on_is_one_sentence():
     assert session.describe_devices("tpu", "TPU v5 lite", 1) == "1 TPU chip (TPU v5 lite)."
     assert "no TPU here" in session.describe_devices("cpu", "cpu", 2) and "2 devices" in session.describe_devices("cpu", "cpu", 2)
+
+
+def test_ways_are_plotted_beside_plain_decoding():
+    row = {"tokens_per_step": 2.0, "stage_seconds": {"draft": 1e-3, "pack": 2e-3, "verify": 4e-3, "commit": 1e-3}}
+    rows = [
+        row | {"shape": "1x2", "speedup": 0.8, "speedup_from_to": [0.7, 1.1]},
+        row
+        | {"shape": "lookup", "speedup": 1.5, "speedup_from_to": [1.4, 1.6], "stage_seconds": {"propose": 1e-3, "verify": 3e-3}},
+    ]
+    figure = benchmark_plots.plot_ways({"rows": rows, "autoregressive": {"round_seconds": 3e-3}})
+    speed, steps, time = figure.axes
+    assert [tick.get_text() for tick in speed.get_yticklabels()] == ["1x2", "lookup"]
+    colours = [bar.get_facecolor() for bar in speed.patches]
+    assert colours[0] != colours[1] and [bar.get_width() for bar in speed.patches] == [0.8, 1.5]  # slower and faster than plain
+    assert [line.get_xdata()[0] for axes in (speed, steps, time) for line in axes.lines[-1:]] == [1.0, 1.0, 3.0]
+    ends = {way: max(bar.get_x() + bar.get_width() for bar in time.patches if round(bar.get_y() + 0.4) == way) for way in (0, 1)}
+    assert ends == pytest.approx({0: 8.0, 1: 4.0})  # ms: the stages follow each other
+
+
+def test_lines_are_plotted_with_plain_decoding():
+    axes = benchmark_plots.plot_lines({"coupled": {0.0: 2.0, 1.0: 1.8}}, "temperature", "tokens per step", plain=1.0).axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[2.0, 1.8], [1.0, 1.0]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["coupled", "plain decoding"]

@@ -187,7 +187,7 @@ if OWN_TEXT:
 # %% [markdown]
 # ## Training
 # Every `EVALUATE_EVERY` updates the head is tried on text that was held out: its loss, and the *tokens per step* of
-# real decoding with it, for beams of several shapes (1x3: one beam of 3 drafted tokens). Plain decoding has 1.
+# real decoding with it, for beams of several shapes (1x4: one beam of 4 drafted tokens). Plain decoding has 1.
 #
 # Interrupting this cell saves the run, and running it again resumes it. Other parameters need another `FOLDER`.
 
@@ -195,7 +195,8 @@ if OWN_TEXT:
 from train import main as training
 
 options = ["--head", HEAD, "--steps", STEPS, "--batch", BATCH, "--row-length", ROW_LENGTH, "--rate", RATE]
-options += ["--warmup", min(50, STEPS // 4), "--save-every", EVALUATE_EVERY, "--evaluate-every", EVALUATE_EVERY]
+options += ["--warmup", min(50, STEPS // 4)]
+options += ["--save-every", EVALUATE_EVERY, "--evaluate-every", EVALUATE_EVERY]
 run_command(training.command, "--target", target, *data, "--output", run, *options)
 
 # %% [markdown]
@@ -216,9 +217,9 @@ Image(folder / "curves.png")
 from train.run import log
 
 for line in log.read(run):
-    steps = {name.rpartition("_")[2]: f"{x:.2f}" for name, x in line.items() if "tokens_per_step" in name}
+    steps = [f"{name.rpartition('_')[2]} {x:.2f}" for name, x in line.items() if "tokens_per_step" in name]
     if steps:
-        print(f"after {line['step']:>5} updates: " + ", ".join(f"{shape} {value}" for shape, value in steps.items()))
+        print(f"after {line['step']:>5} updates: {', '.join(steps)}")
 
 # %% [markdown]
 # ## Decode with it

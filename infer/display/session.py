@@ -26,4 +26,4 @@ def describe_devices(platform: str, kind: str, count: int) -> str:
     """What there is to decode on, in a sentence, and where a TPU is to be had."""
     if platform == "tpu":
         return f"{count} TPU chip{'s' * (count > 1)} ({kind})."
-    return f"There is no TPU here, so this goes on on {count} device{'s' * (count > 1)} of kind {kind}. {WANTED}"
+    return f"There is no TPU here, so all of this runs on {count} device{'s' * (count > 1)} of kind {kind}. {WANTED}"

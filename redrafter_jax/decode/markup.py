@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable
 
 TINT = "background:rgba(46,160,67,.28);color:inherit;border-radius:3px"  # seen on a light and on a dark page
-BOX = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;margin:0"
+BOX = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;margin:0"
 SMALL = "font-size:85%;opacity:.8;margin-top:.4em"
 
 

@@ -163,7 +163,7 @@ from train.distill import __main__ as distill
 def run_command(command, *arguments):
     """Runs a command of the package in this session, which holds the chip; it says itself what went wrong."""
     if command([str(argument) for argument in arguments]):
-        raise SystemExit("This did not finish; the reason is above.")
+        raise RuntimeError("This did not finish; the reason is above.")
 
 
 def find_data(name):

@@ -138,7 +138,8 @@ print(f"{len(texts)} prompts, {MAX_NEW_TOKENS} new tokens each.")
 # %% [markdown]
 # ## Beam shapes
 # A line for each shape: tokens per step, its speed beside plain decoding's, the milliseconds of a round and of its
-# stages. Everything is timed in turn, in one process, and medians are reported.
+# stages. Everything is timed in turn, in one process, and medians are reported. In the plot the black lines are plain
+# decoding.
 
 # %%
 from infer.benchmark import __main__ as benchmark
@@ -150,7 +151,7 @@ def measure(name, *options):
     models = ["--target", TARGET] * bool(TARGET) + ["--drafter", DRAFTER] * bool(DRAFTER)
     common = ["--max-new-tokens", MAX_NEW_TOKENS, "--repeats", REPEATS, "--output", file]
     if benchmark.main([str(option) for option in (*models, *common, *options)]):
-        raise SystemExit("This was not measured; the reason is above.")
+        raise RuntimeError("This was not measured; the reason is above.")
     return json.loads(file.read_text())
 
 
@@ -188,7 +189,8 @@ pair = load(TARGET or None, DRAFTER or None)
 def count_steps(way, texts, sampling=Sampling()):
     """Tokens per step over all prompts, decoded as one batch."""
     ids = [pair.tokenizer(text)["input_ids"] for text in texts]
-    return mean_tokens_per_step(list(way.engine.generate(ids, sampling, Limits(new=MAX_NEW_TOKENS), batch=len(ids))))
+    replies = way.engine.generate(ids, sampling, Limits(new=MAX_NEW_TOKENS), batch=len(ids))
+    return mean_tokens_per_step(list(replies))
 
 
 searching, final = [with_shape(pair, Shape(*read_beam(TREE_BEAMS), tree=kind)) for kind in ("search", "beams")]
@@ -202,17 +204,19 @@ print(f"{TREE_BEAMS}, tree beams:  {count_steps(final, texts):.2f} tokens per st
 # not show it the noise.
 
 # %%
+import itertools
+
 temperatures = (0.0, 0.4, 0.8, 1.2)
-by_rule = {
-    rule: {T: count_steps(searching, texts, Sampling(T, rule=rule)) for T in temperatures}  # as one line of the plot
-    for rule in ("coupled", "independent")
-}
+by_rule = {"coupled": {}, "independent": {}}
+for rule, temperature in itertools.product(by_rule, temperatures):
+    by_rule[rule][temperature] = count_steps(searching, texts, Sampling(temperature, rule=rule))
 plot_lines(by_rule, "temperature", "tokens per step", plain=1.0)
 
 # %% [markdown]
 # ## Lookup
-# Prompt lookup drafts what followed the last tokens where they stood before. It has no weights, costs next to nothing,
-# and pays where a text repeats itself or its prompt, as in editing code. It can draft beside the head: `4x4 + lookup`.
+# Prompt lookup drafts what followed the last tokens where they stood before. It has no weights and costs next to
+# nothing. It pays where a text repeats itself or its prompt, as in editing code; the small model of the package copies
+# its prompt less than a model that was trained to. Lookup can draft beside the head, too: `4x4 + lookup`.
 
 # %%
 edits, edit_texts = take_prompts(EMBEDDED / "edits.jsonl", "edits.jsonl", PROMPT_COUNT)

@@ -4,6 +4,7 @@ A script (NAME.py, jupytext's percent format) is the source; NAME.ipynb beside i
 parameters as they stand. `--no-run` writes the cells alone and keeps the outputs of cells that have not changed.
 """
 
+import os
 import pathlib
 import re
 import sys
@@ -58,7 +59,7 @@ def run(
     """
     client = NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
     client.coalesce_streams = True
-    return client.execute(env=environment)
+    return client.execute(env=dict(os.environ) if environment is None else environment)
 
 
 def strip(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

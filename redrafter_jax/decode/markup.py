@@ -19,7 +19,8 @@ def mark_drafts(pieces: Iterable[tuple[str, bool]], caption: str, before: str = 
     prompt = f'<span style="opacity:.6">{html.escape(before)}</span>' if before else ""
     text = "".join(map(_piece, pieces))
     legend = f'<mark style="{TINT}">&nbsp;drafted and accepted&nbsp;</mark> the rest is the target\'s own choice.'
-    return f'<pre style="{BOX}">{prompt}{text}</pre><div style="{SMALL}">{legend} {html.escape(caption)}</div>'
+    # HTML drops a line break right behind <pre>, so there is one that may be dropped
+    return f'<pre style="{BOX}">\n{prompt}{text}</pre><div style="{SMALL}">{legend} {html.escape(caption)}</div>'
 
 
 def _piece(piece: tuple[str, bool]) -> str:

@@ -27,6 +27,7 @@ class Page(html.parser.HTMLParser):
         super().__init__()
         self.open, self.text, self.marked, self.below = [], "", [], ""
         self.feed(page)
+        self.text = self.text.removeprefix("\n")  # as a browser does
 
     def handle_starttag(self, tag, _):
         self.open.append(tag)
@@ -56,6 +57,7 @@ def sampled(pair) -> Completion:
 
 def test_accepted_drafts_are_marked_and_explained():
     page = Page(mark_drafts([("a ", False), ("<b>", True), ("&c", True), ("", True)], "3 < 4", before="<p>"))
+    assert Page(mark_drafts([("\na", False)], "")).text == "\na"
     assert page.text == "<p>a <b>&c" and page.marked == ["<b>", "&c"]
     assert "drafted and accepted" in page.below and "the target's own choice" in page.below and "3 < 4" in page.below
 

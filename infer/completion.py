@@ -10,6 +10,7 @@ import jax
 
 from infer import text
 from infer.calls import Call, Prompt, are_many
+from infer.display import markup
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.decode.request import require, wrong_number
 from redrafter_jax.decode.rules import DEFAULT_RULE
@@ -18,13 +19,18 @@ from redrafter_jax.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A text (None without a tokenizer) and the reply it was decoded from. Printed, it is its text, or its token ids."""
+    """A text (None without a tokenizer) and the reply it was decoded from; pieces: the part of the text that each token made.
+    Printed, it is its text, or its token ids; a notebook shows which tokens were accepted drafts."""
 
     text: str | None
     reply: Reply
+    pieces: Sequence[str] = ()
 
     def __str__(self) -> str:
         return " ".join(map(str, self.reply.token_ids)) if self.text is None else self.text
+
+    def _repr_html_(self) -> str:
+        return markup.completion(self.text, self.reply, self.pieces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +76,7 @@ class Pair:
         shards = self.engine.mesh.shape["data"]
         rows = -(-min(batch_size, len(ids)) // shards) * shards
         replies = self.engine.generate(ids, call.sampling, call.limits, call.seeds(len(ids)), batch=rows, stop_ids=call.stop_ids)
-        found = [
-            Completion(text.text_of(self.tokenizer, own, reply.token_ids), reply) for own, reply in zip(ids, replies, strict=True)
-        ]
+        found = [self._completion(own, reply) for own, reply in zip(ids, replies, strict=True)]
         return found if many else found[0]
 
     def stream(
@@ -100,7 +104,8 @@ class Pair:
         return self._pieces(call, self._encode(call, {"prompt": prompt}))
 
     def _completion(self, prompt: list[int], reply: Reply) -> Completion:
-        return Completion(text.text_of(self.tokenizer, prompt, reply.token_ids), reply)
+        pieces = [] if self.tokenizer is None else text.pieces_of(self.tokenizer, prompt, reply.token_ids)
+        return Completion(None if self.tokenizer is None else "".join(pieces), reply, pieces)
 
     def _encode(self, call: Call, given: dict[str, Prompt]) -> list[list[int]]:
         target = self.engine.target.config

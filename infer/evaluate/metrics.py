@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from infer import failures
 from redrafter_jax import cross_entropy

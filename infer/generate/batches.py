@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from infer import pair, terminal
 from infer.generate.task import Decoding, Task

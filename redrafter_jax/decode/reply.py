@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from redrafter_jax.decode import markup
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
@@ -28,6 +30,16 @@ class Reply:
     def tokens_per_step(self) -> float | None:
         """Of this reply alone."""
         return tokens_per_step(len(self.token_ids), 1, self.rounds)
+
+    @property
+    def caption(self) -> str:
+        """What a notebook writes below the reply."""
+        pace = "" if self.tokens_per_step is None else f", {self.tokens_per_step:.2f} tokens per step"
+        return f"{len(self.token_ids)} tokens, {self.rounds} target passes after the prompt's{pace}; ended by {self.finish_reason}."
+
+    def _repr_html_(self) -> str:
+        """The ids, as a notebook shows them."""
+        return markup.mark_drafts([(f"{t} ", d) for t, d in zip(self.token_ids, self.drafted, strict=True)], self.caption)
 
 
 def tokens_per_step(tokens: int, replies: int, rounds: int) -> float | None:

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from infer import text, text_files
 from redrafter_jax.devices import processes

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.atomic import replacing

@@ -18,6 +18,7 @@ from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
 from infer.generate.task import Decoding, Destination, Models, Task, WantedShape
+from infer.stopping import Stops
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -79,8 +80,25 @@ class Options:
     """Prompt i, counted from 0, is sampled with seed + i. The same seed gives the same text."""
     max_new_tokens: int = 128
     """New tokens per prompt at most."""
+    min_new_tokens: int = 0
+    """No end-of-text token before the reply has so many tokens; a stop string that appears earlier does not end it either."""
     ignore_eos: bool = False
     """Go on after an end-of-text token."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A text that ends the reply where it appears, and is not shown; may be repeated. In a shell $'\\n' is a line break."""
+    include_stop: bool = False
+    """Keep the stop string that ended a reply in its text."""
+    n: int = 1
+    """Replies to each prompt, which differ in their noise, so --temperature has to be above 0. The first is that of --n 1."""
+    repetition_penalty: float = 1.0
+    """Divide positive logits of tokens that the prompt or the reply has, and multiply negative ones; 1 is off."""
+    presence_penalty: float = 0.0
+    """Subtract from the logits of tokens that the reply has, from -2 to 2; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Subtract from the logits of tokens as often as the reply has them, from -2 to 2; 0 is off."""
+    logprobs: int = 0
+    """In JSON lines: the log-probability of each token, and the K likeliest tokens with theirs, of the model's own distribution
+    (before penalties, temperature, top-k and top-p); 0 is off."""
     batch_size: int = 1
     """Prompts that are decoded together."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -112,14 +130,17 @@ def _main(arguments: list[str] | None) -> int:
 def task_of(options: Options) -> Task:
     """The options that are good (`checks.alone`), but for prompts, the cache of programs and the group, in the library's types."""
     beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
-    limits = Limits(options.max_new_tokens, options.max_length or 0)
+    penalties = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance, *penalties, options.logprobs)
+    limits = Limits(options.max_new_tokens, options.max_length or 0, options.min_new_tokens)
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
+    decoding = Decoding(options.decoding, beams, lookup, sampling, limits, options.seed, options.batch_size, options.ignore_eos)
+    decoding = dataclasses.replace(decoding, stops=Stops(options.stop, options.include_stop), n=options.n)
     return Task(
         Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
-        Decoding(options.decoding, beams, lookup, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
+        decoding,
         Destination(options.output, options.json, options.no_color),
     )
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from infer import pair, prompts, terminal
 from infer.generate.task import Decoding, Task
 from infer.replies import ReplyFile, line_of
-from infer.text import text_of
+from infer.stopping import Stopper
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes
 
@@ -18,8 +18,8 @@ ALL_ROUNDS = 1 << 30
 
 
 class Batches:
-    """The prompts of a task; ``generate`` decodes those whose replies are not in ``file``. ``failed`` of the replies end in an
-    error."""
+    """The replies of a task, n to each prompt: number r is reply r % n to prompt r // n. ``generate`` decodes those that are not in
+    ``file``. ``failed`` of the replies end in an error."""
 
     def __init__(
         self,
@@ -33,16 +33,17 @@ class Batches:
     ):
         self.task, self.pair, self.given, self.ids = task, loaded, given, ids
         self.seeds, self.runs, self.file = seeds, runs, file
+        self.n, self.stopper = task.decoding.n, Stopper(loaded.tokenizer, task.decoding.stops, "--stop")
         self.engine = loaded.engine if task.decoding.kind == "speculative" else loaded.engine.autoregressive()
         self.streams = task.destination.shows_text and task.decoding.batch == 1
         self.totals = terminal.Totals()
-        self.numbers: Sequence[int] = range(len(ids))  # of the prompts that this process decodes
+        self.numbers: Sequence[int] = range(len(ids) * self.n)  # of the replies that this process decodes
         self.done = file.done if file else set()
         self.failed = file.failed if file else 0
         self.writes = processes.is_first()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
-        """Takes on these prompts alone, less those that are done already, and writes their replies into a file of its own."""
+        """Takes on these replies alone, less those that are done already, and writes their replies into a file of its own."""
         self.file, self.numbers, self.writes = file, numbers, True
         self.done, self.failed = self.done | file.done, file.failed
 
@@ -52,7 +53,8 @@ class Batches:
         batches = [self.numbers[start : start + size] for start in range(0, count, size)]
         left = [batch for batch in batches if not self.done.issuperset(batch)]
         hidden = self.task.destination.shows_text or count == 1 or not sys.stderr.isatty() or not processes.is_first()
-        with tqdm(total=count, initial=count - sum(map(len, left)), unit="prompt", disable=hidden, file=sys.stderr) as bar:
+        unit, before = "prompt" if self.n == 1 else "reply", count - sum(map(len, left))
+        with tqdm(total=count, initial=before, unit=unit, disable=hidden, file=sys.stderr) as bar:
             for numbers in left:
                 replies = self._decode(numbers)
                 for index, reply in zip(numbers, replies, strict=True):
@@ -61,15 +63,26 @@ class Batches:
                         self.failed += reply.finish_reason == "error"
                 bar.update(len(numbers))
         self.totals.compile_seconds = self.engine.compile_seconds
-        shared = count < len(self.ids)
+        shared = count < len(self.runs)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
     def _decode(self, numbers: Sequence[int]) -> list[Reply]:
         open_stream = functools.partial(self._open, numbers[0]) if self.streams else None
-        ids, seeds = [self.ids[i] for i in numbers], [self.seeds[i] for i in numbers]
-        replies = decode(self.engine, self.task.decoding, ids, seeds, open_stream)
+        replies = self.decode(self.engine, numbers, open_stream)
         self.totals.add(replies)
         return replies
+
+    def decode(
+        self, engine: Engine, numbers: Sequence[int], open_stream: Callable[[], terminal.Stream] | None = None
+    ) -> list[Reply]:
+        """The replies with these numbers, as one batch."""
+        prompts = [number // self.n for number in numbers]
+        ids, seeds, samples = [self.ids[i] for i in prompts], [self.seeds[i] for i in prompts], [r % self.n for r in numbers]
+        return decode(engine, self.task.decoding, self.stopper, ids, seeds, open_stream, samples)
+
+    def text_of(self, number: int, reply: Reply) -> str | None:
+        """The text of the reply with this number; None without a tokenizer."""
+        return self.stopper.text_of(self.ids[number // self.n], reply)
 
     def _hand_out(self, index: int, reply: Reply) -> None:
         if self.task.destination.shows_text:
@@ -78,7 +91,7 @@ class Batches:
                 stream.show(reply)
                 stream.close()
             return
-        line = line_of(self.runs[index], index, text_of(self.pair.tokenizer, self.ids[index], reply.token_ids), reply)
+        line = line_of(self.runs[index], index // self.n, self.text_of(index, reply), reply)
         if self.file is not None and self.writes:
             self.file.write([line])
         if self.task.destination.json:
@@ -86,25 +99,35 @@ class Batches:
 
     def _open(self, index: int) -> terminal.Stream:
         """Writes what stands before a reply: its number among several, and the prompt where a person reads along."""
-        prompt = self.given[index]
-        if len(self.ids) > 1:
-            print(f"--- {prompt.where}")
+        prompt, ids = self.given[index // self.n], self.ids[index // self.n]
+        if len(self.runs) > 1:
+            which = f", reply {index % self.n + 1} of {self.n}" if self.n > 1 else ""
+            print(f"--- {prompt.where}{which}")
         if prompt.kind == "prompt" and (sys.stdout.isatty() or prompt.is_default):
             print(prompt.content, end="", flush=True)
-        return terminal.Stream(self.pair.tokenizer, self.ids[index], terminal.coloured(self.task.destination.no_color))
+        return open_stream(self.task, self.stopper, ids)
+
+
+def open_stream(task: Task, stopper: Stopper, prompt: list[int]) -> terminal.Stream:
+    """Where a reply to this prompt is shown."""
+    text = stopper.text(prompt, task.decoding.limits.min_new) if stopper.stops.strings else None
+    return terminal.Stream(stopper.tokenizer, prompt, terminal.coloured(task.destination.no_color), text)
 
 
 def decode(
     engine: Engine,
     decoding: Decoding,
+    stopper: Stopper,
     ids: Sequence[list[int]],
     seeds: Sequence[int],
     open_stream: Callable[[], terminal.Stream] | None,
+    samples: Sequence[int] | None = None,
 ) -> list[Reply]:
     """One batch; a batch of one can be watched while it grows, in a stream that is opened once its programs are compiled."""
     rounds, stream = ALL_ROUNDS if open_stream is None else None, None
     replies: list[Reply] = []
-    for progress in engine.stream(ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds):
+    given = (ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds, samples)
+    for progress in stopper.stream(engine, *given):
         replies = progress.replies
         if open_stream is not None:
             stream = stream or open_stream()

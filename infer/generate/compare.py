@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from infer.terminal import Totals
 from redrafter_jax.decode.engine import Engine, Reply
@@ -36,19 +36,23 @@ class Comparison:
         ])  # fmt: skip
 
 
-def compare(engine: Engine, prompts: Sequence, sampling, limits, seeds: Sequence[int], batch: int) -> Comparison:
-    """Decodes every batch both ways, in turn and often enough to be timed."""
+Decode = Callable[[Engine, Sequence[int]], list[Reply]]
+"""The replies of an engine to the prompts of one batch, by their numbers."""
+
+
+def compare(engine: Engine, decode: Decode, count: int, batch: int) -> Comparison:
+    """Decodes every batch of ``count`` prompts both ways, in turn and often enough to be timed."""
     plain = engine.autoregressive()
     result = Comparison(Totals(), Totals(), [])
-    repeats = math.ceil(MIN_RUNS / math.ceil(len(prompts) / batch))
+    repeats = math.ceil(MIN_RUNS / math.ceil(count / batch))
     for one in (engine, plain):  # compiles, and pays for what only a first run pays for
-        list(one.generate(prompts[:batch], sampling, limits, seeds[:batch], batch))
-    for first in range(0, len(prompts), batch):
-        part = slice(first, first + batch)
+        decode(one, range(count)[:batch])
+    for first in range(0, count, batch):
+        numbers = range(count)[first : first + batch]
         for repeat in range(repeats):
             pair = []
             for one, totals in ((engine, result.speculative), (plain, result.autoregressive)):
-                replies = list(one.generate(prompts[part], sampling, limits, seeds[part], batch))
+                replies = decode(one, numbers)
                 totals.add(replies)
                 pair.append(replies)
             if repeat == 0:

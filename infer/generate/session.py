@@ -13,11 +13,12 @@ import jax
 
 from infer import failures, pair, prompts, proposers, room, terminal
 from infer.generate import chat, checks, compare, parts
-from infer.generate.batches import Batches, decode
+from infer.generate.batches import Batches, decode, open_stream
 from infer.generate.task import Decoding, Task, WantedShape
 from infer.options import check_tree, read_seeds
 from infer.replies import Owner, ReplyFile, line_of, run_of
-from infer.text import load_tokenizer, text_of
+from infer.stopping import Stopper
+from infer.text import load_tokenizer
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
@@ -66,7 +67,9 @@ def prepare(task: Task) -> Prepared:
     shape = shape_of(decoding.beams, found, lookup) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)
-    return Prepared(task, resolved, shape, lookup, load_tokenizer(resolved.target))
+    tokenizer = load_tokenizer(resolved.target)
+    Stopper(tokenizer, decoding.stops, "--stop")
+    return Prepared(task, resolved, shape, lookup, tokenizer)
 
 
 def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
@@ -87,8 +90,8 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     seen = json.dumps([runs, sorted(file.done) if file else []])
     processes.check_same(seen, "--prompts, --output, the pair or an option is not the same in all processes")
     if file is not None and file.done:
-        processes.say(f"{len(file.done)} of {len(ids)} replies are in {file.path} already", sys.stderr)
-        if len(file.done) == len(ids):
+        processes.say(f"{len(file.done)} of {len(runs)} replies are in {file.path} already", sys.stderr)
+        if len(file.done) == len(runs):
             return finish(file, runs)
     if not decoding.is_exact:
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
@@ -100,10 +103,10 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     if decoding.kind == "compare":
         return compare_both(batches, prepared.resolved.dtype)
     if processes.count() > 1 and not loaded.engine.mesh.is_multi_process:
-        return exit_code(share_out(batches), len(ids))
+        return exit_code(share_out(batches), len(runs))
     batches.generate()
-    code = exit_code(batches.failed, len(ids))
-    is_demonstration = given[0].is_default and decoding.kind == "speculative"
+    code = exit_code(batches.failed, len(runs))
+    is_demonstration = given[0].is_default and decoding.kind == "speculative" and decoding.n == 1
     if is_demonstration and batches.streams and code == 0:
         return compare_both(batches, prepared.resolved.dtype)
     return code
@@ -132,16 +135,18 @@ def exit_code(failed: int, count: int) -> int:
 
 
 def runs_of(prepared: Prepared, ids: Sequence[list[int]], seeds: Sequence[int]) -> list[str]:
-    """What each line of the output carries: all that decides the reply, and the head and shape that its figures are of."""
+    """What each line of the output carries, n for each prompt: all that decides the reply, and the head and shape that its figures
+    are of. The first reply's does not depend on n, so that a run can be resumed with more replies to each prompt."""
     destination, resolved = prepared.task.destination, prepared.resolved
-    if destination.shows_text:
-        return [""] * len(ids)  # there are no lines, and large files take long to read
     decoding = prepared.task.decoding
+    if destination.shows_text:
+        return [""] * (len(ids) * decoding.n)  # there are no lines, and large files take long to read
     stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
     models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
     models += [] if prepared.lookup is None else [str(prepared.lookup)]  # none is said of a head alone, as in earlier versions
     common = run_of(decides_text(decoding, resolved), stops, models)
-    return [run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
+    which = [[], *([sample] for sample in range(1, decoding.n))]
+    return [run_of(common, prompt, seed, *sample) for prompt, seed in zip(ids, seeds, strict=True) for sample in which]
 
 
 def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
@@ -158,16 +163,32 @@ def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
         "dtype": resolved.dtype,
         "decoding": decoding.kind,
     }
+    settings |= {name: value for name, value in later_settings(decoding).items() if value}
     if resolved.dtype != "float32":  # it rounds differently in another batch, or on another mesh
         settings |= {"batch_size": decoding.batch, "mesh": list(resolved.mesh)}
+        settings |= {"n": decoding.n} if decoding.n > 1 else {}
     return settings
+
+
+def later_settings(decoding: Decoding) -> dict:
+    """Those that earlier versions did not know: an output of theirs, for which they are off, can still be resumed."""
+    sampling, stops = decoding.sampling, decoding.stops
+    return {
+        "min_new_tokens": decoding.limits.min_new,
+        "stop": list(stops.strings),
+        "include_stop": stops.include,
+        "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1 else None,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logprobs": sampling.logprobs,
+    }
 
 
 def share_out(batches: Batches) -> int:
     """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process
     merges. Returns how many replies ended in an error, of all those that this process knows."""
     output, runs, index, count = batches.file, batches.runs, processes.index(), processes.count()
-    shares = parts.shares(len(batches.ids), batches.task.decoding.batch, count)
+    shares = parts.shares(len(runs), batches.task.decoding.batch, count)
     own = [number for number in shares[index] if number not in output.done]
     part = parts.part(output.path, index, count)
     claims.check_file(part, "--output")
@@ -185,13 +206,13 @@ def compare_both(batches: Batches, dtype: str) -> int:
     """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32, or a reply ended in an error, with
     which there is nothing to compare."""
     ids, decoding, as_json = batches.ids, batches.task.decoding, batches.task.destination.json
-    result = compare.compare(batches.pair.engine, ids, decoding.sampling, decoding.limits, batches.seeds, decoding.batch)
+    result = compare.compare(batches.pair.engine, batches.decode, len(ids), decoding.batch)
     failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
     if not failed:
         print(result.report(dtype), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         for index, (fast, plain) in enumerate(result.replies):
-            line = line_of(batches.runs[index], index, text_of(batches.pair.tokenizer, ids[index], fast.token_ids), fast)
+            line = line_of(batches.runs[index], index, batches.text_of(index, fast), fast)
             line |= {"identical": fast.token_ids == plain.token_ids, "autoregressive_seconds": round(plain.seconds, 6)}
             print(json.dumps(line))
     if failed:
@@ -205,18 +226,18 @@ def converse(task: Task) -> int:
     if prepared.tokenizer is None:
         raise BadInput(f"--interactive needs text, but {prepared.resolved.target} has no tokenizer; use --prompts with token_ids")
     engine, tokenizer = prepared.fill().engine, prepared.tokenizer
+    stopper = Stopper(tokenizer, task.decoding.stops)
 
     def answer(prompt: prompts.Prompt, turn: int) -> str:
         ids = prepared.encode(prompt)
-        compiled, coloured = engine.compile_seconds, terminal.coloured(task.destination.no_color)
-        open_stream = functools.partial(terminal.Stream, tokenizer, ids, coloured)
-        replies = decode(engine, task.decoding, [ids], [(task.decoding.seed + turn) % 2**32], open_stream)
+        compiled, seed = engine.compile_seconds, (task.decoding.seed + turn) % 2**32
+        replies = decode(engine, task.decoding, stopper, [ids], [seed], functools.partial(open_stream, task, stopper, ids))
         totals = terminal.Totals()
         totals.add(replies)
         totals.compile_seconds = engine.compile_seconds - compiled
         print(totals, file=sys.stderr)
         exit_code(replies[0].finish_reason == "error", 1)
-        return text_of(tokenizer, ids, replies[0].token_ids) or ""
+        return stopper.text_of(ids, replies[0]) or ""
 
     chat.converse(tokenizer, answer)
     return 0

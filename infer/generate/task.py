@@ -5,6 +5,7 @@ import pathlib
 from typing import Literal
 
 from infer.drafting import WantedLookup
+from infer.stopping import Stops
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
 
@@ -34,7 +35,7 @@ class WantedShape:
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together; ``lookup``:
-    drafts too, or alone."""
+    drafts too, or alone; ``stops``: strings that end a reply; ``n``: replies to each prompt."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
@@ -44,6 +45,8 @@ class Decoding:
     seed: int = 0
     batch: int = 1
     ignore_eos: bool = False
+    stops: Stops = Stops()
+    n: int = 1
 
     @property
     def is_exact(self) -> bool:

@@ -87,7 +87,7 @@ def adjust(
     """
     if history is None:
         return logits_BNV
-    ids = _ids_like(logits_BNV) if ids is None else ids
+    ids = _ids_like(logits_BNV) if ids is None else jax.sharding.reshard(ids, _last_axis(logits_BNV))
     if history.seen is not None:
         logits_BNV = _penalise(policy.penalties, logits_BNV, history.seen, _occurrences(path_BNL, ids))
     if policy.min_new_B is None:
@@ -129,8 +129,11 @@ def _occurrences(tokens: jax.Array, ids: jax.Array) -> jax.Array:
 
 def _ids_like(values: jax.Array) -> jax.Array:
     """The ids ``[V]`` of values ``[..., V]``, split as they are."""
-    spec = jax.typeof(values).sharding.spec
-    return jax.lax.broadcasted_iota(jnp.int32, values.shape[-1:], 0, out_sharding=P(spec[-1]))
+    return jax.lax.broadcasted_iota(jnp.int32, values.shape[-1:], 0, out_sharding=_last_axis(values))
+
+
+def _last_axis(values: jax.Array) -> P:
+    return P(jax.typeof(values).sharding.spec[-1])
 
 
 Columns = Callable[[jax.Array], jax.Array]

@@ -1,8 +1,10 @@
 """Penalties and the least length: at every node those of its own text, whatever is drafted, alone and beside other rows."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from redrafter_jax.decode.propose.scripted import scripted
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.model import attention
 from tests import small, support
+from tests.draft_vocabularies import cut
 from tests.support import compilations, put
 
 PROMPTS = [[1, 5, 9, 5], [4, 8, 33, 33, 7, 7], [3] * 8, [9, 8], [7, 6] * 4, [2, 30], [1, 5, 9, 5], [11]]
@@ -174,12 +177,34 @@ def test_other_values_compile_nothing(engine):
     assert not found
 
 
-def test_the_head_drafts_what_the_penalised_target_will_choose(models):
-    """A head that is the target's equal, nearly: noise of a high temperature decides, and the penalties on top of it."""
-    ways = [Sampling(50.0, presence_penalty=2.0), Sampling(50.0, repetition_penalty=100.0)]
-    engine = Engine(models[0], Recurrent(models[1], Shape(1, 3)))
-    knows = [reply.tokens_per_step for way in ways for reply in engine.generate(PROMPTS, way, Limits(40), SEEDS, ROWS)]
-    assert np.mean(knows) > 2.5
+EVERY_TOKEN = pytest.param(None, marks=pytest.mark.slow, id="all tokens")
+
+
+@pytest.mark.parametrize("vocabulary", [EVERY_TOKEN, pytest.param(list(range(1, 64, 3)), id="a draft vocabulary")])
+def test_the_head_drafts_with_the_adjustments_of_the_target(models, vocabulary):
+    """A single greedy beam, against a loop that adjusts the head's logits by the text and what is drafted."""
+    target, head = models
+    if vocabulary is not None:
+        head = cut(head, vocabulary)
+    columns = list(range(small.V)) if vocabulary is None else vocabulary
+    how, least, prompt = Sampling(repetition_penalty=1.5, presence_penalty=1.0, frequency_penalty=1.0), 3, PROMPTS[0]
+    policy = support.make_policy([how], [0], min_news=[least])
+    state = support.started(target, [prompt], 20, 6, policy, stops=STOPS)
+    draft = jax.jit(Recurrent(head, Shape(1, 6)).draft)
+    drafted = draft(target, state.view()).tokens[0, :, 0].tolist()
+    assert drafted != draft(target, dataclasses.replace(state.view(), history=None)).tokens[0, :, 0].tolist()
+    reply, recurrent = [int(state.g[0])], jnp.zeros_like(state.h)
+    for token in drafted:
+        logits = np.full(small.V, -np.inf)
+        logits[columns], recurrent = step(head, target, state.h, recurrent, put([reply[-1]], np.int32))
+        assert choose(logits, how, least, prompt, reply, 0) == token
+        reply.append(token)
+
+
+@jax.jit
+def step(head, target, h, recurrent, token):
+    recurrent = head.advance(recurrent, target.embed(token))
+    return head.unembed(head.exit(head.context(h), recurrent), target)[0], recurrent
 
 
 def test_the_paths_of_a_tree_are_its_ancestors_without_the_root():

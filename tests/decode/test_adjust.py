@@ -1,4 +1,5 @@
-"""Penalties and the least length: at every node those of its own text, whatever is drafted, alone and beside other rows."""
+"""Penalties, the least length and log-probabilities: at every node those of its own text, whatever is drafted, alone and beside
+other rows."""
 
 import dataclasses
 import functools
@@ -24,11 +25,11 @@ from tests.support import compilations, put
 PROMPTS = [[1, 5, 9, 5], [4, 8, 33, 33, 7, 7], [3] * 8, [9, 8], [7, 6] * 4, [2, 30], [1, 5, 9, 5], [11]]
 SAMPLINGS = [
     Sampling(repetition_penalty=1.3),
-    Sampling(1.0, repetition_penalty=1.5),
+    Sampling(1.0, repetition_penalty=1.5, logprobs=1),
     Sampling(1.0, 20, 0.9, presence_penalty=1.0, frequency_penalty=0.5),
     Sampling(0.7, rule="independent", repetition_penalty=1.2, frequency_penalty=-0.5),
-    Sampling(1.0),
-    Sampling(presence_penalty=2.0, frequency_penalty=2.0),
+    Sampling(1.0, logprobs=3),
+    Sampling(presence_penalty=2.0, frequency_penalty=2.0, logprobs=4),
     Sampling(),
     Sampling(1.5, 12, repetition_penalty=0.7),
 ]
@@ -46,7 +47,7 @@ def models():
 @pytest.fixture(scope="module")
 def engine(models):
     """One for all tests, so that they share its compiled programs."""
-    return Engine(models[0], Recurrent(models[1], Shape(4, 4)))
+    return Engine(models[0], Recurrent(models[1], Shape(3, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +82,44 @@ NAMES = [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in WAYS if
 def test_no_way_to_draft_changes_a_token(engine, models, plain, name):
     replies = list(WAYS[name](engine, models, plain).generate(*GIVEN))
     assert ids(replies) == ids(plain)
+    check_logprobs(replies, models[0])
     assert sum(sum(reply.drafted) for reply in replies) > (0 if name == "lookup" else 20)
     assert {reply.finish_reason for reply in replies} == {"stop", "length"}
 
 
+@pytest.mark.slow
 def test_a_row_is_alone_what_it_is_beside_others(engine, plain):
     alone = next(engine.generate(PROMPTS[1:2], SAMPLINGS[1], LIMITS[1], SEEDS[1:2], stop_ids=STOPS))
     assert alone.token_ids == plain[1].token_ids
 
 
 @pytest.mark.parametrize("mesh", [(2, 4), pytest.param((1, 8), marks=pytest.mark.slow)], ids=str)
-def test_a_split_vocabulary_gives_the_tokens_of_one_device(plain, mesh):
+def test_a_split_vocabulary_gives_the_tokens_of_one_device(models, plain, mesh):
     target, head = small.models(mesh)
-    assert ids(Engine(target, Recurrent(head, Shape(4, 4))).generate(*GIVEN)) == ids(plain)
+    replies = list(Engine(target, Recurrent(head, Shape(2, 2))).generate(*GIVEN))
+    assert ids(replies) == ids(plain)
+    jax.set_mesh(models[0].lm_head[...].sharding.mesh)
+    check_logprobs(replies, models[0])
+
+
+def check_logprobs(replies, target) -> None:
+    """Against a log-softmax of the model's own logits of the full text: before penalties, temperature and filters."""
+    for prompt, how, reply in zip(PROMPTS, SAMPLINGS, replies, strict=True):
+        if not how.logprobs:
+            assert reply.logprobs is None and reply.top_logprobs is None
+            continue
+        count, K = len(reply.token_ids), how.logprobs
+        expected = np.asarray(jax.nn.log_softmax(logits_before(target, prompt, reply.token_ids)))
+        np.testing.assert_allclose(reply.logprobs, expected[np.arange(count), reply.token_ids], atol=1e-4)
+        order = np.argsort(-expected, axis=1, kind="stable")[:, :K]
+        assert [list(place) for place in reply.top_logprobs] == order.tolist()
+        values = [list(place.values()) for place in reply.top_logprobs]
+        np.testing.assert_allclose(values, np.take_along_axis(expected, order, axis=1), atol=1e-4)
+
+
+def test_what_is_sampled_is_not_always_the_likeliest_and_plain_decoding_reports_the_same(models, plain):
+    check_logprobs(plain, models[0])
+    assert min(plain[1].logprobs) < -2
 
 
 @functools.cache
@@ -171,7 +197,7 @@ def test_no_stop_id_comes_too_early_and_a_reply_ends_at_the_first_that_may(plain
 
 def test_other_values_compile_nothing(engine):
     list(engine.generate(*GIVEN))
-    others = [*SAMPLINGS[1:], Sampling(0.5, repetition_penalty=1.01)]
+    others = [*SAMPLINGS[1:], Sampling(0.5, repetition_penalty=1.01, logprobs=3)]
     with compilations() as found:
         list(engine.generate(PROMPTS[::-1], others, LIMITS[::-1], SEEDS, ROWS, list(range(30, 60))))
     assert not found

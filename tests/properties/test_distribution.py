@@ -176,11 +176,10 @@ def penalised_joint(target) -> np.ndarray:
     """As `joint`, of the penalised target."""
 
     def probabilities(texts: list[tuple[int, ...]]) -> np.ndarray:
-        logits = np.log(next_token_probabilities(target, tuple(texts)))
-        logits += np.asarray(largest_logits(target, tuple(texts)))[:, None] - logits.max(axis=1, keepdims=True)
+        logits = np.array(target.unembed(support.started(target, list(map(list, texts)), 1, 0).h), np.float64)
         for row, text in zip(logits, texts, strict=True):
+            reply = text[len(PROMPT) :]
             for token in range(V):
-                reply = text[len(PROMPT) :]
                 if token in text:
                     row[token] *= PENALISED.repetition_penalty ** (-1 if row[token] > 0 else 1)
                 row[token] -= reply.count(token) * PENALISED.frequency_penalty + (token in reply) * PENALISED.presence_penalty
@@ -192,16 +191,9 @@ def penalised_joint(target) -> np.ndarray:
     return np.einsum("a,ab,abc->bc", first, second, third)
 
 
-@functools.cache
-def largest_logits(target, prefixes: tuple[tuple[int, ...], ...]) -> list[float]:
-    """What probabilities alone do not say: the repetition penalty depends on the sign of a logit."""
-    state = support.started(target, [list(prefix) for prefix in prefixes], 1, 0)
-    return np.asarray(target.unembed(state.h)).max(axis=-1).tolist()
-
-
 def draw_penalised(models, shape: Shape) -> np.ndarray:
     target, proposer, pairs = models[0], Recurrent(models[1], shape), []
-    for first in range(0, DRAWS, BATCH):
+    for first in range(0, DRAWS // 2, BATCH):
         how = make_policy([PENALISED] * BATCH, np.arange(first, first + BATCH))
         state = loop.run(target, proposer, support.started(target, [PROMPT] * BATCH, 3, shape.length, how), 10)
         pairs.append(np.asarray(support.texts(state))[:, 1:3])

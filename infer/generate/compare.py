@@ -45,7 +45,7 @@ def compare(engine: Engine, decode: Decode, count: int, batch: int) -> Compariso
     plain = engine.autoregressive()
     result = Comparison(Totals(), Totals(), [])
     repeats = math.ceil(MIN_RUNS / math.ceil(count / batch))
-    for one in (engine, plain):  # compiles, and pays for what only a first run pays for
+    for one in (engine, plain):  # compiles, and warms up
         decode(one, range(count)[:batch])
     for first in range(0, count, batch):
         numbers = range(count)[first : first + batch]

@@ -25,7 +25,7 @@ from redrafter_jax.model.target import Target, unembed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
-    ``draft_vocab``: U, tokens that the head can draft; 0 is the whole vocabulary, without a table."""
+    ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table."""
 
     vocab_size: int
     hidden_size: int
@@ -108,13 +108,13 @@ class Drafter(nnx.Module):
         return layers.gather_features(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
 
     def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
-        layer that reads ``[h ; s]``."""
+        """The part of `exit` that depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share
+        of the first layer that reads ``[h ; s]``."""
         first = self._first()
         return h, None if first is None else layers.times(h, self.weight_of_h()) + first.bias[...]
 
     def weight_of_h(self) -> nnx.Param | jax.Array | None:
-        """The matrix ``[D, out]`` that `context` multiplies h by; None for a head that has none."""
+        """The matrix ``[D, out]`` that `context` multiplies h by; None for a head without such a layer."""
         first = self._first()
         return None if first is None else _halves(first)[0]
 
@@ -134,7 +134,7 @@ class Drafter(nnx.Module):
         return z
 
     def _first(self) -> layers.Linear | SplitLinear | None:
-        """The first layer that reads ``[h ; s]``; None for a head that has none."""
+        """The first layer that reads ``[h ; s]``; None for a head without an ``input_proj`` and without blocks."""
         if self.input_proj is not None:
             return self.input_proj
         return self.blocks[0] if self.blocks else None
@@ -163,8 +163,8 @@ class Drafter(nnx.Module):
         return target.columns(self.ids) if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
 
     def drafted(self, values: jax.Array) -> jax.Array:
-        """Of values for every token of the target ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, split as
-        they were."""
+        """Selects from values of all tokens ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, sharded
+        alike."""
         if self.ids is None:
             return values
         spec = jax.typeof(values).sharding.spec

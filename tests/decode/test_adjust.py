@@ -148,12 +148,12 @@ def choose(logits: np.ndarray, how: Sampling, least: int, prompt: list[int], rep
         adjusted[token] = -np.inf if token in STOPS and len(reply) < least else logit
     if how.temperature == 0:
         return int(adjusted.argmax())
-    warped = np.asarray(support_warp(adjusted / how.temperature, how))
+    warped = np.asarray(filter_scaled(adjusted / how.temperature, how))
     noise = jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), len(prompt) + len(reply)), (len(logits),))
     return int((warped + np.asarray(noise)).argmax())
 
 
-def support_warp(scaled: np.ndarray, how: Sampling) -> np.ndarray:
+def filter_scaled(scaled: np.ndarray, how: Sampling) -> np.ndarray:
     """Top-k, then top-p of what is left."""
     order = np.argsort(-scaled, kind="stable")
     kept = order[: how.top_k] if how.top_k else order

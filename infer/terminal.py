@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from infer.stopping import StopText
 from infer.text import Detokenizer
 from redrafter_jax.decode.reply import tokens_per_step
 from redrafter_jax.devices import processes
@@ -60,8 +61,9 @@ def _short(folder: str) -> str:
 class Stream:
     """Writes one reply to standard output as it grows."""
 
-    def __init__(self, tokenizer, prompt: list[int], coloured: bool):
-        self.detokenizer = Detokenizer(tokenizer, prompt) if tokenizer is not None else None
+    def __init__(self, tokenizer, prompt: list[int], coloured: bool, text: StopText | None = None):
+        """``text``: of the tokens, where it ends at a stop string."""
+        self.detokenizer = text or (Detokenizer(tokenizer, prompt) if tokenizer is not None else None)
         self.coloured = coloured
         self.count = 0
 

@@ -19,12 +19,13 @@ from infer.distributed import Group
 from infer.generate import checks
 from infer.generate.task import Decoding, Destination, Models, Task, WantedShape
 from infer.options import changed
+from infer.stopping import Stops
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 
-SAMPLING_OPTIONS = ("temperature", "top_k", "top_p")  # that a model's generation_config.json may decide
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "repetition_penalty")  # that a model's generation_config.json may decide
 DEFAULT_PROMPT = """class Client:
     def connect(self, host, port, timeout=None):
         \"\"\"Connect to a server.\"\"\"
@@ -46,6 +47,7 @@ class Options:
         "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompt": "TEXT", "prompts": "FILE",
         "chat_template": "FILE", "output": "FILE", "cache_dir": "FOLDER", "mesh": "D M", "beam_width": "W", "beam_length": "L",
         "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P", "temperature": "T",
+        "stop": "TEXT", "logprobs": "K", "n": "N",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m infer.generate",
@@ -101,6 +103,15 @@ class Options:
     """Sample among the k likeliest tokens; 0 is off."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that together have this probability; 1 is off."""
+    repetition_penalty: float = 1.0
+    """Divide positive logits of tokens that the prompt or the reply has, and multiply negative ones; 1 is off."""
+    presence_penalty: float = 0.0
+    """Subtract from the logits of tokens that the reply has, from -2 to 2; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Subtract from the logits of tokens as often as the reply has them, from -2 to 2; 0 is off."""
+    logprobs: int = 0
+    """In JSON lines: the log-probability of each token, and the K likeliest tokens with theirs, of the model's own distribution
+    (before penalties, temperature, top-k and top-p); 0 is off."""
     acceptance: Literal["coupled", "independent", "typical"] = "coupled"
     """coupled and independent give exactly the target's distribution; typical CHANGES THE DISTRIBUTION."""
     seed: int = 0
@@ -109,8 +120,16 @@ class Options:
     """New tokens per prompt at most."""
     max_length: int | None = None
     """Tokens of prompt and reply together at most; by default the target's context."""
+    min_new_tokens: int = 0
+    """No end-of-text token before the reply has so many tokens; a stop string that appears earlier does not end it either."""
     ignore_eos: bool = False
     """Go on after an end-of-text token."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A text that ends the reply where it appears, and is not shown; may be repeated. In a shell $'\\n' is a line break."""
+    include_stop: bool = False
+    """Keep the stop string that ended a reply in its text."""
+    n: int = 1
+    """Replies to each prompt, which differ in their noise, so --temperature has to be above 0. The first is that of --n 1."""
     batch_size: int = 1
     """Prompts that are decoded together."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -140,8 +159,9 @@ def _main(arguments: list[str] | None) -> int:
 def task_of(options: Options) -> Task:
     """The checked options (`checks.alone`) in the library's types, except prompts, the cache of programs and the group."""
     beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
-    limits = Limits(options.max_new_tokens, options.max_length or 0)
+    penalties = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance, *penalties, options.logprobs)
+    limits = Limits(options.max_new_tokens, options.max_length or 0, options.min_new_tokens)
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
@@ -159,6 +179,8 @@ def task_of(options: Options) -> Task:
             options.ignore_eos,
             own_sampling=own,
             chat_template=options.chat_template,
+            stops=Stops(options.stop, options.include_stop),
+            n=options.n,
         ),
         Destination(options.output, options.json, options.no_color),
     )

@@ -11,15 +11,15 @@ from infer import pair, terminal
 from infer.generate.task import Decoding, Task
 from infer.generate.turns import Turns
 from infer.replies import ReplyFile, line_of
-from infer.text import text_of
+from infer.stopping import Stopper
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes
 
 
 class Batches:
-    """The prompts of a task; ``generate`` decodes those whose replies are not in ``file``. ``failed``: replies that end in
-    an error."""
+    """The replies of a task, n to each prompt: number r is reply r % n to prompt r // n. ``generate`` decodes those that are not in
+    ``file``. ``failed``: replies that end in an error."""
 
     def __init__(
         self,
@@ -32,17 +32,18 @@ class Batches:
     ):
         self.task, self.pair, self.turns = task, loaded, turns
         self.seeds, self.runs, self.file = seeds, runs, file
+        self.n, self.stopper = task.decoding.n, Stopper(loaded.tokenizer, task.decoding.stops, "--stop")
         self.engine = loaded.engine if task.decoding.kind == "speculative" else loaded.engine.autoregressive()
         self.streams = task.destination.shows_text and task.decoding.batch == 1
         self.totals, self.legend = terminal.Totals(), terminal.Legend(terminal.coloured(task.destination.no_color))
-        self.numbers: Sequence[int] = range(len(turns))  # of the turns that this process decodes
+        self.numbers: Sequence[int] = range(len(turns))  # of the replies that this process decodes
         self.done = file.done if file else set()
         self.failed = file.failed if file else 0
         self.output: ReplyFile | None = None  # that the part of one of several processes will be merged into
         self.writes = processes.is_first()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
-        """Restricts itself to these turns, less those that are done, and writes their replies into a file of its own."""
+        """Restricts itself to these replies, less those that are done, and writes them into a file of its own."""
         self.output, self.file, self.numbers, self.writes = self.file, file, numbers, True
         self.done, self.failed = self.done | file.done, file.failed
 
@@ -54,7 +55,8 @@ class Batches:
         self._remember()
         left = [batch for batch in batches if not self.done.issuperset(batch)]
         hidden = self.task.destination.shows_text or count == 1 or not sys.stderr.isatty() or not processes.is_first()
-        with tqdm(total=count, initial=count - sum(map(len, left)), unit="prompt", disable=hidden, file=sys.stderr) as bar:
+        unit, before = "prompt" if self.n == 1 else "reply", count - sum(map(len, left))
+        with tqdm(total=count, initial=before, unit=unit, disable=hidden, file=sys.stderr) as bar:
             for numbers in left:
                 replies = self._decode(numbers)
                 for index, reply in zip(numbers, replies, strict=True):
@@ -69,14 +71,25 @@ class Batches:
 
     def _decode(self, numbers: Sequence[int]) -> list[Reply]:
         open_stream = functools.partial(self._open, numbers[0]) if self.streams else None
-        ids, seeds = [self.turns[i] for i in numbers], [self.seeds[i] for i in numbers]
-        replies = decode(self.engine, self.task.decoding, ids, seeds, open_stream)
+        replies = self.decode(self.engine, numbers, open_stream)
         self.totals.add(replies)
         self.legend.see(replies)
         for number, reply in zip(numbers, replies, strict=True):
             if number not in self.done:
                 self.turns.answer(number, self.text_of(number, reply))
         return replies
+
+    def decode(
+        self, engine: Engine, numbers: Sequence[int], open_stream: Callable[[], terminal.Stream] | None = None
+    ) -> list[Reply]:
+        """The replies with these numbers, as one batch."""
+        ids, seeds = [self.turns[number] for number in numbers], [self.seeds[number] for number in numbers]
+        samples = [self.turns.all[number].sample for number in numbers]
+        return decode(engine, self.task.decoding, self.stopper, ids, seeds, open_stream, samples)
+
+    def text_of(self, number: int, reply: Reply) -> str | None:
+        """The text of the reply with this number; None without a tokenizer."""
+        return self.stopper.text_of(self.turns[number], reply)
 
     def _hand_out(self, index: int, reply: Reply) -> None:
         if self.task.destination.shows_text:
@@ -90,10 +103,6 @@ class Batches:
             self.file.write([line])
         if self.task.destination.json:
             print(json.dumps(line), flush=True)
-
-    def text_of(self, number: int, reply: Reply) -> str | None:
-        """The text of a reply; None without a tokenizer."""
-        return text_of(self.pair.tokenizer, self.turns[number], reply.token_ids)
 
     def line_of(self, number: int, reply: Reply) -> dict:
         """A reply as a JSON object."""
@@ -113,20 +122,29 @@ class Batches:
             print(f"--- {turn.where}")
         if prompt.kind == "prompt" and (sys.stdout.isatty() or prompt.is_default):
             print(prompt.content, end="", flush=True)
-        return terminal.Stream(self.pair.tokenizer, self.turns[number], self.legend.coloured)
+        return open_stream(self.task, self.stopper, self.turns[number], self.legend.coloured)
+
+
+def open_stream(task: Task, stopper: Stopper, prompt: list[int], coloured: bool) -> terminal.Stream:
+    """Where a reply to this prompt is shown."""
+    text = stopper.text(prompt, task.decoding.limits.min_new) if stopper.stops.strings else None
+    return terminal.Stream(stopper.tokenizer, prompt, coloured, text)
 
 
 def decode(
     engine: Engine,
     decoding: Decoding,
+    stopper: Stopper,
     ids: Sequence[list[int]],
     seeds: Sequence[int],
     open_stream: Callable[[], terminal.Stream] | None,
+    samples: Sequence[int] | None = None,
 ) -> list[Reply]:
     """One batch; a batch of one can be watched while it grows, in a stream that is opened once its programs are compiled."""
     rounds, stream = loop.ALL_ROUNDS if open_stream is None else None, None
     replies: list[Reply] = []
-    for progress in engine.stream(ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds):
+    given = (ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds, samples)
+    for progress in stopper.stream(engine, *given):
         replies = progress.replies
         if open_stream is not None:
             stream = stream or open_stream()

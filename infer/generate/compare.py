@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from infer.generate.task import Decoding
 from infer.generate.turns import Turns
 from infer.terminal import Totals, counted
 from redrafter_jax.decode.engine import Engine, Reply
@@ -38,18 +37,15 @@ class Comparison:
         ])  # fmt: skip
 
 
-def compare(
-    engine: Engine, turns: Turns, decoding: Decoding, seeds: Sequence[int], text_of: Callable[[int, Reply], str | None]
-) -> Comparison:
-    """Decodes every batch both ways, in turn and often enough to be timed. ``seeds``: by the turn's number."""
-    plain, size = engine.autoregressive(), decoding.batch
-    result, batches = Comparison(Totals(), Totals(), []), turns.batches(range(len(turns)), size)
-    repeats, found = math.ceil(MIN_RUNS / len(batches)), {}
+Decode = Callable[[Engine, Sequence[int]], list[Reply]]
+"""The replies of an engine to the turns of one batch, by their numbers."""
 
-    def decode(one: Engine, numbers: Sequence[int]) -> list[Reply]:
-        ids, own = [turns[number] for number in numbers], [seeds[number] for number in numbers]
-        return list(one.generate(ids, decoding.sampling, decoding.limits, own, size))
 
+def compare(engine: Engine, decode: Decode, turns: Turns, size: int, text_of: Callable[[int, Reply], str | None]) -> Comparison:
+    """Decodes every batch both ways, in turn and often enough to be timed."""
+    plain, batches = engine.autoregressive(), turns.batches(range(len(turns)), size)
+    result, found = Comparison(Totals(), Totals(), []), {}
+    repeats = math.ceil(MIN_RUNS / len(batches))
     for one in (engine, plain):  # compiles, and warms up
         decode(one, batches[0])
     for numbers in batches:

@@ -13,12 +13,13 @@ import jax
 
 from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
 from infer.generate import chat, checks, compare, parts
-from infer.generate.batches import Batches, decode
+from infer.generate.batches import Batches, decode, open_stream
 from infer.generate.task import Decoding, Task, WantedShape
 from infer.generate.turns import Turns
 from infer.options import check_tree, read_seeds
 from infer.replies import Owner, ReplyFile, run_of
-from infer.text import load_tokenizer, text_of
+from infer.stopping import Stopper
+from infer.text import load_tokenizer
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
@@ -75,7 +76,9 @@ def prepare(task: Task) -> Prepared:
         decoding = dataclasses.replace(decoding, sampling=sampling)
         task = dataclasses.replace(task, decoding=decoding)
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)
-    return Prepared(task, resolved, shape, lookup, load_tokenizer(resolved.target), template)
+    tokenizer = load_tokenizer(resolved.target)
+    Stopper(tokenizer, decoding.stops, "--stop")
+    return Prepared(task, resolved, shape, lookup, tokenizer, template)
 
 
 def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
@@ -90,7 +93,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     """Decodes the prompts; returns the exit code."""
     prepared = prepare(task)
     task, decoding = prepared.task, prepared.task.decoding
-    turns = Turns(given, prepared.encode)
+    turns = Turns(given, prepared.encode, decoding.n)
     seeds = read_seeds(decoding.seed, len(given))
     runs = runs_of(prepared, turns, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
@@ -114,7 +117,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
         return exit_code(share_out(batches), len(turns))
     batches.generate()
     code = exit_code(batches.failed, len(turns))
-    is_demonstration = given[0].is_default and decoding.kind == "speculative"
+    is_demonstration = given[0].is_default and decoding.kind == "speculative" and decoding.n == 1
     if is_demonstration and batches.streams and code == 0:
         processes.say("\nThe same without drafting, and both in turn for their speed:", sys.stderr)
         return compare_both(batches, prepared.resolved.dtype)
@@ -161,7 +164,7 @@ def runs_of(prepared: Prepared, turns: Turns, seeds: Sequence[int]) -> list[str]
     models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
     models += [] if prepared.lookup is None else [str(prepared.lookup)]  # as in lines of earlier versions
     common = run_of(decides_text(decoding, resolved), stops, models)
-    return [run_of(common, *turns.name(turn, prepared.template), seeds[turn.index]) for turn in turns.all]
+    return [run_of(common, *turns.name(turn, prepared.template), *turns.seed_and_sample(turn, seeds)) for turn in turns.all]
 
 
 def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
@@ -178,9 +181,25 @@ def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
         "dtype": resolved.dtype,
         "decoding": decoding.kind,
     }
+    settings |= {name: value for name, value in later_settings(decoding).items() if value}
     if resolved.dtype != "float32":  # it rounds differently in another batch, or on another mesh
         settings |= {"batch_size": decoding.batch, "mesh": list(resolved.mesh)}
+        settings |= {"n": decoding.n} if decoding.n > 1 else {}
     return settings
+
+
+def later_settings(decoding: Decoding) -> dict:
+    """Those that earlier versions did not know: an output of theirs, for which they are off, can still be resumed."""
+    sampling, stops = decoding.sampling, decoding.stops
+    return {
+        "min_new_tokens": decoding.limits.min_new,
+        "stop": list(stops.strings),
+        "include_stop": stops.include,
+        "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1 else None,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logprobs": sampling.logprobs,
+    }
 
 
 def share_out(batches: Batches) -> int:
@@ -205,7 +224,7 @@ def compare_both(batches: Batches, dtype: str) -> int:
     """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32, or a reply ended in an error, with
     which there is nothing to compare."""
     turns, decoding, as_json = batches.turns, batches.task.decoding, batches.task.destination.json
-    result = compare.compare(batches.pair.engine, turns, decoding, batches.seeds, batches.text_of)
+    result = compare.compare(batches.pair.engine, batches.decode, turns, decoding.batch, batches.text_of)
     failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
     if not failed:
         print(result.report(dtype), file=sys.stderr if as_json else sys.stdout)
@@ -225,23 +244,20 @@ def converse(task: Task) -> int:
     task = prepared.task
     if prepared.tokenizer is None:
         raise BadInput(f"--interactive needs text, but {prepared.resolved.target} has no tokenizer; use --prompts with token_ids")
-    engine, tokenizer, legend = (
-        prepared.fill().engine,
-        prepared.tokenizer,
-        terminal.Legend(terminal.coloured(task.destination.no_color)),
-    )
+    engine, tokenizer, coloured = prepared.fill().engine, prepared.tokenizer, terminal.coloured(task.destination.no_color)
+    stopper, legend = Stopper(tokenizer, task.decoding.stops), terminal.Legend(coloured)
 
     def answer(prompt: prompts.Prompt, turn: int) -> str:
-        ids = prepared.encode(prompt)
-        open_stream = functools.partial(terminal.Stream, tokenizer, ids, legend.coloured)
-        replies = decode(engine, task.decoding, [ids], [(task.decoding.seed + turn) % 2**32], open_stream)
+        ids, seed = prepared.encode(prompt), (task.decoding.seed + turn) % 2**32
+        stream = functools.partial(open_stream, task, stopper, ids, coloured)
+        replies = decode(engine, task.decoding, stopper, [ids], [seed], stream)
         totals = terminal.Totals()
         totals.add(replies)
         legend.see(replies)
         legend.print()
         print(totals, file=sys.stderr)
         exit_code(replies[0].finish_reason == "error", 1)
-        return text_of(tokenizer, ids, replies[0].token_ids) or ""
+        return stopper.text_of(ids, replies[0]) or ""
 
     chat.converse(bool(prepared.template or tokenizer.chat_template), answer)
     return 0

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+from infer.stopping import Stops
 from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
@@ -35,7 +36,8 @@ class WantedShape:
 class Decoding:
     """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together; ``lookup``:
     drafts too, or alone; ``own_sampling``: the model's generation_config.json decides the sampling but for these fields (None: it
-    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own."""
+    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own; ``stops``: strings that end
+    a reply; ``n``: replies to each prompt."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
@@ -47,6 +49,8 @@ class Decoding:
     ignore_eos: bool = False
     own_sampling: tuple[str, ...] | None = None
     chat_template: str | None = None
+    stops: Stops = Stops()
+    n: int = 1
 
     @property
     def is_exact(self) -> bool:

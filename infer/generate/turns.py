@@ -1,6 +1,7 @@
 """The replies that are asked for: one for each prompt, and of a conversation one for each question, behind the earlier replies.
 
-They are numbered in the order of the prompts. Not here: what a prompt is (`infer/prompts.py`), decoding (`batches.py`).
+They are numbered in the order of the prompts; where a prompt has several replies, each is a conversation of its own.
+Not here: what a prompt is (`infer/prompts.py`), decoding (`batches.py`).
 """
 
 import dataclasses
@@ -12,18 +13,22 @@ from infer.generate import parts
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """The reply number ``number`` of a run: to the prompt number ``index``, or to its ``question``, from 0."""
+    """The reply number ``number`` of a run: to the prompt number ``index``, or to its ``question``, from 0; ``sample``: which of
+    the replies to it."""
 
     number: int
     index: int
+    sample: int
     question: int
     prompt: prompts.Prompt
+    samples: int = 1
 
     @property
     def where(self) -> str:
         """How it is named on the screen."""
         count = len(self.prompt.content) if self.prompt.kind == "turns" else 1
-        return self.prompt.where if count == 1 else f"{self.prompt.where}, turn {self.question + 1} of {count}"
+        turn = "" if count == 1 else f", turn {self.question + 1} of {count}"
+        return self.prompt.where + turn + ("" if self.samples == 1 else f", reply {self.sample + 1} of {self.samples}")
 
     def label(self, line: dict) -> dict:
         """The line of its reply, with the question's number and what else its prompt's line has."""
@@ -39,12 +44,14 @@ class Turns(Sequence):
       BadInput: as ``encode`` for one of the prompts; a later question's when its ids are asked for.
     """
 
-    def __init__(self, given: Sequence[prompts.Prompt], encode: Callable[[prompts.Prompt], list[int]]):
+    def __init__(self, given: Sequence[prompts.Prompt], encode: Callable[[prompts.Prompt], list[int]], n: int = 1):
+        """``n``: replies to each prompt."""
         self._encode = encode
-        asked = [(index, question) for index, prompt in enumerate(given) for question in range(_count(prompt))]
-        self.all = [Turn(number, index, question, given[index]) for number, (index, question) in enumerate(asked)]
+        asked = [(i, sample, question) for i, each in enumerate(given) for sample in range(n) for question in range(_count(each))]
+        self.all = [Turn(number, *place, given[place[0]], n) for number, place in enumerate(asked)]
         self._replies: dict[int, str] = {}
-        self._ids = {turn.number: encode(turn.prompt) for turn in self.all if not turn.question}
+        first = [encode(prompt) for prompt in given]
+        self._ids = {turn.number: first[turn.index] for turn in self.all if not turn.question}
 
     def __len__(self) -> int:
         return len(self.all)
@@ -58,10 +65,15 @@ class Turns(Sequence):
 
     def name(self, turn: Turn, template: str | None) -> list:
         """What names the prompt of a turn in its hash: its ids or, of a later question, which has none yet, the questions up to
-        it and their ``template``; and what else of its line is written beside the reply."""
+        it and their ``template``; what else of its line is written beside the reply; and which of several replies it is. The
+        first reply's does not depend on how many there are, so that a run can be resumed with more."""
         first = [self[turn.number - turn.question]]
         asked = [turn.prompt.content[: turn.question + 1], template] if turn.question else []
         return first + asked + ([turn.prompt.metadata] if turn.prompt.metadata else [])
+
+    def seed_and_sample(self, turn: Turn, seeds: Sequence[int]) -> list[int]:
+        """What tells its noise from that of others; ``seeds``: by the prompt's number."""
+        return [seeds[turn.index], *([turn.sample] if turn.sample else [])]
 
     def answer(self, number: int, text: str | None) -> None:
         """The text of a reply."""

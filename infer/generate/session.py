@@ -12,19 +12,19 @@ from collections.abc import Sequence
 import jax
 
 from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
-from infer.generate import chat, checks, compare, parts
+from infer.generate import chat, checks, compare, hashes, parts
 from infer.generate.batches import Batches, decode, open_stream
-from infer.generate.task import Decoding, Task, WantedShape
+from infer.generate.task import Task, WantedShape
 from infer.generate.turns import Turns
 from infer.options import check_tree, read_seeds
-from infer.replies import Owner, ReplyFile, run_of
+from infer.replies import Owner, ReplyFile
 from infer.stopping import Stopper
 from infer.text import load_tokenizer
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims, config, fingerprint, lock
+from redrafter_jax.files import claims, lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     task, decoding = prepared.task, prepared.task.decoding
     turns = Turns(given, prepared.encode, decoding.n)
     seeds = read_seeds(decoding.seed, len(given))
-    runs = runs_of(prepared, turns, seeds)
+    runs = hashes.runs_of(prepared, turns, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
     seen = json.dumps([runs, sorted(file.done) if file else []])
     processes.check_same(seen, "--prompts, --output, the pair or an option is not the same in all processes")
@@ -151,55 +151,6 @@ def exit_code(failed: int, count: int) -> int:
     if failed:
         processes.say(f"error: {failures.sentence(failed, count)}", sys.stderr)
     return 1 if failed else 0
-
-
-def runs_of(prepared: Prepared, turns: Turns, seeds: Sequence[int]) -> list[str]:
-    """The hash that each line of the output carries: of all that decides the reply, and of the head and shape behind its
-    figures."""
-    destination, resolved = prepared.task.destination, prepared.resolved
-    if destination.shows_text:
-        return [""] * len(turns)  # there are no lines, and large files take long to read
-    decoding = prepared.task.decoding
-    stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
-    models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
-    models += [] if prepared.lookup is None else [str(prepared.lookup)]  # as in lines of earlier versions
-    common = run_of(decides_text(decoding, resolved), stops, models)
-    return [run_of(common, *turns.name(turn, prepared.template), *turns.seed_and_sample(turn, seeds)) for turn in turns.all]
-
-
-def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
-    """The settings that decide a text, by the names of their options: they are part of a line's hash."""
-    sampling, limits = decoding.sampling, decoding.limits
-    settings = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "acceptance": sampling.rule,
-        "max_new_tokens": limits.new,
-        "max_length": limits.length or None,
-        "ignore_eos": decoding.ignore_eos,
-        "dtype": resolved.dtype,
-        "decoding": decoding.kind,
-    }
-    settings |= {name: value for name, value in later_settings(decoding).items() if value}
-    if resolved.dtype != "float32":  # it rounds differently in another batch, or on another mesh
-        settings |= {"batch_size": decoding.batch, "mesh": list(resolved.mesh)}
-        settings |= {"n": decoding.n} if decoding.n > 1 else {}
-    return settings
-
-
-def later_settings(decoding: Decoding) -> dict:
-    """Those that earlier versions did not know: an output of theirs, for which they are off, can still be resumed."""
-    sampling, stops = decoding.sampling, decoding.stops
-    return {
-        "min_new_tokens": decoding.limits.min_new,
-        "stop": list(stops.strings),
-        "include_stop": stops.include,
-        "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1 else None,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "logprobs": sampling.logprobs,
-    }
 
 
 def share_out(batches: Batches) -> int:

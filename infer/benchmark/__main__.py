@@ -1,7 +1,7 @@
 """`python -m infer.benchmark`: how much faster speculative decoding is than plain decoding, per beam shape, and why.
 
 Everything is timed in turn in one process, and medians are reported. The options end here, as a `BenchmarkTask`. Not here: timing
-(`stages.py`), random pairs (`synthetic.py`), the table and the plot (`report.py`).
+(`infer/stages.py`), random pairs (`infer/synthetic.py`), the table and the plot (`report.py`).
 """
 
 import dataclasses

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer import pair, prompts, room, text
-from infer.benchmark import synthetic
+from infer import pair, prompts, room, synthetic, text
 from infer.benchmark.task import BenchmarkTask, Files, Random, Way
 from infer.options import check_drafted
 from redrafter_jax.decode import prefill

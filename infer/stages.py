@@ -1,4 +1,4 @@
-"""Times of decoding and of its parts, taken in turn in one process. Not here: what to measure (`cases.py`), tables, plots."""
+"""Times of decoding and of its parts, taken in turn in one process. Not here: what to measure, tables, plots (each command)."""
 
 import dataclasses
 import functools

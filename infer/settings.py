@@ -2,13 +2,12 @@
 
 An entry is a choice that was measured, with all that it depends on: device, mesh, versions, number format, target and head by
 their fingerprints, batch, context, temperature. Batch, context and temperature may differ from what a reader has: the
-nearest entry is taken, and said. Everything else must be the same. Not here: measuring (`infer/tune/`).
+nearest entry is taken, and said. Everything else must be the same. Not here: measuring (`infer/tune/`), which entry a reader takes (`tuned.py`).
 """
 
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import platform
 import re
@@ -40,7 +39,8 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What may differ: rows decoded together, tokens of the longest prompt and reply together, and the temperature."""
+    """What may differ: rows decoded together, tokens of the longest prompt and reply together
+    (a reader's 0: not known), and the temperature."""
 
     batch: int
     context: int
@@ -175,6 +175,8 @@ class Source:
         """
         if self.path is None or not (self.is_named or self.path.is_file()):
             return []
+        if not self.path.is_file():
+            raise BadInput(f"--settings: there is no file {self.path}; {TUNE} --output writes one")
         return entries_of(read(self.path, "--settings"), self.path, "--settings")
 
 
@@ -183,67 +185,3 @@ def source_of(option: str | None) -> Source:
     if option == NONE:
         return Source(None)
     return Source(DEFAULT_FILE.expanduser()) if option is None else Source(pathlib.Path(option), True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What a reader learns: the entry to use, if there is one, and a line that says so, or why there is none."""
-
-    entry: Entry | None
-    says: str
-
-
-def find(source: Source, machine: Machine, target: str, heads: Sequence[str], conditions: Conditions) -> Found | None:
-    """The entry of these heads that suits best: of each head the one of the nearest conditions, of these the fastest. None: there
-    is no file, or it is empty.
-
-    Args:
-      target, heads: fingerprints.
-
-    Raises:
-      BadInput: as `Source.load`.
-    """
-    entries = source.load()
-    if not entries:
-        return None
-    ours = [entry for entry in entries if entry.target == target and entry.head in heads]
-    here = [entry for entry in ours if entry.machine == machine]
-    if not here:
-        return Found(None, f"note: {_shown(source.path)} is not used: {_why_not(ours, machine)}")
-    nearest = [min((e for e in here if e.head == head), key=lambda e: _distance(e.conditions, conditions), default=None)
-               for head in heads]  # fmt: skip
-    best = max(filter(None, nearest), key=lambda entry: entry.choice.tokens_per_second)
-    return Found(best, f"settings of {_shown(source.path)}{_nearest(best.conditions, conditions)}")
-
-
-def _why_not(ours: Sequence[Entry], machine: Machine) -> str:
-    if not ours:
-        return f"it has no entry for this pair; {TUNE} makes one"
-    last = ours[-1].machine
-    name = next(field.name for field in dataclasses.fields(last) if getattr(last, field.name) != getattr(machine, field.name))
-    subject = "version of jax" if name == "jax" else name
-    return f"it is for the {subject} {getattr(last, name)}, and this is {getattr(machine, name)}; {TUNE} measures again"
-
-
-def _distance(one: Conditions, other: Conditions) -> tuple[float, float, float]:
-    def apart(a: int, b: int) -> float:
-        return abs(math.log2(max(a, 1) / max(b, 1)))
-
-    return apart(one.batch, other.batch), apart(one.context, other.context), abs(one.temperature - other.temperature)
-
-
-def _nearest(tuned: Conditions, wanted: Conditions) -> str:
-    """What a reader says about an entry of other conditions. A context is rarely the same, and is named where it is twice as
-    long or half."""
-    parts = [f"batch {tuned.batch}, not {wanted.batch}"] if tuned.batch != wanted.batch else []
-    if _distance(tuned, wanted)[1] >= 1.0:
-        parts.append(f"context {tuned.context}, not {wanted.context}")
-    if tuned.temperature != wanted.temperature:
-        parts.append(f"temperature {tuned.temperature:g}, not {wanted.temperature:g}")
-    return f" (the nearest that was tuned: {'; '.join(parts)})" if parts else ""
-
-
-def _shown(path: pathlib.Path) -> str:
-    """The path as short as a person would write it."""
-    home = os.path.expanduser("~")
-    return str(path).replace(home, "~", 1) if str(path).startswith(home + os.sep) else str(path)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer import drafting
+from infer import drafting, settings
 from infer.command import read_options, run_command
 from infer.options import changed, check_nodes, check_ranges, check_temperature, check_top_p, read_beams
 from redrafter_jax.decode import request
@@ -68,7 +68,9 @@ class Options:
     tokens_per_step: float = 4.2
     """With --shape and without --rates: the same probability at every depth, such that this comes out."""
     beams: tuple[str, ...] = ()
-    """Beam shapes WxL to measure, such as 1x3 4x4; by default some that suit the device."""
+    """Beam shapes WxL to measure, such as 1x3 4x4; by default some that suit the device, and what infer.tune found."""
+    settings: str | None = None
+    """File of settings that infer.tune wrote; by default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
     node_budget: int = 0
     """Nodes that the target scores per pass at most, the root included; 0: all."""
     tree: Literal["search", "beams"] = "search"
@@ -179,11 +181,11 @@ def run(options: Options) -> dict:
     from infer import pair
     from infer.benchmark import cases as subject
     from infer.benchmark import report as tables
-    from infer.benchmark import transformers
+    from infer.benchmark import transformers, tuning
     from infer.benchmark import trials as trial
 
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
-    task = task_of(options, jax.default_backend())
+    task = tuning.apply(task_of(options, jax.default_backend()), settings.source_of(options.settings), bool(options.beams))
     what = subject.subject_of(task)
     mesh = what.target.norm[...].sharding.mesh.shape
     theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None

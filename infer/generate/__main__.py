@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer import distributed, drafting, prompts
+from infer import distributed, drafting, prompts, settings
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
-from infer.generate.task import Decoding, Destination, Models, Task, WantedShape
+from infer.generate.task import Decoding, Destination, Models, Task, Tuning, WantedShape
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -54,11 +54,15 @@ class Options:
     """JSONL file for the replies. Started again, a run that was cut off goes on where it stopped."""
     json: bool = False
     """Print the replies as JSON lines, and nothing else, to standard output."""
-    decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
-    """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
+    decoding: Literal["speculative", "autoregressive", "compare"] | None = None
+    """By default speculative, or what infer.tune found to be faster. compare: decode both ways in turn, check that the tokens are
+    identical (float32: exit code 1 if not), print both speeds."""
+    settings: str | None = None
+    """File of settings that infer.tune wrote: the shape, and which embedded head, where no option of the search is given. By
+    default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
     beam_width: int | None = None
-    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
-    default_shape)."""
+    """Beams W; by default what infer.tune found, or else what suits the device, and on a CPU whether its cache has room for the
+    target (infer/pair.py, default_shape)."""
     beam_length: int | None = None
     """Drafted tokens per beam L, as beam_width."""
     node_budget: int | None = None
@@ -117,10 +121,13 @@ def task_of(options: Options) -> Task:
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
+    kind = options.decoding or "speculative"
+    says_how = checks.chooses_search(options)
     return Task(
         Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
-        Decoding(options.decoding, beams, lookup, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
+        Decoding(kind, beams, lookup, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
         Destination(options.output, options.json, options.no_color),
+        Tuning() if says_how else Tuning(settings.source_of(options.settings), options.decoding is None),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 
 from infer import failures, pair, prompts, proposers, room, terminal
-from infer.generate import chat, checks, compare, parts
+from infer.generate import chat, checks, compare, parts, tuning
 from infer.generate.batches import Batches, decode
 from infer.generate.task import Decoding, Task, WantedShape
 from infer.options import check_tree, read_seeds
@@ -53,8 +53,8 @@ class Prepared:
         return loaded
 
 
-def prepare(task: Task) -> Prepared:
-    """Finds the pair, and checks it and the task against each other.
+def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
+    """Finds the pair, and checks it and the task against each other. The tokenizer is read where it is not given.
 
     Raises:
       BadInput: something is missing, broken, or does not fit together.
@@ -66,7 +66,13 @@ def prepare(task: Task) -> Prepared:
     shape = shape_of(decoding.beams, found, lookup) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)
-    return Prepared(task, resolved, shape, lookup, load_tokenizer(resolved.target))
+    return Prepared(task, resolved, shape, lookup, tokenizer or load_tokenizer(resolved.target))
+
+
+def tune(prepared: Prepared, longest: int) -> Prepared:
+    """With the settings that were measured for its pair, if there are any; ``longest``: tokens of the longest prompt."""
+    task = tuning.apply(prepared.task, prepared.resolved, longest)
+    return prepared if task is prepared.task else prepare(task, prepared.tokenizer)
 
 
 def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
@@ -79,8 +85,10 @@ def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None 
 
 def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     """Decodes the prompts; returns the exit code."""
-    prepared, decoding = prepare(task), task.decoding
+    prepared = prepare(task)
     ids = list(map(prepared.encode, given))
+    prepared = tune(prepared, max(map(len, ids)))
+    task, decoding = prepared.task, prepared.task.decoding
     seeds = read_seeds(decoding.seed, len(ids))
     runs = runs_of(prepared, ids, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
@@ -201,7 +209,8 @@ def compare_both(batches: Batches, dtype: str) -> int:
 
 def converse(task: Task) -> int:
     """The conversation: each turn streams, and ends with its closing line."""
-    prepared = prepare(task)
+    prepared = tune(prepare(task), longest=0)
+    task = prepared.task
     if prepared.tokenizer is None:
         raise BadInput(f"--interactive needs text, but {prepared.resolved.target} has no tokenizer; use --prompts with token_ids")
     engine, tokenizer = prepared.fill().engine, prepared.tokenizer

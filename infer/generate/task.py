@@ -5,6 +5,7 @@ import pathlib
 from typing import Literal
 
 from infer.drafting import WantedLookup
+from infer.settings import Source
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
 
@@ -65,9 +66,18 @@ class Destination:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Where settings come from that were measured (by default from nowhere), and whether they may say to decode plainly."""
+
+    source: Source = Source(None)
+    may_be_plain: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """A command line of `infer.generate`, but for its prompts."""
 
     models: Models = Models()
     decoding: Decoding = Decoding()
     destination: Destination = Destination()
+    tuning: Tuning = Tuning()

@@ -100,7 +100,9 @@ class Tuner:
         return self.kept.get(name, lambda: self._search(point.head, point.width, cut))[f"{point.length} {point.budget}"]
 
     def _search(self, head: str, width: int, cut: int) -> dict[str, list[int]]:
-        self.say(f"what {head} has accepted with {width} beam{'s' * (width > 1)}{f', draft_top_k {cut}' * (cut != DRAFT_TOP_K)}")
+        self.say(
+            f"what {head} has accepted with {width} beam{'s' * (width > 1)}{f', draft_top_k {cut}' * (width > 1 and cut != DRAFT_TOP_K)}"
+        )
         lengths = [length for beams, length in self.plan.beams if beams == width]
         proposer = Recurrent(self.heads[head], Shape(width, max(lengths), draft_top_k=cut)).prepare(self.target)
         needed = acceptance.search(self.target, proposer, self.texts, self._hidden)

@@ -2,7 +2,8 @@
 
 An entry is a choice that was measured, with all that it depends on: device, mesh, versions, number format, target and head by
 their fingerprints, batch, context, temperature. Batch, context and temperature may differ from what a reader has: the
-nearest entry is taken, and said. Everything else must be the same. Not here: measuring (`infer/tune/`), which entry a reader takes (`tuned.py`).
+nearest entry is taken, and said. Everything else must be the same. Not here: measuring (`infer/tune/`), which entry a reader
+takes (`tuned.py`).
 """
 
 import dataclasses
@@ -161,7 +162,7 @@ def add(content: dict[str, Any], path: pathlib.Path, what: str, new: Sequence[En
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SettingsFile:
     """The file that a command reads settings from. path None: none is read; is_named: somebody asked for this file."""
 
     path: pathlib.Path | None
@@ -180,8 +181,8 @@ class Source:
         return entries_of(read(self.path, "--settings"), self.path, "--settings")
 
 
-def source_of(option: str | None) -> Source:
+def source_of(option: str | None) -> SettingsFile:
     """Of a `--settings` option: None is the default file, which need not exist; `NONE` is no file."""
     if option == NONE:
-        return Source(None)
-    return Source(DEFAULT_FILE.expanduser()) if option is None else Source(pathlib.Path(option), True)
+        return SettingsFile(None)
+    return SettingsFile(DEFAULT_FILE.expanduser()) if option is None else SettingsFile(pathlib.Path(option), True)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from infer import pair, settings
-from infer.settings import Choice, Conditions, Entry, Machine, Source
+from infer.settings import Choice, Conditions, Entry, Machine, SettingsFile
 from redrafter_jax.devices import processes
 from redrafter_jax.files import fingerprint
 
@@ -23,7 +23,7 @@ class Tuned:
 
 
 def choose(
-    source: Source, resolved: pair.Resolved, heads: Sequence[pathlib.Path], wanted: Conditions, may_be_plain: bool = False
+    source: SettingsFile, resolved: pair.Resolved, heads: Sequence[pathlib.Path], wanted: Conditions, may_be_plain: bool = False
 ) -> Tuned | None:
     """The best entry for these heads on this machine; None where no file has one. One line on standard error says which, or why
     none is used.
@@ -70,7 +70,7 @@ class Found:
     says: str
 
 
-def find(source: Source, machine: Machine, target: str, heads: Sequence[str], conditions: Conditions) -> Found | None:
+def find(source: SettingsFile, machine: Machine, target: str, heads: Sequence[str], conditions: Conditions) -> Found | None:
     """The entry of these heads that suits best: of each head the one of the nearest conditions, of these the fastest. None: there
     is no file, or it is empty.
 
@@ -78,7 +78,7 @@ def find(source: Source, machine: Machine, target: str, heads: Sequence[str], co
       target, heads: fingerprints.
 
     Raises:
-      BadInput: as `Source.load`.
+      BadInput: as `SettingsFile.load`.
     """
     entries = source.load()
     if not entries:

@@ -14,6 +14,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from infer import settings
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import fingerprint
 from tests import support
@@ -45,6 +46,11 @@ def compiled_programs_leave_room_for_more():
 @pytest.fixture(autouse=True, scope="session")
 def fingerprints_are_remembered_for_the_tests_alone(tmp_path_factory):
     fingerprint.CACHE_FILE = tmp_path_factory.mktemp("fingerprints") / "fingerprints.json"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def settings_of_this_machine_are_not_read(tmp_path_factory):
+    settings.DEFAULT_FILE = tmp_path_factory.mktemp("settings") / "settings.json"
 
 
 @pytest.fixture(autouse=True)

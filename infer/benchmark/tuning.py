@@ -4,11 +4,11 @@ import dataclasses
 
 from infer import pair, tuned
 from infer.benchmark.task import BenchmarkTask, Files, Way
-from infer.settings import Conditions, Source
+from infer.settings import Conditions, SettingsFile
 from redrafter_jax.decode.propose.recurrent import Shape
 
 
-def apply(task: BenchmarkTask, source: Source, has_beams: bool) -> BenchmarkTask:
+def apply(task: BenchmarkTask, source: SettingsFile, has_beams: bool) -> BenchmarkTask:
     """The task with one more way to draft; the task itself where its options say what to measure (random weights, no head, given
     beams, a given embedded head), or no file says anything about its pair. The prompts are not read yet, so no context is known.
 

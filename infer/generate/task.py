@@ -5,7 +5,7 @@ import pathlib
 from typing import Literal
 
 from infer.drafting import WantedLookup
-from infer.settings import Source
+from infer.settings import SettingsFile
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
 
@@ -69,7 +69,7 @@ class Destination:
 class Tuning:
     """Where settings come from that were measured (by default from nowhere), and whether they may say to decode plainly."""
 
-    source: Source = Source(None)
+    source: SettingsFile = SettingsFile(None)
     may_be_plain: bool = False
 
 

@@ -23,7 +23,7 @@ MAX_ROUNDS = 32  # that are timed at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class PrefilledBatch:
     """What is measured at: the target, and a batch of prompts behind its prefill, with room for the longest rounds."""
 
     target: Target
@@ -36,12 +36,12 @@ class Setting:
         return stages.rounds_from(self.target, proposer, self.state, max(1, count))
 
 
-def begin(target: Target, prompts: list[list[int]], sampling: Sampling, batch: int, new: int, length: int) -> Setting:
+def begin(target: Target, prompts: list[list[int]], sampling: Sampling, batch: int, new: int, length: int) -> PrefilledBatch:
     """Reads the first prompts, again from the first where there are fewer than rows; ``length``: L of the longest rounds."""
     rows = [prompts[row % len(prompts)] for row in range(batch)]
     inputs, bucket = Engine(target).prepare(rows, sampling, Limits(new=new), list(range(batch)), batch)
     state = loop.start(target, Plain(), *inputs, bucket=dataclasses.replace(bucket, length=length))
-    return Setting(target, jax.block_until_ready(state), new)
+    return PrefilledBatch(target, jax.block_until_ready(state), new)
 
 
 def stretch(prompts: Sequence[list[int]], length: int) -> list[list[int]]:
@@ -78,11 +78,15 @@ def of_json(found: dict) -> Costs:
 
 
 def measure(
-    setting: Setting, heads: Mapping[str, Drafter], widths: Sequence[int], lengths: Sequence[int], nodes: Sequence[int], cut: int
+    setting: PrefilledBatch,
+    heads: Mapping[str, Drafter],
+    widths: Sequence[int],
+    lengths: Sequence[int],
+    nodes: Sequence[int],
+    cut: int,
 ) -> Costs:
-    """Every stage in turn, `REPEATS` times, of which the fastest counts: the estimates only say what to measure. Of
-    the lengths the shortest and the longest are measured: a search costs the
-    same at every step."""
+    """Every stage in turn, `REPEATS` times, of which the fastest counts: the estimates only say what to measure. Of the lengths
+    the shortest and the longest are measured: a search costs the same at every step."""
     target, state = setting.target, setting.state
     runs = {("verify", count): stages.pass_over(target, count, state) for count in sorted({1, *nodes})}
     for name, width, length in itertools.product(heads, widths, sorted({min(lengths), max(lengths)})):

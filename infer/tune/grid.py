@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from infer import stages
 from infer.tune import acceptance, race
-from infer.tune.measure import Outcome, Tuner
+from infer.tune.measure import Measured, Tuner
 from infer.tune.points import Point
 from redrafter_jax.decode.engine import Engine, Limits
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 
-PASSES = 5  # in which every point of the grid is timed
+LAPS = 5  # in which every point of the grid is timed
 FINALISTS = 4  # of the grid, which then decode all prompts to the end, with the choice
 REPEATS = 5  # of that
 COMPILED = 12  # points that are compiled at a time, which bounds the memory of their programs
 
 
-def check(tuner: Tuner, outcome: Outcome, context: int | None) -> str:
+def check(tuner: Tuner, outcome: Measured, context: int | None) -> str:
     """Measures every point at the batch of an outcome; returns a line that compares the choice with the best."""
     grid = [each.point for each in outcome.estimates]
     rough = time_all(tuner, grid, outcome.batch, context)
@@ -48,9 +48,9 @@ def time_all(tuner: Tuner, grid: Sequence[Point], batch: int, context: int | Non
         part = grid[first : first + COMPILED]
         tuner.say(f"batch {batch}: points {first + 1} to {first + len(part)} of {len(grid)}")
         runs = {point: setting.rounds(tuner.proposer(point)) for point in part} | {race.PLAIN: setting.rounds(Plain())}
-        times = stages.in_turn(runs, PASSES)
-        passes = [dict(zip(times, row, strict=True)) for row in zip(*times.values(), strict=True)]
-        found |= {point: tuner.gain(point, batch) / race.round_cost(point, passes) for point in part}
+        times = stages.in_turn(runs, LAPS)
+        laps = [dict(zip(times, row, strict=True)) for row in zip(*times.values(), strict=True)]
+        found |= {point: tuner.gain(point, batch) / race.round_cost(point, laps) for point in part}
     return found
 
 

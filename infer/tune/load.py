@@ -11,7 +11,7 @@ import jax
 from infer import pair, prompts, room, text
 from infer.options import check_drafted
 from infer.settings import Conditions, Entry, Machine
-from infer.tune.measure import Outcome, TunePlan
+from infer.tune.measure import Measured, TunePlan
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -95,7 +95,7 @@ def conditions(options) -> list[tuple[int, int | None]]:
     return list(itertools.product(dict.fromkeys(options.batch), dict.fromkeys(options.context) or [None]))
 
 
-def entries(loaded: Loaded, machine: Machine, plan: TunePlan, outcome: Outcome) -> list[Entry]:
+def entries(loaded: Loaded, machine: Machine, plan: TunePlan, outcome: Measured) -> list[Entry]:
     """What the file keeps of an outcome: an entry of each head."""
     found = Conditions(outcome.batch, outcome.context, plan.sampling.temperature)
     return [

@@ -36,8 +36,8 @@ class TunePlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What was found at one batch and context. speedups: of the points that were raced; passes: those of the first race."""
+class Measured:
+    """What was found at one batch and context. speedups: of the points that were raced; choices: the fastest of each head."""
 
     batch: int
     context: int
@@ -60,7 +60,7 @@ class Tuner:
     ):
         self.target, self.heads, self.prompts, self.plan, self.kept, self.say = target, heads, prompts, plan, kept, say
 
-    def tune(self, batch: int, context: int | None) -> Outcome:
+    def tune(self, batch: int, context: int | None) -> Measured:
         """The fastest point of every head at a batch, and at a context in tokens (None: the prompts' own)."""
         estimates = self.estimate(batch, context)
         chosen = points.shortlist(estimates)
@@ -74,7 +74,7 @@ class Tuner:
         choices = {
             head: self._choice(point, speedups[point], batch, seconds) for head, point in points.best_by_head(speedups).items()
         }
-        return Outcome(batch, self.context_of(context), estimates, speedups, choices)
+        return Measured(batch, self.context_of(context), estimates, speedups, choices)
 
     def context_of(self, context: int | None) -> int:
         """Tokens of the longest prompt and its reply, as a reader counts them."""
@@ -100,9 +100,8 @@ class Tuner:
         return self.kept.get(name, lambda: self._search(point.head, point.width, cut))[f"{point.length} {point.budget}"]
 
     def _search(self, head: str, width: int, cut: int) -> dict[str, list[int]]:
-        self.say(
-            f"what {head} has accepted with {width} beam{'s' * (width > 1)}{f', draft_top_k {cut}' * (width > 1 and cut != DRAFT_TOP_K)}"
-        )
+        which = f", draft_top_k {cut}" if width > 1 and cut != DRAFT_TOP_K else ""
+        self.say(f"what {head} has accepted with {width} beam{'s' * (width > 1)}{which}")
         lengths = [length for beams, length in self.plan.beams if beams == width]
         proposer = Recurrent(self.heads[head], Shape(width, max(lengths), draft_top_k=cut)).prepare(self.target)
         needed = acceptance.search(self.target, proposer, self.texts, self._hidden)
@@ -141,7 +140,7 @@ class Tuner:
         """Over all rounds of all replies, the +1 counted."""
         return (self.plan.new - 1) * len(self.prompts) / sum(self.rounds(point))
 
-    def setting(self, batch: int, context: int | None) -> costs.Setting:
+    def setting(self, batch: int, context: int | None) -> costs.PrefilledBatch:
         """A batch behind its prefill."""
         prompts = self.prompts if context is None else costs.stretch(self.prompts, context - self.plan.new)
         return costs.begin(self.target, prompts, self.plan.sampling, batch, self.plan.new, self.plan.longest)
@@ -153,21 +152,21 @@ class Tuner:
 
     def compare(self, name: str, entered: Sequence[Point], batch: int, context: int | None) -> tuple[dict[Point, float], float]:
         """The speed-up of each point over plain decoding, in one race; and the seconds of a plain round."""
-        found = self.kept.found.get(name, {"passes": [], "is_over": False})
+        found = self.kept.found.get(name, {"laps": [], "is_over": False})
         names = {" ".join(map(str, dataclasses.astuple(point))): point for point in entered}
-        passes, gains = found["passes"], {key: self.gain(point, batch) for key, point in names.items()}
+        laps, gains = found["laps"], {key: self.gain(point, batch) for key, point in names.items()}
         if not found["is_over"]:
             self.say(f"batch {batch}: {len(entered)} shapes against plain decoding")
             setting = self.setting(batch, context)
             runners = {key: race.Contender(setting.rounds(self.proposer(point)), gains[key]) for key, point in names.items()}
             runners[race.PLAIN] = race.Contender(setting.rounds(Plain()), 1.0)
-            keep = functools.partial(self._keep_passes, name)
-            passes = race.run(runners, self.plan.seconds, passes, keep)
-            self.kept.put(name, {"passes": passes, "is_over": True})
-        return {point: gains[key] / race.round_cost(key, passes) for key, point in names.items()}, race.plain_seconds(passes)
+            keep = functools.partial(self._keep_laps, name)
+            laps = race.run(runners, self.plan.seconds, laps, keep)
+            self.kept.put(name, {"laps": laps, "is_over": True})
+        return {point: gains[key] / race.round_cost(key, laps) for key, point in names.items()}, race.plain_seconds(laps)
 
-    def _keep_passes(self, name: str, passes: list[race.Pass]) -> None:
-        self.kept.put(name, {"passes": passes, "is_over": False})
+    def _keep_laps(self, name: str, laps: list[race.Lap]) -> None:
+        self.kept.put(name, {"laps": laps, "is_over": False})
 
     def _choice(self, point: Point, speedup: float, batch: int, plain_seconds: float) -> Choice:
         plain = batch / plain_seconds

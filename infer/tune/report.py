@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from infer.tune.measure import Outcome
+from infer.tune.measure import Measured
 from infer.tune.points import Estimate, Point, frontier
 
 MAX_NAME = 24  # letters of a head's name in the table
@@ -16,7 +16,7 @@ LEGEND = """
 """
 
 
-def table(outcome: Outcome) -> str:
+def table(outcome: Measured) -> str:
     """The frontier of a batch and what was timed, cheapest rounds first, at most 100 columns."""
     edge = {each.point for each in frontier(outcome.estimates)}
     best = max(outcome.speedups, key=outcome.speedups.get)
@@ -29,7 +29,7 @@ def table(outcome: Outcome) -> str:
     return "\n".join([head, *lines])
 
 
-def _all(outcome: Outcome) -> list[Estimate]:
+def _all(outcome: Measured) -> list[Estimate]:
     """The estimates, and of points that differ from one only in draft_top_k that one's, as near as any."""
     found = {each.point: each for each in outcome.estimates}
     alike = {_but_for_cut(each.point): each for each in outcome.estimates}
@@ -45,7 +45,7 @@ def _figures(each: Estimate) -> tuple[float, ...]:
     return each.tokens_per_step, each.gain, each.seconds, each.speedup
 
 
-def _row(each: Estimate, outcome: Outcome, mark: str) -> str:
+def _row(each: Estimate, outcome: Measured, mark: str) -> str:
     point, plain = each.point, each.speedup * each.seconds / each.gain
     measured = outcome.speedups.get(point)
     cut = "-" if point.width == 1 else str(point.draft_top_k or "all")
@@ -55,7 +55,7 @@ def _row(each: Estimate, outcome: Outcome, mark: str) -> str:
     ).rstrip()
 
 
-def chosen(outcome: Outcome) -> str:
+def chosen(outcome: Measured) -> str:
     """One line: what is fastest at this batch."""
     head, best = max(outcome.choices.items(), key=lambda item: item[1].speedup)
     if not best.speculates:
@@ -64,7 +64,7 @@ def chosen(outcome: Outcome) -> str:
     return f"batch {outcome.batch}: {best.name}{cut} with {head}: {best.speedup:.2f}x, {best.tokens_per_second:,.1f} tokens/s"
 
 
-def plot(outcomes: Sequence[Outcome], path: pathlib.Path, subject: str, software: str) -> None:
+def plot(outcomes: Sequence[Measured], path: pathlib.Path, subject: str, software: str) -> None:
     """A panel for each batch: tokens per step over what a round costs, with the line where both are equal, above which drafting
     pays. The file says that ``software`` wrote it."""
     from matplotlib.figure import Figure  # of requirements-dev.txt
@@ -79,7 +79,7 @@ def plot(outcomes: Sequence[Outcome], path: pathlib.Path, subject: str, software
     figure.savefig(path, dpi=120, metadata={"Software": software})
 
 
-def _draw(axes, outcome: Outcome) -> None:
+def _draw(axes, outcome: Measured) -> None:
     raced = outcome.speedups
     best = max(raced, key=raced.get)
     for number, head in enumerate(sorted(outcome.choices)):

@@ -56,10 +56,11 @@ def say(tuned: Tuned, may_be_plain: bool) -> str:
 
 
 def heads_of(target: str | None, drafter: str | None, resolved: pair.Resolved) -> list[pathlib.Path]:
-    """The heads to choose among: the one that is named, or both embedded ones."""
-    if target is None and drafter is None:
-        return [pair.embedded(name) for name in (pair.CPU_HEAD, pair.ACCELERATOR_HEAD)]
-    return [resolved.drafter]
+    """The heads to choose among: the one that is named, or the embedded ones."""
+    if target is not None or drafter is not None:
+        return [resolved.drafter]
+    embedded = [resolved.drafter.with_name(name) for name in (pair.CPU_HEAD, pair.ACCELERATOR_HEAD)]
+    return [head for head in embedded if head.is_dir()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pathlib
 # XLA_FLAGS=--xla_backend_optimization_level=3 tests the programs that users run.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
+# scripts/accelerator.sh runs some of the tests on the device that there is.
+os.environ["JAX_PLATFORMS"] = os.environ.get("TEST_PLATFORMS", "cpu")
 
 import jax
 import pytest

@@ -13,7 +13,8 @@ def page(report: dict) -> str:
         FIRST_LINE,
         "",
         f"{device['kind']} ({device['platform']}{memory}), jax {device['jax']}, redrafter_jax {report['version']},"
-        f" {report['began']}; memory bandwidth: {rate}. Printed by `scripts/accelerator.sh`; all figures are in accelerator.json beside this page.",
+        f" {report['began']}; memory bandwidth: {rate}. Printed by `scripts/accelerator.sh`;"
+        " all figures are in accelerator.json beside this page.",
         "",
     ]
     if report["is_dry_run"]:

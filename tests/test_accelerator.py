@@ -17,7 +17,7 @@ def part(name: str, code: str, limit: float = 60, result=None) -> Part:
 
 @pytest.fixture
 def parts(tmp_path):
-    """A good part, one that fails, one that hangs, one that says it is done and writes no JSON, and one for which no time is left."""
+    """Parts that end well, fail, hang, say that they are done and write no JSON; and one for which no time is left."""
     file = tmp_path / "result.json"
     return [
         part("good", f"open({str(file)!r}, 'w').write('{{\"figure\": 7}}'); print('all well')", result=file),

@@ -19,7 +19,7 @@ from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 REPEATS = 5
-MAX_ROUNDS = 32  # that are timed at once
+MAX_ROUNDS = 16  # that are timed at once
 
 
 @dataclasses.dataclass(frozen=True)

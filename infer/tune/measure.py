@@ -16,6 +16,7 @@ from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 CUTS = (0, 50)  # values of draft_top_k that the fastest shape is tried with, besides `DRAFT_TOP_K`
+MIN_GAIN = 1.01  # below which another draft_top_k is not worth a change
 TEXT_BATCH = 16  # prompts that the target continues at once
 
 
@@ -70,10 +71,10 @@ class Tuner:
             others = [dataclasses.replace(best, draft_top_k=cut) for cut in CUTS if cut != best.draft_top_k]
             self.say(f"batch {batch}: draft_top_k of {best.shape}")
             more, _ = self.compare(f"cuts {batch} {context}", [best, *others], batch, context)
-            speedups |= {point: speedups[best] * more[point] / more[best] for point in others}  # from one race to the other
-        choices = {
-            head: self._choice(point, speedups[point], batch, seconds) for head, point in points.best_by_head(speedups).items()
-        }
+            better = {point: more[point] / more[best] for point in others if more[point] > MIN_GAIN * more[best]}
+            speedups |= {point: speedups[best] * factor for point, factor in better.items()}  # from one race to the other
+        fastest = points.best_by_head(speedups)
+        choices = {head: self._choice(point, speedups[point], batch, seconds) for head, point in fastest.items()}
         return Measured(batch, self.context_of(context), estimates, speedups, choices)
 
     def context_of(self, context: int | None) -> int:

@@ -1,12 +1,14 @@
 """Rounds timed against each other: every contender runs a few rounds of the same batch in turn, lap after lap, and those that
-are clearly slower drop out. What slows the machine for a while slows all of a lap, so that the ratios within a lap count."""
+are clearly slower drop out. What slows the machine for a while slows all of a lap, and what slows it for a moment is left out, as
+the fastest quarter of a contender's laps counts."""
 
 import dataclasses
-import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-MIN_LAPS, MAX_LAPS = 5, 40
+import numpy as np
+
+MIN_LAPS, MAX_LAPS = 6, 200
 FAR, CLOSE = 0.90, 0.96  # of the best score, below which a contender drops out after so many laps, and after twice as many
 PLAIN = "plain"  # the contender that all are compared with; it never drops out
 
@@ -53,15 +55,21 @@ def remaining(contenders: Mapping[Hashable, Contender], laps: Sequence[Lap]) -> 
 
 
 def speedups(contenders: Mapping[Hashable, Contender], laps: Sequence[Lap]) -> dict[Hashable, float]:
-    """Of each contender, its gain over the median of its rounds' cost, in plain rounds of the same lap."""
+    """Of each contender, its gain over its rounds' cost in plain rounds."""
     return {name: each.gain / round_cost(name, laps) for name, each in contenders.items()}
 
 
 def round_cost(name: Hashable, laps: Sequence[Lap]) -> float:
-    """What a round of a contender costs, in plain rounds: the median over laps."""
-    return statistics.median(found[name] / found[PLAIN] for found in laps if name in found)
+    """What a round of a contender costs, in plain rounds of the laps that it ran in."""
+    both = [lap for lap in laps if name in lap]
+    return _quick(lap[name] for lap in both) / _quick(lap[PLAIN] for lap in both)
 
 
 def plain_seconds(laps: Sequence[Lap]) -> float:
-    """Seconds of a plain round: the median over laps."""
-    return statistics.median(found[PLAIN] for found in laps)
+    """Seconds of a plain round."""
+    return _quick(lap[PLAIN] for lap in laps)
+
+
+def _quick(seconds: Iterable[float]) -> float:
+    """The first quartile: what a machine takes that nothing disturbs, and not its luckiest moment."""
+    return float(np.quantile(list(seconds), 0.25))

@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from infer.tune.measure import Measured
 from infer.tune.points import Estimate, Point, frontier
 
+MIN_SHOWN = 0.9  # of the best expected speed-up; what is below is not in the table
 MAX_NAME = 24  # letters of a head's name in the table
 LEGEND = """
   tok/step  tokens per target pass on these prompts, counted along the target's own replies
   round     what a round should cost, in rounds of plain decoding, by the cost of its parts
   expected  speed-up over plain decoding by these two (in a batch the slowest row decides)
   measured  speed-up with rounds timed in turn with plain ones; only the best expected are timed
-  rows: what no other row beats in both tok/step and round, and what was timed; * chosen
+  rows: what was timed, and what no other shape beats in both tok/step and round, unless it is expected to
+  be far below the best; * chosen
 """
 
 
 def table(outcome: Measured) -> str:
     """The frontier of a batch and what was timed, cheapest rounds first, at most 100 columns."""
+    estimates = {each.point: each for each in outcome.estimates}
     edge = {each.point for each in frontier(outcome.estimates)}
     best = max(outcome.speedups, key=outcome.speedups.get)
-    rows = [each for each in _all(outcome) if each.point in edge or each.point in outcome.speedups]
+    enough = MIN_SHOWN * max(each.speedup for each in outcome.estimates)
+    shown = {point for point in edge if estimates[point].speedup >= enough} | outcome.speedups.keys()
+    rows = [each for each in _all(outcome) if each.point in shown]
     lines = [f"{'head':<{MAX_NAME}}  {'WxL':>5}  nodes  top-k  tok/step  round  expected  measured"]
     for each in sorted(rows, key=lambda each: each.seconds):
         lines.append(_row(each, outcome, "*" * (each.point == best and outcome.speedups[best] > 1)))

@@ -65,10 +65,10 @@ def shortlist(estimates: Sequence[Estimate], most: int = MAX_CONTENDERS) -> list
 
 
 def frontier(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Those that no other beats in both: fewer seconds per round, more tokens per step. Cheapest first."""
+    """Those that no other beats in both: fewer seconds per round, fewer rounds. Cheapest first."""
     kept: list[Estimate] = []
-    for each in sorted(estimates, key=lambda each: (each.seconds, -each.tokens_per_step)):
-        if not kept or each.tokens_per_step > kept[-1].tokens_per_step:
+    for each in sorted(estimates, key=lambda each: (each.seconds, -each.gain)):
+        if not kept or each.gain > kept[-1].gain:
             kept.append(each)
     return kept
 

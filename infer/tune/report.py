@@ -13,8 +13,8 @@ LEGEND = """
   round     what a round should cost, in rounds of plain decoding, by the cost of its parts
   expected  speed-up over plain decoding by these two (in a batch the slowest row decides)
   measured  speed-up with rounds timed in turn with plain ones; only the best expected are timed
-  rows: what was timed, and what no other shape beats in both tok/step and round, unless it is expected to
-  be far below the best; * chosen
+  rows: what was timed, and what no other shape beats in both rounds and their cost, unless it is expected
+  to be far below the best; * chosen
 """
 
 
@@ -79,7 +79,7 @@ def plot(outcomes: Sequence[Measured], path: pathlib.Path, subject: str, softwar
     panels = figure.subplots(1, len(outcomes), squeeze=False)[0]
     for axes, outcome in zip(panels, outcomes, strict=True):
         _draw(axes, outcome)
-    panels[0].set_ylabel("tokens per step, counted in rounds that plain decoding needs")
+    panels[0].set_ylabel("plain rounds that one round stands for")
     panels[0].legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=120, metadata={"Software": software})
 
@@ -94,10 +94,11 @@ def _draw(axes, outcome: Measured) -> None:
         axes.plot(*_places(edge), color=f"C{number}", label=head, linewidth=1)
     for each in outcome.estimates:
         if each.point in raced:
-            (x,), (y,) = _places([each])
-            axes.annotate(f"{each.point.shape} {raced[each.point]:.2f}x", (x, y), (5, -3), textcoords="offset points", fontsize=7)
             is_best = _but_for_cut(each.point) == _but_for_cut(best)
-            axes.scatter(x, y, s=90 if is_best else 24, marker="*" if is_best else "o", color="black", zorder=3)
+            axes.scatter(*_places([each]), s=90 if is_best else 24, marker="*" if is_best else "o", color="black", zorder=3)
+    said = [f"{raced[point]:.2f}x  {point.shape}, {point.nodes} nodes, {point.head}" for point in sorted(raced, key=raced.get)]
+    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0}
+    axes.text(0.02, 0.98, "\n".join(["measured", *said[::-1]]), transform=axes.transAxes, va="top", fontsize=7, bbox=box, zorder=4)
     top = max(axes.get_xlim()[1], axes.get_ylim()[1])
     for speedup in (0.5, 1.0, 1.5, 2.0):
         style = {"color": "black", "linewidth": 1.2} if speedup == 1.0 else {"color": "grey", "linewidth": 0.5, "linestyle": ":"}

@@ -92,13 +92,24 @@ def test_generate_decodes_plainly_where_that_was_faster_unless_told(folder, tmp_
     assert [reply["token_ids"] for reply in told] == [reply["token_ids"] for reply in plain]
 
 
-def test_generate_reads_no_settings_where_it_is_told_how_to_draft(folder, capsys, monkeypatch):
-    monkeypatch.setattr(settings, "DEFAULT_FILE", folder / "settings.json")
-    assert "settings" not in decode(folder, capsys, "--beam-width", "1", "--beam-length", "2")[2]
-    assert "settings" not in decode(folder, capsys, "--settings", "none")[2]
-    assert f"settings of {folder}" in decode(folder, capsys)[2]
+def test_generate_reads_no_settings_where_it_is_told_how_to_draft():
+    def tuning_of(**options):
+        return generate.task_of(generate.Options(**options)).tuning
+
+    for told in (
+        {"beam_width": 1},
+        {"draft_top_k": 0},
+        {"drafter": "lookup"},
+        {"beside": "lookup"},
+        {"decoding": "autoregressive"},
+    ):
+        assert tuning_of(**told).source.path is None
+    assert tuning_of(settings="none").source.path is None
+    assert tuning_of().source.path == settings.DEFAULT_FILE and tuning_of().may_be_plain
+    assert tuning_of(decoding="speculative").source.path and not tuning_of(decoding="speculative").may_be_plain
 
 
+@pytest.mark.slow
 def test_settings_of_another_number_format_are_not_used(folder, capsys):
     code, _, err = decode(folder, capsys, "--settings", str(folder / "settings.json"), "--dtype", "bfloat16")
     assert code == 0 and "is not used: it is for the dtype float32, and this is bfloat16" in err

@@ -1,9 +1,9 @@
-"""How every command begins and ends: its options, `--version`, an exit code, and one sentence for a mistake of the user's.
+"""What every command has in common: reading options, `--version`, exit codes, one sentence for a mistake of the user's.
 
 code    meaning
 0       done
 1       done, but the result is not what it should be (texts differ, a reply ended in an error); or a defect, with its traceback
-2       an option, a file or the machine's state has to be mended first: one sentence says what
+2 an option, a file or the machine's state has to be corrected first; one sentence says what
 3       another process of the run was lost (`infer.distributed`)
 130     interrupted (Ctrl-C); training has saved what it had
 141     whoever read standard output has closed it
@@ -49,11 +49,11 @@ def moved(old: str, new: str) -> int:
 
 
 def run_command(body: Callable[[], int | None]) -> int:
-    """The exit code of ``body`` (None: 0). Errors that are not the user's to mend are raised as they are."""
+    """The exit code of ``body`` (None: 0). Errors that are not the user's are raised unchanged."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about the machine
     try:
         code = body() or 0
-        sys.stdout.flush()  # while a closed pipe can still be told from success
+        sys.stdout.flush()  # here a closed pipe still changes the exit code
         return code
     except KeyboardInterrupt:
         return INTERRUPTED

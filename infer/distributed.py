@@ -1,4 +1,4 @@
-"""A command as one process of several: the options that say which one, and how it ends when another fails or is lost.
+"""A command as one process of several: the options that say which one it is, and its end when another process fails or is lost.
 
 JAX is imported only where a process joins others. Not here: what processes do together
 (`redrafter_jax.devices.processes`).
@@ -74,7 +74,7 @@ def run(group: Group, body: Callable[[], int | None], saves: bool = False) -> in
     another prints one sentence and ends with LOST_EXIT_CODE, or with SIGABRT where JAX ends it.
 
     Args:
-      saves: ``body`` asks `processes.is_asked_to_stop`, so SIGTERM may be left to it.
+      saves: ``body`` polls `processes.is_asked_to_stop`, so it handles SIGTERM itself.
     """
     if group.is_single:
         return body() or 0
@@ -87,7 +87,7 @@ def run(group: Group, body: Callable[[], int | None], saves: bool = False) -> in
         return code
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:  # of any library: a lost process shows in many ways
+    except Exception as error:  # any exception of any library: a lost process shows in many ways
         code = _report(error)
     if code != LOST_EXIT_CODE:
         witness.dismiss()

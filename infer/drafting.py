@@ -1,41 +1,29 @@
 """What drafts, as commands and callers name it: a head by its folder, `lookup` (no weights), or both. Nothing here starts JAX."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from infer.options import check_each, check_range, flag
+from redrafter_jax.decode.propose.lookup_sizes import RANGES, LookupSizes
 from redrafter_jax.errors import BadInput
 
 LOOKUP = "lookup"  # a --drafter of this name has no weights; a folder that is called so is ./lookup
-RANGES = {"lookup_length": (1, 64), "lookup_match": (1, 16)}  # of `redrafter_jax/decode/propose/lookup.py`
-
-
-@dataclasses.dataclass(frozen=True)
-class WantedLookup:
-    """The fields of a `Lookup` that commands have options for."""
-
-    longest: int = 8
-    shortest: int = 2
-    length: int = 6
 
 
 def has_head(drafter: object) -> bool:
-    """Whether a drafter of this name is a head. A `pathlib.Path` always is."""
+    """Whether a drafter of this name is a head; a `pathlib.Path` always names one."""
     return not (isinstance(drafter, str) and drafter == LOOKUP)
 
 
-def wanted_lookup(
-    drafter: str | None, beside: str | None, length: int | None, match: tuple[int, int] | None
-) -> WantedLookup | None:
-    """The lookup that the options name, in place of a head or beside it; None for a head alone. ``match``: longest, shortest."""
+def wanted_lookup(drafter: str | None, beside: str | None, length: int | None, match: tuple[int, int] | None) -> LookupSizes | None:
+    """The lookup that the options ask for, alone or beside a head; None for a head alone. ``match``: longest, shortest."""
     if has_head(drafter) and beside is None:
         return None
     given = {} if length is None else {"length": length}
-    return WantedLookup(**given) if match is None else WantedLookup(*match, **given)
+    return LookupSizes(**given) if match is None else LookupSizes(*match, **given)
 
 
 def check(drafter: str | None, beside: str | None, length: int | None, match: tuple[int, int] | None) -> None:
-    """Options of a lookup that are out of range, that exclude each other, or that nothing looks up for.
+    """Checks the options of a lookup: their ranges, which of them exclude each other, and that there is a lookup.
 
     Raises:
       BadInput: one sentence that begins with the option.
@@ -45,9 +33,9 @@ def check(drafter: str | None, beside: str | None, length: int | None, match: tu
     given = [name for name, value in (("lookup_length", length), ("lookup_match", match)) if value is not None]
     if given and wanted_lookup(drafter, beside, None, None) is None:
         raise BadInput(f"{flag(given[0])} goes with --drafter lookup or --with lookup")
-    check_range("lookup_length", length, *RANGES["lookup_length"])
+    check_range("lookup_length", length, *RANGES["length"])
     if match is not None:
-        check_each("lookup_match", match, *RANGES["lookup_match"])
+        check_each("lookup_match", match, *RANGES["longest"])
         if match[0] < match[1]:
             raise BadInput(f"--lookup-match should be the longest and then the shortest match, not {match[0]} {match[1]}")
 

@@ -1,5 +1,5 @@
-"""Replies that ended early, for the target's logits were not finite: the one sentence of all commands, and what refuses to make
-figures of such replies."""
+"""Replies that ended early because the target's logits were not finite: one sentence for all commands, and a check that
+refuses to measure such replies."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ def count(replies: Sequence[Reply]) -> int:
 
 
 def sentence(failed: int, of: int, to_check: str = "the weights of --target, and --dtype") -> str:
-    """What is said of so many failed replies; ``to_check``: what may be to blame."""
+    """The sentence about the failed replies; ``to_check``: what may be the cause."""
     return f"{failed} of {of} replies ended early, for the target's logits were not finite; check {to_check}"
 
 
 def check(replies: Sequence[Reply]) -> None:
-    """Raises BadInput where some ended in an error: their speed, their tokens per step and their text say nothing."""
+    """Raises BadInput where some ended in an error: their speed, tokens per step and text mean nothing."""
     failed = count(replies)
     if failed:
         raise BadInput(sentence(failed, len(replies), "the target's weights"))

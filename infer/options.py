@@ -1,4 +1,4 @@
-"""What options of several commands may be: ranges, beam shapes, nodes, number formats, seeds.
+"""Checks of options that several commands have: ranges, beam shapes, nodes, number formats, seeds.
 
 Each check raises BadInput, one sentence that begins with the option. The ranges that hold in Python as well, and their
 sentences, are those of `redrafter_jax/decode/request.py`. Nothing here starts JAX.
@@ -35,30 +35,30 @@ def changed(options: Any, names: Sequence[str]) -> list[str]:
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
-    """A number out of its range; None is the default and always fine."""
+    """Checks that a number is in its range; None, the default, always is."""
     if value is not None and not low <= value <= high:
         raise BadInput(f"{flag(name)} should be from {low} to {high}, not {value}")
 
 
 def check_ranges(ranges: Mapping[str, tuple[int, int]], values: Mapping[str, float | None]) -> None:
-    """Of every name in ``ranges``, the value."""
+    """Checks the value of every name in ``ranges``."""
     for name, (low, high) in ranges.items():
         check_range(name, values[name], low, high)
 
 
 def check_number(name: str, value: int | None, more: str = "") -> None:
-    """A number out of the range that it has in Python too; ``more`` is said behind the sentence."""
+    """Checks a number that has the same range in Python; ``more`` is appended to the sentence."""
     wrong = None if value is None else wrong_number(name, value)
     require(flag(name), wrong and wrong + more)
 
 
 def check_temperature(value: float) -> None:
-    """A temperature that is neither 0 nor one at which float32 can sample."""
+    """Checks that a temperature is 0 or in the range in which float32 can sample."""
     require("--temperature", wrong_temperature(value))
 
 
 def check_top_p(value: float) -> None:
-    """A share of the probability that is none."""
+    """Checks that a top-p is above 0 and at most 1."""
     require("--top-p", wrong_top_p(value))
 
 
@@ -86,7 +86,7 @@ def read_beams(texts: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def check_tree(width: int, length: int, budget: int, looked_up: int = 0) -> None:
-    """A tree with more nodes than a pass scores; ``looked_up`` of them are a lookup's."""
+    """Checks that a pass can score all nodes of a tree; ``looked_up`` of them are a lookup's."""
     most = 1 + width * length + looked_up
     count = min(budget, most) if budget else most
     if count > MAX_NODES:
@@ -96,30 +96,30 @@ def check_tree(width: int, length: int, budget: int, looked_up: int = 0) -> None
 
 
 def check_each(name: str, values: Sequence[int], low: int, high: int) -> None:
-    """No value at all, or one out of its range."""
+    """Checks that there is a value, and that each is in its range."""
     if not values or any(not low <= value <= high for value in values):
         raise BadInput(f"{flag(name)} should be from {low} to {high}, not {' '.join(map(str, values)) or 'nothing'}")
 
 
 def check_nodes(counts: Sequence[int]) -> None:
-    """Numbers of nodes that a pass cannot score."""
+    """Checks that a pass can score trees of these numbers of nodes."""
     if counts:
         check_each("nodes", counts, 1, MAX_NODES)
 
 
 def check_once(name: str, values: Sequence, said: Sequence) -> None:
-    """A value that stands twice among those of an option; ``said``: the values as they were given."""
+    """Checks that an option names no value twice; ``said``: the values as they were given."""
     if len(set(values)) < len(values):
         raise BadInput(f"{flag(name)} should name each once, not {' '.join(map(str, said))}")
 
 
 def check_drafted(option: str, value: int, vocab_size: int, draft_vocab: int = 0) -> None:
-    """More beams, or a larger --draft-top-k, than there are tokens to draft: the target's, or the head's where it has its own."""
+    """Checks a number of beams, or --draft-top-k, against the tokens that can be drafted: the target's, or the head's own."""
     require(option, wrong_for_vocabulary(value, vocab_size, draft_vocab))
 
 
 def read_seeds(first: int, count: int) -> list[int]:
-    """The seed of each of ``count`` prompts: the first one's and its number."""
+    """The seed of each of ``count`` prompts: the first seed plus the prompt's number."""
     highest = MAX_SEED - count + 1
     if first > highest:
         raise BadInput(f"--seed should be at most {highest}, not {first}, which leaves too few seeds for {count} prompts")

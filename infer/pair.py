@@ -1,4 +1,4 @@
-"""A target, its head and its tokenizer, loaded and ready to decode; what each device decodes with unless told otherwise.
+"""A target, its head and its tokenizer, loaded and ready to decode; and the defaults for each kind of device.
 
 Not here: the tokenizer (`text.py`), the hub and configs (`redrafter_jax.files`), decoding (`redrafter_jax.decode.engine`).
 """
@@ -27,7 +27,7 @@ from redrafter_jax.decode.request import (
     wrong_rule,
 )
 from redrafter_jax.decode.rules import DEFAULT_RULE
-from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import config, hub, weights
@@ -55,7 +55,7 @@ def embedded(part: str) -> pathlib.Path:
 
 def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
     """A CPU pays for every node, so a small tree wins there, and a single beam for a target that is read from memory because the
-    CPU's cache has no room for it; an accelerator scores dozens of nodes for little more than one (docs/benchmarks.md)."""
+    CPU's cache has no room for it; an accelerator scores dozens of nodes for little more than one (docs/reports/benchmarks.md)."""
     if platform != "cpu":
         return ACCELERATOR_SHAPE
     return CACHED_SHAPE if placement.bytes_read_by_step(target, dtype) <= cache_size() else CPU_SHAPE
@@ -87,7 +87,8 @@ def default_dtype(platform: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A pair whose configs have been read and fit together, before any weight is: folders, configs, mesh, number format."""
+    """A pair whose configs are read and fit together, and whose weights are not read yet: folders, configs, mesh, number
+    format."""
 
     target: pathlib.Path
     target_config: TargetConfig
@@ -215,8 +216,8 @@ def plan(found: Resolved, mesh: tuple[int, int] | None, rows: int = 1, new_token
     context = target.max_position_embeddings
     slots = prefill.bucket(min(context, PLANNED_PROMPT_TOKENS), min(context, new_tokens), length).slots
     load = placement.to_decode(target, head, found.dtype, rows, slots, "--batch-size")
-    mesh, why = placement.resolve(load, mesh, False, "--mesh", "--distributed")
-    # Of the weights alone, which are certain; how long the prompts are is not known yet (`room.check`).
+    mesh, why = mesh_choice.resolve(load, mesh, False, "--mesh", "--distributed")
+    # The weights alone: the cache depends on prompts that are not known yet (`room.check`).
     halved = {"--dtype bfloat16": placement.to_decode(target, head, "bfloat16")}
     certain = placement.to_decode(target, head, found.dtype)
     memory.check(certain, mesh, f"--target in {found.dtype}", halved, "a smaller target or more devices")
@@ -224,7 +225,7 @@ def plan(found: Resolved, mesh: tuple[int, int] | None, rows: int = 1, new_token
 
 
 def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, lookup: Lookup | None = None) -> Pair:
-    """Reads the weights onto the mesh, which the engine then keeps to itself; ``lookup``: looks the prompt up as well."""
+    """Reads the weights onto the mesh, which becomes the engine's; ``lookup`` drafts beside the head."""
     stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
         head = weights.load_drafter(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None

@@ -10,7 +10,7 @@ import jax
 from redrafter_jax.errors import BadInput
 
 DEFAULT_CACHE = pathlib.Path("~/.cache/redrafter_jax")
-MAX_CACHE_BYTES = 4 << 30  # of programs; those that were not used for the longest time go first
+MAX_CACHE_BYTES = 4 << 30  # of programs; the least recently used ones are removed first
 CACHE_FILE_PATTERN = re.compile(r".*-(cache|atime)|\.lockfile|xla_gpu_.*|fingerprints\.json.*")
 
 
@@ -31,7 +31,7 @@ def use_cache(folder: pathlib.Path | None) -> None:
             raise PermissionError(0, "not writable")
         _complete(chosen)
     except OSError as error:
-        if folder is None:  # nobody asked for this folder; decoding works without
+        if folder is None:  # the default folder is optional: decoding works without it
             return
         raise BadInput(f"--cache-dir: {folder} cannot hold compiled programs ({error.strerror})") from None
     if jax.config.jax_compilation_cache_dir != str(chosen):
@@ -43,9 +43,9 @@ def use_cache(folder: pathlib.Path | None) -> None:
 
 
 def _complete(folder: pathlib.Path) -> None:
-    """Writes when each program was last used where that is missing: in a folder that was filled without a limit, or by a process
-    that was killed between JAX's two writes. JAX reads all of these times before it writes a program, and writes none where one
-    is missing."""
+    """Adds the missing times of last use of programs. A time is missing in a folder that was filled without a size limit,
+    or where a process was killed between JAX's two writes. JAX reads all of these times before it writes a program, and
+    writes none where one is missing."""
     now = time.time_ns().to_bytes(8, "little")
     for program in folder.glob("*-cache"):
         used = program.with_name(program.name.removesuffix("-cache") + "-atime")
@@ -54,8 +54,8 @@ def _complete(folder: pathlib.Path) -> None:
 
 
 def check_cache(folder: pathlib.Path) -> None:
-    """Raises BadInput where a folder holds anything but compiled programs, as JAX and XLA name their files, and what
-    `redrafter_jax.files.fingerprint` remembers."""
+    """Raises BadInput where a folder holds a file that is neither a compiled program, by the names that JAX and XLA give,
+    nor the cache of `redrafter_jax.files.fingerprint`."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in names if not CACHE_FILE_PATTERN.fullmatch(name)]
     if foreign:

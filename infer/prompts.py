@@ -1,4 +1,4 @@
-"""Prompts: from options, files or standard input to token ids. Whatever is wrong with one is said with its place.
+"""Prompts: from options, files or standard input to token ids. An error names the prompt's place.
 
 Not here: the tokenizer itself (`text.py`).
 """
@@ -18,7 +18,7 @@ from redrafter_jax.files import json_files
 
 KINDS = ("prompt", "messages", "token_ids")
 BYTE_ORDER_MARK = "\ufeff"  # some editors begin a file with it; it is no part of the text
-PIPE_WAIT_SECONDS = 1.0  # seconds that a pipe nobody asked to read gets for its first byte
+PIPE_WAIT_SECONDS = 1.0  # seconds to wait for the first byte of a pipe that no option names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,8 @@ _SHOULD_BE = {
 
 
 def check_text(prompt: Prompt) -> None:
-    """Raises BadInput for a text, anywhere in a prompt, that is not of characters: JSON can write half a surrogate
-    pair, and Python makes halves of the bytes of an argument that are not UTF-8."""
+    """Raises BadInput for half a surrogate pair anywhere in a prompt: JSON can write one, and Python makes them of the
+    bytes of an argument that are not UTF-8."""
     waiting = [prompt.content]
     while waiting:
         part = waiting.pop()

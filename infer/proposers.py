@@ -1,7 +1,8 @@
-"""What drafts, in the library's types: from names and options to a lookup, a head, or both. Not here: weights (`pair.py`)."""
+"""From names and options of what drafts to the library's types: a lookup, a head, or both. Not here: weights (`pair.py`)."""
 
-from infer.drafting import LOOKUP, WantedLookup, has_head
+from infer.drafting import LOOKUP, has_head
 from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.union import Union
@@ -15,7 +16,8 @@ def named_lookup(given: object) -> Lookup | None:
 
 
 def check_drafting(shape: Shape | None, with_head: bool, alone: Lookup | None, beside: object, lookup: Lookup | None) -> None:
-    """Raises BadInput where these do not go together: ``alone`` is a lookup without a head, ``lookup`` what ``beside`` means."""
+    """Raises BadInput where these exclude each other: ``alone`` is a lookup without a head, ``lookup`` the one that
+    ``beside`` names."""
     if beside is not None and lookup is None:
         raise BadInput(f"beside should be '{LOOKUP}' or a Lookup, not {shown(beside)}")
     if beside is not None and not with_head:
@@ -24,13 +26,13 @@ def check_drafting(shape: Shape | None, with_head: bool, alone: Lookup | None, b
         raise BadInput("shape is for the search of a head; leave it out with a lookup as the drafter")
 
 
-def lookup_of(wanted: WantedLookup | None) -> Lookup | None:
+def lookup_of(wanted: LookupSizes | None) -> Lookup | None:
     """The lookup that was asked for."""
-    return None if wanted is None else Lookup(wanted.longest, wanted.shortest, wanted.length)
+    return None if wanted is None else Lookup(wanted.longest, wanted.shortest, wanted.length, wanted.width)
 
 
 def drafted_length(shape: Shape | None, lookup: Lookup | None) -> int:
-    """L of a round of `proposer_of`, before there is a head: 0 for plain decoding."""
+    """L of a round of `proposer_of`, known before the head is read; 0 for plain decoding."""
     return max((each.length for each in (shape, lookup) if each is not None), default=0)
 
 

@@ -50,10 +50,8 @@ def run_of(*parts: object) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """By what a run knows its lines.
-
-    field: of a line, that names its prompt; prompts: number of the prompt of each name; settings: all that decides the
-    replies, kept in a file beside them, or None where the names themselves are hashes of it.
+    """How a run recognises its lines. field: the field of a line that names its prompt; prompts: from name to the prompt's
+    number; settings: all that decides the replies, kept in a file beside them, or None where the names are hashes of it.
     """
 
     field: str
@@ -80,7 +78,7 @@ class Owner:
         return self.prompts.get(name) if type(name) in (str, int) else None
 
     def begins(self, torn: bytes, missing: set[int]) -> bool:
-        """Whether bytes without an end may be the beginning of a reply to one of the ``missing`` prompts."""
+        """Whether an unfinished line may be the beginning of a reply to one of the ``missing`` prompts."""
         if self.settings is not None:
             return True
         starts = (json.dumps({self.field: name}).encode()[:-1] for name, number in self.prompts.items() if number in missing)
@@ -88,7 +86,7 @@ class Owner:
 
 
 class ReplyFile:
-    """The replies of a run that are on the disk. ``done``: numbers of the prompts that they are of; ``failed`` of them end in an
+    """The replies of a run that are on the disk. ``done``: the numbers of their prompts; ``failed``: how many end in an
     error. Making one only reads; `begin` or the first `write` truncates a line that was cut off.
 
     Raises:
@@ -168,7 +166,7 @@ class ReplyFile:
 
 
 def settings_file(file: pathlib.Path) -> pathlib.Path:
-    """Where what the replies were made with is written down: beside them."""
+    """The file of settings of a file of replies, in the same folder."""
     return file.with_name(f"{file.name}.settings.json")
 
 

@@ -1,4 +1,5 @@
-"""Whether there is memory for a pair and the cache of its batches, once the prompts are known and before any weight is read."""
+"""Checks, once the prompts are known and before any weight is read, that memory suffices for a pair and the cache of its
+batches."""
 
 from infer import pair
 from redrafter_jax.decode import prefill
@@ -43,7 +44,7 @@ def _first_that_fits(loads: dict[int, Footprint], mesh: tuple[int, int]) -> int 
 
 
 def _smaller_buckets(new: int) -> list[int]:
-    """Numbers of new tokens that make do with less room than ``new``, the largest first: half of it, a quarter, and so on."""
+    """Numbers of new tokens that need a smaller cache than ``new``, largest first: half of it, a quarter, and so on."""
     halves = []
     while new > 1 and prefill.bucket(1, new // 2, 0).new < prefill.bucket(1, new, 0).new:
         new //= 2

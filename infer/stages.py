@@ -1,4 +1,4 @@
-"""Times of decoding and of its parts, taken in turn in one process. Not here: what to measure, tables, plots (each command)."""
+"""Times decoding and its stages, in turn in one process. Not here: what to measure, tables, plots (each command)."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import commit, loop, pack, sample, verify
 from redrafter_jax.decode.commit import DecodeState
-from redrafter_jax.decode.engine import compile_programs
+from redrafter_jax.decode.programs import compile_programs, flatten
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent
@@ -22,13 +22,11 @@ from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.model.target import Target
 
 Result = TypeVar("Result")
-RUNS_PER_CALL = 16  # times that a stage runs in one call, so that the call itself weighs little
-ALL_ROUNDS = 1 << 30
+RUNS_PER_CALL = 16  # runs of a stage in one call, so that the call's own cost is small beside them
 
 
 def in_turn(runs: Mapping[Hashable, Callable[[], Result]], repeats: int) -> dict[Hashable, list[Result]]:
-    """What each run reports, ``repeats`` of each, one of every kind after the other: what slows the machine for
-    a while slows all of them."""
+    """The results of ``repeats`` calls of each run, interleaved, so that a slow period of the machine slows all of them."""
     reports = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -37,7 +35,7 @@ def in_turn(runs: Mapping[Hashable, Callable[[], Result]], repeats: int) -> dict
 
 
 def clock(call: Callable[[], object]) -> float:
-    """Seconds until what ``call`` returns is there."""
+    """Seconds until the result of ``call`` is ready."""
     began = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - began
@@ -45,10 +43,11 @@ def clock(call: Callable[[], object]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class DecodingProgram:
-    """One way to decode, compiled: `loop.start` and `loop.run` for one bucket; and what compiling took and holds."""
+    """One way to decode, compiled for one bucket (`Programs`), the seconds of compiling, and the programs' memory."""
 
     target: Target
     proposer: Proposer
+    weights: list[jax.Array]
     start: jax.stages.Compiled
     run: jax.stages.Compiled
     compile_seconds: float
@@ -56,15 +55,15 @@ class DecodingProgram:
     def decode(self, inputs) -> tuple[DecodeState, float, float]:
         """The last state, and the seconds of the prefill and of the rounds."""
         began = time.perf_counter()
-        state = jax.block_until_ready(self.start(self.target, self.proposer, *inputs))
+        state = jax.block_until_ready(self.start(self.weights, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(self.target, self.proposer, state, jnp.int32(ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(self.weights, state, jnp.int32(loop.ALL_ROUNDS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:
         """Seconds per round over the first ``rounds``, which must all take place."""
-        state = jax.block_until_ready(self.start(self.target, self.proposer, *inputs))
-        return clock(lambda: self.run(self.target, self.proposer, state, jnp.int32(rounds))) / rounds
+        state = jax.block_until_ready(self.start(self.weights, *inputs))
+        return clock(lambda: self.run(self.weights, state, jnp.int32(rounds))) / rounds
 
     def memory(self) -> dict[str, int]:
         """Bytes per device that the compiled rounds hold: arguments (weights, cache and the rest of the state), of which
@@ -81,12 +80,13 @@ def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram
     """Compiles one way to decode."""
     began = time.perf_counter()
     programs = compile_programs(target, proposer, inputs, bucket)
-    return DecodingProgram(target, proposer, programs.start, programs.run, time.perf_counter() - began)
+    return DecodingProgram(target, proposer, flatten(target, proposer), programs.start, programs.run, time.perf_counter() - began)
 
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
 def _repeated(stage: Callable, models, state: DecodeState, given):
-    """Runs a stage `RUNS_PER_CALL` times, each as if it needed the one before, so that none is shared or lifted out of the loop."""
+    """Runs a stage `RUNS_PER_CALL` times, each depending on the one before, so that XLA can neither merge them nor move one
+    out of the loop."""
 
     def body(_, carry):
         state, given, before = carry
@@ -143,7 +143,7 @@ def stage_seconds(program: DecodingProgram, inputs, proposer: Proposer, repeats:
     models = (program.target, proposer)
 
     def fresh() -> DecodeState:
-        return jax.block_until_ready(program.start(program.target, program.proposer, *inputs))
+        return jax.block_until_ready(program.start(program.weights, *inputs))
 
     def once(stage: Callable, given):
         return jax.jit(stage)(*models, state, given)
@@ -231,8 +231,8 @@ def round_bytes(target: Target, state: DecodeState) -> int:
 
 
 def sum_rate(target: Target, repeats: int) -> float:
-    """Bytes per second at which XLA adds up all of the target's weights here, the best of ``repeats``. A yardstick, and not the
-    memory's speed: on a CPU a plain C loop reads the same weights several times as fast, where they lie in its cache."""
+    """Bytes per second at which XLA adds up all of the target's weights here, the best of ``repeats``. It is a reference,
+    not the memory's speed: on a CPU a plain C loop reads weights that are in its cache several times as fast."""
     leaves = jax.tree.leaves(target)
     read = jax.jit(lambda leaves: [jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves])
     clock(lambda: read(leaves))

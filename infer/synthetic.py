@@ -1,7 +1,5 @@
-"""Figures at true size without weights: a random pair, and how often its drafts should be right.
-
-The draft head does all its work. Then the target's own continuation, known from a plain run, takes the place of the
-best beam (`redrafter_jax/decode/propose/scripted.py`).
+"""A random pair of true size, and how often its drafts should be accepted. The draft head does all its work; then the
+target's own continuation, known from a plain run, replaces the best beam (`redrafter_jax/decode/propose/scripted.py`).
 """
 
 import dataclasses
@@ -15,14 +13,14 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
 SUCCESSOR_STRIDE = 7919  # a random target follows token v by v + this
-BLOCK_SCALE = 0.1  # what a block adds, beside the stream
+BLOCK_SCALE = 0.1  # what a block adds, relative to the stream
 
 
 def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     """Random weights with a clear continuation: blocks that add little, and an output matrix that undoes the embedding.
     In purely random weights the two best logits are so close that rounding, not drafting, would decide what is accepted.
 
-    Not one program: that would make all matrices at once in float32, beside the ones that stay.
+    Not under one jit, which would hold all matrices in float32 at once, beside the final ones.
     """
     target = Target(key, config, dtype)
     root = config.hidden_size**0.5

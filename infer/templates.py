@@ -1,4 +1,5 @@
-"""What a tokenizer's chat template writes, with a bound on length and time: a template is a program of the model's.
+"""Renders a tokenizer's chat template, with bounds on length and time, because a template is a program that comes with the
+model.
 
 transformers' Jinja sandbox keeps it from files and from changing what it is shown, but lets it run for ever, or write
 until the memory is full. What the bounds do not catch: time outside the main thread, which alone can be interrupted;
@@ -43,7 +44,7 @@ def render(tokenizer, messages: list[dict], asks: bool, template: str | None = N
             )
     except _BeyondBounds as error:
         raise BadInput(f"--target: its chat template {error}") from None
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template may raise anything
         raise Refused(" ".join(str(error).split())[:MAX_REASON_CHARACTERS]) from None
 
 
@@ -60,7 +61,7 @@ def _compiled(source: str):
 
 
 def _join(pieces: Iterable[str]) -> str:
-    """What Jinja puts the pieces of a text together with."""
+    """Joins the pieces of a text, in place of Jinja's own function."""
     kept, characters = [], 0
     for piece in pieces:
         kept.append(piece)
@@ -79,7 +80,7 @@ def _multiply(left, right):
 
 @contextlib.contextmanager
 def _deadline() -> Iterator[None]:
-    """Interrupts what runs inside after ``MAX_SECONDS``."""
+    """Interrupts the body after ``MAX_SECONDS``."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,7 +89,7 @@ def _deadline() -> Iterator[None]:
         raise _BeyondBounds(f"runs for more than {MAX_SECONDS:g} seconds")
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS, 1.0)  # and again: what interrupts a destructor is lost
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS, 1.0)  # and again, because an exception raised in a destructor is lost
     try:
         yield
     finally:

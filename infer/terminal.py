@@ -14,7 +14,7 @@ from infer.text import Detokenizer
 from redrafter_jax.decode.reply import tokens_per_step
 from redrafter_jax.devices import processes
 
-PATIENCE_SECONDS = 1.0  # of compiling, before that is said where nobody watches a terminal
+PATIENCE_SECONDS = 1.0  # of compiling before a line says so, where standard error is no terminal
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 # A model's text should not steer the terminal: control characters are shown as their pictures, or, where there is none (C1), as
 # the replacement character. Line feeds and tabs are text.

@@ -44,7 +44,7 @@ def require_tokenizer(folder: pathlib.Path, needed_by: str, option: str = "--tar
 
 
 def _read(folder: pathlib.Path):
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says that it found no PyTorch, which nobody needs here
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns that there is no PyTorch, which is not needed here
     import transformers  # takes a second, and prompts of token ids do not need it
 
     transformers.logging.set_verbosity_error()
@@ -55,9 +55,8 @@ def _read(folder: pathlib.Path):
 
 
 class Detokenizer:
-    """Ids to text one by one; a character is given out once all of its bytes are there.
-
-    What has been given out, joined, is what decoding all the ids at once gives.
+    """Ids to text one by one; a character is returned once all of its bytes are there. All returned text, joined, equals
+    the text of all ids decoded at once.
     """
 
     def __init__(self, tokenizer, prompt: list[int]):
@@ -66,7 +65,7 @@ class Detokenizer:
         self.waiting: list[int] = []
 
     def push(self, token: int) -> str:
-        """The characters that this token completes, perhaps none."""
+        """The characters that this token completes; may be empty."""
         self.waiting.append(token)
         before, after = self.decode(self.shown), self.decode(self.shown + self.waiting)
         if after.endswith("\ufffd") and len(self.waiting) < MAX_CHARACTER_TOKENS:

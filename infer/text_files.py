@@ -39,7 +39,7 @@ def _is_blank(file: pathlib.Path) -> bool:
         with open(file, "rb") as opened:
             return not any(map(bytes.strip, opened))
     except OSError:
-        return False  # whoever reads it says what is wrong
+        return False  # the reader reports the error
 
 
 def read_text(path: pathlib.Path) -> str:

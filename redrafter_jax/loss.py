@@ -5,13 +5,13 @@ i = 0..K-1, as long as all of them belong to one example of the row. The cross-e
 positions of each i and summed over i. Soft labels are the target's own distributions at those positions. Or it reads and predicts
 the K + 1 tokens that the target would generate from there (``paths``), the labels of the paper's own recipe.
 
-A head with a draft vocabulary cannot say the other tokens. A hard label that is one of them does not count, neither in the sum
-nor in the mean; soft labels are the target's distributions renormalised over the draft vocabulary, at all labelled positions.
-Accuracies count what cannot be said as a miss, so they compare across draft vocabularies, and losses do not. In this file V
-is then the draft vocabulary, but for the labels that `draft_loss` is given.
+A head with a draft vocabulary cannot draft the other tokens. A hard label outside it is left out of the sum and of the
+mean; soft labels are the target's distributions renormalised over the draft vocabulary, at all labelled positions.
+Accuracies count a label outside it as a miss, so accuracies of different draft vocabularies can be compared, and losses
+cannot. In this file V is then the draft vocabulary, except for the labels that `draft_loss` takes.
 
-Of the ``[K, B, T, V]`` logits a device makes `MAX_LOGIT_BYTES` bytes at a time (`cross_entropy.py`). What the i-th draft
-from t predicts stands at t + i, where the drafts of the same token from K places stand side by side and share one teacher.
+Of the ``[K, B, T, V]`` logits a device makes `MAX_LOGIT_BYTES` bytes at a time (`cross_entropy.py`). The prediction of the
+i-th draft from t is stored at t + i, where the K drafts of the same token line up and share one teacher.
 """
 
 import dataclasses
@@ -59,9 +59,10 @@ def draft_loss(
     Args:
       labels_BT: the tokens, or IGNORED where the prediction of this token does not count.
       hidden_BTD: the target's hidden states after its last norm; no gradient flows into them.
-      segments_BT: which example of its row each token belongs to, examples being contiguous; None where rows are whole.
-      paths_BTK: ``[B, T, K + 1]``, other tokens to read and to predict after each text position than the text's own (which
-        still says what counts): the target's greedy ones, as in the paper's section 3.3. They have hard labels only.
+      segments_BT: which example of its row each token belongs to, examples being contiguous; None where a row is one example.
+      paths_BTK: ``[B, T, K + 1]``, tokens to read and to predict after each text position in place of the text's own: the
+        target's greedy ones, as in the paper's section 3.3. Hard labels only; the text's labels still decide which positions
+        count.
 
     Raises:
       ValueError: there are paths, and soft labels are asked for.
@@ -69,10 +70,10 @@ def draft_loss(
     if paths_BTK is not None and config.distill_weight > 0:
         raise ValueError("paths have hard labels only, so distill_weight should be 0")
     T, chunk = tokens_BT.shape[1], _chunk_length(config, drafter.config, *tokens_BT.shape)
-    whole = functools.partial(_in_whole_chunks, chunk=chunk)
-    tokens_BT, labels_BT, segments_BT, paths_BTK = jax.tree.map(whole, (tokens_BT, labels_BT, segments_BT, paths_BTK))
+    pad = functools.partial(_pad_to_chunks, chunk=chunk)
+    tokens_BT, labels_BT, segments_BT, paths_BTK = jax.tree.map(pad, (tokens_BT, labels_BT, segments_BT, paths_BTK))
     drafter = _added_once(drafter)
-    hidden_BTD = whole(jax.lax.stop_gradient(hidden_BTD))
+    hidden_BTD = pad(jax.lax.stop_gradient(hidden_BTD))
     state_BTD = jnp.zeros_like(hidden_BTD)
     context, exits, labels = drafter.context(hidden_BTD), [], []
     for i in range(config.positions):
@@ -97,15 +98,16 @@ def draft_loss(
 
 
 def _shifted(x_BT: jax.Array, by: int) -> jax.Array:
-    """`jnp.roll` along the text, ``[B, T, ...]``. Of a single row, a part of a single place would lose its split axis."""
+    """`jnp.roll` along the text, ``[B, T, ...]``. Each part is resharded, since a single row and position would lose its
+    split axis."""
     cut = -by % x_BT.shape[1]
     parts = (jax.sharding.reshard(part, jax.typeof(x_BT).sharding.spec) for part in (x_BT[:, cut:], x_BT[:, :cut]))
     return jnp.concatenate(list(parts), axis=1)
 
 
 def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> int:
-    """N: too few, and the LM head is read and its gradient added to for little work. The chunks are as even as whole tiles of a
-    TPU (eight rows) allow, so that little of the last one is filling."""
+    """N, positions in a chunk. Each chunk reads the LM head and adds to its gradient once, so small chunks waste bandwidth.
+    Chunks are multiples of a TPU's tile (eight rows) and about equal, so that the last one has little padding."""
     if config.chunk:
         return min(config.chunk, T)
     mesh = jax.sharding.get_abstract_mesh().shape
@@ -114,8 +116,8 @@ def _chunk_length(config: LossConfig, head: DrafterConfig, B: int, T: int) -> in
     return min(T, 8 * -(-T // (8 * -(-T // most))))
 
 
-def _in_whole_chunks(x_BT: jax.Array, chunk: int) -> jax.Array:
-    """``[B, T, ...]`` with T filled up to whole chunks."""
+def _pad_to_chunks(x_BT: jax.Array, chunk: int) -> jax.Array:
+    """``[B, T, ...]`` with T padded to a multiple of the chunk."""
     widths = [(0, 0)] * x_BT.ndim
     widths[1] = (0, -x_BT.shape[1] % chunk)
     return jnp.pad(x_BT, widths)
@@ -134,8 +136,8 @@ def _in_draft_vocabulary(drafter: Drafter, labels_BT: jax.Array) -> jax.Array:
 
 
 def _added_once(drafter: Drafter) -> Drafter:
-    """The head with its matrices marked (`reduced`) such that the shards of the batch first add up their own gradients over
-    all uses, and these are then added once. `cross_entropy.score` does so for the LM head."""
+    """The head with its matrices marked as `reduced`: each shard of the batch adds up its own gradients over all uses, and
+    these are summed over shards once. `cross_entropy.score` does so for the LM head."""
 
     def mark(path, leaf: jax.Array) -> jax.Array:
         if leaf.ndim != 2 or "lm_head" in jax.tree_util.keystr(path):

@@ -10,6 +10,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 300  # seconds, on a slow machine with other work
+GLOO_WORDS = ("[Gloo]", "connected peer ranks")
 
 
 class Group:
@@ -51,9 +52,10 @@ class Group:
         os.kill(self.processes[index].pid, signal.SIGKILL)
 
     def out(self, index: int) -> str:
-        """What a process printed itself; Gloo, which carries the collectives of CPUs, says on standard output whom it found."""
+        """What a process printed itself. Gloo, which carries the collectives of CPUs, says on standard output whom it found,
+        from several threads, so that one line may stand within another."""
         lines = (self.folder / f"{index}.out").read_text().splitlines(keepends=True)
-        return "".join(line for line in lines if line.strip() and not line.startswith("[Gloo]"))
+        return "".join(line for line in lines if line.strip() and not any(word in line for word in GLOO_WORDS))
 
     def err(self, index: int) -> str:
         return (self.folder / f"{index}.err").read_text()

@@ -32,14 +32,15 @@ def normal(requirement: str) -> str:
     return name.lower().replace("_", "-") + ",".join(sorted(bounds.split(",")))
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-docs.txt"])
 def test_every_requirement_says_both_ends(name):
     for line in requirements(name):
         assert "==" in line or (">=" in line and "<" in line), line
 
 
-def test_the_development_extra_is_the_development_requirements():
-    assert sorted(PROJECT["project"]["optional-dependencies"]["dev"]) == sorted(requirements("requirements-dev.txt"))
+@pytest.mark.parametrize("extra", ["dev", "docs"])
+def test_an_extra_is_the_requirements_of_its_name(extra):
+    assert sorted(PROJECT["project"]["optional-dependencies"][extra]) == sorted(requirements(f"requirements-{extra}.txt"))
 
 
 def test_the_newest_entry_of_the_changelog_is_the_version():

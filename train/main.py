@@ -46,7 +46,7 @@ def _train(options: Options) -> int:
     import jax
 
     from infer import pair
-    from redrafter_jax.devices import memory, placement
+    from redrafter_jax.devices import memory, mesh_choice
     from redrafter_jax.devices import mesh as meshes
     from redrafter_jax.files import config, fingerprint, hub, weights
     from train.data import datasets
@@ -61,7 +61,7 @@ def _train(options: Options) -> int:
     if options.recipe.row_length > longest:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
     load = load_of(options, target_config)
-    mesh, why = placement.resolve(load, options.mesh, True, "--mesh", "--distributed")
+    mesh, why = mesh_choice.resolve(load, options.mesh, True, "--mesh", "--distributed")
     what = "--target, with the head, its gradients and its moments,"
     memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
     footprint.check(load, options.recipe, mesh)

@@ -1,6 +1,6 @@
 """`python -m infer.benchmark`: how much faster speculative decoding is than plain decoding, per beam shape, and why.
 
-Everything is timed in turn in one process, and medians are reported. The options end here, as a `BenchmarkTask`. Not here: timing
+All trials run in turn in one process, and medians are reported. The options end here, as a `BenchmarkTask`. Not here: timing
 (`infer/stages.py`), random pairs (`infer/synthetic.py`), the table and the plot (`report.py`).
 """
 
@@ -220,7 +220,7 @@ def run(options: Options) -> dict:
 
 
 def task_of(options: Options, platform: str):
-    """The options that are good (`_check`), but for what is timed and where the report goes, as a `task.BenchmarkTask`."""
+    """The checked options as a `task.BenchmarkTask`, except what is timed and where the report goes."""
     from infer.benchmark import task
     from infer.proposers import lookup_of
     from redrafter_jax.decode.propose.recurrent import Shape

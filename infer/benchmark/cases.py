@@ -16,7 +16,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import vocabulary
@@ -24,7 +24,7 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
-MAX_RANDOM_COPIES = 4  # float32 copies of a matrix while it is made at random, at most (3.4 were measured at llama-7b's width)
+MAX_RANDOM_COPIES = 4  # float32 copies of a matrix, at most, while it is initialised (3.4 were measured at llama-7b's width)
 HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 
@@ -110,7 +110,7 @@ def at_shape(task: BenchmarkTask, asked: Random) -> BenchmarkPair:
     head = synthetic.head_config(config, kind, asked.head_vocab)
     _check_drafts(task.ways, config, head)
     load = _load(config, head, task, asked.prompt_length)
-    mesh, because = placement.resolve(load, task.mesh, False, "--mesh", "--distributed")
+    mesh, because = mesh_choice.resolve(load, task.mesh, False, "--mesh", "--distributed")
     what = f"--shape {asked.shape}, with its weights, its head and its cache,"
     memory.check(load, mesh, what, _smaller(config, head, task, asked, mesh), "a smaller --shape or more devices")
     jax.set_mesh(meshes.make_mesh(*mesh))
@@ -134,7 +134,7 @@ def _check_drafts(ways: Sequence[Way], target: TargetConfig, head: DrafterConfig
 
 
 def _load(config: TargetConfig, head: DrafterConfig, task: BenchmarkTask, prompt: int) -> placement.Footprint:
-    """What the devices have to hold: the pair and the cache of the longest rounds, and what making the largest matrix takes;
+    """The load of the devices: the pair, the cache of the longest rounds, and the largest matrix while it is initialised;
     ``prompt``: tokens of each prompt."""
     making = MAX_RANDOM_COPIES * 4 * config.vocab_size * (config.hidden_size if head.tied else head.exit_size)
     slots = prefill.bucket(prompt, task.limits.new, task.length).slots

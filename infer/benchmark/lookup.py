@@ -1,7 +1,7 @@
-"""`python -m infer.benchmark.lookup FILE...`: how often the token behind a match is the target's own next one.
+"""`python -m infer.benchmark.lookup FILE...`: how often the token after a match is the target's own next one.
 
-FILE is JSONL of prompts, as of infer.generate; the embedded target continues them greedily. What is printed is
-`HIT_RATES` of `redrafter_jax/decode/propose/lookup.py`: the share by the number of tokens that matched, over all files.
+FILE is JSONL of prompts, as of infer.generate; the embedded target continues them greedily. It prints `HIT_RATES` of
+`redrafter_jax/decode/propose/lookup.py`: the share by the number of matched tokens, over all files.
 """
 
 import sys

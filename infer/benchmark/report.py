@@ -39,8 +39,8 @@ def plain(row: dict) -> str:
 
 
 def row(row: dict, first: bool, widest: int = 0) -> str:
-    """One way to draft; with the table's head above the first of them. Times in ms, memory in MB. What is not a search drafts and
-    packs at once, which stands under `draft`. ``widest``: letters of the longest name of a way."""
+    """One way to draft; the first row comes with the table's head. Times in ms, memory in MB. A way without a search drafts
+    and packs at once, and its time stands under `draft`. ``widest``: letters of the longest name of a way."""
     seconds = row["stage_seconds"]
     stages = [name for name in STAGES if name in seconds or (name in ("draft", "pack") and "propose" in seconds)]
     names = ["WxL", "nodes", "tok/step", "tok/s", "speed-up", "(min max)", "round", "/AR", *stages, "temp", "compile", "identical"]
@@ -111,7 +111,7 @@ def plot(report: dict, path: pathlib.Path, software: str) -> None:
         for (width, length), row in zip(shapes, rows, strict=True):
             grid[widths.index(width)][lengths.index(length)] = row[key]
             axes.text(lengths.index(length), widths.index(width), f"{row[key]:.2f}", ha="center", va="center")
-        axes.imshow(grid, cmap="YlGn", aspect="auto", alpha=0.6)  # numbers stay readable on the darkest
+        axes.imshow(grid, cmap="YlGn", aspect="auto", alpha=0.6)  # numbers stay readable on the darkest colour
         axes.set_xticks(range(len(lengths)), lengths)
         axes.set_yticks(range(len(widths)), widths)
         axes.set(title=title, xlabel="beam length L", ylabel="beam width W")

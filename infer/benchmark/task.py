@@ -1,4 +1,4 @@
-"""What `infer.benchmark` is asked to measure, in types: which models, what they decode, and which ways to draft."""
+"""The task of an `infer.benchmark`, in types: which models, what they decode, and which ways to draft."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -100,7 +100,7 @@ def case(subject: BenchmarkPair, way: Way, plain: Case, rates: tuple[float, ...]
 def run_all(cases: list[Case], repeats: int) -> list[Trials]:
     """Every case on every batch, ``repeats`` times, one case after the other."""
     batches = range(len(cases[0].inputs))
-    for each in cases:  # the first call of a program pays for what later ones do not
+    for each in cases:  # the first call of a program is slower than later ones
         each.decode(0)
     trials: list[Trials] = [[[] for _ in batches] for _ in cases]
     for _, batch, (number, each) in itertools.product(range(repeats), batches, enumerate(cases)):
@@ -114,7 +114,8 @@ def seconds_per_token(trials: Trials) -> list[float]:
 
 
 def plain_row(subject: BenchmarkPair, plain: Case, trials: Trials, bandwidth: float, repeats: int) -> dict:
-    """What plain decoding costs, and at what rate it reads the weights, beside a rate that was given or a sum over them."""
+    """The cost of plain decoding, and the rate at which it reads the weights, beside the given bandwidth or a sum over the
+    weights."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
     state = jax.block_until_ready(plain.program.start(subject.target, plain.proposers[0], *plain.inputs[0]))
     bytes_ = measure.round_bytes(subject.target, state)
@@ -164,7 +165,7 @@ def _tokens_per_step(outcomes: list[Outcome]) -> float | None:
 
 
 def _same(one: Outcome, other: Outcome) -> int:
-    """Rows of a batch with the same tokens; a row that only pads the batch has none."""
+    """The number of rows with the same tokens; a row that pads the batch does not count."""
     pairs = zip(one.replies, other.replies, strict=True)
     return sum(bool(len(a)) and a.tolist() == b.tolist() for a, b in pairs)
 

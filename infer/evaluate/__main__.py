@@ -76,7 +76,7 @@ def _main(options: Options) -> None:
         "loops": metrics.loop_share(metrics.greedy_replies(target, prompts, options.new_tokens)),
         "heads": {},
     }
-    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))  # a head's rows once they are there
+    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))  # rows as they are measured
     say(report.heading(result))
     for drafter in options.drafter:
         head = weights.load_drafter(drafter, what="--drafter")

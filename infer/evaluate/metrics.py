@@ -1,4 +1,4 @@
-"""What the embedded pair's README reports: bits per byte, loops, and tokens per step, on held-out files."""
+"""The figures of the embedded pair's README: bits per byte, loops, and tokens per step, on held-out files."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ SHAPES = ((1, 3), (4, 4), (8, 5))
 TREES = ("search", "beams")
 TOP_K = {"search": DRAFT_TOP_K, "beams": 50}  # what drafts are cut to: our default, and for the paper's tree as Apple's code does
 BATCH = 32
-ROWS = 4  # whose logits over the whole vocabulary exist at a time
+ROWS = 4  # rows whose logits over the full vocabulary exist at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def greedy_replies(target: Target, prompts: Prompts, new: int = 128) -> list[Rep
 
 def loop_share(replies: Sequence[Reply], last: int = 48, longest_period: int = 24) -> float:
     """The share of replies whose last ``last`` tokens repeat themselves with a period of at most ``longest_period``; a
-    shorter reply has ended, so it is none."""
+    shorter reply ended by itself, so it is not a loop."""
     long = (reply.token_ids[-last:] for reply in replies if len(reply.token_ids) >= last)
     return sum(is_loop(tokens, longest_period) for tokens in long) / len(replies)
 

@@ -1,19 +1,18 @@
 """`python -m infer.fit`: will it fit on a slice, and which mesh and beam shape to take, before the slice is rented.
 
 The TPU compiler compiles the rounds for the slice on this machine; no weight is allocated and nothing runs. All times are
-estimates. Not here: the points (`points.py`), how it is said (`report.py`), the compiler and counting by hand
+estimates. Not here: the points (`points.py`), the tables (`report.py`), the compiler and counting by hand
 (`redrafter_jax/slices`: `compiler.py`, `roofline.py`).
 """
 
 import dataclasses
 import functools
-import json
-import os
 import sys
 from typing import Literal
 
-from infer.command import read_options, run_command
+from infer.command import run_command
 from infer.fit import report as tables
+from infer.fitting import SliceOptions, command_line, head_line, head_of, left_out, line, printer, run_fit
 from infer.options import check_each, check_nodes, check_once, read_beams
 from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.errors import BadInput
@@ -29,15 +28,9 @@ LIMITS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SliceOptions):
     """Compile decoding for a TPU slice that is not here, and say what fits and what it would cost."""
 
-    model: str
-    """A shape of redrafter_jax/model/shapes.py (llama-7b or vicuna-7b, llama-3.1-8b, ...) or a folder with config.json."""
-    topology: str = "v5e:2x4"
-    """The slice: a chip and a grid, such as v5e:2x2, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1, v5p:2x2x2."""
-    mesh: tuple[int, int] | None = None
-    """Devices over which a batch (D) and the target (M) are split; by default every mesh of all chips is tried."""
     batch: tuple[int, ...] = (1, 8, 64)
     """Rows decoded together."""
     context: int = 4096
@@ -47,26 +40,17 @@ class Options:
     """Beam shapes WxL."""
     nodes: tuple[int, ...] = ()
     """Also: passes of the target over N nodes without drafting."""
-    head: Literal["full", "slim"] = "full"
-    """full: the paper's head; slim: exits into the target's own LM head."""
-    head_vocab: int = 0
-    """Tokens that the head can draft; 0: all of the target's."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of weights and cache."""
     sampling: Literal["greedy", "sampled", "filtered"] = "greedy"
     """sampled: at a temperature; filtered: with top-k or top-p as well."""
     most: float = 1.5
     """Recommend the largest beam shape whose round costs at most so many plain steps."""
-    whole: bool = False
-    """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
-    only what is recommended is compiled whole."""
     unchecked: bool = False
     """Do not compile what is recommended with all layers, which takes minutes for a large model."""
     floors: bool = False
     """Compile nothing: least memory and least times, counted by hand, for --mesh (by default as many chips in `model` as can
     split it). It takes no --sampling, --most, --whole or --unchecked."""
-    json: bool = False
-    """Print the report as JSON instead."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,12 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> None:
-    options = read_options(Options, "infer.fit", arguments)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
+    run_fit(Options, "infer.fit", arguments, _run)
+
+
+def _run(options: Options) -> dict:
     _check(options)
-    report = run_floors(options) if options.floors else run(options)
-    if options.json:
-        print(json.dumps(report, indent=1))
+    return run_floors(options) if options.floors else run(options)
 
 
 def _check(options: Options) -> None:
@@ -114,24 +98,22 @@ def run(options: Options) -> dict:
 
     subject = _subject(options)
     slices.parse_topology(options.topology, "--topology")
-    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, subject.config, subject.head, "--mesh")
+    meshes, reasons = slices.choose_meshes(options.mesh, options.topology, subject.config, subject.head, "--mesh")
     subject = dataclasses.replace(subject, slice=slices.find_slice(options.topology, "--topology"))
     untaken = slices.refuse_batches(options.batch, meshes, "--batch")
-    left_out += untaken.values()
-    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
-    say(tables.heading(question_of(options), subject.slice))
-    for reason in left_out:
-        say(f"left out: {reason}")
+    reasons += untaken.values()
+    say = printer(options)
+    say("\n".join([tables.heading(question_of(options), subject.slice), *left_out(reasons)]))
     with compiler.side_by_side() as pool:
         rows, node_rows = _points(options, subject, meshes, pool, say)
         advice = _advise(options, subject, rows, [batch for batch in options.batch if batch not in untaken], pool, say)
     say(LIMITS)
     return {
-        "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
+        "command": command_line("infer.fit"),
         "options": {name: str(value) for name, value in dataclasses.asdict(options).items()},
         "chips": len(subject.slice.devices),
         "chip": dataclasses.asdict(subject.slice.chip),
-        "left_out": left_out,
+        "left_out": reasons,
         "rows": rows,
         "node_rows": node_rows,
         "advice": advice,
@@ -140,7 +122,7 @@ def run(options: Options) -> dict:
 
 
 def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say) -> tuple[list[dict], list[dict]]:
-    """The rows of the beam shapes and those of the passes over N nodes; each is said when all before it are there."""
+    """The rows of the beam shapes and those of the passes over N nodes, printed in order as soon as they are ready."""
     from infer.fit import points
     from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 
@@ -150,20 +132,20 @@ def _points(options: Options, subject, meshes: list[tuple[int, int]], pool, say)
         rounds = [pool.submit(points.row, subject, mesh, batch, shape) for shape in shapes]
         started.append((rounds, [pool.submit(points.node_row, subject, mesh, batch, count) for count in options.nodes]))
     rows, node_rows = [], []
-    say(tables.head_line())
+    say(head_line(tables.COLUMNS))
     for rounds, passes in started:
         plain = rounds[0].result()
         for point in rounds:
             rows.append(point.result())
-            say(tables.line(tables.cells_of(rows[-1], plain)))
+            say(line(tables.cells_of(rows[-1], plain), tables.COLUMNS))
         for count, point in zip(options.nodes, passes, strict=True):
             node_rows.append(point.result())
-            say(tables.line(tables.cells_of(node_rows[-1] | {"shape": f"N={count}"}, plain)))
+            say(line(tables.cells_of(node_rows[-1] | {"shape": f"N={count}"}, plain), tables.COLUMNS))
     return rows, node_rows
 
 
 def _advise(options: Options, subject, rows: list[dict], batches: list[int], pool, say) -> list[dict]:
-    """What to take for each batch, compiled with all layers unless that is not wanted."""
+    """The recommendation for each batch, checked with all layers compiled unless ``--unchecked``."""
     from infer.fit.advice import find_advice
 
     found = []
@@ -191,8 +173,9 @@ def run_floors(options: Options) -> dict:
     nodes = options.nodes or tables.CURVE_NODES
     rows = [points.floors(subject, chip, split, batch, nodes, shapes) for batch in options.batch if batch not in untaken]
     report = {
-        "command": " ".join(["python -m infer.fit", *sys.argv[1:]]),
+        "command": command_line("infer.fit"),
         "chip": dataclasses.asdict(chip),
+        "mesh": list(split),
         "left_out": list(untaken.values()),
         "rows": rows,
     }
@@ -202,13 +185,13 @@ def run_floors(options: Options) -> dict:
 
 
 def question_of(options: Options) -> tables.Question:
-    """What is asked, for headings."""
-    head = tables.head_of(options.head, options.head_vocab)
+    """The question, as headings say it."""
+    head = head_of(options.head, options.head_vocab)
     return tables.Question(options.model, options.topology, head, options.dtype, options.context, options.sampling)
 
 
 def _subject(options: Options):
-    """What is to be placed, on no slice yet."""
+    """The workload, without a slice yet."""
     from infer import synthetic
     from infer.fit import points
     from redrafter_jax.model import vocabulary

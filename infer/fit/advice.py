@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-MAX_RETRIES = 3  # times that another recommendation is made, when one has been found not to fit
+from infer.fitting import MAX_RETRIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Advice:
 
 
 def advise(rows: list[dict], batch: int, most: float) -> Advice:
-    """What to take, by the table's rows."""
+    """The recommendation that follows from the table's rows."""
     fitting = [row for row in rows if row["batch"] == batch and row["fits"]]
     plain = {tuple(row["mesh"]): row for row in fitting if row["shape"] == "AR"}
     if not plain:
@@ -33,8 +33,9 @@ def advise(rows: list[dict], batch: int, most: float) -> Advice:
 
 
 def over_plain(row: dict, plain: dict) -> float:
-    """How many plain steps a round costs, by the compiler's cycles or by the floors, whichever says more: what the compiler
-    expects of a plain step beyond its floor would else make a round seem cheaper than it can be."""
+    """How many plain steps a round costs: the larger of the ratio of the compiler's cycles and that of the floors. The
+    ratio of cycles alone would make a round seem cheaper than it can be where the compiler's plain step is far above its
+    floor."""
     floors = sum(row["floor_seconds"].values()) / sum(plain["floor_seconds"].values())
     return max(row["round_seconds"] / plain["round_seconds"], floors)
 
@@ -42,7 +43,7 @@ def over_plain(row: dict, plain: dict) -> float:
 def find_advice(
     rows: list[dict], batch: int, most: float, checked: Callable[[Advice], list[dict]]
 ) -> tuple[Advice, list[dict], list[tuple[Advice, list[dict]]]]:
-    """What to take that fits with all layers.
+    """The recommendation that fits with all layers.
 
     Args:
       checked: gives the checks (`points.check`) of a recommendation; it is called for at most 1 + `MAX_RETRIES` of them.
@@ -58,7 +59,7 @@ def find_advice(
             return advice, checks, refused
         refused.append((advice, checks))
         rows = without(rows, advice, checks)
-    for advice, checks in refused:  # the tries are used up; plain decoding was looked at with each of them
+    for advice, checks in refused:  # no tries are left; each of them checked plain decoding too
         plain = [one for one in checks if one["what"] != "round"]
         if all(one["fits"] for one in plain):
             return dataclasses.replace(advice, shape=None, cost=None), plain, refused
@@ -66,8 +67,8 @@ def find_advice(
 
 
 def without(rows: list[dict], advice: Advice, checks: list[dict]) -> list[dict]:
-    """The rows with what these checks refuse marked as not fitting: the mesh, where plain decoding does not fit there; else
-    its shapes, where the prefill leaves no room for a head; else the one shape whose round does not fit."""
+    """The rows, with those that the checks refuse marked as not fitting: all rows of the mesh, where plain decoding does
+    not fit; else its shapes, where the prefill leaves no room for a head; else the one shape whose round does not fit."""
     failed = {one["what"]: one for one in checks if not one["fits"]}
     of_mesh = "step" in failed or ("prefill" in failed and not failed["prefill"]["fits_without_head"])
 

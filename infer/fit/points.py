@@ -32,7 +32,7 @@ _REST = ("noise", "pack", "commit", "other")
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is to be placed on a slice.
+    """What a slice should decode.
 
     slice: None where nothing is compiled; context: tokens of prompt and reply together; sampling: greedy, sampled (any
     temperature) or filtered (top-k or top-p as well); whole: compile all layers at every point.
@@ -112,8 +112,8 @@ def compile_point(subject: Workload, split, batch: int, shape: Shape, proposer: 
 
 
 def compile_loop(subject: Workload, split, batch: int, shape: Shape) -> Program:
-    """Decoding as it runs: the rounds in their loop, all layers. Only its memory is of use, since how many rounds it makes is not
-    known.
+    """Decoding as it runs: the rounds in their loop, all layers. Only its memory is reported, since the number of rounds is
+    not known.
 
     Raises:
       DoesNotFit: the compiler refused it for its memory.
@@ -125,7 +125,7 @@ def compile_loop(subject: Workload, split, batch: int, shape: Shape) -> Program:
 
 
 def compile_prefill(subject: Workload, split, batch: int, shape: Shape) -> Program:
-    """Reading the prompts, all layers. The head, which waits on the chip meanwhile, is not in its figures.
+    """The prefill with all layers. Its figures leave out the head, although the head is on the chip too.
 
     Raises:
       DoesNotFit: the compiler refused it for its memory.
@@ -137,7 +137,7 @@ def compile_prefill(subject: Workload, split, batch: int, shape: Shape) -> Progr
 
 
 def arrays(subject: Workload, layers: int, batch: int, shape: Shape, proposer: Proposer | None = None) -> tuple:
-    """The target cut to so many layers, what proposes, and the state of decoding, on the current mesh; none of them exists."""
+    """The shapes of the target cut to ``layers``, of the proposer and of the decoding state, on the current mesh."""
     config = dataclasses.replace(subject.config, num_hidden_layers=layers)
     target = compiler.target(config, subject.dtype)
     if proposer is None:
@@ -164,7 +164,7 @@ def _bucket(context: int, shape: Shape) -> prefill.Bucket:
 
 
 def _prompts(subject: Workload, batch: int) -> tuple:
-    """What `loop.start` takes between the proposer and the bucket."""
+    """The arguments of `loop.start` between the proposer and the bucket."""
     by_row = functools.partial(compiler.abstract, (batch,), spec=P("data"))
     keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
     sampled, filtered = subject.sampling != "greedy", subject.sampling == "filtered"

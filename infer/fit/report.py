@@ -1,11 +1,11 @@
-"""The tables of `infer.fit` and `train.fit`, and the recommendation of the former, for people. Not here: what is in them
-(`points.py`).
+"""The tables and the recommendation of `infer.fit`, as lines of text. Not here: what is in them (`points.py`), and what
+`train.fit` prints too (`infer/fitting.py`).
 """
 
 import dataclasses
 from collections.abc import Sequence
 
-from infer.fit.advice import MAX_RETRIES
+from infer.fitting import MAX_RETRIES, facts_of, gib, left_out
 
 CURVE_NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 COLUMNS = (
@@ -27,35 +27,6 @@ class Question:
     sampling: str = "greedy"
 
 
-def line(cells: Sequence[str], columns: Sequence[tuple[str, int]] = COLUMNS) -> str:
-    """Cells under their columns, each a name and a width."""
-    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, columns, strict=False)).rstrip()
-
-
-def head_line(columns: Sequence[tuple[str, int]] = COLUMNS) -> str:
-    """The names of the columns."""
-    return line([name for name, _ in columns], columns)
-
-
-def head_of(head: str, head_vocab: int) -> str:
-    """A head in words."""
-    return f"{head} head" + (f" of {head_vocab} tokens" if head_vocab else "")
-
-
-def gib(held: float | None, mark: str = "") -> str:
-    """Bytes in GiB; a question mark where they are not known."""
-    return "?" if held is None else f"{mark}{held / (1 << 30):.2f}"
-
-
-def facts_of(row: dict, mark: str, *names: str) -> tuple[list[str], bool]:
-    """The first cells of a row (mesh, batch, what stands under ``names``, GiB, whether it fits), and whether they are all there
-    is: where the compiler failed, or refused the program, there are no times."""
-    cells = ["x".join(map(str, row["mesh"])), str(row["batch"]), *(str(row[name]) for name in names), gib(row["held"], mark)]
-    if "failed" in row:
-        return [*cells, "?", row["failed"]], True
-    return [*cells, "yes" if row["fits"] else "no"], not row.keys() & {"seconds", "step_seconds"}
-
-
 def cells_of(row: dict, plain: dict) -> list[str]:
     """A row for people; times in ms. Figures of a chip."""
     mark = "" if row.get("whole", False) else "~" if "seconds" in row else ">"
@@ -74,12 +45,12 @@ def cells_of(row: dict, plain: dict) -> list[str]:
 
 
 def heading(asked: Question, slice_) -> str:
-    """What stands above the table."""
+    """The lines above the table."""
     chip = slice_.chip
     return (
         f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, {asked.sampling}, on"
         f" {len(slice_.devices)} chips of {chip.name} ({asked.topology}): {chip.peak / 1e12:.0f} TFLOP/s,"
-        f" {chip.bandwidth / 1e9:.0f} GB/s, {chip.usable_bytes / (1 << 30):.2f} GiB usable, ridge {chip.ridge:.0f} FLOP/byte\n"
+        f" {chip.bandwidth / 1e9:.0f} GB/s, {gib(chip.usable_bytes)} GiB usable, ridge {chip.ridge:.0f} FLOP/byte\n"
         "All figures are of one chip. ~: from programs of 2 and 4 layers; >: weights and state alone; the rest is not known."
     )
 
@@ -104,7 +75,7 @@ def advised(advice, most: float, dtype: str, checked: list[dict], refused: list,
         width, length = advice.shape.split("x")
         what += f" --beam-width {width} --beam-length {length}: a round costs about {advice.cost:.2f} plain steps,"
         what += " and pays above so many tokens per step"
-    sizes = f"All layers compiled, of {usable / (1 << 30):.2f} GiB per chip: {_sizes(checked)}"
+    sizes = f"All layers compiled, of {gib(usable)} GiB per chip: {_sizes(checked)}"
     return f"{before}{what}.\n    {sizes if checked else 'Not compiled with all layers (--unchecked), so it may not fit.'}"
 
 
@@ -126,9 +97,9 @@ def floors(report: dict, asked: Question, chip, split: tuple[int, int], nodes: S
     """The table of what is counted by hand."""
     lines = [
         f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, on {asked.topology}, mesh"
-        f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {chip.usable_bytes / (1 << 30):.2f} GiB usable per chip.",
+        f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {gib(chip.usable_bytes)} GiB usable per chip.",
         "By hand: weights and state, and least times: a plain step in ms; passes over N nodes, drafts and rounds in plain steps.",
-        *(f"left out: {reason}" for reason in report["left_out"]),
+        *left_out(report["left_out"]),
     ]
     heads = [f"N={count}" for count in nodes]
     heads += [f"{what} {text}" for what in ("draft", "round") for text in beams]
@@ -136,7 +107,7 @@ def floors(report: dict, asked: Question, chip, split: tuple[int, int], nodes: S
     for row in report["rows"]:
         values = [*row["verify_over_plain"].values(), *row["draft_over_plain"].values(), *row["round_over_plain"].values()]
         cells = " ".join(f"{value:>{max(5, len(head))}.2f}" for value, head in zip(values, heads, strict=True))
-        sizes = f"{row['resident'] / (1 << 30):>8.2f} {row['plain_seconds'] * 1e3:>8.3f}"
+        sizes = f"{gib(row['resident']):>8} {row['plain_seconds'] * 1e3:>8.3f}"
         lines.append(f"{row['batch']:>5} {sizes} {row['knee_nodes']:>6.1f} {cells}")
     too_large = [str(row["batch"]) for row in report["rows"] if row["resident"] > chip.usable_bytes]
     lines += [f"batch {batch} does not fit: weights and state alone are more than is usable" for batch in too_large]

@@ -1,6 +1,6 @@
 """`python -m infer.generate`: text from a target and its draft head. The options, and the order in which things happen.
 
-Not here: what options may be (`checks.py`), decoding (`session.py`, `batches.py`), a conversation (`chat.py`); and, of all
+Not here: checks of the options (`checks.py`), decoding (`session.py`, `batches.py`), a conversation (`chat.py`); and, of all
 commands, in `infer`: reading prompts (`prompts.py`), loading (`pair.py`), the JSONL file (`replies.py`), what a person sees
 (`terminal.py`). The options end here, as a `Task`. JAX is imported only once they are known to be good.
 """
@@ -114,7 +114,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def task_of(options: Options) -> Task:
-    """The options that are good (`checks.alone`), but for prompts, the cache of programs and the group, in the library's types."""
+    """The checked options (`checks.alone`) in the library's types, except prompts, the cache of programs and the group."""
     beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
     limits = Limits(options.max_new_tokens, options.max_length or 0)

@@ -28,7 +28,7 @@ class Conversation:
         return prompts.Prompt("this turn", "messages", [*self.messages, {"role": "user", "content": said}])
 
     def add(self, said: str, reply: str) -> None:
-        """Only what was answered is remembered, so a turn that was refused can be said again in other words."""
+        """Only answered turns are remembered, so a refused turn can be rephrased."""
         self.messages += [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
         self.text += said + reply + "\n"
 

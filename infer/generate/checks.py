@@ -1,4 +1,4 @@
-"""What the options of `infer.generate` may be: first by themselves, before anything is loaded, then against the target.
+"""Checks of the options of `infer.generate`: first by themselves, before anything is loaded, then against the target.
 
 Raises BadInput, one sentence that names the option. Not here: ranges (`infer/options.py`), prompts, folders, the output file.
 """
@@ -15,7 +15,7 @@ NO_DRAFT = " (for no draft at all: --decoding autoregressive)"
 
 
 def alone(options) -> None:
-    """Of the command's `Options`: numbers out of range, and options that exclude each other."""
+    """Checks the command's `Options`: ranges, and options that exclude each other."""
     for name in RANGES:
         is_of_a_draft = name in ("beam_width", "beam_length", "node_budget")
         check_number(name, getattr(options, name), more=NO_DRAFT if is_of_a_draft else "")
@@ -63,7 +63,7 @@ def _interactive(options) -> None:
 
 
 def _in_a_group(options) -> None:
-    """Several processes share out a file of prompts, and nothing else."""
+    """Several processes can only share a file of prompts."""
     for name in ("interactive", "json"):
         if getattr(options, name):
             raise BadInput(f"{flag(name)} is for one process; several decode a file of --prompts into --output")
@@ -74,8 +74,8 @@ def _in_a_group(options) -> None:
 
 
 def against(decoding: Decoding, target, shape, head=None) -> None:
-    """Numbers that this target (a `TargetConfig`) and its head (a `DrafterConfig`) have no room for; ``shape`` is None
-    where no head drafts."""
+    """Checks numbers against this target (a `TargetConfig`) and its head (a `DrafterConfig`); ``shape`` is None where no
+    head drafts."""
     context, vocabulary = target.max_position_embeddings, target.vocab_size
     require("--max-length", wrong_for_context(decoding.limits.length, context))
     require("--max-new-tokens", wrong_for_context(decoding.limits.new, context))

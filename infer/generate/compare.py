@@ -41,7 +41,7 @@ def compare(engine: Engine, prompts: Sequence, sampling, limits, seeds: Sequence
     plain = engine.autoregressive()
     result = Comparison(Totals(), Totals(), [])
     repeats = math.ceil(MIN_RUNS / math.ceil(len(prompts) / batch))
-    for one in (engine, plain):  # compiles, and pays for what only a first run pays for
+    for one in (engine, plain):  # compiles, and warms up
         list(one.generate(prompts[:batch], sampling, limits, seeds[:batch], batch))
     for first in range(0, len(prompts), batch):
         part = slice(first, first + batch)

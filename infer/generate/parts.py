@@ -15,12 +15,12 @@ BEGINNING_BYTES = 4096  # of a part, that are read to tell whose it is
 
 
 def shares(count: int, batch: int, parts: int) -> list[list[int]]:
-    """The numbers of the prompts that each of the processes decodes: full batches, dealt out in turn."""
+    """The numbers of the prompts that each of the processes decodes: full batches, assigned round-robin."""
     return [[number for number in range(count) if number // batch % parts == index] for index in range(parts)]
 
 
 def part(path: pathlib.Path, index: int, parts: int) -> pathlib.Path:
-    """The file of one process's replies, until all are there to be merged: beside the output, where that really lies."""
+    """The file of one process's replies until they are merged: in the folder of the output's real path."""
     real = _real(path)
     return real.with_name(f"{real.name}.{index}-of-{parts}")
 
@@ -82,5 +82,5 @@ def _first_run(file: pathlib.Path) -> str | None:
 
 
 def _real(path: pathlib.Path) -> pathlib.Path:
-    """Where a file lies that may be named by a link; its lock lies there too."""
+    """The real path of a file that may be named by a link; its lock is there too."""
     return pathlib.Path(os.path.realpath(path))

@@ -1,4 +1,4 @@
-"""What `infer.generate` does once its options are good: load the pair, decode the prompts, hand the replies to where they go.
+"""What `infer.generate` does after its options are checked: load the pair, decode the prompts, pass the replies on.
 
 Not here: batch by batch (`batches.py`), the files of several processes (`parts.py`), a conversation's turns (`chat.py`).
 """
@@ -76,7 +76,7 @@ def tune(prepared: Prepared, longest: int) -> Prepared:
 
 
 def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
-    """The shape that was asked for, filled up with what suits the device; its tree has room for a lookup's nodes."""
+    """The shape that was asked for, completed by the device's defaults; its tree has room for a lookup's nodes."""
     default = pair.default_shape(jax.default_backend(), resolved.target_config, resolved.dtype)
     width, length = beams.width or default.width, beams.length or default.length
     check_tree(width, length, beams.budget, lookup.length if lookup else 0)
@@ -140,14 +140,15 @@ def exit_code(failed: int, count: int) -> int:
 
 
 def runs_of(prepared: Prepared, ids: Sequence[list[int]], seeds: Sequence[int]) -> list[str]:
-    """What each line of the output carries: all that decides the reply, and the head and shape that its figures are of."""
+    """The hash that each line of the output carries: of all that decides the reply, and of the head and shape behind its
+    figures."""
     destination, resolved = prepared.task.destination, prepared.resolved
     if destination.shows_text:
         return [""] * len(ids)  # there are no lines, and large files take long to read
     decoding = prepared.task.decoding
     stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
     models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
-    models += [] if prepared.lookup is None else [str(prepared.lookup)]  # none is said of a head alone, as in earlier versions
+    models += [] if prepared.lookup is None else [str(prepared.lookup)]  # as in lines of earlier versions
     common = run_of(decides_text(decoding, resolved), stops, models)
     return [run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
 

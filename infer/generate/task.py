@@ -1,11 +1,11 @@
-"""What `infer.generate` is asked to do, in types: which models, how to decode, where the replies go. Nothing here starts JAX."""
+"""The task of an `infer.generate`, in types: which models, how to decode, where the replies go. Nothing here starts JAX."""
 
 import dataclasses
 import pathlib
 from typing import Literal
 
-from infer.drafting import WantedLookup
 from infer.settings import SettingsFile
+from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
 
@@ -39,7 +39,7 @@ class Decoding:
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
-    lookup: WantedLookup | None = None
+    lookup: LookupSizes | None = None
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     seed: int = 0

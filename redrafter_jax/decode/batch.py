@@ -59,8 +59,8 @@ def make_requests(
 
 
 def one_for_each(subject: str, given: object, count: int, kind: type, right: str) -> list:
-    """A list of ``count``: what is given, if it is of that kind, for all; else its items, one for each. Raises BadInput for
-    another number of items, and for anything of another kind; ``right`` says what would be right."""
+    """A list of ``count``: a single object of that kind is repeated, a list has to have one item for each. Raises BadInput
+    for another number of items or another kind; ``right`` says what would be right."""
     if isinstance(given, kind):
         return [given] * count
     if not is_list(given):

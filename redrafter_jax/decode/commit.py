@@ -25,7 +25,7 @@ class DecodeState:
     count:     ``[B]``     tokens of the reply so far
     limit:     ``[B]``     at how many the row ends
     stop_ids:  ``[B, X]``  ids that end the row; -1 fills
-    done:      ``[B]``     bool; what counts of a row that is done (tokens, live slots, h, g) does not change any more
+    done:      ``[B]``     bool; the tokens, live slots, h and g of a row that is done never change again
     failed:    ``[B]``     bool, whether the row ended because the target's logits were not finite
     rounds:    ``[B]``     target passes since the prefill
     histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token
@@ -86,15 +86,15 @@ def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
 
 
 def _after_pass(cache: KVCache, verdict: Verdict) -> KVCache:
-    """The cache, to be written only once the pass has read it. With a tree of one node the place and the rows of the write do
-    not depend on what the pass decided; XLA:CPU then copies every buffer twice in every round to keep both. Token ids are never
-    negative, so the length stays what it is."""
+    """The cache, with a dependency that makes its write wait for the pass to have read it. With a tree of one node, where
+    and what is written does not depend on the verdict, and XLA:CPU would copy every buffer twice in every round to keep
+    both versions. Token ids are never negative, so the length stays what it is."""
     return dataclasses.replace(cache, length=cache.length + jnp.minimum(verdict.g, 0))
 
 
 def ends(emitted_BM, new_B, count_B, limit_B, stop_ids_BX) -> tuple[jax.Array, jax.Array]:
-    """How many tokens each row has once its first ``new`` emitted ones are cut at a stop id or the row's limit, and
-    whether it was."""
+    """How many tokens each row has after its first ``new`` emitted ones, cut at a stop id or at the row's limit; and
+    whether that ends the row."""
     M = emitted_BM.shape[1]
     stops_BM = jnp.any(emitted_BM[..., None] == stop_ids_BX[:, None], axis=-1) & (jnp.arange(M) < new_B[:, None])
     stopped_B = jnp.any(stops_BM, axis=1)
@@ -104,8 +104,8 @@ def ends(emitted_BM, new_B, count_B, limit_B, stop_ids_BX) -> tuple[jax.Array, j
 
 
 def write(buffer_BS: jax.Array, new_BM: jax.Array, start_B: jax.Array, count_B: jax.Array) -> jax.Array:
-    """Writes the first ``count`` of ``new`` into each row from its ``start`` on. Written as a choice for every element, since
-    XLA:TPU makes a loop over rows of an update at each row's own place."""
+    """Writes the first ``count`` of ``new`` into each row from its ``start`` on. Every element is selected by comparison,
+    because XLA:TPU turns an update at each row's own start into a loop over rows."""
     offset_BS = jnp.arange(buffer_BS.shape[1]) - start_B[:, None]
     offset_BS = jnp.where(offset_BS < count_B[:, None], offset_BS, -1)
     for i in range(new_BM.shape[1]):

@@ -11,16 +11,15 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from redrafter_jax.decode import loop, prefill
 from redrafter_jax.decode.batch import Request, make_requests, stop_id_table
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.policy import make_policy
+from redrafter_jax.decode.programs import Programs, compile_programs, flatten
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.reply import Progress, Reply
@@ -31,24 +30,6 @@ from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 POLL_SECONDS = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """What decodes the batches of one bucket, compiled: `loop.start` of (target, proposer, *inputs), `loop.run` of (target,
-    proposer, state, rounds)."""
-
-    start: jax.stages.Compiled
-    run: jax.stages.Compiled
-
-
-def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: prefill.Bucket) -> Programs:
-    """Compiles both programs, beside each other, for the mesh that is set; nothing runs."""
-    start = loop.start.lower(target, proposer, *inputs, bucket)
-    state = jax.eval_shape(loop.start, target, proposer, *inputs, bucket=bucket)
-    run = loop.run.lower(target, proposer, state, jnp.int32(0))
-    with ThreadPoolExecutor(2) as pool:
-        return Programs(*pool.map(lambda lowered: lowered.compile(), (start, run)))
 
 
 class Engine:
@@ -68,6 +49,7 @@ class Engine:
         proposer = Plain() if proposer is None else _check_proposer(proposer)
         with jax.set_mesh(self.mesh):
             self.proposer = proposer.prepare(target)
+        self._weights = flatten(target, self.proposer)
         self.stop_ids = np.asarray(sorted(check_stop_ids(stop_ids, target.config.vocab_size)) or [-1], np.int32)
         self.compile_seconds = 0.0
         self.on_compile: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
@@ -102,7 +84,7 @@ class Engine:
 
     def _in_batches(self, requests: list[Request], batch: int) -> Iterator[Reply]:
         for first in range(0, len(requests), batch):
-            *_, last = self._decode(requests[first : first + batch], batch, rounds=1 << 30, first=first)
+            *_, last = self._decode(requests[first : first + batch], batch, rounds=loop.ALL_ROUNDS, first=first)
             yield from last.replies
 
     def stream(
@@ -115,8 +97,8 @@ class Engine:
         rounds: int | None = None,
         stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
     ) -> Iterator[Progress]:
-        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: every
-        `POLL_SECONDS` or so, as a person reads along; not for several processes, whose clocks differ.
+        """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: about
+        every `POLL_SECONDS`, for a person who reads along; not for several processes, whose clocks differ.
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
         same program. The rest is as for `generate`.
@@ -140,20 +122,20 @@ class Engine:
         inputs, bucket = self._inputs(requests, rows)
         programs = self._programs_of(inputs, bucket)
         times = _Times(time.perf_counter())
-        state = self._on_mesh(programs.start, self.target, self.proposer, *inputs)
+        state = self._on_mesh(programs.start, self._weights, *inputs)
         times.first_token = time.perf_counter() - times.began
         progress, count = self._report(state, requests, first, times), rounds or 1
         yield progress
         while not all(progress.done):
             looked = time.perf_counter()
-            state = self._on_mesh(programs.run, self.target, self.proposer, state, np.int32(count))
+            state = self._on_mesh(programs.run, self._weights, state, np.int32(count))
             progress = self._report(state, requests, first, times)
             if rounds is None:
                 count = max(1, int(count * min(2.0, POLL_SECONDS / (time.perf_counter() - looked))))
             yield progress
 
     def _on_mesh(self, call: Callable, *arguments):
-        """The result of a call once it is there. A mesh belongs to a thread, so it is set for each call and not kept."""
+        """The result of a call, after waiting for it. A mesh belongs to a thread, so it is set for each call."""
         with jax.set_mesh(self.mesh):
             return jax.block_until_ready(call(*arguments))
 

@@ -1,4 +1,4 @@
-"""The decoding loop. A round is five calls, on one device program; nothing goes to the host inside.
+"""The decoding loop. A round is five calls in one device program; no value goes to the host inside it.
 
     noise    sample.noise(policy, position, L + 1, V)     -> noise [B, L + 1, V], or None for greedy decoding
     propose  proposer.propose(target, view, memory)       -> Tree of N nodes, memory
@@ -22,12 +22,13 @@ from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.target import Target
 
+ALL_ROUNDS = 1 << 30  # rounds of a `run` that nothing but its rows should end
 Until = Literal["all", "any"]
-"""What ends a run before its rounds do: all rows are done, or any row that was not done when the run began is done."""
+"""What ends a run before its rounds do: all rows are done, or any of the rows that were running at its start is done."""
 
 
 def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeState:
-    """One pass of the target and what leads up to it; up to L + 1 new tokens per row."""
+    """Drafts, scores and commits once: one pass of the target, at most L + 1 new tokens per row."""
     policy, length = state.policy, proposer.round.length
     with jax.named_scope("noise"):  # of the positions that nodes at depth 0..L decide
         noise_BMV = sample.noise(policy, state.cache.length + 1, length + 1, target.config.vocab_size)
@@ -42,7 +43,7 @@ def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeS
 
 @functools.partial(jax.jit, static_argnames="until", donate_argnames="state")
 def run(target: Target, proposer: Proposer, state: DecodeState, rounds: jax.Array | int, until: Until = "all") -> DecodeState:
-    """At most ``rounds`` rounds, fewer by ``until``. ``state`` is donated: use what is returned.
+    """Runs at most ``rounds`` rounds, and fewer where ``until`` ends the run. ``state`` is donated: use the returned one.
 
     Raises:
       BadInput: there is no such ``until``.

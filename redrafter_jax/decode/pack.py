@@ -51,13 +51,13 @@ class _Candidates:
 
 
 def nodes(width: int, length: int, budget: int = 0) -> int:
-    """N, the static number of nodes: the budget, but no more than there can be (0: as many as there can be)."""
+    """N, the static number of nodes: the budget, and at most 1 + W * L (budget 0: exactly 1 + W * L)."""
     most = 1 + width * length
     return min(budget, most) if budget else most
 
 
 def pack(g_B: jax.Array, beams: Beams, kind: TreeKind, budget: int = 0) -> Tree:
-    """The tree of the N - 1 likeliest prefixes: of the final beams, or of everything the search kept (docs/algorithm.md)."""
+    """The tree of the N - 1 likeliest prefixes: of the final beams, or all that the search kept (docs/explained/algorithm.md)."""
     L, W = beams.tokens.shape[1:]
     N = nodes(W, L, budget)
     if kind == "search":
@@ -67,14 +67,14 @@ def pack(g_B: jax.Array, beams: Beams, kind: TreeKind, budget: int = 0) -> Tree:
 
 
 def pack_sequences(g_B: jax.Array, tokens_BWL: jax.Array, scores_BWL: jax.Array, N: int) -> Tree:
-    """The tree of candidates that come as sequences; scores are cumulative, and -inf where there is no token."""
+    """The tree of W sequences a row; their scores are cumulative log-probabilities, -inf where there is no token."""
     L = tokens_BWL.shape[2]
     return jax.vmap(lambda g, t, s: _select(g, _of_sequences(t, s), N, L))(g_B, tokens_BWL, scores_BWL)
 
 
 def merge(one: Tree, other: Tree, N: int, L: int) -> Tree:
-    """The N - 1 likeliest prefixes of two trees of the same roots, at most L deep. One that both have is a node once, with the
-    larger of its scores, so that no child is likelier than its parent."""
+    """The N - 1 likeliest prefixes of two trees of the same roots, at most L deep. A prefix that both trees have becomes
+    one node with the larger of its two scores, so that no child is likelier than its parent."""
     return jax.vmap(lambda one, other: _select(one.tokens[0], _of_trees(one, other, L), N, L))(one, other)
 
 
@@ -94,7 +94,7 @@ def _of_search(beams: Beams) -> _Candidates:
 
 
 def _of_sequences(tokens_WL: jax.Array, scores_WL: jax.Array) -> _Candidates:
-    """Node (w, t) is the first beam's that has its tokens up to t; the same prefix in later beams is not a node."""
+    """Of beams that share a prefix, only the first one's positions are nodes."""
     W, L = tokens_WL.shape
     same_WWL = jnp.cumprod(tokens_WL[:, None] == tokens_WL[None], axis=2)
     first_WL = jnp.argmax(same_WWL, axis=1)  # argmax finds the first of the equal beams
@@ -127,13 +127,13 @@ def _of_trees(one: Tree, other: Tree, L: int) -> _Candidates:
 
 
 def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:
-    """Keeps the N - 1 of largest score, in their order. A parent is never less likely than its child and is the shallower
-    of the two, so what is kept is closed under prefixes."""
+    """Keeps the N - 1 of largest score, in their order. A parent is at least as likely as its child and shallower, so the
+    kept nodes are closed under prefixes."""
     P = candidates.tokens.shape[0]
     order = jnp.lexsort((candidates.beam, candidates.depth, -candidates.scores))
     rank = jnp.zeros(P, jnp.int32).at[order].set(jnp.arange(P, dtype=jnp.int32))
     kept = (rank < N - 1) & (candidates.scores > -jnp.inf)
-    node_of = jnp.where(kept, jnp.cumsum(kept), N)  # N: dropped, falls off the end below
+    node_of = jnp.where(kept, jnp.cumsum(kept), N)  # a dropped candidate gets slot N, which does not exist
     parent_node = jnp.where(candidates.parent < 0, 0, node_of[jnp.maximum(candidates.parent, 0)])
 
     def place(values: jax.Array, root: jax.Array | int, dtype=jnp.int32) -> jax.Array:

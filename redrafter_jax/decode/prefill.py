@@ -16,7 +16,7 @@ from redrafter_jax.model.target import Target
 
 CHUNK_TOKENS = 256  # tokens of a prompt that a pass reads
 MIN_FINE_BUCKET_TOKENS = 1024  # tokens, above which buckets are finer than powers of two
-# Slots in a tile of bfloat16 on a TPU; at other counts XLA:TPU lays the cache out otherwise, and copies it in every pass.
+# Slots in a tile of bfloat16 on a TPU; at other counts XLA:TPU chooses another layout for the cache and copies it in every pass.
 TILE_SLOTS = 16
 
 
@@ -33,15 +33,14 @@ class Bucket:
 
     @property
     def slots(self) -> int:
-        """Cache slots: prompt and text, room for one round's write, and a whole number of chunks; a multiple of `TILE_SLOTS`."""
+        """Cache slots, a multiple of `TILE_SLOTS`: the prompt in full chunks, the reply, and room for one round's write."""
         read = CHUNK_TOKENS * -(-self.prompt // CHUNK_TOKENS) if self.prompt > CHUNK_TOKENS else self.prompt
         return TILE_SLOTS * -(-(read + self.new + self.length + 1) // TILE_SLOTS)
 
 
 def bucket(prompt: int, new: int, length: int) -> Bucket:
-    """The bucket of a request for at most so many tokens, such that similar requests share one: each is rounded up to a power of
-    two or, above `MIN_FINE_BUCKET_TOKENS`, to a quarter of one, so that at most a fifth of a long cache is room that no token
-    needs."""
+    """The bucket of a request, which similar requests share. Numbers of tokens are rounded up to a power of two or, above
+    `MIN_FINE_BUCKET_TOKENS`, to a quarter of one, so that at most a fifth of a long cache stays unused."""
     return Bucket(_round_up(prompt, 32), _round_up(new, 64), length)
 
 
@@ -52,8 +51,9 @@ def _round_up(count: int, smallest: int) -> int:
 
 
 def prefixes(prompt: int) -> tuple[int, ...]:
-    """How many slots of the cache a chunk of a prompt may attend to: 0, then powers of two of `CHUNK_TOKENS`, then all that the
-    prompt has. The program has attention to each of them; a chunk takes the least that holds what is before it."""
+    """The numbers of cache slots that a chunk of a prompt may attend to: 0, then `CHUNK_TOKENS` times powers of two, then
+    the prompt's. The program has a branch for each number, and a chunk takes the smallest that covers the tokens before
+    it."""
     sizes = [0]
     while sizes[-1] < prompt - CHUNK_TOKENS:
         sizes.append(min(max(2 * sizes[-1], CHUNK_TOKENS), CHUNK_TOKENS * (-(-prompt // CHUNK_TOKENS) - 1)))

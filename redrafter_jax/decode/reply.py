@@ -1,4 +1,4 @@
-"""What a request gets: replies, whole or so far, and the tokens that a pass of the target delivered to them."""
+"""Replies, complete or in progress, and the tokens that a target pass delivered to them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def mean_tokens_per_step(replies: Sequence[Reply]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """A batch while it is decoded: its replies so far, and which of them are whole."""
+    """A batch while it is decoded: its replies so far, and which of them are complete."""
 
     replies: list[Reply]
     done: list[bool]

@@ -15,7 +15,7 @@ from redrafter_jax.errors import BadInput, shown
 
 MAX_SEED = 2**32 - 1
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # colder, logits over it leave float32; hotter, every text is noise
-DRAFT_TOP_K = 10  # the likeliest tokens that a draft distribution is cut to by default (measured: docs/benchmarks.md)
+DRAFT_TOP_K = 10  # the likeliest tokens that a draft distribution is cut to by default (measured: docs/reports/benchmarks.md)
 MAX_NODES = 4096  # a round holds an N x N mask and N rows of logits
 
 # Smallest and largest value of whole numbers.
@@ -50,19 +50,19 @@ def wrong_number(name: str, value: object, zero: str = "") -> str | None:
 
 
 def wrong_temperature(value: object) -> str | None:
-    """A temperature that is neither 0 nor one at which float32 can sample."""
+    """What is wrong with a temperature that is neither 0 nor in the range in which float32 can sample."""
     if _is_real(value) and (value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE):
         return None
     return f"should be 0 (greedy) or from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}, not {shown(value)}"
 
 
 def wrong_top_p(value: object) -> str | None:
-    """A probability that no tokens or more than all tokens have."""
+    """What is wrong with a top-p outside (0, 1]."""
     return None if _is_real(value) and 0 < value <= 1 else f"should be above 0 and at most 1, not {shown(value)}"
 
 
 def wrong_rule(value: object) -> str | None:
-    """An acceptance rule that there is not."""
+    """What is wrong with an unknown acceptance rule."""
     *names, last = RULES
     if isinstance(value, str) and value in RULES:
         return None
@@ -70,18 +70,18 @@ def wrong_rule(value: object) -> str | None:
 
 
 def wrong_for_vocabulary(value: int, vocab_size: int, draft_vocab: int = 0) -> str | None:
-    """A number of tokens that the target's vocabulary, or the head's where it has its own, does not hold."""
+    """What is wrong with more tokens than the target's vocabulary, or the head's own draft vocabulary, has."""
     tokens, whose = (draft_vocab, "head's draft vocabulary") if draft_vocab else (vocab_size, "target's vocabulary")
     return f"should be at most the {whose} of {tokens}, not {value}" if value > tokens else None
 
 
 def wrong_for_context(value: int, context: int) -> str | None:
-    """A number of tokens that the target's context does not hold."""
+    """What is wrong with more tokens than the target's context has room for."""
     return f"should be at most the target's context of {context}, not {value}" if value > context else None
 
 
 def is_whole(value: object) -> bool:
-    """A whole number of Python's or NumPy's; True and False are none."""
+    """Whether it is an integer of Python's or NumPy's; True and False are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -170,7 +170,7 @@ def as_list(subject: str, values: object) -> list:
 
 
 def is_list(values: object) -> bool:
-    """Whether it has items to go through, as a list, an array or an iterator has, and is not text."""
+    """Whether it can be iterated (a list, an array, an iterator) and is not text."""
     try:
         return not isinstance(values, str | bytes | bytearray | dict) and iter(values) is not None
     except TypeError:

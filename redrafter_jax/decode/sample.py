@@ -74,9 +74,8 @@ Find = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def _smallest_kept_of_largest(policy: Policy, scaled_BNV: jax.Array, find: Find) -> jax.Array:
-    """Looked for among the largest logits of each shard of the vocabulary, none of which travels. Only if these do not settle
-    every row is the whole vocabulary searched, and then for those rows alone: what a row keeps does not depend on the rows
-    beside it."""
+    """Searches the largest logits of each shard of the vocabulary, without moving any. Where these do not decide every row,
+    the full vocabulary is searched, for the undecided rows alone: what a row keeps does not depend on the rows beside it."""
     V, spec = scaled_BNV.shape[-1], jax.typeof(scaled_BNV).sharding.spec
     top_BN = jnp.max(scaled_BNV, axis=-1)
     total_BN = jnp.sum(jnp.exp(scaled_BNV - top_BN[..., None]), axis=-1)
@@ -94,7 +93,7 @@ def _smallest_kept_of_largest(policy: Policy, scaled_BNV: jax.Array, find: Find)
 def _largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest alone (`Find`)."""
     best = jax.lax.top_k(x, x.shape[-1] // SHARE)[0]
-    # by its value, not by its place: of a top-k that is sliced XLA:CPU makes a sort, which takes ten times as long
+    # the least value, not the last one: XLA:CPU turns a sliced top-k into a sort, which takes ten times as long
     return best, jnp.min(best, axis=-1, keepdims=True)
 
 
@@ -106,8 +105,8 @@ def _largest_blocks(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """The smallest of these logits that top-k and then top-p keep, and how much lies at or above it at least: exp(logit -
-    largest logit), summed; inf without a top-p. ``total``: that of the vocabulary, if these are a part of it.
+    """The smallest of these logits that top-k and then top-p keep, and the mass that top-p asks for (inf without a top-p).
+    Mass is the sum of exp(logit - largest logit). ``total``: the vocabulary's mass, if these logits are a part of it.
 
     Both keep a value by what lies above it: fewer than k values, less than top_p of the probability of the k. Found by
     bisection, so that a vocabulary that is split over ``model`` need neither be sorted nor gathered.
@@ -122,7 +121,7 @@ def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array |
     mass_BNX = jnp.exp(among_BNX - jnp.max(among_BNX, axis=-1, keepdims=True))
     mass_above = lambda x_BN: jnp.sum(jnp.where(among_BNX > x_BN[..., None], mass_BNX, 0.0), axis=-1)  # noqa: E731
     of_last_BN = jnp.exp(last_BN - jnp.max(among_BNX, axis=-1))
-    of_k_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of equal values at the end, so many as make k
+    of_k_BN = mass_above(last_BN) + (k_B1 - count_above(last_BN)) * of_last_BN  # of values equal to the k-th, as many as make k
     if total_BN is not None:
         of_k_BN = jnp.where((policy.top_k_B > 0)[:, None], of_k_BN, total_BN)
     enough_BN = jnp.where(policy.top_p_B[:, None] < 1, policy.top_p_B[:, None] * of_k_BN, jnp.inf)
@@ -135,8 +134,8 @@ def _cut(policy: Policy, among_BNX: jax.Array, vocab: int, total_BN: jax.Array |
 
 
 def _bisect(keeps, x_BNV: jax.Array) -> jax.Array:
-    """The smallest float ``[B, N]`` that ``keeps`` is true of, which is true from there up and of the row's largest.
-    It halves the whole numbers that float32 orders like its values, and so ends at one of them."""
+    """The smallest float ``[B, N]`` for which ``keeps`` is true. ``keeps`` has to be monotone, and true for the row's
+    largest. The bisection runs over int32 in the order of the floats, so it ends at an exact float32."""
     largest_BN = _as_ordered_int(jnp.max(x_BNV, axis=-1))
 
     def halve(_, bounds):
@@ -185,8 +184,8 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest of the last axis and their indices, as ``lax.top_k`` (exactly, ties to the smaller index), fast
     for a small k of a long axis: only the k blocks with the largest maxima can hold them.
 
-    A last axis split over ``model`` is searched on each shard, and only the shards' k best travel. Each device is told to
-    search what it has, because XLA's partitioner gathers the operand of a top-k whole.
+    A last axis split over ``model`` is searched on each shard, and only the shards' k best travel. Each device searches its
+    own shard explicitly, because XLA's partitioner would gather the full operand of a top-k.
     """
     spec = jax.typeof(x).sharding.spec
     if spec[-1] is None:

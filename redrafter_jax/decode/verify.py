@@ -23,7 +23,8 @@ class Verdict:
     accepted: ``[B]`` int32, drafted tokens accepted, 0..L; emitted: ``[B, M]`` int32, the accepted tokens and then the
     target's own next one, arbitrary after that; g: ``[B]``, that next one; h: ``[B, D]``, the hidden state that chose it;
     rows: keys and values of the root and the accepted nodes, ``[B, K, M, C]``, of which ``accepted + 1`` count;
-    finite: ``[B]`` bool, whether the logits of every node on the accepted path are finite. Where not, nothing else holds.
+    finite: ``[B]`` bool, whether the logits of every node on the accepted path are finite. Where False, the other fields
+    mean nothing.
     """
 
     accepted: jax.Array

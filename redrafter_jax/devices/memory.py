@@ -1,4 +1,4 @@
-"""How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`placement.py`)."""
+"""How much memory there is for what a mesh has to carry. Not here: which mesh suits it (`mesh_choice.py`)."""
 
 import pathlib
 

@@ -1,32 +1,29 @@
-"""How many bytes a model takes on each device of a mesh, which meshes it fits, and which one suits it.
+"""How many bytes a model takes on each device of a mesh, and which meshes it fits.
 
 Bytes are counted from the shapes that the models' own initialisers make (`jax.eval_shape` on a mesh of no devices), so
-there is no second formula. Not here: how much memory there is (`memory.py`), making the mesh (`mesh.py`).
+there is no second formula. Not here: which mesh suits it (`mesh_choice.py`), how much memory there is (`memory.py`), making the
+mesh (`mesh.py`).
 """
 
 import dataclasses
 import functools
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.devices import processes
 from redrafter_jax.devices.mesh import on_paper
-from redrafter_jax.errors import BadInput
 from redrafter_jax.model import cache, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
 SHARDED = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "vocab_size")
 USABLE_SHARE = 0.7  # share of a device's memory that weights and cache may take; the rest is for what is computed
-MIN_SHARD_BYTES = 1 << 30  # bytes; an estimate: a shard of fewer is read in less time than one more split's collectives take
 
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """What a mesh has to carry: a target, perhaps a head, and rows.
+    """What a mesh has to hold: a target, perhaps a head, and rows.
 
     option: the name of what decides the rows; size: bytes of weights and what goes with them (`bytes_of_target`,
     `bytes_of_head`), split over ``model``, or over both axes if ``spread``; cache: bytes of keys and values
@@ -47,7 +44,7 @@ class Footprint:
         return weights + self.cache / (data * min(model, self.target.num_key_value_heads))
 
     def why_not(self, data: int, model: int) -> str | None:
-        """What a mesh does not divide, in words; None where it fits."""
+        """Why a mesh does not fit, in words; None where it fits."""
         if self.rows % data:
             return f"{self.option} {self.rows} should be a multiple of the {data} data shards"
         for name in SHARDED:
@@ -61,11 +58,13 @@ class Footprint:
             return f"{model} does not divide the head's draft vocabulary of {self.head.draft_vocab} tokens"
         return None
 
-    def meshes(self, devices: int, whole: bool = False) -> list[tuple[int, int]]:
-        """All that fit, those with the most devices first, and among them those with the most rows at a time; ``whole``: those
-        that leave out no device. Each has a number of devices that divides them all: five chips of eight are no slice."""
+    def meshes(self, devices: int, all_devices: bool = False) -> list[tuple[int, int]]:
+        """The meshes that fit, most devices first, and of those most rows first; with ``all_devices`` only those that use
+        every device. The number of devices of each divides ``devices``: five chips of eight are no slice."""
         splits = [(data, model) for data in range(1, devices + 1) for model in range(1, devices // data + 1)]
-        splits = [(data, model) for data, model in splits if data * model == devices or not (whole or devices % (data * model))]
+        splits = [
+            (data, model) for data, model in splits if data * model == devices or not (all_devices or devices % (data * model))
+        ]
         return sorted((mesh for mesh in splits if not self.why_not(*mesh)), key=lambda mesh: (-mesh[0] * mesh[1], -mesh[0]))
 
     def holding(self, meshes: list[tuple[int, int]], memory: int) -> list[tuple[int, int]]:
@@ -73,111 +72,8 @@ class Footprint:
         return [mesh for mesh in meshes if self.bytes_per_device(*mesh) <= USABLE_SHARE * memory]
 
 
-def check(load: Footprint, mesh: tuple[int, int], devices: int, whole: bool = False, what: str = "mesh") -> None:
-    """Raises BadInput for a mesh of too many devices, or one that does not divide what it carries; says which would do, if need
-    be of those that leave out no device. ``what`` names the mesh."""
-    data, model = mesh
-    if min(mesh) < 1:
-        raise BadInput(f"{what} should be two whole numbers from 1 up, not {data} {model}")
-    wrong = load.why_not(data, model)
-    if data * model > devices:
-        wrong = f"it needs {data * model} devices, and {devices} {'is' if devices == 1 else 'are'} visible"
-    if wrong:
-        raise BadInput(f"{what} {data} {model}: {wrong}; {named(load.meshes(devices, whole))} would do")
-
-
-def named(meshes: list[tuple[int, int]], most: int = 6) -> str:
-    """The first of these meshes, in a sentence."""
-    shown = [f"{data} {model}" for data, model in meshes[:most]] or ["fewer devices"]
-    return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else f"only {shown[0]}"
-
-
-def recommend(
-    load: Footprint, devices: int, memory: int | None, whole: bool = False, prefer: Literal["data", "model"] = "data"
-) -> tuple[tuple[int, int], str]:
-    """A mesh for these devices of ``memory`` bytes each (None: unknown, as of CPUs), and why.
-
-    Preferring ``data``, as training does: the fewest shards of ``model`` that hold the load leave the most for rows. Devices
-    that no row needs then join ``model``, as long as that leaves each of them enough to read; or, with ``whole``, because none is
-    to be left out. Preferring ``model``, as decoding does, where every step waits for the weights to be read: as many
-    shards of them as leave each device enough to read, and the rest for rows.
-
-    Raises:
-      BadInput: no mesh of all devices fits, and it should be ``whole``.
-    """
-    fitting, need = load.meshes(devices, whole), f"{(load.size + load.cache) / 1e9:.3g} GB to hold"
-    if not fitting:
-        reasons = f"{load.why_not(devices, 1)}, and {load.why_not(1, devices)}"
-        raise BadInput(f"no mesh uses all {devices} devices of the processes: {reasons}")
-    if memory is None and whole:
-        return min(fitting, key=lambda mesh: mesh[1]), f"the processes work on all their {devices} devices together"
-    if memory is None:
-        return (1, 1), f"the {devices} devices share one host's cores and memory" if devices > 1 else "there is one device"
-    holding, each = load.holding(fitting, memory), f"{memory / 1e9:.3g} GB"
-    if not holding:
-        mesh = min(fitting, key=lambda mesh: load.bytes_per_device(*mesh))
-        least = f"{load.bytes_per_device(*mesh) / 1e9:.3g} GB"
-        return mesh, f"{need} are {least} for each device, too much for {each}; no split leaves less"
-    fewest = min(model for _, model in holding)
-    if prefer == "model":
-        mesh = _most_of_model(load, holding, fewest)
-        reason = (
-            f"{need}: each step reads it, and with the model {f'split into {mesh[1]}' if mesh[1] > 1 else 'whole'} a device reads"
-        )
-        reason += f" {load.bytes_per_device(*mesh) / 1e9:.3g} GB of its {each}"
-        return mesh, reason + (f"; {load.option} {load.rows} splits into {mesh[0]}" if mesh[0] > 1 else "")
-    mesh = _most_of_data(load, holding, fewest)
-    parts = mesh[0] * fewest if load.spread else fewest
-    split = f"split into {parts}" if parts > 1 else "whole"
-    reason = f"{need}: the model {split} takes {load.bytes_per_device(mesh[0], fewest) / 1e9:.3g} GB of each device's {each}"
-    reason += f", and {load.option} {load.rows} splits into {mesh[0]}"
-    return mesh, reason + (f"; model takes more of the {devices} devices, to be faster" if mesh[1] > fewest else "")
-
-
-def _most_of_model(load: Footprint, meshes: list[tuple[int, int]], fewest: int) -> tuple[int, int]:
-    """The mesh with the most shards of the model, of those that leave each device enough to read or split it least."""
-    worth = [mesh for mesh in meshes if mesh[1] == fewest or load.bytes_per_device(*mesh) >= MIN_SHARD_BYTES]
-    return max(worth, key=lambda mesh: (mesh[1], mesh[0]))
-
-
-def _most_of_data(load: Footprint, meshes: list[tuple[int, int]], fewest: int) -> tuple[int, int]:
-    """The mesh with the most shards of rows; devices that no row needs join ``model``, while they have enough to read."""
-    rows = max(data for data, model in meshes if model == fewest)
-    models = [model for data, model in meshes if data == rows]
-    return rows, max(model for model in models if model == fewest or load.bytes_per_device(rows, model) >= MIN_SHARD_BYTES)
-
-
-def resolve(
-    load: Footprint, mesh: tuple[int, int] | None, together: bool, what: str = "mesh", joins: str = "jax.distributed.initialize"
-) -> tuple[tuple[int, int], str | None]:
-    """The mesh that was asked for, checked; or one for the devices that are there, and a line that says why, if there is more
-    than one device.
-
-    Args:
-      together: all processes work on one mesh, as in training; otherwise each may work on one of its own devices, and does
-        unless they are too few to hold the load. what: names the mesh; joins: what a host joins the others by.
-
-    Raises:
-      BadInput: see `check` and `recommend`; or the mesh leaves some of the processes out, or this host has not joined the others.
-    """
-    processes.check_joined(joins)
-    own, every, group = jax.local_devices(), len(jax.devices()), jax.process_count() > 1
-    if mesh is not None:
-        whole = group and (together or mesh[0] * mesh[1] > len(own))
-        if whole and mesh[0] * mesh[1] != every:
-            wrong = f"{what} {mesh[0]} {mesh[1]} should use all {every} devices of the {jax.process_count()} processes"
-            wrong += "" if together else f", or at most the {len(own)} of one"
-            raise BadInput(f"{wrong}; {named(load.meshes(every, whole))} would do")
-        check(load, mesh, every if whole else len(own), whole, what)
-        return mesh, None
-    memory = (own[0].memory_stats() or {}).get("bytes_limit")
-    whole = group and (together or (memory is not None and not load.holding(load.meshes(len(own)), memory)))
-    chosen, reason = recommend(load, every if whole else len(own), memory, whole, "data" if together else "model")
-    return chosen, f"mesh {chosen[0]} {chosen[1]}: {reason}" if every > 1 else None
-
-
 def bytes_of(tree) -> int:
-    """Bytes of arrays, abstract ones too, on one device of their mesh, without what layouts pad."""
+    """Bytes of arrays, concrete or abstract, on one device of their mesh, without padding by layouts."""
     return sum(math.prod(_shard_shape(leaf)) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
@@ -236,7 +132,7 @@ def bytes_of_token(config: TargetConfig, dtype: str) -> int:
 def to_decode(
     target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0, option: str = "rows"
 ) -> Footprint:
-    """What a mesh has to carry in decoding: the weights of a pair, and a cache of so many rows and slots."""
+    """The load of decoding: the weights of a pair, and a cache of ``rows`` rows and ``slots`` slots."""
     size = bytes_of_target(target, dtype)
     size += bytes_of_head(vocabulary.materialised_config(head), dtype) if head else 0
     return Footprint(target, head, rows, option, size, cache=rows * slots * bytes_of_token(target, dtype))

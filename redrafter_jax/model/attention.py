@@ -51,7 +51,7 @@ def attend(
         return jax.lax.switch(which, attends, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys, values, length_B)
     B, N, H, C = q_BNHC.shape
     G = H // k_BKNC.shape[1]
-    # What nobody may see has weight zero, but zero times NaN is NaN: its value is cut off, not just outweighed.
+    # A masked key has weight zero, but zero times NaN is NaN, so its value is replaced by zero too.
     v_BKNC = jnp.where(jnp.any(visible_BNN, axis=1)[:, None, :, None], v_BKNC, 0)
     keys, values, masks = [k_BKNC], [v_BKNC], [jnp.tile(visible_BNN, (1, G, 1))]
     if cached is not None:
@@ -88,7 +88,7 @@ def _by_query_head(mixed_BKMC: jax.Array, group: int) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Attention to some of the keys, in float32, from which that to all of them follows (`joined`).
+    """Attention to some of the keys, in float32; `joined` combines parts into attention to all of them.
 
     mixed: ``[B, K, M, C]``, the sum of their values by weights exp(score - largest); largest: ``[B, K, M, 1]``, their largest
     score; total: ``[B, K, M, 1]``, the sum of the weights.
@@ -117,7 +117,7 @@ def joined(parts: Sequence[Part]) -> jax.Array:
     shares = [jnp.exp(each.largest - largest_BKM1) for each in parts]
     total_BKM1 = sum(share * each.total for share, each in zip(shares, parts, strict=True))
     mixed_BKMC = sum(share * each.mixed for share, each in zip(shares, parts, strict=True))
-    # Divided by the sum of the weights at the end, where there are fewer numbers.
+    # The division by the sum of the weights comes last, where there are fewer numbers to divide.
     return mixed_BKMC / total_BKM1
 
 

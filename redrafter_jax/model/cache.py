@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
 CACHE_SPEC = P("data", "model", None, None)
-MAX_TOKENS_BY_ROW = 16  # tokens of a row, as many as a round accepts, that are written as `by_row` does on a TPU
+MAX_TOKENS_BY_ROW = 16  # new tokens per row, as in most rounds, up to which `by_row` writes them on a TPU
 
 
 @jax.tree_util.register_dataclass
@@ -52,8 +52,8 @@ def empty(layers: int, batch: int, kv_heads: int, slots: int, head_dim: int, dty
 def append(cache: KVCache, rows: KVRows, count_B: jax.Array) -> KVCache:
     """Writes the rows behind each row's ``length`` and counts the first ``count`` of them as live.
 
-    All N rows are written, so ``length + N`` must not pass the last slot (the write would be moved back by XLA);
-    whoever makes the cache leaves that slack.
+    All N rows are written, so ``length + N`` must not pass the last slot, or XLA would move the write back. Whoever
+    allocates the cache leaves that room.
     """
     buffers, new = (*cache.keys, *cache.values), (*rows.keys, *rows.values)
     few = {"tpu": by_row} if rows.keys[0].shape[2] <= MAX_TOKENS_BY_ROW else {}
@@ -89,7 +89,7 @@ def by_row(buffers: Buffers, new: Buffers, start_B: jax.Array) -> Buffers:
 
         return jax.lax.fori_loop(0, start_B.shape[0], write, buffers)
 
-    # else a loop that writes one token lays the cache out by slot, and copies it on the way in and out
+    # else a loop that writes one token chooses a layout by slot, and copies the cache on the way in and out
     row_major = lambda buffer: with_layout_constraint(buffer, Layout((0, 1, 2, 3)))  # noqa: E731
     specs = (CACHE_SPEC,) * len(buffers)
     return jax.shard_map(of_shard, in_specs=(specs, specs, P("data")), out_specs=specs)(buffers, new, start_B)

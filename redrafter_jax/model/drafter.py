@@ -25,7 +25,7 @@ from redrafter_jax.model.target import Target, unembed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
-    ``draft_vocab``: U, tokens that the head can draft; 0 is the whole vocabulary, without a table."""
+    ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table."""
 
     vocab_size: int
     hidden_size: int
@@ -65,10 +65,10 @@ class SplitLinear(nnx.Module):
     """A `Linear` that reads ``[h ; s]``, with its rows for h and those for s as two weights: XLA:CPU would copy a slice of one
     weight in every round."""
 
-    def __init__(self, whole: layers.Linear):
-        D = whole.weight.shape[0] // 2
-        self.weight_h, self.weight_s = nnx.Param(whole.weight[:D]), nnx.Param(whole.weight[D:])
-        self.bias = whole.bias
+    def __init__(self, layer: layers.Linear):
+        D = layer.weight.shape[0] // 2
+        self.weight_h, self.weight_s = nnx.Param(layer.weight[:D]), nnx.Param(layer.weight[D:])
+        self.bias = layer.bias
 
 
 def _halves(layer: layers.Linear | SplitLinear) -> tuple[nnx.Param | jax.Array, nnx.Param | jax.Array]:
@@ -108,13 +108,13 @@ class Drafter(nnx.Module):
         return layers.gather_features(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
 
     def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """What of `exit` depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share of the first
-        layer that reads ``[h ; s]``."""
+        """The part of `exit` that depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share
+        of the first layer that reads ``[h ; s]``."""
         first = self._first()
         return h, None if first is None else layers.times(h, self.weight_of_h()) + first.bias[...]
 
     def weight_of_h(self) -> nnx.Param | jax.Array | None:
-        """The matrix ``[D, out]`` that `context` multiplies h by; None for a head that has none."""
+        """The matrix ``[D, out]`` that `context` multiplies h by; None for a head without such a layer."""
         first = self._first()
         return None if first is None else _halves(first)[0]
 
@@ -122,19 +122,19 @@ class Drafter(nnx.Module):
         """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""
         h, share = context
         first, rest = self._first(), self.blocks
-        whole = None if first is None else share + layers.times(state, _halves(first)[1])
+        first_out = None if first is None else share + layers.times(state, _halves(first)[1])
         if self.input_proj is not None:
-            z = layers.gather_features(whole)
+            z = layers.gather_features(first_out)
         else:
             z = jnp.concatenate(jnp.broadcast_arrays(h, state), axis=-1)
             if first is not None:
-                z, rest = z + layers.gather_features(jax.nn.silu(whole)), self.blocks[1:]
+                z, rest = z + layers.gather_features(jax.nn.silu(first_out)), self.blocks[1:]
         for block in rest:
             z = z + layers.gather_features(jax.nn.silu(block(z)))
         return z
 
     def _first(self) -> layers.Linear | SplitLinear | None:
-        """The first layer that reads ``[h ; s]``; None for a head that has none."""
+        """The first layer that reads ``[h ; s]``; None for a head without an ``input_proj`` and without blocks."""
         if self.input_proj is not None:
             return self.input_proj
         return self.blocks[0] if self.blocks else None
@@ -163,8 +163,8 @@ class Drafter(nnx.Module):
         return target.columns(self.ids) if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
 
     def drafted(self, values: jax.Array) -> jax.Array:
-        """Of values for every token of the target ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, split as
-        they were."""
+        """Selects from values of all tokens ``[..., V]`` those of the tokens that can be drafted ``[..., U]``, sharded
+        alike."""
         if self.ids is None:
             return values
         spec = jax.typeof(values).sharding.spec

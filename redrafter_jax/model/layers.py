@@ -55,19 +55,19 @@ def times(x: jax.Array, weight: nnx.Param | jax.Array, split: P = COLUMNS) -> ja
 
 
 def gather_weight(weight: nnx.Param | jax.Array, spec: P) -> jax.Array:
-    """A weight as it is multiplied: gathered, if it is stored split over ``data`` too. One that is marked as `reduced` is
-    gathered already."""
+    """A weight as it is multiplied: gathered over ``data`` where it is stored split over that axis too. A weight marked as
+    `reduced` already is."""
     array = weight[...] if isinstance(weight, nnx.Variable) else weight
     return array if jax.typeof(array).sharding.spec.reduced else jax.sharding.reshard(array, spec)
 
 
 def gather_features(x: jax.Array) -> jax.Array:
-    """Features ``[B, ..., D]`` that are split over ``model``, whole on every shard."""
+    """Gathers features ``[B, ..., D]`` that are split over ``model``, so that every shard has all of them."""
     return jax.sharding.reshard(x, P("data", *[None] * (x.ndim - 1)))
 
 
 def einsum(subscripts: str, x: jax.Array, y: jax.Array, **options) -> jax.Array:
-    """`jnp.einsum` of two arrays, by which everything is multiplied. Float32 operands are multiplied as float32 on every device,
+    """`jnp.einsum` of two arrays, through which every product goes. Float32 operands are multiplied as float32 on every device,
     unless `jax.default_matmul_precision` says otherwise: TPUs and GPUs would round them to bfloat16 or TF32 first."""
     is_exact = jnp.result_type(x, y) == jnp.float32 and jax.config.jax_default_matmul_precision is None
     return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST if is_exact else None, **options)
@@ -76,8 +76,9 @@ def einsum(subscripts: str, x: jax.Array, y: jax.Array, **options) -> jax.Array:
 def product(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:
     """x W over the last axis of x ``[B, ..., in]`` with W ``[in, out]``, split as ``spec`` says.
 
-    XLA:TPU multiplies a single row on the vector unit, which its own account expects to take three to four times as long as
-    reading the weights. From two rows on it uses the matrix unit, so a shard's only row is given a second one there.
+    XLA:TPU multiplies a single row on the vector unit, which by its own cost model takes three to four times as long as
+    reading the weights. From two rows on it uses the matrix unit, so on a TPU a shard's only row gets a second one of
+    zeros.
     """
     rows = math.prod(jax.typeof(x).sharding.shard_shape(x.shape)[:-1])
     times = functools.partial(_times, spec=spec)

@@ -1,7 +1,7 @@
 """The target: a Llama-family decoder whose output we reproduce. It is frozen; only ``train.demo`` ever trains one.
 
 One call serves prompts, trees and training text alike: N tokens with their positions and the mask of who sees whom,
-on top of a cache or of nothing. It reads the cache and returns the new keys and values; writing them is up to the caller.
+on top of a cache or of nothing. It reads the cache and returns the new keys and values; the caller writes them.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class TargetConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What the target makes of N tokens.
+    """The result of a target pass over N tokens.
 
     hidden: ``[B, N, D]`` after the last norm; rows: the keys and values of the N tokens, not yet in any cache; features:
     ``[B, N, F*D]``, the outputs of the F layers that were asked for, side by side and without any norm; None if none was.

@@ -1,5 +1,5 @@
-"""Draft vocabularies: what is made of a head that has one. Training leaves its table alone; decoding wants its columns at
-hand; other programs want the whole vocabulary.
+"""Heads with a draft vocabulary, converted for what uses them. Training excludes the table of ids; decoding gathers its
+columns once; other programs need an LM head over the full vocabulary.
 
 Not here: which tokens to take (`train/data/rows.py`), the lookups of a round (`drafter.py`).
 """
@@ -54,7 +54,7 @@ def as_decoded(drafter: Drafter, target: Target) -> Drafter:
 
 
 def expand(drafter: Drafter, target: Target) -> Drafter:
-    """The head with an LM head of its own over the whole vocabulary, as Apple's architecture has it.
+    """The head with an LM head of its own over the full vocabulary, as in Apple's architecture.
 
     A slim head gets the target's LM head. Of a draft vocabulary the result has the very distributions, although that
     architecture's LM head has no bias: the exit is widened by a feature that is always 1 (the bias of ``input_proj`` makes

@@ -14,7 +14,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from redrafter_jax.devices import mesh, placement
+from redrafter_jax.devices import mesh, mesh_choice, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
 from redrafter_jax.model.drafter import DrafterConfig
@@ -116,9 +116,9 @@ def choose_meshes(
     data, model = given
     if given not in reasons:
         wrong = f"should be two numbers whose product is the {chips} chips of {topology}, not {data} {model}"
-        raise BadInput(f"{what} {wrong}; {placement.named(able)} would do")
+        raise BadInput(f"{what} {wrong}; {mesh_choice.named(able)} would do")
     if reasons[given]:
-        raise BadInput(f"{what} {data} {model} cannot split this target: {reasons[given]}; {placement.named(able)} would do")
+        raise BadInput(f"{what} {data} {model} cannot split this target: {reasons[given]}; {mesh_choice.named(able)} would do")
     return [given], []
 
 

@@ -26,6 +26,8 @@ def test_tokens_per_step_are_those_that_were_delivered(mha, new):
         assert len(reply.token_ids) == new and histogram.sum() == reply.rounds
         assert histogram @ np.arange(1, len(histogram) + 1) == new - 1
         assert reply.tokens_per_step == (pytest.approx((new - 1) / reply.rounds) if new > 1 else None)
+        # Every pass ends with the target's own token, but for the last one if the limit cuts it among its drafts.
+        assert not reply.drafted[0] and sum(reply.drafted) == new - 1 - reply.rounds + reply.drafted[-1]
         assert 0 < reply.first_token_seconds <= reply.seconds
     rounds = sum(reply.rounds for reply in replies)
     assert mean_tokens_per_step(replies) == (pytest.approx(2 * (new - 1) / rounds) if new > 1 else None)

@@ -1,5 +1,7 @@
 """Prompts that are read in several chunks: each attends to what is before it, and no chunk is read behind the longest prompt."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,3 +58,13 @@ def test_a_bucket_of_a_long_prompt_wastes_at_most_a_quarter_of_it_and_short_ones
     assert [sizes[prompt] for prompt in (1, 32, 33, 1000)] == [32, 32, 64, 1024]
     assert max(size / prompt for prompt, size in sizes.items() if prompt > 1024) <= 1.25
     assert len({prefill.bucket(prompt, 128, 4).prompt for prompt in range(1025, 4097)}) <= 8
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 15, 16, 64])
+def test_a_bucket_has_room_for_its_last_chunk_and_for_the_write_of_its_last_round(length):
+    """A write past the last slot would be moved back over live ones."""
+    for prompt, new in itertools.product((32, 256, 257, 640, 1280), (64, 128)):
+        bucket = prefill.Bucket(prompt, new, length)
+        chunks = -(-prompt // prefill.CHUNK_TOKENS) * min(prompt, prefill.CHUNK_TOKENS)
+        longest = max(prompt, chunks) + new - 1  # of a row that is done, whose last pass wrote L + 1 rows behind it
+        assert bucket.slots >= longest + length + 1 and bucket.slots % prefill.TILE_SLOTS == 0

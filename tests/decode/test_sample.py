@@ -130,3 +130,11 @@ def test_the_vocabulary_is_not_sorted_for_its_largest_logits():
     """Which XLA:CPU does for a top-k that is sliced, at ten times the cost."""
     program = jax.jit(sample.warp).lower(support.policy(1, 1.0, 50, 0.9), logits_of(32000)).compile().as_text()
     assert "TopK" in program and not re.search(r"32000\S* sort\(", program)
+
+
+def test_top_p_keeps_no_more_than_it_needs_where_the_likeliest_have_just_its_share():
+    logits = np.full((1, 1, 64), -100.0, np.float32)
+    logits[..., :3] = 0, np.log(0.5), np.log(0.5)  # half of the probability, a quarter and a quarter
+    for top_p, kept in ((0.5, 1), (0.51, 3), (0.49, 1)):
+        warped = sample.warp(support.policy(1, 1.0, top_p=top_p), support.put(logits))
+        assert np.isfinite(np.asarray(warped)).sum() == kept

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from redrafter_jax.devices import mesh, placement
+from redrafter_jax.devices import mesh, mesh_choice, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import cache
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full
@@ -64,7 +64,7 @@ GB = 10**9
     ],
 )
 def test_the_mesh_that_is_chosen(load, devices, memory, chosen, words):
-    found, reason = placement.recommend(load, devices, memory)
+    found, reason = mesh_choice.recommend(load, devices, memory)
     assert found == chosen
     assert words in reason
 
@@ -83,7 +83,7 @@ def test_the_mesh_that_is_chosen(load, devices, memory, chosen, words):
 )
 def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence_that_says_which_would_do(change, asked, words):
     with pytest.raises(BadInput) as error:
-        placement.check(Footprint(dataclasses.replace(EIGHT_B, **change), rows=8), asked, 8, what="--mesh")
+        mesh_choice.check(Footprint(dataclasses.replace(EIGHT_B, **change), rows=8), asked, 8, what="--mesh")
     assert words in str(error.value)
 
 
@@ -105,7 +105,7 @@ def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence_that_says_which_wou
     ],
 )
 def test_the_mesh_that_is_chosen_for_decoding_reads_the_weights_in_many_parts(load, devices, memory, chosen, words):
-    found, reason = placement.recommend(load, devices, memory, prefer="model")
+    found, reason = mesh_choice.recommend(load, devices, memory, prefer="model")
     assert found == chosen
     assert words in reason
 
@@ -115,7 +115,7 @@ def test_training_splits_rows_and_decoding_splits_weights(together, chosen, monk
     device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80 * GB})
     monkeypatch.setattr(jax, "local_devices", lambda: [device] * 8)
     monkeypatch.setattr(jax, "devices", lambda: [device] * 8)
-    found, why = placement.resolve(Footprint(EIGHT_B, rows=8, size=16 * GB), None, together)
+    found, why = mesh_choice.resolve(Footprint(EIGHT_B, rows=8, size=16 * GB), None, together)
     assert found == chosen
     assert why.startswith(f"mesh {chosen[0]} {chosen[1]}: 16 GB to hold")
 
@@ -126,29 +126,29 @@ def test_a_target_too_large_for_the_devices_of_one_process_is_split_over_those_o
     monkeypatch.setattr(jax, "devices", lambda: [device] * 8)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    assert placement.resolve(Footprint(SEVENTY_B, rows=8, size=141 * GB), None, together=False)[0] == (1, 8)
-    assert placement.resolve(Footprint(EIGHT_B, rows=8, size=16 * GB), None, together=False)[0] == (1, 4)
+    assert mesh_choice.resolve(Footprint(SEVENTY_B, rows=8, size=141 * GB), None, together=False)[0] == (1, 8)
+    assert mesh_choice.resolve(Footprint(EIGHT_B, rows=8, size=16 * GB), None, together=False)[0] == (1, 4)
     with pytest.raises(BadInput, match="all 8 devices of the 2 processes, or at most the 4 of one; 8 1, 4 2, 2 4 and 1 8 would do"):
-        placement.resolve(Footprint(EIGHT_B, rows=8), (3, 2), together=False)
+        mesh_choice.resolve(Footprint(EIGHT_B, rows=8), (3, 2), together=False)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
     with pytest.raises(BadInput, match="of a slice of 2 hosts: give --distributed on each of them"):
-        placement.resolve(Footprint(EIGHT_B), None, together=False, joins="--distributed")
+        mesh_choice.resolve(Footprint(EIGHT_B), None, together=False, joins="--distributed")
 
 
 def test_processes_that_work_together_leave_no_device_out():
-    assert placement.recommend(Footprint(EIGHT_B, rows=8), 8, None, whole=True) == (
+    assert mesh_choice.recommend(Footprint(EIGHT_B, rows=8), 8, None, all_devices=True) == (
         (8, 1),
         "the processes work on all their 8 devices together",
     )
-    assert placement.recommend(Footprint(EIGHT_B, rows=6), 8, None, whole=True)[0] == (2, 4)
-    assert placement.recommend(Footprint(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB, whole=True)[0] == (2, 4)
-    assert placement.recommend(Footprint(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB)[0] == (2, 1)
+    assert mesh_choice.recommend(Footprint(EIGHT_B, rows=6), 8, None, all_devices=True)[0] == (2, 4)
+    assert mesh_choice.recommend(Footprint(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB, all_devices=True)[0] == (2, 4)
+    assert mesh_choice.recommend(Footprint(EIGHT_B, rows=2, size=0.1 * GB), 8, 80 * GB)[0] == (2, 1)
     odd = dataclasses.replace(EIGHT_B, vocab_size=128255)
     with pytest.raises(BadInput) as error:
-        placement.recommend(Footprint(odd, rows=6), 4, None, whole=True)
+        mesh_choice.recommend(Footprint(odd, rows=6), 4, None, all_devices=True)
     assert "no mesh uses all 4 devices of the processes: --batch-size 6 should be a multiple of the 4 data" in str(error.value)
     with pytest.raises(BadInput, match="multiple of the 8 data shards; 4 2, 2 4 and 1 8 would do"):
-        placement.check(Footprint(EIGHT_B, rows=4), (8, 1), 8, whole=True)
+        mesh_choice.check(Footprint(EIGHT_B, rows=4), (8, 1), 8, all_devices=True)
 
 
 def test_the_head_counts_and_few_key_value_heads_do_not_stand_in_the_way():

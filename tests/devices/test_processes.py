@@ -23,6 +23,7 @@ from redrafter_jax.files import damage, weights
 from redrafter_jax.model.drafter import Drafter, full
 from redrafter_jax.model.target import Target, TargetConfig
 from tests import groups
+from tests.jsonl import write_prompts, write_talk
 from tests.texts import save_tokenizer
 from train import main
 from train.run import log
@@ -54,17 +55,12 @@ def target(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory) -> pathlib.Path:
-    file = tmp_path_factory.mktemp("talk") / "talk.jsonl"
-    turns = [[("user", f"What is {n} plus {n}?"), ("assistant", f"It is {2 * n}.")] for n in range(40)]
-    file.write_text("".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in t]}) + "\n" for t in turns))
-    return file
+    return write_talk(tmp_path_factory.mktemp("talk"))
 
 
 @pytest.fixture
 def prompts(tmp_path) -> pathlib.Path:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"token_ids": [1 + n, 5, 9 + n]}) + "\n" for n in range(7)))
-    return path
+    return write_prompts(tmp_path, [[1 + n, 5, 9 + n] for n in range(7)])
 
 
 def training(target, talk, run, *more) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 
 from redrafter_jax import families
 from redrafter_jax.errors import BadInput
@@ -27,6 +28,13 @@ def test_the_shapes_of_well_known_targets_are_of_a_family(name):
     if target.rope.kind == "default":  # whose original length is the context, which these do not say
         target = llama.config(llama.fields_of(target), name)
     assert llama.config(llama.fields_of(target), name) == target
+
+
+def test_what_a_llama_config_leaves_out_has_the_default_of_transformers():
+    sizes = {"vocab_size": 503, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    in_full = transformers.LlamaConfig(**sizes).to_dict()
+    assert in_full.keys() >= {"rms_norm_eps", "num_key_value_heads", "max_position_embeddings"}
+    assert llama.config({"model_type": "llama", **sizes}, "--target") == llama.config(in_full, "--target")
 
 
 def test_every_family_is_found_by_its_types_and_others_are_refused():

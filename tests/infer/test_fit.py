@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 import threading
@@ -17,31 +16,16 @@ from infer.fit import points
 from infer.programs import use_cache
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 from redrafter_jax.devices import mesh, placement, processes
-from redrafter_jax.model import cache, drafter
-from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.model import cache
 from redrafter_jax.slices import compiler, roofline, topology
+from tests.on_slice import BATCH, HEAD, MESH, SHAPE, TARGET, needs_compiler
 from train.fit import __main__ as train_fit
 from train.fit import points as step_points
-
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
-)
-TARGET = TargetConfig(
-    vocab_size=32000,
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=2,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    head_dim=128,
-)
-MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
 
 
 @functools.cache
 def subject(sampling: str = "greedy") -> points.Workload:
-    head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
-    return points.Workload(topology.find_slice("v5e:2x4"), TARGET, head, "bfloat16", 4000, sampling)
+    return points.Workload(topology.find_slice("v5e:2x4"), TARGET, HEAD, "bfloat16", 4000, sampling)
 
 
 @functools.cache

@@ -6,7 +6,8 @@ import pytest
 import tyro
 
 from infer.fit import report as fit_report
-from infer.fit.advice import MAX_RETRIES, Advice, find_advice
+from infer.fit.advice import Advice, find_advice
+from infer.fitting import MAX_RETRIES
 from infer.generate import __main__ as generate
 
 

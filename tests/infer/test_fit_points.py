@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from infer import fitting
 from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.fit import report as fit_report
@@ -16,24 +17,13 @@ from infer.fit.advice import Advice
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import drafter
-from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline, topology
 from redrafter_jax.slices.chips import CHIPS
+from tests.on_slice import BATCH, HEAD, MESH, SHAPE, TARGET
 from train.fit import __main__ as train_fit
 from train.fit import points as step_points
 from train.fit import report as step_report
 
-TARGET = TargetConfig(
-    vocab_size=32000,
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=2,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    head_dim=128,
-)
-MESH, BATCH, SHAPE = (2, 4), 8, Shape(4, 2)
-HEAD = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
 LLAMA_33B = topology.read_target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
 HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
 
@@ -164,10 +154,10 @@ def test_a_refusal_without_bytes_is_null_in_json(monkeypatch):
 def test_the_training_step_that_is_recommended_fits_with_all_layers():
     rows = [{"batch": batch, "fits": batch < 9, "whole": False, "tokens_per_second": batch} for batch in range(1, 12)]
     whole = lambda most: lambda row: row | {"whole": True, "fits": row["batch"] <= most}  # noqa: E731
-    best, refused = step_points.settle(rows, whole(6))
+    best, refused = step_points.find_best(rows, whole(6))
     assert best["batch"] == 6 and best["whole"] and [row["batch"] for row in refused] == [8, 7]
-    best, refused = step_points.settle(rows, whole(0))
-    assert best is None and len(refused) == 1 + step_points.MAX_RETRIES
+    best, refused = step_points.find_best(rows, whole(0))
+    assert best is None and len(refused) == 1 + fitting.MAX_RETRIES
     assert step_report.advised(best, refused, "model").startswith("none of the last 4 lines")
     assert step_report.advised(None, [], "model").startswith("nothing fits; take --shard-target data,model, more chips")
     assert step_report.advised(None, [], "data,model").startswith("nothing fits; take more chips")
@@ -184,11 +174,12 @@ def test_a_failure_of_the_compiler_itself_takes_its_point_alone(monkeypatch):
     monkeypatch.setattr(step_points, "compile_step", fail)
     subject = points.Workload(nowhere(), TARGET, HEAD, "bfloat16", 4000)
     row = points.row(subject, MESH, BATCH, SHAPE)
-    assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in fit_report.line(fit_report.cells_of(row, row))
+    said = fitting.line(fit_report.cells_of(row, row), fit_report.COLUMNS)
+    assert not row["fits"] and "the TPU compiler failed (INTERNAL: x)" in said
     check = points.check(subject, Advice(BATCH, MESH, "4x2", 1.2), "round")
     assert not check["fits"] and fit_report._sizes([check]) == "round the TPU compiler failed (INTERNAL: x)"
     step = step_points.row(step_points.StepSubject(nowhere(), TARGET, None, "bfloat16"), MESH, BATCH, whole=True)
-    said = fit_report.line(step_report.cells_of(step), step_report.COLUMNS)
+    said = fitting.line(step_report.cells_of(step), step_report.COLUMNS)
     assert not step["fits"] and "the TPU compiler failed (INTERNAL: x)" in said
 
 

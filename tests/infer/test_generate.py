@@ -15,21 +15,15 @@ from infer.generate import compare
 from infer.generate.__main__ import DEFAULT_PROMPT, main
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent
+from tests.jsonl import replies, write_prompts
 from tests.options import IDS, PAIR, SHORT
 from tests.support import MODELS, load_pair
 from tests.texts import with_tokenizer
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture
 def prompts(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in IDS))
-    return path
+    return write_prompts(tmp_path, IDS)
 
 
 @pytest.fixture
@@ -41,10 +35,6 @@ def command(cache, capsys):
         return code, *capsys.readouterr()
 
     return run
-
-
-def replies(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_json_is_all_that_standard_output_holds_and_equals_the_engine(command, prompts):

@@ -11,33 +11,26 @@ from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
 from infer.generate import session
 from redrafter_jax import Limits, Shape
-from redrafter_jax.decode.propose import lookup
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.proposer import Round
 from redrafter_jax.decode.propose.union import Union
-from redrafter_jax.devices import placement
+from redrafter_jax.devices import mesh_choice
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
-from tests.support import MODELS
+from tests.jsonl import replies, write_prompts
+from tests.options import PAIR
 
-TARGET, HEAD = str(MODELS / "target_mha"), str(MODELS / "drafter_mha_rnn")
+TARGET, HEAD = PAIR[1], PAIR[3]
 ALONE = ["--target", TARGET, "--drafter", "lookup"]
-BESIDE = ["--target", TARGET, "--drafter", HEAD, "--with", "lookup", "--beam-width", "2", "--beam-length", "2"]
+BESIDE = [*PAIR, "--with", "lookup", "--beam-width", "2", "--beam-length", "2"]
 PLAIN = ["--target", TARGET, "--decoding", "autoregressive"]
 REPEATS = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef add2(a, b):\n    return"
 IDS = [[5, 6, 7, 8] * 5, [1, 5, 9, 77]]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture
 def prompts(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in IDS))
-    return path
+    return write_prompts(tmp_path, IDS)
 
 
 @pytest.fixture
@@ -58,11 +51,11 @@ def prepared(*arguments) -> session.Prepared:
 @pytest.mark.parametrize("how", [["--ignore-eos"], ["--temperature", "1", "--ignore-eos", "--batch-size", "2"]], ids=" ".join)
 def test_the_replies_are_those_of_plain_decoding(command, how):
     code, out, _ = command(*PLAIN, "--json", *how)
-    plain = [json.loads(line) for line in out.splitlines()]
+    plain = replies(out)
     assert code == 0
     for way in (ALONE, BESIDE):
         code, out, err = command(*way, "--json", *how)
-        lines = [json.loads(line) for line in out.splitlines()]
+        lines = replies(out)
         assert code == 0 and "tokens per step (the +1 is counted)" in err
         assert [line["token_ids"] for line in lines] == [line["token_ids"] for line in plain]
         assert all(line.keys() == plain[0].keys() for line in lines)
@@ -134,7 +127,7 @@ def test_a_folder_that_is_called_lookup_is_reached_by_its_path(tmp_path, monkeyp
 
 def test_the_mesh_and_the_room_are_for_the_rounds_of_the_lookup(monkeypatch):
     loads = []
-    monkeypatch.setattr(placement, "resolve", lambda load, mesh, together, *_: loads.append(load) or ((1, 1), None))
+    monkeypatch.setattr(mesh_choice, "resolve", lambda load, mesh, together, *_: loads.append(load) or ((1, 1), None))
     lengths = []
     monkeypatch.setattr(session.room, "check", lambda resolved, longest, new, rows, length: lengths.append(length))
     for length in (1, 64):
@@ -142,9 +135,7 @@ def test_the_mesh_and_the_room_are_for_the_rounds_of_the_lookup(monkeypatch):
     assert lengths == [2, 64] and loads[0].cache < loads[1].cache
 
 
-def test_the_options_have_the_ranges_and_defaults_of_the_library():
-    length, match = drafting.RANGES["lookup_length"], drafting.RANGES["lookup_match"]
-    assert length == lookup.RANGES["length"] and match == lookup.RANGES["longest"] == lookup.RANGES["shortest"]
+def test_the_options_have_the_defaults_of_the_library():
     assert proposers.lookup_of(drafting.wanted_lookup("lookup", None, None, None)) == Lookup()
     assert proposers.lookup_of(drafting.wanted_lookup("head", "lookup", 3, (4, 1))) == Lookup(4, 1, 3)
     assert drafting.wanted_lookup("head", None, None, None) is None

@@ -17,7 +17,8 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose import recurrent
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.devices.mesh import is_spread, make_mesh, spread
-from redrafter_jax.devices.placement import Footprint, check
+from redrafter_jax.devices.mesh_choice import check
+from redrafter_jax.devices.placement import Footprint
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from redrafter_jax.model import vocabulary

@@ -69,7 +69,8 @@ def test_what_we_write_is_read_the_same_by_transformers_and_by_us(model, tmp_pat
 
 
 def test_greedy_text_is_equal(model):
-    theirs, folder = model
+    folder = model[1]
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder).eval()  # 5.0.0 keeps what a longer text has made of `dynamic`
     prompt = [5, 99, 23, 7, 1, 64]
     settings = {"max_new_tokens": 48, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = theirs.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()

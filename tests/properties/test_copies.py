@@ -1,6 +1,6 @@
 """The loops of decoding write to the cache where it is: no copy of it is made in any round, on CPU or in a program for a TPU."""
 
-import importlib.util
+import dataclasses
 import math
 
 import jax
@@ -11,22 +11,11 @@ from redrafter_jax.decode import loop
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.devices import placement
 from redrafter_jax.model import cache, drafter
-from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import program_text, topology
-from tests import support
+from tests import on_slice, support
+from tests.on_slice import needs_compiler
 
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='libtpu, the TPU compiler, is not installed (pip install "jax[tpu]")'
-)
-TARGET = TargetConfig(
-    vocab_size=4096,
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=1,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    head_dim=128,
-)
+TARGET = dataclasses.replace(on_slice.TARGET, vocab_size=4096, num_hidden_layers=1)
 
 
 def elements(kv: cache.KVCache) -> int:

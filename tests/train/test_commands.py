@@ -21,6 +21,7 @@ from redrafter_jax.devices import memory
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import weights
 from redrafter_jax.model.drafter import Drafter, slim
+from tests.jsonl import write_talk
 from tests.support import MODELS
 from tests.texts import with_tokenizer
 from train import export, main, plot
@@ -39,10 +40,7 @@ def target(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory) -> pathlib.Path:
-    file = tmp_path_factory.mktemp("talk") / "talk.jsonl"
-    turns = [[("user", f"What is {n} plus {n}?"), ("assistant", f"It is {2 * n}.")] for n in range(40)]
-    file.write_text("".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in t]}) + "\n" for t in turns))
-    return file
+    return write_talk(tmp_path_factory.mktemp("talk"))
 
 
 def train(target, talk, output, *more) -> list[str]:

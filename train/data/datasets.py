@@ -27,7 +27,7 @@ from redrafter_jax.files import config
 from train.data import examples
 
 Kind = Literal["conversations", "text", "token_ids"]
-RELEASE = "1.1.0"  # changes with how examples are made, so that what was built otherwise is not read
+RELEASE = "1.1.0"  # raised when examples are made in another way, so that older datasets are not read
 NEEDS_TOKENIZER = "training data"  # in the sentence for a target without one
 HELD_OUT_PARTS = 1000  # the share that is held out is counted in parts of this
 
@@ -92,7 +92,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         for number, example in enumerate(tqdm(self._read(), "tokenising", unit=" examples", disable=not processes.is_first())):
             split = "validation" if is_held_out(example.tokens, self.source.held_out) else "train"
             splits[split].append((number, dataclasses.asdict(example)))
-        return {name: iter(made) for name, made in splits.items() if made}  # tfds refuses to write an empty split
+        return {name: iter(made) for name, made in splits.items() if made}  # tfds refuses an empty split, so it is left out
 
     def _generate_examples(self) -> Iterator:
         raise NotImplementedError("the splits are made together, so that every record is tokenised once")
@@ -137,8 +137,8 @@ BUILDERS = {"conversations": ConversationsBuilder, "text": TextBuilder, "token_i
 
 
 def build(source: Source, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the dataset, below ``folder``; built if it is not there yet. The first process builds; the others wait
-    for it, and build what they then still do not see, which is where hosts share no folder.
+    """The folder of the dataset, below ``folder``; built if it is not there yet. The first process builds and the others
+    wait. Then each process that still does not see the dataset builds it, as where hosts share no folder.
 
     Raises:
       BadInput: a path or the tokenizer is missing, a file is empty or unreadable, or too many records are malformed.
@@ -158,14 +158,14 @@ def _builder(source: Source, folder: pathlib.Path) -> _Builder:
 
 
 def _prepare(builder: _Builder, source: Source, folder: pathlib.Path) -> None:
-    tfds.disable_progress_bar()  # ours is enough, and theirs stay on the screen below an error
+    tfds.disable_progress_bar()  # one bar is enough, and tfds's bars would stay on the screen below an error
     try:
         builder.download_and_prepare()
     except Exception as error:  # tfds wraps what a generator raises
         mistake = _mistake(error)
         if mistake is not None:
             raise mistake from error
-        if not _builder(source, folder).is_prepared():  # else another process of this host was sooner
+        if not _builder(source, folder).is_prepared():  # else another process of this host built it first
             raise
     for reason in builder.skips.reasons:
         processes.say(f"skipped {reason}")
@@ -213,7 +213,7 @@ def is_held_out(tokens: np.ndarray, share: float) -> bool:
 
 
 def _mistake(error: BaseException) -> BadInput | None:
-    """The error of the user's making behind what tfds raised, if there is one."""
+    """The BadInput that tfds's error wraps, if there is one."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, BadInput):
         link = link.__cause__ or link.__context__

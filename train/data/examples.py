@@ -69,8 +69,8 @@ class Skips:
 
 
 def messages(content: dict | None) -> list[dict[str, str]]:
-    """A record's turns as `role` and `content`, less what the assistant says before the first question: ShareGPT cuts
-    long conversations into pieces that begin anywhere.
+    """A record's turns as `role` and `content`, without the assistant's turns before the first question: ShareGPT cuts long
+    conversations into pieces that begin anywhere.
 
     Raises:
       Malformed: it is no conversation, has no turn of the assistant's, or begins with one and asks nothing.

@@ -1,4 +1,4 @@
-"""The prompts that a target is asked to answer: the first questions of conversations, or pieces of texts."""
+"""Prompts for a target to answer: the first questions of conversations, or pieces of texts."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from train.data import examples, records
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """Which pieces of texts are prompts: so many tokens long, and so many tokens from one to the next."""
+    """Which pieces of texts are prompts: their length and the distance from one to the next, both in tokens."""
 
     length: int
     stride: int

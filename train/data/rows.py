@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import IGNORED_LABEL
 
-UNPREDICTED_TOKENS = 2  # of an example, which a head reads before the first token that it predicts
+UNPREDICTED_TOKENS = 2  # tokens of an example that a head reads before the first one that it predicts
 READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
 
 
@@ -155,7 +155,7 @@ def read_batches(rows: Rows, batch: int, seed: int, first: int, last: int) -> It
 
 
 def find_local_rows(batch: int) -> np.ndarray:
-    """The places in a batch, ascending, of the rows on this process's devices."""
+    """The indices in a batch, ascending, of the rows on this process's devices."""
     parts = _row_sharding().addressable_devices_indices_map((batch, 1)).values()
     return np.unique(np.concatenate([np.arange(batch)[rows] for rows, _ in parts]))
 

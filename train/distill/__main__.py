@@ -21,7 +21,7 @@ from infer.text import require_tokenizer
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import MAX_NODES, require, wrong_number
-from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, fingerprint, hub, lock, weights
@@ -96,7 +96,7 @@ def _main(options: Options) -> None:
     head_config = None if fields is None else config.drafter_config(fields, "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
-    shape, why = placement.resolve(load, options.mesh, True, "--mesh", "--distributed")
+    shape, why = mesh_choice.resolve(load, options.mesh, True, "--mesh", "--distributed")
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = require_tokenizer(options.target, datasets.NEEDS_TOKENIZER)

@@ -1,17 +1,15 @@
 """`python -m train.fit`: does a training step of a head fit on a TPU slice, and what would it cost, before the slice is rented.
 
 The TPU compiler compiles the step for the slice on this machine; no weight is allocated and nothing runs. All times are
-estimates. Not here: the points (`points.py`), how they are said (`report.py`), the compiler (`redrafter_jax/slices/compiler.py`).
+estimates. Not here: the points (`points.py`), the table (`report.py`), the compiler (`redrafter_jax/slices/compiler.py`).
 """
 
 import dataclasses
-import json
-import os
 import sys
 from typing import Literal
 
-from infer.command import read_options, run_command
-from infer.fit.report import head_line, line
+from infer.command import run_command
+from infer.fitting import SliceOptions, command_line, head_line, left_out, line, printer, run_fit
 from infer.options import check_each
 from redrafter_jax.errors import BadInput
 
@@ -25,15 +23,9 @@ LIMITS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SliceOptions):
     """Compile a training step of a head for a TPU slice that is not here, and say what fits and what it would cost."""
 
-    model: str
-    """A known shape (llama-7b, vicuna-7b, llama-13b, llama-33b, llama-3.1-8b, llama-3.1-70b) or a folder with config.json."""
-    topology: str = "v5e:2x4"
-    """The slice: a chip and a grid, such as v5e:2x2, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1, v5p:2x2x2."""
-    mesh: tuple[int, int] | None = None
-    """Devices over which the batch (D) and the target (M) are split; by default every mesh of all chips is tried."""
     batch: tuple[int, ...] = (8,)
     """Rows read at once (with --accumulate A, an update has A times as many)."""
     accumulate: int = 1
@@ -44,34 +36,17 @@ class Options:
     """Drafted positions that are trained."""
     distill_weight: float = 1.0
     """Share of soft labels in the loss."""
-    head: Literal["full", "slim"] = "full"
-    """full: the paper's head; slim: exits into the target's own LM head."""
-    head_vocab: int = 0
-    """Tokens that the head can draft; 0: all of the target's."""
     labels: Literal["text", "greedy"] = "text"
     """As in train.main; greedy goes with --distill-weight 0."""
     shard_target: Literal["model", "data,model"] = "model"
     """As in train.main: data,model splits target, head and optimizer over all chips, and gathers weights as they are used."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the target; the head trains in float32."""
-    whole: bool = False
-    """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
-    only what is recommended is compiled whole."""
-    json: bool = False
-    """Print the report as JSON instead."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (`infer.command`)."""
-    return run_command(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> None:
-    options = read_options(Options, "train.fit", arguments)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU that is here stays free
-    report = run(options)
-    if options.json:
-        print(json.dumps(report, indent=1))
+    return run_command(lambda: run_fit(Options, "train.fit", arguments, run))
 
 
 def run(options: Options) -> dict:
@@ -88,17 +63,14 @@ def run(options: Options) -> dict:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
     slices.parse_topology(options.topology, "--topology")
     head = loop.make_head_config(target, recipe)
-    meshes, left_out = slices.choose_meshes(options.mesh, options.topology, target, head, "--mesh")
+    meshes, reasons = slices.choose_meshes(options.mesh, options.topology, target, head, "--mesh")
     slice_ = slices.find_slice(options.topology, "--topology")
-    left_out += slices.refuse_batches(options.batch, meshes, "--batch").values()
+    reasons += slices.refuse_batches(options.batch, meshes, "--batch").values()
     subject = points.StepSubject(slice_, target, recipe, options.dtype, options.shard_target == "data,model")
-    command, chips = " ".join(["python -m train.fit", *sys.argv[1:]]), len(slice_.devices)
-    report = {"command": command, "chips": chips, "left_out": left_out, "rows": [], "limits": LIMITS}
-    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))
-    say(tables.heading(subject, options.model, options.topology))
-    for reason in left_out:
-        say(f"left out: {reason}")
-    say(head_line(tables.COLUMNS))
+    command, chips = command_line("train.fit"), len(slice_.devices)
+    report = {"command": command, "chips": chips, "left_out": reasons, "rows": [], "limits": LIMITS}
+    say, above = printer(options), tables.heading(subject, options.model, options.topology)
+    say("\n".join([above, *left_out(reasons), head_line(tables.COLUMNS)]))
 
     def row(mesh: tuple[int, int], batch: int, whole: bool) -> dict:
         found = points.row(subject, mesh, batch, whole)
@@ -107,7 +79,7 @@ def run(options: Options) -> dict:
 
     for data, model in meshes:
         report["rows"] += [row((data, model), batch, options.whole) for batch in options.batch if batch % data == 0]
-    advice = points.settle(report["rows"], lambda found: row(found["mesh"], found["batch"], whole=True))
+    advice = points.find_best(report["rows"], lambda found: row(found["mesh"], found["batch"], whole=True))
     report["advice"], report["refused"] = advice
     say(tables.advised(*advice, options.shard_target))
     say(LIMITS)

@@ -1,4 +1,4 @@
-"""The points of `train.fit`: a mesh and a batch, the training step compiled for a slice; and which of them to take.
+"""The points of `train.fit`: a mesh and a batch, the training step compiled for a slice; and which of them is recommended.
 
 Not here: the step (`train/run/step.py`), compiling (`redrafter_jax/slices/compiler.py`), options, tables (`report.py`).
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from infer.fit.advice import MAX_RETRIES
+from infer.fitting import MAX_RETRIES
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler
@@ -22,7 +22,7 @@ from train.run.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class StepSubject:
-    """What is to be trained on a slice. dtype: of the target; spread: its weights are split over both axes of a mesh."""
+    """What a slice should train. dtype: of the target; spread: its weights are split over both axes of a mesh."""
 
     slice: Slice
     target: TargetConfig
@@ -35,8 +35,8 @@ class StepSubject:
         return dataclasses.replace(self, target=dataclasses.replace(self.target, num_hidden_layers=layers))
 
 
-def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:
-    """The row of most tokens per second that fits with all layers, and those that seemed to be it but do not.
+def find_best(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:
+    """The fastest row, in tokens per second, that fits with all layers; and the faster rows that turned out not to fit.
 
     Args:
       of_all_layers: gives the row with all layers compiled; it is called for at most 1 + `MAX_RETRIES` of them.
@@ -44,10 +44,10 @@ def settle(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dic
     refused = []
     fitting = sorted((row for row in rows if row["fits"]), key=lambda row: -row["tokens_per_second"])
     for found in fitting[: 1 + MAX_RETRIES]:
-        whole = found if found["whole"] else of_all_layers(found)
-        if whole["fits"]:
-            return whole, refused
-        refused.append(whole)
+        checked = found if found["whole"] else of_all_layers(found)
+        if checked["fits"]:
+            return checked, refused
+        refused.append(checked)
     return None, refused
 
 
@@ -101,7 +101,7 @@ def compile_step(subject: StepSubject, mesh: tuple[int, int], batch: int) -> com
 
 
 def arrays(subject: StepSubject, batch: int) -> tuple:
-    """The target, the state of the head and a batch on the current mesh; none of them exists."""
+    """The shapes of the target, of the head's training state and of a batch, on the current mesh."""
     recipe = subject.recipe
     frozen = compiler.target(subject.target, subject.dtype, subject.spread)
     head, schedule = loop.make_head_config(subject.target, recipe), loop.make_schedule(recipe)

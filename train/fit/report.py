@@ -1,7 +1,7 @@
-"""The table and the recommendation of `train.fit`, for people, as far as they are not those of `infer.fit`."""
+"""The table and the recommendation of `train.fit`, as lines of text. What `infer.fit` prints too is in `infer/fitting.py`."""
 
-from infer.fit.report import facts_of, head_of
-from train.fit.points import MAX_RETRIES, StepSubject
+from infer.fitting import MAX_RETRIES, facts_of, gib, head_of
+from train.fit.points import StepSubject
 
 COLUMNS = (
     ("mesh", 5), ("batch", 5), ("GiB/chip", 8), ("fits", 4), ("TFLOP", 7), ("step ms", 8), ("floor ms", 8), ("of peak", 7),
@@ -10,18 +10,18 @@ COLUMNS = (
 
 
 def heading(subject: StepSubject, model: str, topology: str) -> str:
-    """What stands above the table."""
+    """The lines above the table."""
     recipe, slice_ = subject.recipe, subject.slice
     head = head_of(recipe.head, recipe.head_vocab)
     return (
         f"{model}, {head} in float32, target in {subject.dtype}, rows of {recipe.row_length} tokens,"
         f" {recipe.positions} positions, on {len(slice_.devices)} chips of {slice_.chip.name} ({topology},"
-        f" {slice_.chip.usable_bytes / (1 << 30):.2f} GiB usable each)\nAll figures but tokens/s are of one chip."
+        f" {gib(slice_.chip.usable_bytes)} GiB usable each)\nAll figures but tokens/s are of one chip."
     )
 
 
 def cells_of(row: dict) -> list[str]:
-    """A row for people. Figures of a chip, but for the tokens per second."""
+    """A row as cells. Figures are of one chip, except the tokens per second."""
     cells, is_all = facts_of(row, "" if row["whole"] else "~")
     if is_all:
         return cells

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from infer.command import INTERRUPTED, TERMINATED
 from redrafter_jax.devices import processes
 
 
@@ -45,7 +46,7 @@ class Stop:
 
     @property
     def code(self) -> int:
-        return 128 + (self.asked or signal.SIGTERM)
+        return INTERRUPTED if self.asked == signal.SIGINT else TERMINATED
 
     def _ask(self, number: int, _) -> None:
         if number == signal.SIGINT and self.asked == signal.SIGINT:

@@ -17,47 +17,31 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.pack import Tree, pack_sequences
+from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
-from redrafter_jax.decode.request import MAX_NODES
-from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.layers import take_rows
 
 HIT_RATES = (0.33, 0.53, 0.64, 0.76, 0.76, 0.76, 0.77, 0.91)
-"""How often the token behind the latest match is the target's own next one, where 1, 2, ... tokens matched (the last: or more).
-`python -m infer.benchmark.lookup` on a CPU with the embedded pair, greedy, 128 new tokens for each of 10 starts of Python code
-(every second one of infer/demo_pair/prompts.jsonl) and 12 functions of the standard library that the prompt begins to repeat under
-another name: 0.325, 0.526, 0.644, 0.775, 0.752, 0.755, 0.768, 0.907 of 618 to 82, and 604, matches."""
-
-RANGES = {"longest": (1, 16), "shortest": (1, 16), "length": (1, 64), "width": (1, 64)}
+"""The share of matches of 1, 2, ... tokens (the last entry: that many or more) whose next token is the target's own.
+`python -m infer.benchmark.lookup` on a CPU with the embedded pair, greedy, 128 new tokens for each of 10 starts of Python
+code (every second one of infer/demo_pair/prompts.jsonl) and 12 functions of the standard library that the prompt begins to
+repeat under another name: 0.325, 0.526, 0.644, 0.775, 0.752, 0.755, 0.768, 0.907 of 618 to 82, and 604, matches."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lookup(Proposer):
-    """What followed the latest of the longest matches, at most ``longest`` tokens and at least ``shortest``, L tokens from each
-    of the ``width`` best. A match that ends near the newest token goes on periodically. Without a match nothing is drafted.
+class Lookup(LookupSizes, Proposer):
+    """Drafts the L tokens that followed each of the ``width`` best matches. A match has ``shortest`` to ``longest`` tokens;
+    longer ones are better, and of equally long ones the latest. Where fewer than L tokens follow a match, they repeat.
+    Without a match nothing is drafted. The fields are those of `LookupSizes`.
 
     Raises:
       BadInput: a number is out of its range.
     """
 
-    longest: int = dataclasses.field(metadata={"static": True}, default=8)
-    shortest: int = dataclasses.field(metadata={"static": True}, default=2)
-    length: int = dataclasses.field(metadata={"static": True}, default=6)
-    width: int = dataclasses.field(metadata={"static": True}, default=1)
-
-    def __post_init__(self):
-        for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise BadInput(f"{name} should be from {low} to {high}, not {shown(getattr(self, name))}")
-        if self.shortest > self.longest:
-            raise BadInput(f"shortest should be at most longest, {self.longest}, not {self.shortest}")
-        if self.round.nodes > MAX_NODES:
-            raise BadInput(f"width {self.width} and length {self.length} make {self.round.nodes} nodes, over {MAX_NODES}")
-
     @property
     def round(self) -> Round:
-        return Round(self.length, 1 + self.width * self.length)
+        return Round(self.length, self.nodes)
 
     def propose(self, target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         with jax.named_scope("draft"):
@@ -86,15 +70,15 @@ def matches(tokens_BS: jax.Array, length_B: jax.Array, longest: int, width: int)
 
 
 def continuations(tokens_BS: jax.Array, length_B: jax.Array, end_BW: jax.Array, length: int) -> jax.Array:
-    """The L tokens ``[B, W, L]`` behind slot ``end``; behind the newest token they start again behind ``end``."""
+    """The L tokens ``[B, W, L]`` that follow slot ``end``; past the newest token they repeat from ``end`` + 1."""
     period_BW = jnp.maximum(length_B[:, None] - end_BW, 1)
     ahead_BWL = jnp.arange(length) % period_BW[..., None]
     return jax.vmap(lambda row, at: row.at[at].get(mode="clip"))(tokens_BS, end_BW[..., None] + 1 + ahead_BWL)
 
 
 def prior(matched_BW: jax.Array, length: int) -> jax.Array:
-    """The log-probability ``[B, W, L]`` that the first 1..L tokens behind a match are all right. A token that was right makes
-    the match one longer, so one table by the length of a match (`HIT_RATES`) serves all depths."""
+    """The log-probability ``[B, W, L]`` that the first 1..L tokens after a match are all accepted. An accepted token
+    lengthens the match by one, so one table by the length of a match (`HIT_RATES`) serves all depths."""
     matched_BWL = matched_BW[..., None] + jnp.arange(length)
     rates = jnp.asarray(np.log(HIT_RATES), jnp.float32)
     at_BWL = jnp.clip(matched_BWL - 1, 0, len(HIT_RATES) - 1)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from redrafter_jax.decode.pack import Tree
-from redrafter_jax.decode.sample import Policy
+from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.verify import Verdict
 from redrafter_jax.model.target import Target
 
@@ -55,7 +55,7 @@ class View:
 class Proposer(abc.ABC):
     """A way to draft: a frozen dataclass that is a pytree of its weights, with its options as static fields.
 
-    What is proposed never changes the text, only how many tokens a round delivers. Of a row that is done nothing counts.
+    A proposal changes how many tokens a round delivers, never the text. What is proposed for a row that is done is ignored.
     """
 
     @property
@@ -80,5 +80,5 @@ class Proposer(abc.ABC):
         return ()
 
     def accept(self, memory: Memory, tree: Tree, verdict: Verdict) -> Memory:
-        """The memory once ``verdict.accepted`` tokens of the tree are in the target's cache, perhaps none."""
+        """The memory after ``verdict.accepted`` drafted tokens of the tree, which may be 0, went into the target's cache."""
         return memory

@@ -21,7 +21,7 @@ from redrafter_jax.model.target import Target
 class Shape:
     """The shape of a search: W beams of L drafted tokens, at most N nodes (0: all), and which tree they make.
 
-    L = 0 drafts nothing. ``draft_top_k``: see `search.search`; a single beam has no use for it.
+    L = 0 drafts nothing. ``draft_top_k``: see `search.search`; a single beam ignores it.
 
     Raises:
       BadInput: a number is out of its range, or there is no such tree.
@@ -47,7 +47,7 @@ class Shape:
     def check_vocabulary(self, vocab_size: int, draft_vocab: int = 0) -> None:
         """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft."""
         require("width", wrong_for_vocabulary(self.width, vocab_size, draft_vocab))
-        if self.draft_top_k > DRAFT_TOP_K:  # which nobody may have asked for, and fewer tokens are cut to themselves
+        if self.draft_top_k > DRAFT_TOP_K:  # the default is no request, and a smaller vocabulary is not cut
             require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab))
 
     @property
@@ -84,7 +84,7 @@ class Recurrent(Proposer):
             return self.pack(view.g, beams), memory
 
     def draft(self, target: Target, view: View) -> Beams:
-        """The search from where each row stands, with the temperature and the noise that the row has."""
+        """The search from each row's h and g, with the row's temperature and noise."""
         divisor_B, shape = sample.divisor(view.policy), self.shape
         cut = shape.draft_top_k if shape.width > 1 else 0
         return draft(target, self.head, view.h, view.g, shape.width, shape.length, divisor_B, view.noise, cut)

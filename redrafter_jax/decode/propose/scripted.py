@@ -1,6 +1,5 @@
-"""Proposals that follow a script, for measuring: drafts that are right as often as asked for, and guesses that cost nothing.
-
-What follows them (tree, pass, acceptance, cache) is the real path.
+"""Scripted proposals for measurements: drafts that are accepted at a given rate, and guesses that cost nothing. The rest of
+the round (tree, pass, acceptance, cache) is the real one.
 """
 
 import dataclasses
@@ -41,7 +40,8 @@ class Scripted(Proposer):
             return self.drafts.pack(view.g, beams), memory
 
     def overwrite(self, beams: Beams, view: View) -> Beams:
-        """The beams with the first of each step replaced, where a row is lucky at that depth, by the row's next token."""
+        """The beams, the first of each step replaced by the row's next token where the row's draw at that depth is below
+        its rate."""
         L = beams.tokens.shape[1]
         ahead_BL = jnp.minimum(view.length[:, None] + 1 + jnp.arange(L), self.tokens.shape[1] - 1)
         right_BL = take_rows(self.tokens, ahead_BL)
@@ -58,7 +58,7 @@ def scripted(drafts: Recurrent, tokens_BS, rates) -> Scripted:
 
 
 def _draws(key: jax.Array, position: jax.Array, count: int) -> jax.Array:
-    """Uniform draws of a row at a position, which are not those of the noise there."""
+    """Uniform draws of a row at a position, independent of the target's noise there."""
     return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, position), count), (count,))
 
 

@@ -21,7 +21,7 @@ Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 class Beams:
     """The search as a trellis: what was kept at each of L steps, best first.
 
-    tokens: ``[B, L, W]`` int32; parents: ``[B, L, W]`` int32, the beam of the step before that it extends;
+    tokens: ``[B, L, W]`` int32; parents: ``[B, L, W]`` int32, which beam of the previous step each one extends;
     scores: ``[B, L, W]`` float32 cumulative log-probabilities, -inf for a beam that does not exist.
     """
 
@@ -44,10 +44,10 @@ def search(
     """W continuations of g, L tokens each, by exact beam search (paper section 3.2).
 
     Args:
-      state: what ``step`` starts from, a pytree of arrays ``[B, W, ...]``; each beam goes on with its parent's.
+      state: what ``step`` starts from, a pytree of arrays ``[B, W, ...]``; each beam continues from its parent's state.
       divisor_B: divides the logits; None for 1.
-      noise_BLV: the noise that the target will add at these L positions, of the tokens that can be drafted; candidates are
-        then ranked by which token is likely to win this very draw.
+      noise_BLV: the noise that the target will add at these L positions, for the tokens that can be drafted; it ranks
+        candidates by which token is likely to win this draw.
       draft_top_k: cut each distribution, with the noise if there is any, to its best k, or W if that is more, and renormalise
         it (Apple's code: 50); 0 for no cut.
       token_ids: the target's ids of columns of the logits, for a draft vocabulary.
@@ -74,7 +74,7 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
     In two stages, which is exact: none of a beam's tokens past its own W best can be among the W best of all.
     """
     B, W, V = logits_BWV.shape
-    per_beam = min(max(W, draft_top_k), V)  # fewer than W would leave the first step's tree short of nodes
+    per_beam = min(max(W, draft_top_k), V)  # with fewer than W, the first step could not fill W beams
     best_BWX, token_BWX = sample.top_k(logits_BWV, per_beam)
     summed = best_BWX if draft_top_k else logits_BWV
     total_BW = jax.nn.logsumexp(summed, axis=-1)
@@ -82,7 +82,7 @@ def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tup
     best_BWX, token_BWX = best_BWX[..., :kept], token_BWX[..., :kept]
     # Rounding can leave a log-probability a hair above 0; a child must never be likelier than its parent.
     candidates_BWX = scores_BW[..., None] + jnp.minimum(best_BWX - total_BW[..., None], 0.0)
-    flat = P("data", None)  # spelled out: with axes of size 1 a reshape cannot tell which of them is the split one
+    flat = P("data", None)  # two explicit axes: where sizes are 1, a reshape cannot tell which axis is split
     scores, at = sample.top_k(jnp.reshape(candidates_BWX, (B, W * kept), out_sharding=flat), W)
     tokens = take_rows(jnp.reshape(token_BWX, (B, W * kept), out_sharding=flat), at)
     return tokens, at // kept, scores
@@ -93,7 +93,7 @@ def sequences(beams: Beams) -> tuple[jax.Array, jax.Array]:
     B, L, W = beams.tokens.shape
 
     def split(x_BW: jax.Array) -> jax.Array:
-        return jax.sharding.reshard(x_BW, P("data", None))  # which a single row with a single beam would lose
+        return jax.sharding.reshard(x_BW, P("data", None))  # a single row with a single beam would lose its split axis
 
     at_BW, columns = split(jnp.broadcast_to(jnp.arange(W), (B, W))), []
     for step in reversed(range(L)):

@@ -1,4 +1,4 @@
-"""Two proposers at once: their trees merged, each prefix once, so that a pass of the target checks what either of them drafts."""
+"""Two proposers at once: their trees are merged, each prefix once, so that one pass of the target scores both."""
 
 import dataclasses
 
@@ -54,5 +54,5 @@ class Union(Proposer):
 
 
 def _shortened(view: View, length: int) -> View:
-    """With the noise of so many positions."""
+    """The view with the noise of the first ``length`` positions."""
     return view if view.noise is None else dataclasses.replace(view, noise=view.noise[:, :length])

@@ -1,0 +1,74 @@
+"""Small parts of commands at their edges: lines that were cut off anywhere, the last seed, replies that failed at once, loops."""
+
+import json
+
+import pytest
+
+from infer import options, terminal
+from infer.evaluate import metrics
+from infer.replies import Owner, ReplyFile
+from infer.text import Detokenizer
+from redrafter_jax.decode.reply import Reply
+from redrafter_jax.decode.request import MAX_SEED
+from redrafter_jax.errors import BadInput
+
+
+def reply(ids: list[int], rounds: int = 0) -> Reply:
+    drafted, end = [False] * len(ids), "length" if ids else "error"
+    return Reply(ids, drafted, end, rounds, accepted_histogram=[rounds], seconds=1.0, seed=0)
+
+
+LINES = [json.dumps({"run": run, "finish_reason": "length", "token_ids": [5, 6]}) for run in ("first", "second")]
+
+
+@pytest.mark.parametrize("cut", [1, 5, len('{"run": "second"'), 40, len(LINES[1])])
+def test_a_line_may_be_cut_off_anywhere_and_its_reply_is_missing(tmp_path, cut):
+    path = tmp_path / "out.jsonl"
+    path.write_text(LINES[0] + "\n" + LINES[1][:cut])
+    found = ReplyFile(path, Owner.of_runs({0: "first", 1: "second"}))
+    assert found.done == {0}
+    found.begin()
+    assert path.read_text() == LINES[0] + "\n"
+
+
+@pytest.mark.parametrize("torn", ["x", '{"run": "third', LINES[0][:-1]])
+def test_the_beginning_of_no_missing_reply_is_refused(tmp_path, torn):
+    path = tmp_path / "out.jsonl"
+    path.write_text(LINES[0] + "\n" + torn)
+    with pytest.raises(BadInput, match="out.jsonl:2 belongs to another run"):
+        ReplyFile(path, Owner.of_runs({0: "first", 1: "second"}))
+
+
+class Bytes:
+    """A tokenizer whose ids are bytes."""
+
+    def decode(self, ids: list[int], **_) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("text", ["a", "é", "€", "a😀"])
+def test_a_character_that_never_ends_is_shown_at_the_end_from_its_first_byte_on(text):
+    whole = list(text.encode())
+    for end in range(1, len(whole) + 1):
+        detokenizer = Detokenizer(Bytes(), [])
+        shown = "".join(map(detokenizer.push, whole[:end]))
+        assert shown + detokenizer.flush() == bytes(whole[:end]).decode(errors="replace")
+
+
+def test_the_last_seed_is_a_seed():
+    assert options.read_seeds(MAX_SEED - 1, 2) == [MAX_SEED - 1, MAX_SEED]
+    with pytest.raises(BadInput, match=f"--seed should be at most {MAX_SEED - 1}, not {MAX_SEED}"):
+        options.read_seeds(MAX_SEED, 2)
+
+
+def test_a_reply_that_failed_at_once_took_no_token_from_the_prefill():
+    totals = terminal.Totals()
+    totals.add([reply([5, 6, 7, 8, 9], 2), reply([])])
+    assert totals.tokens_per_step == (5 - 1) / 2
+
+
+def test_a_loop_is_in_the_last_tokens_of_a_reply_that_is_long_enough():
+    looped, ended, free = reply([1, 2, 3] * 8), reply([4] * 7), reply(list(range(24)))
+    assert metrics.loop_share([looped, ended, free, free], last=12, longest_period=3) == 0.25
+    assert metrics.loop_share([looped], last=12, longest_period=2) == 0
+    assert metrics.is_loop([1, 2, 1, 2], 2) and not metrics.is_loop([1, 2, 1, 3], 2)

@@ -1,7 +1,7 @@
 """`python -m infer.benchmark`: how much faster speculative decoding is than plain decoding, per beam shape, and why.
 
 All trials run in turn in one process, and medians are reported. The options end here, as a `BenchmarkTask`. Not here: timing
-(`stages.py`), random pairs (`synthetic.py`), the table and the plot (`report.py`).
+(`infer/stages.py`), random pairs (`infer/synthetic.py`), the table and the plot (`report.py`).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from infer import drafting
+from infer import drafting, settings
 from infer.benchmark import checks
 from infer.benchmark.checks import COMMAND, SOFTWARE
 from infer.command import read_options, run_command
@@ -76,7 +76,9 @@ class Options:
     """With --shape and without --rates: the same probability at every depth, such that this comes out."""
     beams: tuple[str, ...] = ()
     """Beam shapes WxL to measure, such as 1x3 4x4; by default 1x2 1x3 1x4 2x2 2x3 4x4 8x5 on a CPU, and 1x4 4x4 8x5
-    16x4 45x4 elsewhere."""
+    16x4 45x4 elsewhere, and what infer.tune found."""
+    settings: str | None = None
+    """File of settings that infer.tune wrote; by default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
     node_budget: int = 0
     """Nodes that the target scores per pass at most, the root included; 0: all."""
     tree: Literal["search", "beams"] = "search"
@@ -146,11 +148,11 @@ def run(options: Options) -> dict:
     from infer import pair
     from infer.benchmark import cases as subject
     from infer.benchmark import report as tables
-    from infer.benchmark import transformers
+    from infer.benchmark import transformers, tuning
     from infer.benchmark import trials as trial
 
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
-    task = task_of(options, jax.default_backend())
+    task = tuning.apply(task_of(options, jax.default_backend()), settings.source_of(options.settings), bool(options.beams))
     what = subject.subject_of(task)
     mesh = what.target.norm[...].sharding.mesh.shape
     theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None

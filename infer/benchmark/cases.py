@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer import pair, prompts, room, text
-from infer.benchmark import synthetic
+from infer import pair, prompts, room, stages, synthetic, text
 from infer.benchmark.task import BenchmarkTask, Files, Random, Way
 from infer.options import check_drafted
 from redrafter_jax.decode import prefill
@@ -57,7 +56,7 @@ class BenchmarkPair:
         for number, batch in enumerate(self.batches):
             seeds = [number * rows + row for row in range(len(batch))]
             (tokens, *rest), _ = engine.prepare(batch, self.sampling, self.limits, seeds, rows)
-            inputs.append((jnp.pad(tokens, ((0, 0), (0, bucket.prompt - tokens.shape[1]))), *rest))
+            inputs.append((stages.pad_prompts(tokens, bucket.prompt), *rest))
         return inputs, bucket
 
 

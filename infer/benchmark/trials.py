@@ -9,9 +9,8 @@ from statistics import median
 import jax
 import numpy as np
 
-from infer import failures
-from infer.benchmark import stages as measure
-from infer.benchmark import synthetic
+from infer import failures, synthetic
+from infer import stages as measure
 from infer.benchmark.cases import BenchmarkPair
 from infer.benchmark.task import Rates, Way
 from infer.proposers import proposer_of

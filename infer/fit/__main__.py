@@ -192,7 +192,7 @@ def question_of(options: Options) -> tables.Question:
 
 def _subject(options: Options):
     """The workload, without a slice yet."""
-    from infer.benchmark import synthetic
+    from infer import synthetic
     from infer.fit import points
     from redrafter_jax.model import vocabulary
     from redrafter_jax.slices import topology as slices

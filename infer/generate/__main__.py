@@ -13,11 +13,11 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from infer import distributed, drafting, prompts
+from infer import distributed, drafting, prompts, settings
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
-from infer.generate.task import Decoding, Destination, Models, Task, WantedShape
+from infer.generate.task import Decoding, Destination, Models, Task, Tuning, WantedShape
 from infer.options import changed
 from infer.stopping import Stops
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
@@ -82,10 +82,14 @@ class Options:
     """JSONL file for the replies. Started again, a run that was cut off goes on where it stopped."""
     json: bool = False
     """Print the replies as JSON lines, and nothing else, to standard output."""
-    decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
-    """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
+    decoding: Literal["speculative", "autoregressive", "compare"] | None = None
+    """By default speculative, or what infer.tune found to be faster. compare: decode both ways in turn, check that the tokens are
+    identical (float32: exit code 1 if not), print both speeds."""
+    settings: str | None = None
+    """File of settings that infer.tune wrote: the shape, and which embedded head, where no option of the search is given. By
+    default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
     beam_width: int | None = None
-    """Beams W; by default 8, and on a CPU 2, or 1 where the target is larger than the CPU's cache."""
+    """Beams W; by default what infer.tune found, else 8, and on a CPU 2, or 1 where the target is larger than the CPU's cache."""
     beam_length: int | None = None
     """Drafted tokens per beam L; by default 5, and on a CPU 2, or 3 where the target is larger than the CPU's cache."""
     node_budget: int | None = None
@@ -165,11 +169,12 @@ def task_of(options: Options) -> Task:
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
+    says_how = checks.chooses_search(options)
     own = None if options.sampling == "given" else tuple(changed(options, SAMPLING_OPTIONS))
     return Task(
         Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
         Decoding(
-            options.decoding,
+            options.decoding or "speculative",
             beams,
             lookup,
             sampling,
@@ -183,6 +188,7 @@ def task_of(options: Options) -> Task:
             n=options.n,
         ),
         Destination(options.output, options.json, options.no_color),
+        Tuning() if says_how else Tuning(settings.source_of(options.settings), options.decoding is None),
     )
 
 

@@ -6,6 +6,7 @@ Raises BadInput, one sentence that names the option. Not here: ranges (`infer/op
 from infer import drafting
 from infer.generate.task import Decoding
 from infer.options import changed, check_drafted, check_number, check_temperature, check_top_p, flag
+from infer.settings import NONE
 from redrafter_jax.decode.request import (
     DRAFT_TOP_K,
     RANGES,
@@ -55,7 +56,15 @@ def _replies(options) -> None:
         raise BadInput("--logprobs are written into JSON lines; give --json or --output")
 
 
+def chooses_search(options) -> bool:
+    """Whether the options say themselves how to draft, so that no settings are read."""
+    drafts_otherwise = not drafting.has_head(options.drafter) or options.beside is not None or options.decoding == "autoregressive"
+    return drafts_otherwise or bool(changed(options, OF_A_SEARCH))
+
+
 def _together(options) -> None:
+    if options.settings not in (None, NONE) and chooses_search(options):
+        raise BadInput("--settings chooses how a head drafts, and so do other options; leave out one of them")
     if options.prompt and options.prompts is not None:
         raise BadInput("--prompt and --prompts exclude each other; give one of them")
     if options.prompt.count("-") > 1:

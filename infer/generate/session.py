@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 
 from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
-from infer.generate import chat, checks, compare, hashes, parts
+from infer.generate import chat, checks, compare, hashes, parts, tuning
 from infer.generate.batches import Batches, decode, open_stream
 from infer.generate.task import Task, WantedShape
 from infer.generate.turns import Turns
@@ -57,8 +57,8 @@ class Prepared:
         return loaded
 
 
-def prepare(task: Task) -> Prepared:
-    """Finds the pair, and checks it and the task against each other.
+def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
+    """Finds the pair, and checks it and the task against each other. The tokenizer is read where it is not given.
 
     Raises:
       BadInput: something is missing, broken, or does not fit together.
@@ -73,12 +73,18 @@ def prepare(task: Task) -> Prepared:
     if decoding.own_sampling is not None:
         sampling = model_sampling.read(resolved.target, decoding.sampling, decoding.own_sampling)
         processes.say(model_sampling.describe(sampling), sys.stderr)
-        decoding = dataclasses.replace(decoding, sampling=sampling)
+        decoding = dataclasses.replace(decoding, sampling=sampling, own_sampling=None)
         task = dataclasses.replace(task, decoding=decoding)
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)
-    tokenizer = load_tokenizer(resolved.target)
+    tokenizer = tokenizer or load_tokenizer(resolved.target)
     Stopper(tokenizer, decoding.stops, "--stop")
     return Prepared(task, resolved, shape, lookup, tokenizer, template)
+
+
+def tune(prepared: Prepared, longest: int) -> Prepared:
+    """With the settings that were measured for its pair, if there are any; ``longest``: tokens of the longest prompt."""
+    task = tuning.apply(prepared.task, prepared.resolved, longest)
+    return prepared if task is prepared.task else prepare(task, prepared.tokenizer)
 
 
 def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
@@ -92,8 +98,10 @@ def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None 
 def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     """Decodes the prompts; returns the exit code."""
     prepared = prepare(task)
-    task, decoding = prepared.task, prepared.task.decoding
+    decoding = prepared.task.decoding
     turns = Turns(given, prepared.encode, decoding.n)
+    prepared = tune(prepared, turns.longest(decoding.limits.new, prepared.context))
+    task, decoding = prepared.task, prepared.task.decoding
     seeds = read_seeds(decoding.seed, len(given))
     runs = hashes.runs_of(prepared, turns, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
@@ -191,7 +199,7 @@ def compare_both(batches: Batches, dtype: str) -> int:
 
 def converse(task: Task) -> int:
     """The conversation: each turn streams, and ends with its closing line."""
-    prepared = prepare(task)
+    prepared = tune(prepare(task), longest=0)
     task = prepared.task
     if prepared.tokenizer is None:
         raise BadInput(f"--interactive needs text, but {prepared.resolved.target} has no tokenizer; use --prompts with token_ids")

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+from infer.settings import SettingsFile
 from infer.stopping import Stops
 from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
@@ -72,9 +73,18 @@ class Destination:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Where settings come from that were measured (by default from nowhere), and whether they may say to decode plainly."""
+
+    source: SettingsFile = SettingsFile(None)
+    may_be_plain: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """A command line of `infer.generate`, but for its prompts."""
 
     models: Models = Models()
     decoding: Decoding = Decoding()
     destination: Destination = Destination()
+    tuning: Tuning = Tuning()

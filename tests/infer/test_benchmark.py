@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from infer import stages, synthetic
 from infer.benchmark import __main__ as benchmark
-from infer.benchmark import cases, stages, synthetic
+from infer.benchmark import cases
 from infer.benchmark import report as tables
 from infer.benchmark.task import Rates
 from redrafter_jax.decode.engine import Sampling

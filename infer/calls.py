@@ -10,6 +10,7 @@ import numpy as np
 
 from infer import prompts
 from infer.options import read_seeds
+from infer.stopping import Stops
 from redrafter_jax.decode.request import (
     Limits,
     Sampling,
@@ -20,7 +21,7 @@ from redrafter_jax.decode.request import (
     wrong_number,
     wrong_rule,
 )
-from redrafter_jax.errors import BadInput
+from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.target import TargetConfig
 
 Messages = Sequence[dict[str, str]]
@@ -44,6 +45,14 @@ class Call:
     max_length: int | None
     ignore_eos: bool
     chat_template: str | None
+    stop: str | Sequence[str] = ()
+    include_stop: bool = False
+    min_new_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int = 0
+    n: int = 1
 
     def __post_init__(self):
         require("max_new_tokens", wrong_number("max_new_tokens", self.max_new_tokens))
@@ -51,15 +60,28 @@ class Call:
         require("seed", wrong_number("seed", self.seed))
         if self.max_length is not None:
             require("max_length", wrong_number("max_length", self.max_length))
-        Sampling(self.temperature, self.top_k, self.top_p)
+        _ = self.sampling, self.stops
+        require("n", wrong_number("n", self.n))
+        if self.n > 1 and self.temperature == 0:
+            raise BadInput(f"n should be 1 at temperature 0, where all replies are the same, not {self.n}")
+        require("min_new_tokens", wrong_number("min_new_tokens", self.min_new_tokens))
+        if self.min_new_tokens > self.max_new_tokens:
+            raise BadInput(f"min_new_tokens should be at most max_new_tokens, {self.max_new_tokens}, not {self.min_new_tokens}")
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p, self.acceptance)
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.acceptance, *penalties, self.logprobs)
+
+    @property
+    def stops(self) -> Stops:
+        if not isinstance(self.stop, str | Sequence):
+            raise BadInput(f"stop should be a text or a list of texts, not {shown(self.stop)}")
+        return Stops((self.stop,) if isinstance(self.stop, str) else tuple(self.stop), self.include_stop)
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_new_tokens, self.max_length or 0)
+        return Limits(self.max_new_tokens, self.max_length or 0, self.min_new_tokens)
 
     @property
     def stop_ids(self) -> tuple[int, ...] | None:
@@ -68,7 +90,8 @@ class Call:
 
     def check_against(self, target: TargetConfig) -> None:
         """Raises BadInput for numbers that the target has no room for."""
-        require("top_k", wrong_for_vocabulary(self.top_k, target.vocab_size))
+        for name in ("top_k", "logprobs"):
+            require(name, wrong_for_vocabulary(getattr(self, name), target.vocab_size))
         for name in ("max_new_tokens", "max_length"):
             require(name, wrong_for_context(getattr(self, name) or 1, target.max_position_embeddings))
 

@@ -136,11 +136,13 @@ class Stopper:
         rows: int = 0,
         rounds: int | None = None,
         samples: Sequence[int] | None = None,
+        stop_ids: Sequence[int] | None = None,
     ) -> Iterator[Progress]:
         """`Engine.stream`, with replies that end at their stop strings: then finish_reason is ``stop``, and stop_reason the
         string."""
+        given = {"samples": samples, "stop_ids": stop_ids}
         if not self.stops.strings:
-            yield from engine.stream(prompts, sampling, limits, seeds, rows, rounds, samples=samples)
+            yield from engine.stream(prompts, sampling, limits, seeds, rows, rounds, **given)
             return
         each = [limits] * len(prompts) if isinstance(limits, Limits) else limits
         watched = [_Watched(self.text(prompt, limit.min_new)) for prompt, limit in zip(prompts, each, strict=True)]
@@ -149,7 +151,7 @@ class Stopper:
             return [row for row, reply in enumerate(replies) if watched[row].has_stopped(reply)]
 
         rounds = None if rounds is None else min(rounds, LOOK_ROUNDS)
-        for progress in engine.stream(prompts, sampling, limits, seeds, rows, rounds, samples=samples, watch=watch):
+        for progress in engine.stream(prompts, sampling, limits, seeds, rows, rounds, **given, watch=watch):
             parts = zip(watched, progress.replies, progress.done, strict=True)
             yield Progress([row.cut(reply, done) for row, reply, done in parts], progress.done)
 

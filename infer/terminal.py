@@ -92,7 +92,8 @@ def coloured(no_color: bool) -> bool:
 
 def counted(count: int, noun: str) -> str:
     """`1 token`, `2 tokens`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {'replies' if noun == 'reply' else noun + 's'}"
+    plural = {"reply": "replies", "pass": "passes"}
+    return f"{count} {noun if count == 1 else plural.get(noun, noun + 's')}"
 
 
 @dataclasses.dataclass
@@ -145,17 +146,17 @@ class Totals:
     @property
     def tokens_per_step_in_words(self) -> str:
         """Tokens per step, in words."""
-        return f"{self.tokens_per_step:.2f} tokens per step" if self.rounds else "no step was needed"
+        return f"{self.tokens_per_step:.2f} tokens per step" if self.rounds else "no pass was needed"
 
     def __str__(self) -> str:
-        """The closing line, of at most 80 characters. A reply's first token is that of the prefill; a step is a target pass after
-        it."""
-        steps = f"then {counted(self.rounds, 'step')} of {self.tokens_per_step:.2f}" if self.rounds else "no step was needed"
+        """The closing line, of at most 80 characters. A reply's first token is that of the prefill; the passes are those of
+        the target after it."""
+        passes = f"then {counted(self.rounds, 'pass')} of {self.tokens_per_step:.2f}" if self.rounds else "no pass was needed"
         speed = f"{figure(self.speed)} tokens/s"
         if self.prefills == 1 and self.tokens:
             first = f"{counted(self.tokens, 'token')}: the first in {seconds(self.first_token_seconds)}"
-            return f"{first}, {steps}{' tokens' if self.rounds else ''}; {speed}"
-        return f"{counted(self.prefills, 'reply')}, {counted(self.tokens, 'token')}: 1 each, {steps}; {speed}"
+            return f"{first}, {passes}{' tokens' if self.rounds else ''}; {speed}"
+        return f"{counted(self.prefills, 'reply')}, {counted(self.tokens, 'token')}: 1 each, {passes}; {speed}"
 
 
 def figure(value: float) -> str:

@@ -54,7 +54,7 @@ class Options:
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
     drafter: str | None = None
-    """Folder or hub name of its draft head. `lookup`: no head; what followed the last tokens where they stood before is drafted (a
+    """Folder or hub name of its head. `lookup`: no head; what followed the last tokens where they stood before is drafted (a
     folder that is called lookup is ./lookup)."""
     beside: Annotated[Literal["lookup"] | None, tyro.conf.arg(name="with")] = None
     """lookup: measure a lookup too, alone and with each of the beam shapes at once."""

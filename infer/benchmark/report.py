@@ -46,9 +46,9 @@ def plain(row: dict) -> str:
     else:
         compared = f"{share} what {row['yardstick']} reaches here ({yardstick}; a copy can reach more)"
     return (
-        f"autoregressive  {row['tokens_per_second']:.1f} tokens/s, {row['round_seconds'] * 1e3:.3f} ms per step;"
+        f"plain           {row['tokens_per_second']:.1f} tokens/s, {row['round_seconds'] * 1e3:.3f} ms per pass;"
         f" first token after {row['first_token_seconds'] * 1e3:.1f} ms\n"
-        f"  compiled in {row['compile_seconds']:.1f} s; a step reads {row['round_bytes'] / 1e6:.0f} MB:"
+        f"  compiled in {row['compile_seconds']:.1f} s; a pass reads {row['round_bytes'] / 1e6:.0f} MB:"
         f" {row['read_rate'] / 1e9:.1f} GB/s,\n  {compared}"
     )
 

@@ -23,7 +23,7 @@ LIMITS = (
     " cache read once at its published bandwidth. `send` is what a chip needs at least for its part of the operations between"
     " chips, at the published bandwidth of its links, one way; how long they wait for each other is not in it: with"
     " `links` (--json) of them per step, each microsecond of waiting adds that many microseconds. Tokens per step are"
-    " not known here: a round pays where it accepts more tokens per step than its /AR."
+    " not known here: a round pays where it yields more tokens per step than it costs plain steps (/AR)."
 )
 
 

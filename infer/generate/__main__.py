@@ -60,7 +60,7 @@ class Options:
     target: str | None = None
     """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
     drafter: str | None = None
-    """Folder or hub name of its draft head, in Apple's format; one of the embedded ones if not given. `lookup`: no head; what
+    """Folder or hub name of its head, in Apple's format; one of the embedded ones if not given. `lookup`: no head; what
     followed the last tokens where they stood before is drafted (a folder that is called lookup is ./lookup)."""
     beside: Annotated[Literal["lookup"] | None, tyro.conf.arg(name="with")] = None
     """lookup: draft with the head and with a lookup at once, one tree of both."""

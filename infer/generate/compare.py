@@ -32,8 +32,8 @@ class Comparison:
         return "\n".join([
             f"tokens          {same}",
             f"speculative     {fast.speed:.1f} tokens/s, {fast.tokens_per_step_in_words}",
-            f"autoregressive  {plain.speed:.1f} tokens/s",
-            f"ratio           {fast.speed / plain.speed:.2f} ({runs})",
+            f"plain           {plain.speed:.1f} tokens/s",
+            f"speed-up        {fast.speed / plain.speed:.2f} ({runs})",
         ])  # fmt: skip
 
 

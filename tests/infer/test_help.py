@@ -62,7 +62,7 @@ def test_every_help_fits_80_columns_names_no_none_and_ends_with_examples_that_pa
 def test_a_default_that_depends_is_in_words_and_others_are_numbers(capsys, monkeypatch):
     _, out, _ = printed(generate.Options, capsys, monkeypatch, "--help")
     words = " ".join(out.replace("│", "").split())
-    assert "--beam-width W Beams W; by default 8, and on a CPU 2" in words and "(default: 128)" in words
+    assert "--beam-width W Beams W; by default what infer.tune found, else 8, and on a CPU 2" in words and "(default: 128)" in words
     assert "--mesh D M" in words and "--dtype {float32,bfloat16}" in words
 
 

@@ -56,7 +56,7 @@ def test_the_replies_are_those_of_plain_decoding(command, how):
     for way in (ALONE, BESIDE):
         code, out, err = command(*way, "--json", *how)
         lines = replies(out)
-        assert code == 0 and "steps of " in err
+        assert code == 0 and "passes of " in err
         assert [line["token_ids"] for line in lines] == [line["token_ids"] for line in plain]
         assert all(line.keys() == plain[0].keys() for line in lines)
 

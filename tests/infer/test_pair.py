@@ -140,5 +140,5 @@ def test_interactive_streams_replies_until_the_input_ends(monkeypatch, tmp_path,
     code = generate.main(["--target", str(target), *PAIR[2:], *SHORT, "--interactive", "--cache-dir", str(tmp_path / "programs")])
     out, err = capsys.readouterr()
     assert code == 0 and out.strip()
-    assert err.startswith("Chat. /help lists") and "steps of " in err
+    assert err.startswith("Chat. /help lists") and "passes of " in err
     assert "this turn has" in err and "/reset starts over" in err

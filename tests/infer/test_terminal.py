@@ -86,15 +86,15 @@ def test_a_text_cannot_steer_a_terminal_and_goes_into_a_file_as_it_is(tokenizer,
 
 def test_the_closing_line_counts_what_was_delivered():
     totals = terminal.Totals(tokens=4, rounds=0, prefills=4, seconds=1.0)
-    assert str(totals) == "4 replies, 4 tokens: 1 each, no step was needed; 4.00 tokens/s"
+    assert str(totals) == "4 replies, 4 tokens: 1 each, no pass was needed; 4.00 tokens/s"
     two = terminal.Totals(tokens=6, rounds=2, prefills=2, seconds=1.0)
-    assert "then 2 steps of 2.00;" in str(two) and two.tokens_per_step_in_words == "2.00 tokens per step"
+    assert "then 2 passes of 2.00;" in str(two) and two.tokens_per_step_in_words == "2.00 tokens per step"
 
 
 def test_the_closing_line_adds_up_in_sight_and_counts_one_as_one():
     one = terminal.Totals(tokens=6, rounds=1, prefills=1, seconds=0.5, first_token_seconds=0.04)
     assert str(one) == "6 tokens: the first in 40 ms, then 1 step of 5.00 tokens; 12.0 tokens/s"
-    assert str(terminal.Totals(1, 0, 1, 0, 2.0, 1.5)) == "1 token: the first in 1.50 s, no step was needed; 0.50 tokens/s"
+    assert str(terminal.Totals(1, 0, 1, 0, 2.0, 1.5)) == "1 token: the first in 1.50 s, no pass was needed; 0.50 tokens/s"
 
 
 @pytest.mark.parametrize("replies", [1, 2, 80, 1000])

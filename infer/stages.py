@@ -47,23 +47,29 @@ class DecodingProgram:
 
     target: Target
     proposer: Proposer
-    weights: list[jax.Array]
     start: jax.stages.Compiled
     run: jax.stages.Compiled
     compile_seconds: float
 
+    @property
+    def weights(self) -> list[jax.Array]:
+        """The arrays of the target and of this proposer, which may be another than the programs were compiled with."""
+        return flatten(self.target, self.proposer)
+
     def decode(self, inputs) -> tuple[DecodeState, float, float]:
         """The last state, and the seconds of the prefill and of the rounds."""
+        weights = self.weights
         began = time.perf_counter()
-        state = jax.block_until_ready(self.start(self.weights, *inputs))
+        state = jax.block_until_ready(self.start(weights, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(self.weights, state, jnp.int32(loop.ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(weights, state, jnp.int32(loop.ALL_ROUNDS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:
         """Seconds per round over the first ``rounds``, which must all take place."""
-        state = jax.block_until_ready(self.start(self.weights, *inputs))
-        return clock(lambda: self.run(self.weights, state, jnp.int32(rounds))) / rounds
+        weights = self.weights
+        state = jax.block_until_ready(self.start(weights, *inputs))
+        return clock(lambda: self.run(weights, state, jnp.int32(rounds))) / rounds
 
     def memory(self) -> dict[str, int]:
         """Bytes per device that the compiled rounds hold: arguments (weights, cache and the rest of the state), of which
@@ -80,7 +86,7 @@ def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram
     """Compiles one way to decode."""
     began = time.perf_counter()
     programs = compile_programs(target, proposer, inputs, bucket)
-    return DecodingProgram(target, proposer, flatten(target, proposer), programs.start, programs.run, time.perf_counter() - began)
+    return DecodingProgram(target, proposer, programs.start, programs.run, time.perf_counter() - began)
 
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")

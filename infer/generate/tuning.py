@@ -1,10 +1,16 @@
-"""A task with the settings that were measured for its pair. Not here: finding them (`infer/tuned.py`)."""
+"""The shape of a task's search: as asked for, as measured for its pair, or as suits the device. Not here: finding settings
+(`infer/tuned.py`)."""
 
 import dataclasses
 
+import jax
+
 from infer import pair, tuned
 from infer.generate.task import Task, WantedShape
+from infer.options import check_tree
 from infer.settings import Conditions
+from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.recurrent import Shape
 
 
 def apply(task: Task, resolved: pair.Resolved, longest: int) -> Task:
@@ -27,5 +33,13 @@ def apply(task: Task, resolved: pair.Resolved, longest: int) -> Task:
     choice = found.choice
     beams = WantedShape(choice.width, choice.length, choice.nodes, draft_top_k=choice.draft_top_k)
     kind = "autoregressive" if tuning.may_be_plain and not choice.speculates else decoding.kind
-    decoding = dataclasses.replace(decoding, beams=beams, kind=kind)
+    decoding = dataclasses.replace(decoding, beams=beams, kind=kind, own_sampling=None)  # it has been read
     return dataclasses.replace(task, models=dataclasses.replace(models, drafter=str(found.head)), decoding=decoding)
+
+
+def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
+    """The shape that was asked for, completed by the device's defaults; its tree has room for a lookup's nodes."""
+    default = pair.default_shape(jax.default_backend(), resolved.target_config, resolved.dtype)
+    width, length = beams.width or default.width, beams.length or default.length
+    check_tree(width, length, beams.budget, lookup.length if lookup else 0)
+    return Shape(width, length, beams.budget, beams.tree, beams.draft_top_k)

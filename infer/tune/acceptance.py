@@ -30,7 +30,7 @@ NEVER = 1 << 30  # a budget of nodes that nothing has: the token was not drafted
 
 
 @dataclasses.dataclass(frozen=True)
-class Texts:
+class KnownTexts:
     """Prompts and the target's replies, all of ``new`` tokens; the reply of prompt i is sampled with seed i."""
 
     prompts: list[list[int]]
@@ -42,14 +42,14 @@ class Texts:
         return len(self.replies[0])
 
 
-def decode(target: Target, prompts: list[list[int]], sampling: Sampling, new: int, batch: int) -> Texts:
+def decode(target: Target, prompts: list[list[int]], sampling: Sampling, new: int, batch: int) -> KnownTexts:
     """The target's own replies, past every end of text, so that all are equally long. Raises BadInput as `failures.check`."""
     replies = list(Engine(target).generate(prompts, sampling, Limits(new=new), range(len(prompts)), batch))
     failures.check(replies)
-    return Texts(prompts, [reply.token_ids for reply in replies], sampling)
+    return KnownTexts(prompts, [reply.token_ids for reply in replies], sampling)
 
 
-def read_hidden(target: Target, texts: Texts) -> list[np.ndarray]:
+def read_hidden(target: Target, texts: KnownTexts) -> list[np.ndarray]:
     """Of each text, the target's hidden states ``[T, D]``."""
     rows = [prompt + reply for prompt, reply in zip(texts.prompts, texts.replies, strict=True)]
     longest = max(map(len, rows))
@@ -75,7 +75,7 @@ def _hidden(target: Target, tokens_BT: jax.Array) -> jax.Array:
     return target(tokens_BT, positions_BT, visible_BTT).hidden
 
 
-def search(target: Target, proposer: Recurrent, texts: Texts, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+def search(target: Target, proposer: Recurrent, texts: KnownTexts, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Of each text ``[T, L, L]``: at a position that a round could begin at, the node budget from which on the text's token at
     depth d (the middle axis) is in the tree of a search of l steps (the last axis, l >= d); `NEVER` where it was not drafted."""
     length, places = proposer.shape.length, [(i, t) for i in range(len(texts.prompts)) for t in range(texts.new - 1)]
@@ -86,7 +86,7 @@ def search(target: Target, proposer: Recurrent, texts: Texts, hidden: Sequence[n
     return list(needed.reshape(len(texts.prompts), texts.new - 1, length, length))
 
 
-def _search_at(target, proposer, texts: Texts, hidden, places: list[tuple[int, int]], size: int) -> np.ndarray:
+def _search_at(target, proposer, texts: KnownTexts, hidden, places: list[tuple[int, int]], size: int) -> np.ndarray:
     filled = places + [places[0]] * (size - len(places))
     ahead = proposer.shape.length
     futures, g, h, lengths = [], [], [], []

@@ -82,13 +82,13 @@ class Tuner:
         return context or max(map(len, self.prompts)) + self.plan.new
 
     @functools.cached_property
-    def texts(self) -> acceptance.Texts:
+    def texts(self) -> acceptance.KnownTexts:
         def decode() -> list[list[int]]:
             self.say(f"the target continues {len(self.prompts)} prompts")
             batch = TEXT_BATCH * acceptance.target_rows(self.target)
             return acceptance.decode(self.target, self.prompts, self.plan.sampling, self.plan.new, batch).replies
 
-        return acceptance.Texts(self.prompts, self.kept.get("texts", decode), self.plan.sampling)
+        return acceptance.KnownTexts(self.prompts, self.kept.get("texts", decode), self.plan.sampling)
 
     @functools.cached_property
     def _hidden(self) -> list:

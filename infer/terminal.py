@@ -154,7 +154,7 @@ class Totals:
         passes = f"then {counted(self.rounds, 'pass')} of {self.tokens_per_step:.2f}" if self.rounds else "no pass was needed"
         speed = f"{figure(self.speed)} tokens/s"
         if self.prefills == 1 and self.tokens:
-            first = f"{counted(self.tokens, 'token')}: the first in {seconds(self.first_token_seconds)}"
+            first = f"{counted(self.tokens, 'token')}: first in {seconds(self.first_token_seconds)}"
             return f"{first}, {passes}{' tokens' if self.rounds else ''}; {speed}"
         return f"{counted(self.prefills, 'reply')}, {counted(self.tokens, 'token')}: 1 each, {passes}; {speed}"
 

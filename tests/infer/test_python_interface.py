@@ -136,8 +136,8 @@ def test_a_reply_ends_at_a_stop_string_and_a_stream_shows_nothing_behind_it(pair
 
 
 def test_several_replies_to_a_prompt_are_a_list_whose_first_is_that_of_one(pair):
-    alone = [pair.complete(text, 12, temperature=1.0, seed=3 + i) for i, text in enumerate(["a", "b"])]
-    three = pair.complete(["a", "b"], 12, temperature=1.0, seed=3, n=3, batch_size=4)
+    alone = [pair.complete(text, 12, temperature=9.0, seed=3 + i) for i, text in enumerate(["a", "b"])]
+    three = pair.complete(["a", "b"], 12, temperature=9.0, seed=3, n=3, batch_size=4)
     assert [len(each) for each in three] == [3, 3]
     assert [each[0].text for each in three] == [each.text for each in alone]
     assert len({tuple(each.reply.token_ids) for each in three[0]}) == 3

@@ -93,8 +93,8 @@ def test_the_closing_line_counts_what_was_delivered():
 
 def test_the_closing_line_adds_up_in_sight_and_counts_one_as_one():
     one = terminal.Totals(tokens=6, rounds=1, prefills=1, seconds=0.5, first_token_seconds=0.04)
-    assert str(one) == "6 tokens: the first in 40 ms, then 1 step of 5.00 tokens; 12.0 tokens/s"
-    assert str(terminal.Totals(1, 0, 1, 0, 2.0, 1.5)) == "1 token: the first in 1.50 s, no pass was needed; 0.50 tokens/s"
+    assert str(one) == "6 tokens: first in 40 ms, then 1 pass of 5.00 tokens; 12.0 tokens/s"
+    assert str(terminal.Totals(1, 0, 1, 0, 2.0, 1.5)) == "1 token: first in 1.50 s, no pass was needed; 0.50 tokens/s"
 
 
 @pytest.mark.parametrize("replies", [1, 2, 80, 1000])

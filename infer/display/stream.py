@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from infer.calls import is_chat
 from infer.display import markup
 from infer.pair import Completion, Pair
 from infer.prompts import Prompt, encode
@@ -42,8 +43,7 @@ def ids_of(pair: Pair, prompt: str | Sequence[int] | Sequence[dict]) -> list[int
     Raises:
       BadInput: it does not fit the target.
     """
-    are_messages = not isinstance(prompt, str) and all(isinstance(part, dict) for part in prompt)
-    kind = "prompt" if isinstance(prompt, str) else "messages" if are_messages else "token_ids"
+    kind = "prompt" if isinstance(prompt, str) else "messages" if is_chat(prompt) else "token_ids"
     content = prompt if isinstance(prompt, str) else list(prompt)
     config = pair.engine.target.config
     return encode(Prompt("prompt", kind, content), pair.tokenizer, config.vocab_size, config.max_position_embeddings)

@@ -105,8 +105,8 @@ def test_streaming_shows_the_prompt_and_returns_the_completion(pair, sampled, mo
 
 def test_messages_and_ids_can_be_streamed_too(pair):
     assert stream.ids_of(pair, [1, 5]) == [1, 5]
-    with pytest.raises(BadInput, match="no chat template"):
-        stream.ids_of(pair, [{"role": "user", "content": "a"}])
+    said = pair.tokenizer.decode(stream.ids_of(pair, [{"role": "user", "content": "a"}]))
+    assert "USER: a ASSISTANT:" in said  # Vicuna's, for this tokenizer has no template
     with pytest.raises(BadInput, match="prompt"):
         stream.ids_of(pair, [])
 

@@ -194,7 +194,7 @@ def test_the_benchmark_measures_head_lookup_and_both_side_by_side(report):
         {"draft", "pack", "verify", "commit"},
         {"propose", "verify", "commit"},
     ]
-    table = [line for line in printed if line.lstrip().startswith(("WxL", "2x2", "lookup"))]
+    table = [line for line in printed if line.lstrip().startswith(("WxL ", "2x2", "lookup"))]
     assert len(table) == 4 and len({len(line) for line in table}) == 1
 
 

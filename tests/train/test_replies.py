@@ -7,7 +7,7 @@ import pytest
 
 from infer import text_files
 from infer.generate import __main__ as generate
-from infer.generate import batches, parts, session
+from infer.generate import batches, hashes, parts, session
 from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
 from tests.damaged import flip
@@ -73,7 +73,7 @@ def test_in_bfloat16_another_batch_is_another_run(command, tmp_path):
 
 def test_files_are_not_hashed_where_no_line_is_written(monkeypatch, model, capsys):
     monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Fake(), tokenizer))
-    monkeypatch.setattr(session.fingerprint, "fingerprint", lambda _: pytest.fail("the weights were read"))
+    monkeypatch.setattr(hashes.fingerprint, "fingerprint", lambda _: pytest.fail("the weights were read"))
     assert generate.main(["--target", str(model), *SHORT, "--prompt", "x"]) == 0
 
 

@@ -3,7 +3,10 @@
 from infer import load
 
 pair = load()
-print(pair.complete("def fib(n):", max_new_tokens=64).text)
+print(pair.complete("def fib(n):", max_new_tokens=64))
+for piece in pair.stream("def fib(n):"):
+    print(piece, end="", flush=True)
+replies = pair.complete(["def fib(n):", "class Node:"])
 """
 
 

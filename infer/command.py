@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 
 import tyro
 
+from infer import help as helps
 from redrafter_jax.errors import as_bad_input
 from redrafter_jax.version import __version__
 
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 130, 141, 143
+VERSION_TEXT = "--version prints the version and ends."
 Options = TypeVar("Options")
 
 
@@ -32,14 +34,26 @@ def read_options(kind: type[Options], name: str, arguments: Sequence[str] | None
       settings: `default` and `description`, as `tyro.cli` takes them.
 
     Raises:
-      SystemExit: after `--version` or `--help`; code 2 where tyro cannot read an option.
+      SystemExit: after `--version` or `--help`; code 2 where an option cannot be read.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if "--version" in given:
         print(f"redrafter_jax {__version__}")
         raise SystemExit(0)
-    settings["description"] = f"{(settings.get('description') or kind.__doc__).strip()}\n\n--version prints the version and ends."
-    return tyro.cli(kind, args=given, prog=f"python -m {name}", config=(tyro.conf.FlagCreatePairsOff,), **settings)
+    other_name = helps.named_elsewhere(kind, given)
+    if other_name is not None:
+        print(f"error: {other_name}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+    text = helps.wrap(f"{(settings.get('description') or kind.__doc__).strip()}\n{VERSION_TEXT}")
+    parsed = helps.grouped(kind, settings.get("default"))
+    config = (tyro.conf.FlagCreatePairsOff,)
+    try:
+        found = tyro.cli(parsed, args=given, prog=f"python -m {name}", config=config, description=text)
+    except SystemExit as end:
+        if not end.code:  # the help was printed
+            print(helps.examples(kind), end="")
+        raise
+    return helps.flatten(kind, found)
 
 
 def moved(old: str, new: str) -> int:

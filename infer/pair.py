@@ -1,6 +1,7 @@
 """A target, its head and its tokenizer, loaded and ready to decode; and the defaults for each kind of device.
 
-Not here: the tokenizer (`text.py`), the hub and configs (`redrafter_jax.files`), decoding (`redrafter_jax.decode.engine`).
+Not here: what a pair does (`completion.py`), the tokenizer (`text.py`), the hub and configs (`redrafter_jax.files`), decoding
+(`redrafter_jax.decode.engine`).
 """
 
 import dataclasses
@@ -10,23 +11,15 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import prompts, text
+from infer import text
+from infer.completion import Completion, Pair
 from infer.options import wrong_dtype
 from infer.proposers import check_drafting, drafted_length, named_lookup, proposer_of
 from redrafter_jax.decode import prefill
-from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
+from redrafter_jax.decode.engine import Engine
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
-from redrafter_jax.decode.request import (
-    check_prompt,
-    is_whole,
-    require,
-    wrong_for_context,
-    wrong_for_vocabulary,
-    wrong_number,
-    wrong_rule,
-)
-from redrafter_jax.decode.rules import DEFAULT_RULE
+from redrafter_jax.decode.request import is_whole, require
 from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
@@ -37,6 +30,7 @@ from redrafter_jax.model.target import TargetConfig
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
 CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=1, length=3), Shape(width=8, length=5)
 DEFAULT_CPU_CACHE_BYTES = 32 << 20  # bytes; of a CPU that does not say
+__all__ = ["Completion", "Pair", "load"]  # two of which are made in `completion.py`
 EMBEDDED = pathlib.Path(__file__).parent / "demo_pair"
 PLANNED_PROMPT_TOKENS = 2048  # tokens; what a mesh leaves room for in the cache, before any prompt is known
 
@@ -97,54 +91,6 @@ class Resolved:
     mesh: tuple[int, int] = (1, 1)
     dtype: str = "float32"
     why: str | None = None  # of a mesh that was not asked for
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A text (None without a tokenizer) and the reply it was decoded from."""
-
-    text: str | None
-    reply: Reply
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """What `load` returns: an engine and, where the target's folder has one, a tokenizer."""
-
-    engine: Engine
-    tokenizer: object | None
-
-    def complete(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        acceptance: str = DEFAULT_RULE,
-        seed: int = 0,
-    ) -> Completion:
-        """The continuation of a text or of token ids. The acceptance rule `typical` changes the distribution.
-
-        Raises:
-          BadInput: the prompt is neither, or does not fit the target; or a number or a rule is out of its range.
-        """
-        require("max_new_tokens", wrong_number("max_new_tokens", max_new_tokens))
-        require("acceptance", wrong_rule(acceptance))
-        require("seed", wrong_number("seed", seed))
-        sampling, config = Sampling(temperature, top_k, top_p, acceptance), self.engine.target.config
-        require("top_k", wrong_for_vocabulary(top_k, config.vocab_size))
-        require("max_new_tokens", wrong_for_context(max_new_tokens, config.max_position_embeddings))
-        if isinstance(prompt, str):
-            prompts.check_text(prompts.Prompt("prompt", "prompt", prompt))
-            if self.tokenizer is None:
-                raise BadInput("prompt: the target's folder has no tokenizer; give token ids")
-            prompt = self.tokenizer(prompt)["input_ids"]
-        check_prompt(prompt, config.vocab_size, config.max_position_embeddings, "prompt")
-        prompt = [int(token) for token in prompt]
-        shards = self.engine.mesh.shape["data"]
-        reply = next(self.engine.generate([prompt], sampling, Limits(new=max_new_tokens), [seed], batch=shards))
-        return Completion(text.text_of(self.tokenizer, prompt, reply.token_ids), reply)
 
 
 def load(

@@ -9,14 +9,15 @@ import pathlib
 import select
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from infer import templates
 from redrafter_jax.decode.request import check_prompt
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import json_files
 
-KINDS = ("prompt", "messages", "token_ids")
+KINDS = ("prompt", "messages", "token_ids", "turns")
+ONE_OF = "prompt, messages, token_ids or turns"
 BYTE_ORDER_MARK = "\ufeff"  # some editors begin a file with it; it is no part of the text
 PIPE_WAIT_SECONDS = 1.0  # seconds to wait for the first byte of a pipe that no option names
 
@@ -24,12 +25,14 @@ PIPE_WAIT_SECONDS = 1.0  # seconds to wait for the first byte of a pipe that no 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """One prompt as given. ``where`` names it in errors; ``kind`` says what ``content`` is: a text, the messages of a
-    chat, or token ids; ``is_default``: nobody gave it."""
+    chat, token ids, or the questions of a conversation in their order, each asked behind the replies to those before it;
+    ``is_default``: nobody gave it; ``metadata``: what else its line has, such as an id."""
 
     where: str
     kind: str
     content: str | list
     is_default: bool = False
+    metadata: dict = dataclasses.field(default_factory=dict)
 
 
 def read(texts: tuple[str, ...], file: str | None) -> list[Prompt]:
@@ -94,7 +97,7 @@ def _text(file: str) -> str:
 def _lines(text: str, name: str) -> Iterator[Prompt]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise BadInput(f"{name} is empty; it should hold one JSON object per line, with prompt, messages or token_ids")
+        raise BadInput(f"{name} is empty; it should hold one JSON object per line, with {ONE_OF}")
     for number, line in lines:
         yield _line(line, f"{name}:{number}")
 
@@ -106,11 +109,16 @@ def _line(line: str, where: str) -> Prompt:
         raise BadInput(f'{where} is not JSON ({error}); a line should be like {{"prompt": "..."}}') from None
     kinds = [kind for kind in KINDS if kind in found] if isinstance(found, dict) else []
     if len(kinds) != 1:
-        raise BadInput(f"{where} should be a JSON object with one of prompt, messages or token_ids")
+        raise BadInput(f"{where} should be a JSON object with one of {ONE_OF}")
     kind, content = kinds[0], found[kinds[0]]
+    check_content(where, kind, content)
+    return Prompt(where, kind, content, metadata={name: value for name, value in found.items() if name != kind})
+
+
+def check_content(where: str, kind: str, content: object) -> None:
+    """Raises BadInput for a content that is not of its kind."""
     if not _FITS[kind](content):
         raise BadInput(f"{where}: {kind} should be {_SHOULD_BE[kind]}")
-    return Prompt(where, kind, content)
 
 
 def _are_messages(content) -> bool:
@@ -120,16 +128,31 @@ def _are_messages(content) -> bool:
     return isinstance(content, list) and bool(content) and all(map(whole, content))
 
 
+def _are_turns(content) -> bool:
+    return isinstance(content, list) and bool(content) and all(isinstance(turn, str) for turn in content)
+
+
 def _are_ids(content) -> bool:
     return isinstance(content, list) and bool(content) and all(type(token) is int for token in content)
 
 
-_FITS = {"prompt": lambda content: isinstance(content, str), "messages": _are_messages, "token_ids": _are_ids}
+_FITS = {
+    "prompt": lambda content: isinstance(content, str),
+    "messages": _are_messages,
+    "token_ids": _are_ids,
+    "turns": _are_turns,
+}
 _SHOULD_BE = {
     "prompt": "a string",
     "messages": "a list of objects with the strings role and content, at least one",
     "token_ids": "a list of whole numbers, at least one",
+    "turns": "a list of strings, at least one",
 }
+
+
+def uses_template(prompt: Prompt) -> bool:
+    """Whether a chat template writes it."""
+    return prompt.kind in ("messages", "turns")
 
 
 def check_text(prompt: Prompt) -> None:
@@ -148,19 +171,32 @@ def check_text(prompt: Prompt) -> None:
             waiting += part
 
 
-def encode(prompt: Prompt, tokenizer, vocabulary: int, context: int) -> list[int]:
-    """The prompt's token ids, which leave room for a new token in ``context``.
+def turn_of(prompt: Prompt, replies: Sequence[str]) -> Prompt:
+    """The messages of a conversation's next question, behind the replies to those before it."""
+    messages = []
+    for question, reply in zip(prompt.content, replies, strict=False):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    asked = {"role": "user", "content": prompt.content[len(replies)]}
+    where = prompt.where if len(prompt.content) == 1 else f"{prompt.where}, turn {len(replies) + 1}"
+    return dataclasses.replace(prompt, where=where, kind="messages", content=[*messages, asked])
+
+
+def encode(prompt: Prompt, tokenizer, vocabulary: int, context: int, template: str | None = None) -> list[int]:
+    """The prompt's token ids, which leave room for a new token in ``context``; of turns, those of the first.
+
+    Args:
+      template: writes messages, in place of the tokenizer's chat template (Vicuna's where it has none).
 
     Raises:
-      BadInput: text without a tokenizer or that is none, messages without a chat template or that it refuses, an id
-        that the target does not know, an empty or too long prompt.
+      BadInput: text without a tokenizer or that is none, messages that the chat template refuses, an id that the target does not
+        know, an empty or too long prompt.
     """
-    ids = _ids(prompt, tokenizer)
+    ids = _ids(turn_of(prompt, ()) if prompt.kind == "turns" else prompt, tokenizer, template)
     check_prompt(ids, vocabulary, context, prompt.where)
     return ids
 
 
-def _ids(prompt: Prompt, tokenizer) -> list[int]:
+def _ids(prompt: Prompt, tokenizer, template: str | None) -> list[int]:
     if prompt.kind == "token_ids":
         return prompt.content
     check_text(prompt)
@@ -168,10 +204,8 @@ def _ids(prompt: Prompt, tokenizer) -> list[int]:
         raise BadInput(f"{prompt.where} is text, but the target's folder has no tokenizer; give token_ids in a --prompts file")
     if prompt.kind == "prompt":
         return tokenizer(prompt.content, verbose=False)["input_ids"]
-    if not tokenizer.chat_template:
-        raise BadInput(f"{prompt.where} has messages, but the target's tokenizer has no chat template; give prompt or token_ids")
     try:
-        text = templates.render(tokenizer, prompt.content, asks=True)
+        text = templates.render(tokenizer, prompt.content, asks=True, template=templates.choose(tokenizer, template))
     except templates.Refused as error:
-        raise BadInput(f"{prompt.where}: the target's chat template refuses these messages ({error})") from None
+        raise BadInput(f"{prompt.where}: the chat template refuses these messages ({error})") from None
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -29,18 +29,24 @@ NO_REPLY = "--output: {path}:{number} is no reply to a prompt of this run; give 
 
 def line_of(run: str, index: int, text: str | None, reply: Reply) -> dict:
     """One reply of `infer.generate` as a JSON object; ``run`` stands first, by which a line that was cut off is known."""
-    return {
+    line = {
         "run": run,
         "index": index,
+        "sample": reply.sample,
         "token_ids": reply.token_ids,
         "text": text,
         "finish_reason": reply.finish_reason,
+        "stop_reason": reply.stop_reason,
         "rounds": reply.rounds,
         "tokens_per_step": None if reply.tokens_per_step is None else round(reply.tokens_per_step, 4),
         "accepted_histogram": reply.accepted_histogram,
         "seconds": round(reply.seconds, 6),
         "seed": reply.seed,
     }
+    if reply.logprobs is None:
+        return line
+    rounded = [{token: round(value, 6) for token, value in place.items()} for place in reply.top_logprobs]
+    return line | {"logprobs": [round(value, 6) for value in reply.logprobs], "top_logprobs": rounded}
 
 
 def run_of(*parts: object) -> str:
@@ -109,6 +115,12 @@ class ReplyFile:
     @property
     def done(self) -> set[int]:
         return set(self.places)
+
+    def lines(self) -> dict[int, dict]:
+        """The replies, by the numbers of their prompts."""
+        found = map(_parse, _read(self.path).split(b"\n"))
+        named = ((self.owner.prompt_of(line), line) for line in found)
+        return {number: line for number, line in named if number is not None}
 
     def _count(self, line: dict, place: int) -> None:
         prompt = self.owner.prompt_of(line)

@@ -9,12 +9,23 @@ memory of a text put together in a macro or variable.
 
 import contextlib
 import functools
+import pathlib
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 
 from redrafter_jax.errors import BadInput
 
+VICUNA = (
+    "{{ bos_token }}A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions."
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %} ASSISTANT: {{ message['content'] }}{{ eos_token }}"
+    "{% elif message['role'] == 'system' %} {{ message['content'] }}"
+    "{% else %} USER: {{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+NAMED = {"vicuna": VICUNA}
 MAX_CHARACTERS = 1 << 24  # that a template writes, or makes by repeating something; some 4 million tokens
 MAX_SECONDS = 10.0  # that a template runs
 MAX_REASON_CHARACTERS = 200
@@ -26,6 +37,27 @@ class Refused(ValueError):
 
 class _BeyondBounds(Exception):
     """The template has written too much, or run too long."""
+
+
+def read(given: str) -> str:
+    """The template of a name, or in a file.
+
+    Raises:
+      BadInput: there is no such file, or it is no text.
+    """
+    path = pathlib.Path(given)
+    if given in NAMED and not path.exists():
+        return NAMED[given]
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        names = ", ".join(NAMED)
+        raise BadInput(f"--chat-template: {given} cannot be read as a template ({error}); give a file, or {names}") from None
+
+
+def choose(tokenizer, given: str | None = None) -> str | None:
+    """The template to write messages with: the one that is given, the tokenizer's own (None), or else Vicuna's."""
+    return given if given is not None or tokenizer.chat_template else VICUNA
 
 
 def render(tokenizer, messages: list[dict], asks: bool, template: str | None = None) -> str:

@@ -5,11 +5,14 @@ Not here: JSON (`replies.py`), ids to text (`text.py`).
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
+from infer.stopping import StopText
 from infer.text import Detokenizer
 from redrafter_jax.decode.reply import tokens_per_step
 from redrafter_jax.devices import processes
@@ -22,23 +25,45 @@ CONTROL_SYMBOLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not 
 CONTROL_SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
+LEGEND = f"{GREEN}green{PLAIN}: drafted, and accepted by the target; the rest the target added itself"
+
+
 @contextlib.contextmanager
-def compiling(is_shown: bool = True) -> Iterator[None]:
-    """Says on standard error that programs are being compiled: at once on a terminal, else where it takes longer than a second."""
-    say = threading.Timer(0.0 if sys.stderr.isatty() else PATIENCE_SECONDS, processes.say, ("compiling ...", sys.stderr))
+def compiling(is_shown: bool = True, kept_in: str | None = None) -> Iterator[None]:
+    """Says on standard error that programs are being compiled: at once on a terminal, else where it takes longer than a second.
+
+    Args:
+      kept_in: the folder where they are kept for the next start.
+    """
+    said = []
+
+    def say() -> None:
+        said.append(f"compiling for this shape, once{f' (kept in {_short(kept_in)})' if kept_in else ''} ...")
+        processes.say(said[0], sys.stderr)
+
+    waiting = threading.Timer(0.0 if sys.stderr.isatty() else PATIENCE_SECONDS, say)
     if is_shown:
-        say.start()
+        waiting.start()
+    began = time.perf_counter()
     try:
         yield
     finally:
-        say.cancel()
+        waiting.cancel()
+        if said:
+            processes.say(f"compiled in {seconds(time.perf_counter() - began)}", sys.stderr)
+
+
+def _short(folder: str) -> str:
+    home = os.path.expanduser("~")
+    return folder.replace(home, "~", 1) if folder.startswith(home + os.sep) else folder
 
 
 class Stream:
     """Writes one reply to standard output as it grows."""
 
-    def __init__(self, tokenizer, prompt: list[int], coloured: bool):
-        self.detokenizer = Detokenizer(tokenizer, prompt) if tokenizer is not None else None
+    def __init__(self, tokenizer, prompt: list[int], coloured: bool, text: StopText | None = None):
+        """``text``: of the tokens, where it ends at a stop string."""
+        self.detokenizer = text or (Detokenizer(tokenizer, prompt) if tokenizer is not None else None)
         self.coloured = coloured
         self.count = 0
 
@@ -65,6 +90,31 @@ def coloured(no_color: bool) -> bool:
     return sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 token`, `2 tokens`."""
+    plural = {"reply": "replies", "pass": "passes"}
+    return f"{count} {noun if count == 1 else plural.get(noun, noun + 's')}"
+
+
+@dataclasses.dataclass
+class Legend:
+    """Explains the colour of accepted drafts, once, behind the first text that has it."""
+
+    coloured: bool
+    is_due: bool = False
+    is_said: bool = False
+
+    def see(self, replies) -> None:
+        """Takes note of replies with accepted drafts."""
+        self.is_due |= any(any(reply.drafted) for reply in replies)
+
+    def print(self) -> None:
+        """Prints it where a colour was seen, and not before."""
+        if self.coloured and self.is_due and not self.is_said:
+            self.is_said = True
+            print(LEGEND, file=sys.stderr)
+
+
 @dataclasses.dataclass
 class Totals:
     """What the closing line adds up. ``seconds`` counts a batch once; compilation is not in it."""
@@ -75,7 +125,6 @@ class Totals:
     failed_prefills: int = 0
     seconds: float = 0.0
     first_token_seconds: float = 0.0
-    compile_seconds: float = 0.0
 
     def add(self, replies) -> None:
         """A batch of replies."""
@@ -97,11 +146,29 @@ class Totals:
     @property
     def tokens_per_step_in_words(self) -> str:
         """Tokens per step, in words."""
-        return f"{self.tokens_per_step:.2f} tokens per step (the +1 is counted)" if self.rounds else "no step was needed"
+        return f"{self.tokens_per_step:.2f} tokens per step" if self.rounds else "no pass was needed"
 
     def __str__(self) -> str:
-        return (
-            f"{self.tokens} tokens in {self.rounds} target passes (+ {self.prefills} to read the prompt):"
-            f" {self.tokens_per_step_in_words}, {self.speed:.1f} tokens/s,"
-            f" first token after {self.first_token_seconds:.3f} s; compiling took {self.compile_seconds:.1f} s more"
-        )
+        """The closing line, of at most 80 characters. A reply's first token is that of the prefill; the passes are those of
+        the target after it."""
+        passes = f"then {counted(self.rounds, 'pass')} of {self.tokens_per_step:.2f}" if self.rounds else "no pass was needed"
+        speed = f"{figure(self.speed)} tokens/s"
+        if self.prefills == 1 and self.tokens:
+            first = f"{counted(self.tokens, 'token')}: first in {seconds(self.first_token_seconds)}"
+            return f"{first}, {passes}{' tokens' if self.rounds else ''}; {speed}"
+        return f"{counted(self.prefills, 'reply')}, {counted(self.tokens, 'token')}: 1 each, {passes}; {speed}"
+
+
+def figure(value: float) -> str:
+    """A number in three digits, or in as many as it has before the point."""
+    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
+
+
+def milliseconds(value: float) -> str:
+    """A time of so many seconds in ms, in three digits."""
+    return figure(value * 1e3) if value >= 1e-3 else f"{value * 1e3:.3f}"
+
+
+def seconds(value: float) -> str:
+    """A time, in milliseconds where it is below a second."""
+    return f"{value * 1e3:.0f} ms" if value < 1 else f"{figure(value)} s"

@@ -83,7 +83,11 @@ class Detokenizer:
 
 def text_of(tokenizer, prompt: list[int], ids: list[int]) -> str | None:
     """The text of a reply behind its prompt; None without a tokenizer."""
-    if tokenizer is None:
-        return None
+    return None if tokenizer is None else "".join(pieces_of(tokenizer, prompt, ids))
+
+
+def pieces_of(tokenizer, prompt: list[int], ids: list[int]) -> list[str]:
+    """The characters that each token of a reply completes; what is left at the end goes to the last one."""
     detokenizer = Detokenizer(tokenizer, prompt)
-    return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+    pieces = [detokenizer.push(token) for token in ids]
+    return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []

@@ -1,5 +1,6 @@
 """Text files as their users name them: which files, the text in them, and its token ids. Nothing here starts JAX."""
 
+import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,11 +10,16 @@ import numpy as np
 from redrafter_jax.errors import BadInput
 
 FILES_AT_ONCE = 256  # that are tokenised together, in parallel
+BEGINNING_BYTES = 8192  # of a file, in which a zero byte shows that it is no text (as git has it)
+NAMED_FILES = 3  # that are passed over
 
 
-def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+def files(paths: Iterable[pathlib.Path], patterns: Sequence[str] = ()) -> list[pathlib.Path]:
     """The files that paths name, and the files in the folders among them, in order of name, less those that are empty and
     those that are hidden or in a hidden folder.
+
+    Args:
+      patterns: of which a file in a folder has to match one, such as `*.md`; none: every file does.
 
     Raises:
       BadInput: a path is missing, or a folder has no file that is not empty.
@@ -23,10 +29,46 @@ def files(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
         if not (path.is_dir() or path.is_file()):
             raise BadInput(f"there is no file or folder {path}")
         inside = sorted(file for file in path.rglob("*") if _is_read(file, path)) if path.is_dir() else [path]
+        if path.is_dir() and patterns:
+            inside = [file for file in inside if any(map(file.match, patterns))]
         if not inside:
-            raise BadInput(f"there is no file in {path} that is neither empty nor hidden")
+            matches = f" and matches {' or '.join(patterns)}" if patterns else ""
+            raise BadInput(f"there is no file in {path} that is neither empty nor hidden{matches}")
         found += inside
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The text files among `files`, and the binary files in folders, which are passed over, for nobody named them."""
+
+    files: list[pathlib.Path]
+    binary: list[pathlib.Path]
+
+    def note(self) -> str | None:
+        """What is said of the binary files; None where there are none."""
+        names = ", ".join(file.name for file in self.binary[:NAMED_FILES])
+        more = ", ..." if len(self.binary) > NAMED_FILES else ""
+        count = f"{len(self.binary)} binary file{'s are' if len(self.binary) > 1 else ' is'}"
+        return f"{count} passed over ({names}{more})" if self.binary else None
+
+
+def texts(paths: Iterable[pathlib.Path], patterns: Sequence[str] = ()) -> Texts:
+    """The text files that paths name. Raises BadInput as `files`, and where a folder's files are all binary."""
+    paths = list(paths)
+    found = files(paths, patterns)
+    binary = [file for file in found if file not in paths and _is_binary(file)]
+    if found and len(binary) == len(found):
+        raise BadInput(f"there is no text in {', '.join(map(str, paths))}: every file is binary, such as {binary[0].name}")
+    return Texts([file for file in found if file not in binary], binary)
+
+
+def _is_binary(file: pathlib.Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return b"\0" in opened.read(BEGINNING_BYTES)
+    except OSError:
+        return False  # whoever reads it says what is wrong
 
 
 def _is_read(file: pathlib.Path, folder: pathlib.Path) -> bool:

@@ -8,12 +8,14 @@ import pathlib
 # XLA_FLAGS=--xla_backend_optimization_level=3 tests the programs that users run.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
+# scripts/accelerator.sh runs some of the tests on the device that there is.
+os.environ["JAX_PLATFORMS"] = os.environ.get("TEST_PLATFORMS", "cpu")
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from infer import settings
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import fingerprint
 from tests import support
@@ -45,6 +47,11 @@ def compiled_programs_leave_room_for_more():
 @pytest.fixture(autouse=True, scope="session")
 def fingerprints_are_remembered_for_the_tests_alone(tmp_path_factory):
     fingerprint.CACHE_FILE = tmp_path_factory.mktemp("fingerprints") / "fingerprints.json"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def settings_of_this_machine_are_not_read(tmp_path_factory):
+    settings.DEFAULT_FILE = tmp_path_factory.mktemp("settings") / "settings.json"
 
 
 @pytest.fixture(autouse=True)

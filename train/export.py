@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
+from typing import ClassVar
 
 from etils import epath
 
@@ -15,6 +16,9 @@ from redrafter_jax.files import claims
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Write the head of a run's checkpoint as a folder that infer.generate reads."""
+
+    VALUES: ClassVar = {"run": "FOLDER", "target": "MODEL", "output": "FOLDER", "checkpoints": "FOLDER", "step": "N"}
+    EXAMPLES: ClassVar = ("python -m train.export --run head-run --target MODEL --output head --step 800",)
 
     run: pathlib.Path
     """Folder of the run (train.main's --output)."""

@@ -104,6 +104,8 @@ def check(options: Options) -> None:
     options.group.check()
     if not (options.conversations or options.text or options.token_ids):
         raise BadInput("there is nothing to train on: give --conversations, --text or --token-ids")
+    if options.glob and not options.text:
+        raise BadInput("--glob says which files of --text folders are read; give --text, or leave it out")
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):
         if not 0 <= getattr(options, name) <= high:
             raise BadInput(f"--{name.replace('_', '-')} should be from 0 to {high}, not {getattr(options, name)}")
@@ -139,7 +141,8 @@ def sources(options: Options) -> list:
 
     kinds = ("conversations", "text", "token_ids")
     common = (str(options.target), options.held_out, options.max_malformed)
-    return [Source(kind, getattr(options, kind), *common) for kind in kinds if getattr(options, kind)]
+    patterns = {"text": options.glob}
+    return [Source(kind, getattr(options, kind), *common, patterns.get(kind, ())) for kind in kinds if getattr(options, kind)]
 
 
 def as_json(options: Options) -> dict:
@@ -165,7 +168,7 @@ def parse(arguments: list[str]) -> Options:
     finder.add_argument("--preset", choices=PRESETS)
     name = finder.parse_known_args(arguments)[0].preset
     default = Options(target=tyro.MISSING, preset=name, recipe=PRESETS[name]() if name else Recipe())
-    return read_options(Options, "train.main", arguments, default=default, description=__doc__)
+    return read_options(Options, "train.main", arguments, default=default)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,26 @@
 """`python -m infer.benchmark`: how much faster speculative decoding is than plain decoding, per beam shape, and why.
 
 All trials run in turn in one process, and medians are reported. The options end here, as a `BenchmarkTask`. Not here: timing
-(`stages.py`), random pairs (`synthetic.py`), the table and the plot (`report.py`).
+(`infer/stages.py`), random pairs (`infer/synthetic.py`), the table and the plot (`report.py`).
 """
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from infer import drafting
+from infer import drafting, settings
+from infer.benchmark import checks
+from infer.benchmark.checks import COMMAND, SOFTWARE
 from infer.command import read_options, run_command
-from infer.options import changed, check_nodes, check_ranges, check_temperature, check_top_p, read_beams
-from redrafter_jax.decode import request
+from infer.options import read_beams
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
-from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
 
-COMMAND = "python -m infer.benchmark"
-SOFTWARE = "redrafter_jax infer.benchmark"  # as a picture names it
 CPU_BEAMS = ("1x2", "1x3", "1x4", "2x2", "2x3", "4x4", "8x5")
 ACCELERATOR_BEAMS = ("1x4", "4x4", "8x5", "16x4", "45x4")
-RANGES = {
-    "repeats": (1, 1000),
-    "batch_size": (1, 4096),
-    "max_new_tokens": (3, 10**6),
-    "prompt_length": (1, 10**6),
-    "prompt_count": (1, 1000),
-    "draft_top_k": request.RANGES["draft_top_k"],
-    "top_k": request.RANGES["top_k"],
-}
-OF_A_HEAD = ("beams", "node_budget", "tree", "draft_top_k", "head", "plot")
 Shapes = Literal[
     "demo", "llama-7b", "llama-13b", "llama-33b", "llama-3.1-8b", "llama-3.1-70b", "smollm-135m", "smollm-360m", "qwen3-0.6b"
 ]  # fmt: skip
@@ -44,10 +30,31 @@ Shapes = Literal[
 class Options:
     """Measure speculative against plain decoding. Without options: the embedded pair and its twenty prompts."""
 
+    GROUPS: ClassVar = {
+        "models": "target",
+        "random_models": "shape",
+        "drafting": "beams",
+        "sampling": "temperature",
+        "prompts_measured": "prompts",
+        "measuring": "repeats",
+        "machine": "dtype",
+        "report": "output",
+    }
+    VALUES: ClassVar = {
+        "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompts": "FILE", "output": "FILE",
+        "plot": "FILE", "mesh": "D M", "beams": "WxL ...", "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P",
+        "temperature": "T",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m infer.benchmark",
+        "python -m infer.benchmark --target MODEL --drafter HEAD --prompts in.jsonl --plot map.png",
+        "python -m infer.benchmark --shape llama-7b --dtype bfloat16 --tokens-per-step 3.5",
+    )
+
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
     drafter: str | None = None
-    """Folder or hub name of its draft head. `lookup`: no head; what followed the last tokens where they stood before is drafted (a
+    """Folder or hub name of its head. `lookup`: no head; what followed the last tokens where they stood before is drafted (a
     folder that is called lookup is ./lookup)."""
     beside: Annotated[Literal["lookup"] | None, tyro.conf.arg(name="with")] = None
     """lookup: measure a lookup too, alone and with each of the beam shapes at once."""
@@ -68,7 +75,10 @@ class Options:
     tokens_per_step: float = 4.2
     """With --shape and without --rates: the same probability at every depth, such that this comes out."""
     beams: tuple[str, ...] = ()
-    """Beam shapes WxL to measure, such as 1x3 4x4; by default some that suit the device."""
+    """Beam shapes WxL to measure, such as 1x3 4x4; by default 1x2 1x3 1x4 2x2 2x3 4x4 8x5 on a CPU, and 1x4 4x4 8x5
+    16x4 45x4 elsewhere, and what infer.tune found."""
+    settings: str | None = None
+    """File of settings that infer.tune wrote; by default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
     node_budget: int = 0
     """Nodes that the target scores per pass at most, the root included; 0: all."""
     tree: Literal["search", "beams"] = "search"
@@ -118,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> None:
     options = read_options(Options, "infer.benchmark", arguments)
-    _check(options)
+    checks.check(options)
     _write(run(options), options)
 
 
@@ -131,47 +141,6 @@ def _write(report: dict, options: Options) -> None:
         tables.plot(report, options.plot, SOFTWARE)
 
 
-def _check(options: Options) -> None:
-    check_ranges(RANGES, vars(options))
-    drafting.check(options.drafter, options.beside, options.lookup_length, options.lookup_match)
-    drafting.check_search(options.drafter, changed(options, OF_A_HEAD))
-    if options.node_budget and options.node_budget < 2:
-        raise BadInput(f"--node-budget should be 0 (all) or from 2 up, not {options.node_budget}")
-    if any(not 0 <= rate <= 1 for rate in options.rates):
-        raise BadInput(f"--rates should be from 0 to 1, not {' '.join(map(str, options.rates))}")
-    check_nodes(options.nodes)
-    check_temperature(options.temperature)
-    check_top_p(options.top_p)
-    if options.bandwidth < 0 or options.bandwidth != options.bandwidth:
-        raise BadInput(f"--bandwidth should be in GB/s, or 0, not {options.bandwidth}")
-    read_beams(options.beams)
-    if options.shape is None and (options.rates or options.layers is not None or options.head_vocab):
-        raise BadInput("--rates, --layers and --head-vocab go with --shape: real weights have their own layers, head and drafts")
-    if options.shape is not None and (options.target or options.drafter or options.prompts):
-        raise BadInput("--shape has random weights and prompts; leave out --target, --drafter and --prompts")
-    if options.shape is not None and options.beside is not None:
-        raise BadInput("--with lookup needs real prompts and a target that reads them; leave out --shape")
-    if options.shape is not None and options.against_transformers:
-        raise BadInput("--against-transformers needs weights on disk; leave out --shape")
-    if options.target is not None and options.drafter is None:
-        raise BadInput("--drafter is missing: name the head for --target")
-    if not 1 <= options.tokens_per_step <= 65:
-        raise BadInput(f"--tokens-per-step should be from 1 (nothing accepted) to 65, not {options.tokens_per_step}")
-    if options.layers is not None and options.layers < 1:
-        raise BadInput(f"--layers should be 1 or more, not {options.layers}")
-    if options.output is not None:
-        claims.check_replaceable(options.output, "--output", _is_report, "a report of infer.benchmark")
-    if options.plot is not None:
-        claims.check_picture(options.plot, "--plot", SOFTWARE)
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise BadInput("--plot needs matplotlib; install requirements-dev.txt")
-
-
-def _is_report(beginning: bytes) -> bool:
-    """Whether a file that begins so was written by `_write`: the command stands first in a report (`run`)."""
-    return b" ".join(beginning.split()).startswith(f'{{ "command": "{COMMAND}'.encode())
-
-
 def run(options: Options) -> dict:
     """Measures and prints; returns the whole report."""
     import jax  # only once the options are known to be good
@@ -179,16 +148,16 @@ def run(options: Options) -> dict:
     from infer import pair
     from infer.benchmark import cases as subject
     from infer.benchmark import report as tables
-    from infer.benchmark import transformers
+    from infer.benchmark import transformers, tuning
     from infer.benchmark import trials as trial
 
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
-    task = task_of(options, jax.default_backend())
+    task = tuning.apply(task_of(options, jax.default_backend()), settings.source_of(options.settings), bool(options.beams))
     what = subject.subject_of(task)
     mesh = what.target.norm[...].sharding.mesh.shape
     theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None
     report = {
-        "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `_is_report`
+        "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `checks.is_report`
         "device": f"{jax.devices()[0].device_kind}, mesh {mesh['data']} x {mesh['model']}, jax {jax.__version__}",
         "mesh_because": what.mesh_because,
         "subject": what.name,
@@ -204,6 +173,7 @@ def run(options: Options) -> dict:
     plain_trials, *trials = trial.run_all([plain, *cases], options.repeats)
     report["autoregressive"] = trial.plain_row(what, plain, plain_trials, options.bandwidth, options.repeats)
     print(tables.plain(report["autoregressive"]), flush=True)
+    print(tables.legend(), flush=True)
     report["rows"], widest = [], max(len(way.name) for way in task.ways)
     for case, outcomes in zip(cases, trials, strict=True):
         report["rows"].append(trial.row(what, case, outcomes, plain_trials, options.repeats))

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer import pair, prompts, room, text
-from infer.benchmark import synthetic
+from infer import pair, prompts, room, stages, synthetic, text
 from infer.benchmark.task import BenchmarkTask, Files, Random, Way
 from infer.options import check_drafted
 from redrafter_jax.decode import prefill
@@ -57,7 +56,7 @@ class BenchmarkPair:
         for number, batch in enumerate(self.batches):
             seeds = [number * rows + row for row in range(len(batch))]
             (tokens, *rest), _ = engine.prepare(batch, self.sampling, self.limits, seeds, rows)
-            inputs.append((jnp.pad(tokens, ((0, 0), (0, bucket.prompt - tokens.shape[1]))), *rest))
+            inputs.append((stages.pad_prompts(tokens, bucket.prompt), *rest))
         return inputs, bucket
 
 
@@ -80,7 +79,8 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     if longest < 1:
         raise BadInput(f"--max-new-tokens should leave room for a prompt in the context of {longest + new}")
     given = prompts.read((), files.prompts or str(pair.EMBEDDED / "prompts.jsonl"))
-    which = files.prompts or "infer/demo_pair/prompts.jsonl, the default, which are starts of Python code"
+    which = files.prompts or "infer/demo_pair/prompts.jsonl, starts of Python code (--prompts measures others)"
+    which += ", the first questions alone" if any(each.kind == "turns" and len(each.content) > 1 for each in given) else ""
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, longest + 1) for prompt in given]
     room.check(plan, max(map(len, ids)), new, task.batch, task.length)
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine

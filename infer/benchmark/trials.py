@@ -9,9 +9,8 @@ from statistics import median
 import jax
 import numpy as np
 
-from infer import failures
-from infer.benchmark import stages as measure
-from infer.benchmark import synthetic
+from infer import failures, synthetic
+from infer import stages as measure
 from infer.benchmark.cases import BenchmarkPair
 from infer.benchmark.task import Rates, Way
 from infer.proposers import proposer_of
@@ -118,7 +117,7 @@ def plain_row(subject: BenchmarkPair, plain: Case, trials: Trials, bandwidth: fl
     """The cost of plain decoding, and the rate at which it reads the weights, beside the given bandwidth or a sum over the
     weights."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
-    state = jax.block_until_ready(plain.program.start(subject.target, plain.proposers[0], *plain.inputs[0]))
+    state = jax.block_until_ready(plain.program.start(plain.program.weights, *plain.inputs[0]))
     bytes_ = measure.round_bytes(subject.target, state)
     return {
         "tokens_per_second": 1 / median(seconds_per_token(trials)),

@@ -8,11 +8,13 @@ import dataclasses
 import json
 import pathlib
 import sys
+from typing import ClassVar
 
 from infer import text_files
 from infer.command import read_options, run_command
 from infer.evaluate import report
 from infer.options import check_range, read_beams
+from infer.terminal import counted
 from infer.text import require_tokenizer
 from redrafter_jax.errors import BadInput
 
@@ -26,12 +28,20 @@ MAX_CONTEXTS = 100_000
 class Options:
     """Tokens per step of draft heads on held-out text."""
 
+    VALUES: ClassVar = {"target": "MODEL", "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ..."}
+    EXAMPLES: ClassVar = (
+        "python -m infer.evaluate --target MODEL --drafter HEAD OTHER_HEAD --text held-out.txt",
+        "python -m infer.evaluate --target MODEL --drafter HEAD --text docs --glob '*.md' --beams 2x2 4x4",
+    )
+
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     drafter: tuple[pathlib.Path, ...]
     """Folders of the heads."""
     text: tuple[pathlib.Path, ...]
-    """Text files, or folders of them, that nothing was trained on."""
+    """Text files, or folders of them, that nothing was trained on; binary files in folders are passed over."""
+    glob: tuple[str, ...] = ()
+    """Which files of folders are read, such as '*.md' '*.py'; by default all."""
     beams: tuple[str, ...] = ("1x3", "4x4", "8x5")
     """Beam shapes, W x L."""
     trees: tuple[str, ...] = ("search", "beams")
@@ -54,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(options: Options) -> None:
     shapes = read_beams(options.beams)
     check(options)
-    files = text_files.files(options.text)
+    chosen = text_files.texts(options.text, options.glob)
+    if chosen.binary:
+        print(chosen.note(), file=sys.stderr)
+    files = chosen.files
     import jax  # only once the options are known to be good
 
     from infer.evaluate import metrics
@@ -68,6 +81,10 @@ def _main(options: Options) -> None:
     size = sum(len(file.read_bytes()) for file in files)
     prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
     check_memory(config, options.new_tokens, max(length for _, length in shapes))
+    count = len(options.drafter) * len(shapes) * len(options.trees)
+    rows = counted(count, "row")
+    note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {rows} of the table ..."
+    print(note, file=sys.stderr, flush=True)
     target = weights.load_target(folder, what="--target")
     result = {
         "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",

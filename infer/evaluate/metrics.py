@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from infer import failures
 from redrafter_jax import cross_entropy
@@ -103,17 +103,20 @@ def tau_table(
 ) -> list[dict]:
     """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text; drafts are cut to
     ``TOP_K`` of the tree."""
-    rows = []
-    for (width, length), tree in tqdm(list(itertools.product(shapes, trees)), "tokens per step"):
-        engine = Engine(target, Recurrent(drafter, Shape(width, length, tree=tree, draft_top_k=TOP_K[tree])))
-        rows.append(
-            {
-                "shape": f"{width}x{length}",
-                "tree": tree,
-                "greedy": tokens_per_step(engine, prompts, Sampling(), new),
-                "coupled": tokens_per_step(engine, prompts, Sampling(1.0), new),
-                "independent": tokens_per_step(engine, prompts, Sampling(1.0, rule="independent"), new),
-                "along_text": tokens_per_step_along_text(engine, contexts),
+    rows, ways = [], list(itertools.product(shapes, trees))
+    with tqdm(total=4 * len(ways), unit="figure", leave=False) as bar:
+        for (width, length), tree in ways:
+            engine = Engine(target, Recurrent(drafter, Shape(width, length, tree=tree, draft_top_k=TOP_K[tree])))
+            figures = {
+                "greedy": lambda engine=engine: tokens_per_step(engine, prompts, Sampling(), new),
+                "coupled": lambda engine=engine: tokens_per_step(engine, prompts, Sampling(1.0), new),
+                "independent": lambda engine=engine: tokens_per_step(engine, prompts, Sampling(1.0, rule="independent"), new),
+                "along_text": lambda engine=engine: tokens_per_step_along_text(engine, contexts),
             }
-        )
+            row: dict = {"shape": f"{width}x{length}", "tree": tree}
+            for name, measure in figures.items():
+                bar.set_description(f"{width}x{length}, {tree}, {name.replace('_', ' ')}")
+                row[name] = measure()
+                bar.update()
+            rows.append(row)
     return rows

@@ -8,6 +8,12 @@ COLUMNS = {
     "coupled": "T = 1 coupled",
     "independent": "T = 1 independent",
 }
+LEGEND = """\
+Tokens per step: delivered by a target pass after the prefill, averaged.
+- along the text: one round from each of many places of the text, greedy; no loop can flatter it
+- generated, T = 0: greedy continuations of the text
+- T = 1 coupled, independent: sampled ones; the head sees the target's noise, or does not
+"""
 
 
 def heading(result: dict) -> str:
@@ -16,8 +22,7 @@ def heading(result: dict) -> str:
         [
             f"{result['tokens']:,} tokens of text: {result['bits_per_byte']:.3f} bits per byte; {result['loops']:.0%} of the greedy"
             " continuations end in a loop.",
-            "Tokens per step, the +1 counted:",
-            "",
+            LEGEND,
             "| head | W x L | tree | " + " | ".join(COLUMNS.values()) + " |",
             "|---|---|---|" + "---|" * len(COLUMNS),
         ]

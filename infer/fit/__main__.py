@@ -21,9 +21,9 @@ LIMITS = (
     "All of this is the compiler's estimate and arithmetic, not a measurement. A stage takes the cycles that the compiler expects"
     " of its operations, one after the other, and no less than its floor: operations at the chip's published peak, or weights and"
     " cache read once at its published bandwidth. `send` is what a chip needs at least for its part of the operations between"
-    " chips, at the published bandwidth of its links, one way; how long they wait for each other is not in it: with `links` of them"
-    " per step, each microsecond of waiting adds that many microseconds. Tokens per step are not known here: a round pays where it"
-    " accepts more tokens per step than its /AR."
+    " chips, at the published bandwidth of its links, one way; how long they wait for each other is not in it: with"
+    " `links` (--json) of them per step, each microsecond of waiting adds that many microseconds. Tokens per step are"
+    " not known here: a round pays where it yields more tokens per step than it costs plain steps (/AR)."
 )
 
 
@@ -107,7 +107,7 @@ def run(options: Options) -> dict:
     with compiler.side_by_side() as pool:
         rows, node_rows = _points(options, subject, meshes, pool, say)
         advice = _advise(options, subject, rows, [batch for batch in options.batch if batch not in untaken], pool, say)
-    say(LIMITS)
+    say(tables.wrap(LIMITS))
     return {
         "command": command_line("infer.fit"),
         "options": {name: str(value) for name, value in dataclasses.asdict(options).items()},
@@ -192,7 +192,7 @@ def question_of(options: Options) -> tables.Question:
 
 def _subject(options: Options):
     """The workload, without a slice yet."""
-    from infer.benchmark import synthetic
+    from infer import synthetic
     from infer.fit import points
     from redrafter_jax.model import vocabulary
     from redrafter_jax.slices import topology as slices

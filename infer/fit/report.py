@@ -3,16 +3,30 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 
 from infer.fitting import MAX_RETRIES, facts_of, gib, left_out
+from infer.terminal import milliseconds
 
 CURVE_NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
 COLUMNS = (
-    ("mesh", 5), ("batch", 5), ("shape", 6), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("GFLOP", 8), ("by hand", 8),
-    ("GB read", 7), ("draft", 7), ("verify", 7), ("rest", 6), ("send", 6), ("step ms", 8), ("/AR", 6), ("floor/AR", 8),
-    ("bound by", 8), ("links", 6), ("MB", 7),
+    ("mesh", 5), ("batch", 5), ("shape", 5), ("nodes", 5), ("GiB/chip", 8), ("fits", 4), ("draft", 6), ("verify", 7),
+    ("rest", 6), ("send", 6), ("step ms", 7), ("/AR", 5), ("floor/AR", 8), ("bound by", 8),
 )  # fmt: skip
+MAX_COLUMNS = 100
+LEGEND = (
+    "All figures are of one chip. ~: from programs of 2 and 4 layers; >: weights and state alone; the rest is not known. shape: AR"
+    " is plain decoding, WxL a round of drafts, N=n a target pass over n nodes. step ms: draft, verify, rest and send (between"
+    " chips) together; /AR: that in plain steps, and so the tokens per step above which drafting pays; floor/AR: the same of what"
+    " is counted by hand; bound by: what a verify waits for, memory or arithmetic, of which the ridge is the border. --json has"
+    " more."
+)
+FLOORS_LEGEND = (
+    "By hand: weights and state, and least times: a plain step in ms; passes over N nodes, drafts and rounds in plain steps. ridge:"
+    " operations per byte at which arithmetic takes as long as reading; knee: nodes of a pass at which that is so, up to which"
+    " nodes cost little."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +48,27 @@ def cells_of(row: dict, plain: dict) -> list[str]:
     if is_all:
         return cells
     seconds, floors = row["seconds"], row["floor_seconds"]
-    cells += [f"{row['flops'] / 1e9:.1f}", f"{sum(row['flops_by_hand'].values()) / 1e9:.1f}"]
-    cells += [f"{sum(row['bytes_by_hand'].values()) / 1e9:.2f}"]
-    cells += [f"{seconds[name] * 1e3:.3f}" for name in ("draft", "verify", "rest", "links")] + [f"{row['round_seconds'] * 1e3:.3f}"]
+    cells += [milliseconds(seconds[name]) for name in ("draft", "verify", "rest", "links")] + [milliseconds(row["round_seconds"])]
     if "seconds" not in plain:
         return [*cells, "-", "-", row["verify_is_bound_by"]]
     floor = sum(floors.values()) / sum(plain["floor_seconds"].values())
-    cells += [f"{row['round_seconds'] / plain['round_seconds']:.2f}", f"{floor:.2f}", row["verify_is_bound_by"]]
-    return [*cells, f"{row['links']:.0f}", f"{row['link_bytes'] / 1e6:.1f}"]
+    return [*cells, f"{row['round_seconds'] / plain['round_seconds']:.2f}", f"{floor:.2f}", row["verify_is_bound_by"]]
 
 
 def heading(asked: Question, slice_) -> str:
     """The lines above the table."""
     chip = slice_.chip
-    return (
+    return wrap(
         f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, {asked.sampling}, on"
         f" {len(slice_.devices)} chips of {chip.name} ({asked.topology}): {chip.peak / 1e12:.0f} TFLOP/s,"
-        f" {chip.bandwidth / 1e9:.0f} GB/s, {gib(chip.usable_bytes)} GiB usable, ridge {chip.ridge:.0f} FLOP/byte\n"
-        "All figures are of one chip. ~: from programs of 2 and 4 layers; >: weights and state alone; the rest is not known."
+        f" {chip.bandwidth / 1e9:.0f} GB/s, {gib(chip.usable_bytes)} GiB usable, ridge {chip.ridge:.0f} FLOP/byte",
+        LEGEND,
     )
+
+
+def wrap(*texts: str) -> str:
+    """Texts in lines of at most MAX_COLUMNS characters."""
+    return "\n".join(textwrap.fill(each, MAX_COLUMNS, subsequent_indent="  ", break_on_hyphens=False) for each in texts)
 
 
 def advised(advice, most: float, dtype: str, checked: list[dict], refused: list, usable: int) -> str:
@@ -95,20 +111,28 @@ def _sizes(checked: list[dict]) -> str:
 
 def floors(report: dict, asked: Question, chip, split: tuple[int, int], nodes: Sequence[int], beams: Sequence[str]) -> str:
     """The table of what is counted by hand."""
-    lines = [
+    about = (
         f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, on {asked.topology}, mesh"
-        f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {gib(chip.usable_bytes)} GiB usable per chip.",
-        "By hand: weights and state, and least times: a plain step in ms; passes over N nodes, drafts and rounds in plain steps.",
-        *left_out(report["left_out"]),
-    ]
-    heads = [f"N={count}" for count in nodes]
-    heads += [f"{what} {text}" for what in ("draft", "round") for text in beams]
-    lines.append("batch GiB/chip  step ms   knee " + " ".join(f"{head:>{max(5, len(head))}}" for head in heads))
+        f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {gib(chip.usable_bytes)} GiB usable per chip."
+    )
+    lines = [wrap(about, FLOORS_LEGEND), *left_out(report["left_out"])]
+    lines.append("batch GiB/chip  step ms   knee " + _heads([f"N={count}" for count in nodes]))
     for row in report["rows"]:
-        values = [*row["verify_over_plain"].values(), *row["draft_over_plain"].values(), *row["round_over_plain"].values()]
-        cells = " ".join(f"{value:>{max(5, len(head))}.2f}" for value, head in zip(values, heads, strict=True))
-        sizes = f"{gib(row['resident']):>8} {row['plain_seconds'] * 1e3:>8.3f}"
-        lines.append(f"{row['batch']:>5} {sizes} {row['knee_nodes']:>6.1f} {cells}")
+        sizes = f"{gib(row['resident']):>8} {row['plain_seconds'] * 1e3:>8.3f} {row['knee_nodes']:>6.1f}"
+        lines.append(f"{row['batch']:>5} {sizes} {_values(row['verify_over_plain'].values(), [f'N={count}' for count in nodes])}")
+    heads = [f"{what} {text}" for what in ("draft", "round") for text in beams]
+    lines += [f"batch {_heads(heads)}"] if heads else []
+    for row in report["rows"] if heads else ():
+        values = [*row["draft_over_plain"].values(), *row["round_over_plain"].values()]
+        lines.append(f"{row['batch']:>5} {_values(values, heads)}")
     too_large = [str(row["batch"]) for row in report["rows"] if row["resident"] > chip.usable_bytes]
     lines += [f"batch {batch} does not fit: weights and state alone are more than is usable" for batch in too_large]
     return "\n".join(lines)
+
+
+def _heads(heads: Sequence[str]) -> str:
+    return " ".join(f"{head:>{max(5, len(head))}}" for head in heads)
+
+
+def _values(values: Iterable[float], heads: Sequence[str]) -> str:
+    return " ".join(f"{value:>{max(5, len(head))}.2f}" for value, head in zip(values, heads, strict=True))

@@ -9,20 +9,23 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from infer import distributed, drafting, prompts
+from infer import distributed, drafting, prompts, settings
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
-from infer.generate.task import Decoding, Destination, Models, Task, WantedShape
+from infer.generate.task import Decoding, Destination, Models, Task, Tuning, WantedShape
+from infer.options import changed
+from infer.stopping import Stops
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "repetition_penalty")  # that a model's generation_config.json may decide
 DEFAULT_PROMPT = """class Client:
     def connect(self, host, port, timeout=None):
         \"\"\"Connect to a server.\"\"\"
@@ -33,10 +36,31 @@ DEFAULT_PROMPT = """class Client:
 class Options:
     """Generate text with speculative decoding. Without options: the embedded pair continues the start of a Python class."""
 
+    GROUPS: ClassVar = {
+        "models": "target",
+        "prompts_and_replies": "prompt",
+        "drafting": "decoding",
+        "sampling_and_length": "sampling",
+        "machine_and_screen": "batch_size",
+    }
+    VALUES: ClassVar = {
+        "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompt": "TEXT", "prompts": "FILE",
+        "chat_template": "FILE", "output": "FILE", "cache_dir": "FOLDER", "mesh": "D M", "beam_width": "W", "beam_length": "L",
+        "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P", "temperature": "T",
+        "stop": "TEXT", "logprobs": "K", "n": "N",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m infer.generate",
+        'python -m infer.generate --prompt "def fibonacci(n):" --max-new-tokens 64',
+        "python -m infer.generate --target MODEL --drafter HEAD --interactive --temperature 0.7",
+        "python -m infer.generate --target MODEL --drafter HEAD --prompts in.jsonl --output out.jsonl",
+        "python -m infer.generate --target MODEL --drafter HEAD --prompts in.jsonl --decoding compare",
+    )
+
     target: str | None = None
     """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
     drafter: str | None = None
-    """Folder or hub name of its draft head, in Apple's format; one of the embedded ones if not given. `lookup`: no head; what
+    """Folder or hub name of its head, in Apple's format; one of the embedded ones if not given. `lookup`: no head; what
     followed the last tokens where they stood before is drafted (a folder that is called lookup is ./lookup)."""
     beside: Annotated[Literal["lookup"] | None, tyro.conf.arg(name="with")] = None
     """lookup: draft with the head and with a lookup at once, one tree of both."""
@@ -47,51 +71,78 @@ class Options:
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text to continue; may be repeated. `-` is standard input, which, if piped, is also read where no prompt is named."""
     prompts: str | None = None
-    """JSONL file, or `-` for standard input: in each line `prompt`, `messages` (for the chat template) or `token_ids`."""
+    """JSONL file, or `-` for standard input: in each line `prompt`, `messages` (for the chat template), `token_ids`, or `turns`
+    (Spec-Bench, MT-bench: questions that are asked in order). What else a line has is in its reply's `metadata`."""
+    chat_template: str | None = None
+    """Jinja file that messages, turns and a chat are written with, or `vicuna`; by default the tokenizer's own, and for messages
+    and turns Vicuna's where it has none."""
     interactive: bool = False
-    """Converse: a chat where the tokenizer has a chat template, else completion. /reset, /quit, Ctrl-D."""
+    """Converse: a chat where there is a chat template, else completion. /help lists what can be typed; Ctrl-D ends."""
     output: pathlib.Path | None = None
     """JSONL file for the replies. Started again, a run that was cut off goes on where it stopped."""
     json: bool = False
     """Print the replies as JSON lines, and nothing else, to standard output."""
-    decoding: Literal["speculative", "autoregressive", "compare"] = "speculative"
-    """compare: decode both ways in turn, check that the tokens are identical (float32: exit code 1 if not), print both speeds."""
+    decoding: Literal["speculative", "autoregressive", "compare"] | None = None
+    """By default speculative, or what infer.tune found to be faster. compare: decode both ways in turn, check that the tokens are
+    identical (float32: exit code 1 if not), print both speeds."""
+    settings: str | None = None
+    """File of settings that infer.tune wrote: the shape, and which embedded head, where no option of the search is given. By
+    default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
     beam_width: int | None = None
-    """Beams W; by default what suits the device, and on a CPU whether its cache has room for the target (infer/pair.py,
-    default_shape)."""
+    """Beams W; by default what infer.tune found, else 8, and on a CPU 2, or 1 where the target is larger than the CPU's cache."""
     beam_length: int | None = None
-    """Drafted tokens per beam L, as beam_width."""
+    """Drafted tokens per beam L; by default 5, and on a CPU 2, or 3 where the target is larger than the CPU's cache."""
     node_budget: int | None = None
     """Nodes that the target scores per pass, the root included; by default all that there can be, 1 + W * L, and a lookup's."""
     tree: Literal["search", "beams"] = "search"
     """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
     draft_top_k: int = DRAFT_TOP_K
     """Cut each draft distribution to its k likeliest tokens (Apple's code: 50), or W if that is more; 0 is off."""
+    sampling: Literal["given", "model"] = "given"
+    """model: temperature, top-k and top-p (and a repetition penalty) of the target's generation_config.json, but for those that are
+    given here."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
     """Sample among the k likeliest tokens; 0 is off."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that together have this probability; 1 is off."""
+    repetition_penalty: float = 1.0
+    """Divide positive logits of tokens that the prompt or the reply has, and multiply negative ones; 1 is off."""
+    presence_penalty: float = 0.0
+    """Subtract from the logits of tokens that the reply has, from -2 to 2; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Subtract from the logits of tokens as often as the reply has them, from -2 to 2; 0 is off."""
+    logprobs: int = 0
+    """In JSON lines: the log-probability of each token, and the K likeliest tokens with theirs, of the model's own distribution
+    (before penalties, temperature, top-k and top-p); 0 is off."""
     acceptance: Literal["coupled", "independent", "typical"] = "coupled"
     """coupled and independent give exactly the target's distribution; typical CHANGES THE DISTRIBUTION."""
     seed: int = 0
     """Prompt i, counted from 0, is sampled with seed + i. The same seed gives the same text."""
     max_new_tokens: int = 128
     """New tokens per prompt at most."""
+    max_length: int | None = None
+    """Tokens of prompt and reply together at most; by default the target's context."""
+    min_new_tokens: int = 0
+    """No end-of-text token before the reply has so many tokens; a stop string that appears earlier does not end it either."""
     ignore_eos: bool = False
     """Go on after an end-of-text token."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A text that ends the reply where it appears, and is not shown; may be repeated. In a shell $'\\n' is a line break."""
+    include_stop: bool = False
+    """Keep the stop string that ended a reply in its text."""
+    n: int = 1
+    """Replies to each prompt, which differ in their noise, so --temperature has to be above 0. The first is that of --n 1."""
     batch_size: int = 1
     """Prompts that are decoded together."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
-    max_length: int | None = None
-    """Tokens of prompt and reply together at most; by default the target's context."""
     cache_dir: pathlib.Path | None = None
-    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default
-    ~/.cache/redrafter_jax."""
+    """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default ~/.cache/redrafter_jax.
+    It grows to 4 GiB at most, those not used for longest go first; remove the folder to clear it."""
     no_color: bool = False
-    """Do not show accepted drafts in another colour (so does the environment variable NO_COLOR)."""
+    """Do not show accepted drafts in green (so does the environment variable NO_COLOR)."""
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the models (M) are split; by default what the devices, their memory and the target's
     size suggest."""
@@ -112,15 +163,32 @@ def _main(arguments: list[str] | None) -> int:
 def task_of(options: Options) -> Task:
     """The checked options (`checks.alone`) in the library's types, except prompts, the cache of programs and the group."""
     beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
-    limits = Limits(options.max_new_tokens, options.max_length or 0)
+    penalties = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance, *penalties, options.logprobs)
+    limits = Limits(options.max_new_tokens, options.max_length or 0, options.min_new_tokens)
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
+    says_how = checks.chooses_search(options)
+    own = None if options.sampling == "given" else tuple(changed(options, SAMPLING_OPTIONS))
     return Task(
         Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
-        Decoding(options.decoding, beams, lookup, sampling, limits, options.seed, options.batch_size, options.ignore_eos),
+        Decoding(
+            options.decoding or "speculative",
+            beams,
+            lookup,
+            sampling,
+            limits,
+            options.seed,
+            options.batch_size,
+            options.ignore_eos,
+            own_sampling=own,
+            chat_template=options.chat_template,
+            stops=Stops(options.stop, options.include_stop),
+            n=options.n,
+        ),
         Destination(options.output, options.json, options.no_color),
+        Tuning() if says_how else Tuning(settings.source_of(options.settings), options.decoding is None),
     )
 
 
@@ -140,6 +208,8 @@ def _run(options: Options) -> int:
     given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
     if not given and not options.interactive:
         given = [_default_prompt(options)]
+    if sys.stderr.isatty():
+        processes.say(f"loading {'the embedded pair' if options.target is None else options.target} ...", sys.stderr)
     from infer import programs  # JAX is imported here
     from infer.generate import session
 

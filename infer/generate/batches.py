@@ -5,54 +5,58 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from infer import pair, prompts, terminal
+from infer import pair, terminal
 from infer.generate.task import Decoding, Task
+from infer.generate.turns import Turns
 from infer.replies import ReplyFile, line_of
-from infer.text import text_of
+from infer.stopping import Stopper
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes
 
 
 class Batches:
-    """The prompts of a task; ``generate`` decodes those whose replies are not in ``file``. ``failed``: replies that end in
-    an error."""
+    """The replies of a task, n to each prompt: number r is reply r % n to prompt r // n. ``generate`` decodes those that are not in
+    ``file``. ``failed``: replies that end in an error."""
 
     def __init__(
         self,
         task: Task,
         loaded: pair.Pair,
-        given: Sequence[prompts.Prompt],
-        ids: Sequence[list[int]],
+        turns: Turns,
         seeds: Sequence[int],
         runs: Sequence[str],
         file: ReplyFile | None,
     ):
-        self.task, self.pair, self.given, self.ids = task, loaded, given, ids
+        self.task, self.pair, self.turns = task, loaded, turns
         self.seeds, self.runs, self.file = seeds, runs, file
+        self.n, self.stopper = task.decoding.n, Stopper(loaded.tokenizer, task.decoding.stops, "--stop")
         self.engine = loaded.engine if task.decoding.kind == "speculative" else loaded.engine.autoregressive()
         self.streams = task.destination.shows_text and task.decoding.batch == 1
-        self.totals = terminal.Totals()
-        self.numbers: Sequence[int] = range(len(ids))  # of the prompts that this process decodes
+        self.totals, self.legend = terminal.Totals(), terminal.Legend(terminal.coloured(task.destination.no_color))
+        self.numbers: Sequence[int] = range(len(turns))  # of the replies that this process decodes
         self.done = file.done if file else set()
         self.failed = file.failed if file else 0
+        self.output: ReplyFile | None = None  # that the part of one of several processes will be merged into
         self.writes = processes.is_first()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
-        """Restricts itself to these prompts, less those that are done, and writes their replies into a file of its own."""
-        self.file, self.numbers, self.writes = file, numbers, True
+        """Restricts itself to these replies, less those that are done, and writes them into a file of its own."""
+        self.output, self.file, self.numbers, self.writes = self.file, file, numbers, True
         self.done, self.failed = self.done | file.done, file.failed
 
     def generate(self) -> None:
         """Decodes in full every batch with a prompt that is not done, because in bfloat16 another batch may give another
         text."""
         size, count = self.task.decoding.batch, len(self.numbers)
-        batches = [self.numbers[start : start + size] for start in range(0, count, size)]
+        batches = self.turns.batches(self.numbers, size)
+        self._remember()
         left = [batch for batch in batches if not self.done.issuperset(batch)]
         hidden = self.task.destination.shows_text or count == 1 or not sys.stderr.isatty() or not processes.is_first()
-        with tqdm(total=count, initial=count - sum(map(len, left)), unit="prompt", disable=hidden, file=sys.stderr) as bar:
+        unit, before = "prompt" if self.n == 1 else "reply", count - sum(map(len, left))
+        with tqdm(total=count, initial=before, unit=unit, disable=hidden, file=sys.stderr) as bar:
             for numbers in left:
                 replies = self._decode(numbers)
                 for index, reply in zip(numbers, replies, strict=True):
@@ -60,16 +64,32 @@ class Batches:
                         self._hand_out(index, reply)
                         self.failed += reply.finish_reason == "error"
                 bar.update(len(numbers))
-        self.totals.compile_seconds = self.engine.compile_seconds
-        shared = count < len(self.ids)
+        if self.streams:
+            self.legend.print()
+        shared = count < len(self.turns)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
     def _decode(self, numbers: Sequence[int]) -> list[Reply]:
         open_stream = functools.partial(self._open, numbers[0]) if self.streams else None
-        ids, seeds = [self.ids[i] for i in numbers], [self.seeds[i] for i in numbers]
-        replies = decode(self.engine, self.task.decoding, ids, seeds, open_stream)
+        replies = self.decode(self.engine, numbers, open_stream)
         self.totals.add(replies)
+        self.legend.see(replies)
+        for number, reply in zip(numbers, replies, strict=True):
+            if number not in self.done:
+                self.turns.answer(number, self.text_of(number, reply))
         return replies
+
+    def decode(
+        self, engine: Engine, numbers: Sequence[int], open_stream: Callable[[], terminal.Stream] | None = None
+    ) -> list[Reply]:
+        """The replies with these numbers, as one batch."""
+        ids, seeds = [self.turns[number] for number in numbers], [self.seeds[number] for number in numbers]
+        samples = [self.turns.all[number].sample for number in numbers]
+        return decode(engine, self.task.decoding, self.stopper, ids, seeds, open_stream, samples)
+
+    def text_of(self, number: int, reply: Reply) -> str | None:
+        """The text of the reply with this number; None without a tokenizer."""
+        return self.stopper.text_of(self.turns[number], reply)
 
     def _hand_out(self, index: int, reply: Reply) -> None:
         if self.task.destination.shows_text:
@@ -78,33 +98,53 @@ class Batches:
                 stream.show(reply)
                 stream.close()
             return
-        line = line_of(self.runs[index], index, text_of(self.pair.tokenizer, self.ids[index], reply.token_ids), reply)
+        line = self.line_of(index, reply)
         if self.file is not None and self.writes:
             self.file.write([line])
         if self.task.destination.json:
             print(json.dumps(line), flush=True)
 
-    def _open(self, index: int) -> terminal.Stream:
-        """Writes the heading of a reply: its number among several, and the prompt where a person reads along."""
-        prompt = self.given[index]
-        if len(self.ids) > 1:
-            print(f"--- {prompt.where}")
+    def line_of(self, number: int, reply: Reply) -> dict:
+        """A reply as a JSON object."""
+        return self.turns.all[number].label(line_of(self.runs[number], number, self.text_of(number, reply), reply))
+
+    def _remember(self) -> None:
+        """Of conversations that go on, the replies that are in files already."""
+        for file in (self.file, self.output):
+            for number, line in file.lines().items() if file is not None and self.turns.has_turns else ():
+                self.turns.answer(number, line.get("text"))
+
+    def _open(self, number: int) -> terminal.Stream:
+        """Writes what stands before a reply: its number among several, and the prompt where a person reads along."""
+        turn = self.turns.all[number]
+        prompt = turn.prompt
+        if len(self.turns) > 1:
+            print(f"--- {turn.where}")
         if prompt.kind == "prompt" and (sys.stdout.isatty() or prompt.is_default):
             print(prompt.content, end="", flush=True)
-        return terminal.Stream(self.pair.tokenizer, self.ids[index], terminal.coloured(self.task.destination.no_color))
+        return open_stream(self.task, self.stopper, self.turns[number], self.legend.coloured)
+
+
+def open_stream(task: Task, stopper: Stopper, prompt: list[int], coloured: bool) -> terminal.Stream:
+    """Where a reply to this prompt is shown."""
+    text = stopper.text(prompt, task.decoding.limits.min_new) if stopper.stops.strings else None
+    return terminal.Stream(stopper.tokenizer, prompt, coloured, text)
 
 
 def decode(
     engine: Engine,
     decoding: Decoding,
+    stopper: Stopper,
     ids: Sequence[list[int]],
     seeds: Sequence[int],
     open_stream: Callable[[], terminal.Stream] | None,
+    samples: Sequence[int] | None = None,
 ) -> list[Reply]:
     """One batch; a batch of one can be watched while it grows, in a stream that is opened once its programs are compiled."""
     rounds, stream = loop.ALL_ROUNDS if open_stream is None else None, None
     replies: list[Reply] = []
-    for progress in engine.stream(ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds):
+    given = (ids, decoding.sampling, decoding.limits, seeds, decoding.batch, rounds, samples)
+    for progress in stopper.stream(engine, *given):
         replies = progress.replies
         if open_stream is not None:
             stream = stream or open_stream()

@@ -1,14 +1,24 @@
 """`--interactive`: a chat where the tokenizer has a chat template, else a text that both sides add to in turn.
 
-/reset starts over, /quit or the end of input ends, Ctrl-C stops a reply. Not here: decoding and showing a reply.
+Not here: decoding and showing a reply.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable
 
 from infer import prompts
 from redrafter_jax.errors import BadInput
+
+HELP = """\
+/reset   forget what was said, and start over
+/help    this list
+/quit    end (so do /exit and Ctrl-D)
+Ctrl-C   stop a reply
+Anything else is said to the model."""
+ENDS = ("/quit", "/exit")
+A_COMMAND = re.compile(r"/[a-z]+")  # alone on its line
 
 
 class Conversation:
@@ -33,18 +43,26 @@ class Conversation:
         self.text += said + reply + "\n"
 
 
-def converse(tokenizer, answer: Callable[[prompts.Prompt, int], str]) -> None:
+def converse(is_chat: bool, answer: Callable[[prompts.Prompt, int], str]) -> None:
     """Reads turns until the end. ``answer(prompt, turn)`` shows the reply and returns its text."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` its history and editing)
-    conversation = Conversation(bool(tokenizer.chat_template))
-    kind = "Chat" if conversation.is_chat else "Completion: what you type is continued"
-    print(f"{kind}. /reset starts over, /quit or Ctrl-D ends.", file=sys.stderr)
+    conversation = Conversation(is_chat)
+    kind = "Chat. " if is_chat else "Completion: what you type is continued (--chat-template makes it a chat).\n"
+    print(f"{kind}/help lists what can be typed, Ctrl-D ends.", file=sys.stderr)
     for turn, said in enumerate(iter(_ask, None)):
-        if said.strip() == "/reset":
-            conversation.reset()
+        if A_COMMAND.fullmatch(said.strip()):
+            _obey(conversation, said.strip())
         elif said.strip():
             _take_turn(conversation, said, turn, answer)
+
+
+def _obey(conversation: Conversation, command: str) -> None:
+    if command == "/reset":
+        conversation.reset()
+        print("what was said is forgotten", file=sys.stderr)
+    else:
+        print(HELP if command == "/help" else f"there is no {command}; /help lists what there is", file=sys.stderr)
 
 
 def _take_turn(conversation: Conversation, said: str, turn: int, answer: Callable[[prompts.Prompt, int], str]) -> None:
@@ -62,4 +80,4 @@ def _ask() -> str | None:
         said = input("> " if sys.stdin.isatty() else "")
     except (EOFError, KeyboardInterrupt):
         return None
-    return None if said.strip() == "/quit" else said
+    return None if said.strip() in ENDS else said

@@ -6,7 +6,16 @@ Raises BadInput, one sentence that names the option. Not here: ranges (`infer/op
 from infer import drafting
 from infer.generate.task import Decoding
 from infer.options import changed, check_drafted, check_number, check_temperature, check_top_p, flag
-from redrafter_jax.decode.request import DRAFT_TOP_K, RANGES, require, wrong_for_context, wrong_for_vocabulary
+from infer.settings import NONE
+from redrafter_jax.decode.request import (
+    DRAFT_TOP_K,
+    RANGES,
+    require,
+    wrong_for_context,
+    wrong_for_vocabulary,
+    wrong_penalty,
+    wrong_repetition,
+)
 from redrafter_jax.errors import BadInput
 
 OF_A_SEARCH = ("beam_width", "beam_length", "node_budget", "tree", "draft_top_k")
@@ -20,13 +29,42 @@ def alone(options) -> None:
         check_number(name, getattr(options, name), more=NO_DRAFT if is_of_a_draft else "")
     check_temperature(options.temperature)
     check_top_p(options.top_p)
+    require("--repetition-penalty", wrong_repetition(options.repetition_penalty))
+    require("--presence-penalty", wrong_penalty(options.presence_penalty))
+    require("--frequency-penalty", wrong_penalty(options.frequency_penalty))
+    _replies(options)
     drafting.check(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     drafting.check_search(options.drafter, changed(options, OF_A_SEARCH))
     options.group.check()
     _together(options)
 
 
+def _replies(options) -> None:
+    """How many replies there are, where they end, and what is said of them."""
+    if options.min_new_tokens > options.max_new_tokens:
+        most = options.max_new_tokens
+        raise BadInput(f"--min-new-tokens should be at most --max-new-tokens, {most}, not {options.min_new_tokens}")
+    if "" in options.stop:
+        raise BadInput("--stop should be a text of at least one character, not ''")
+    if options.include_stop and not options.stop:
+        raise BadInput("--include-stop goes with --stop")
+    if options.n > 1 and options.temperature == 0:
+        raise BadInput(f"--n should be 1 at --temperature 0, where all replies are the same, not {options.n}")
+    if options.n > 1 and options.decoding == "compare":
+        raise BadInput(f"--decoding compare decodes one reply to each prompt; --n should be 1, not {options.n}")
+    if options.logprobs and not options.json and options.output is None:
+        raise BadInput("--logprobs are written into JSON lines; give --json or --output")
+
+
+def chooses_search(options) -> bool:
+    """Whether the options say themselves how to draft, so that no settings are read."""
+    drafts_otherwise = not drafting.has_head(options.drafter) or options.beside is not None or options.decoding == "autoregressive"
+    return drafts_otherwise or bool(changed(options, OF_A_SEARCH))
+
+
 def _together(options) -> None:
+    if options.settings not in (None, NONE) and chooses_search(options):
+        raise BadInput("--settings chooses how a head drafts, and so do other options; leave out one of them")
     if options.prompt and options.prompts is not None:
         raise BadInput("--prompt and --prompts exclude each other; give one of them")
     if options.prompt.count("-") > 1:
@@ -49,6 +87,8 @@ def _interactive(options) -> None:
             raise BadInput(f"--interactive takes its prompts from the terminal and cannot go with {flag(name)}")
     if options.decoding == "compare":
         raise BadInput("--interactive decodes one way; leave out --decoding compare")
+    if options.n > 1:
+        raise BadInput(f"--interactive shows one reply to each turn; --n should be 1, not {options.n}")
     if options.batch_size > 1:
         raise BadInput(f"--interactive decodes one prompt at a time; --batch-size should be 1, not {options.batch_size}")
 
@@ -71,6 +111,7 @@ def against(decoding: Decoding, target, shape, head=None) -> None:
     require("--max-length", wrong_for_context(decoding.limits.length, context))
     require("--max-new-tokens", wrong_for_context(decoding.limits.new, context))
     require("--top-k", wrong_for_vocabulary(decoding.sampling.top_k, vocabulary))
+    require("--logprobs", wrong_for_vocabulary(decoding.sampling.logprobs, vocabulary))
     if decoding.lookup is not None and decoding.lookup.length >= context:
         raise BadInput(f"--lookup-length should be below the target's context of {context}, not {decoding.lookup.length}")
     if shape is None:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from infer.terminal import Totals
+from infer.generate.turns import Turns
+from infer.terminal import Totals, counted
 from redrafter_jax.decode.engine import Engine, Reply
 
 MIN_RUNS = 3  # of each kind, so that a single slow one does not decide the ratio
@@ -23,7 +24,7 @@ class Comparison:
         """Both speeds, of replies none of which ended in an error."""
         fast, plain = self.speculative, self.autoregressive
         count = sum(len(reply.token_ids) for reply, _ in self.replies)
-        same = f"all {count} tokens of {len(self.replies)} prompts are identical ({dtype})"
+        same = f"all {counted(count, 'token')} of {counted(len(self.replies), 'prompt')} are identical ({dtype})"
         if self.first_difference is not None:
             prompt, position = self.first_difference
             same = f"prompt {prompt} differs from new token {position} on ({dtype})"
@@ -31,28 +32,34 @@ class Comparison:
         return "\n".join([
             f"tokens          {same}",
             f"speculative     {fast.speed:.1f} tokens/s, {fast.tokens_per_step_in_words}",
-            f"autoregressive  {plain.speed:.1f} tokens/s",
-            f"ratio           {fast.speed / plain.speed:.2f} ({runs})",
+            f"plain           {plain.speed:.1f} tokens/s",
+            f"speed-up        {fast.speed / plain.speed:.2f} ({runs})",
         ])  # fmt: skip
 
 
-def compare(engine: Engine, prompts: Sequence, sampling, limits, seeds: Sequence[int], batch: int) -> Comparison:
+Decode = Callable[[Engine, Sequence[int]], list[Reply]]
+"""The replies of an engine to the turns of one batch, by their numbers."""
+
+
+def compare(engine: Engine, decode: Decode, turns: Turns, size: int, text_of: Callable[[int, Reply], str | None]) -> Comparison:
     """Decodes every batch both ways, in turn and often enough to be timed."""
-    plain = engine.autoregressive()
-    result = Comparison(Totals(), Totals(), [])
-    repeats = math.ceil(MIN_RUNS / math.ceil(len(prompts) / batch))
+    plain, batches = engine.autoregressive(), turns.batches(range(len(turns)), size)
+    result, found = Comparison(Totals(), Totals(), []), {}
+    repeats = math.ceil(MIN_RUNS / len(batches))
     for one in (engine, plain):  # compiles, and warms up
-        list(one.generate(prompts[:batch], sampling, limits, seeds[:batch], batch))
-    for first in range(0, len(prompts), batch):
-        part = slice(first, first + batch)
+        decode(one, batches[0])
+    for numbers in batches:
         for repeat in range(repeats):
             pair = []
             for one, totals in ((engine, result.speculative), (plain, result.autoregressive)):
-                replies = list(one.generate(prompts[part], sampling, limits, seeds[part], batch))
+                replies = decode(one, numbers)
                 totals.add(replies)
                 pair.append(replies)
             if repeat == 0:
-                result.replies += zip(*pair, strict=True)
+                found |= dict(zip(numbers, zip(*pair, strict=True), strict=True))
+        for number in numbers:
+            turns.answer(number, text_of(number, found[number][0]))
+    result.replies = [found[number] for number in range(len(turns))]
     result.first_difference = _first_difference(result.replies)
     return result
 

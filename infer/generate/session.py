@@ -11,18 +11,20 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import failures, pair, prompts, proposers, room, terminal
-from infer.generate import chat, checks, compare, parts
-from infer.generate.batches import Batches, decode
-from infer.generate.task import Decoding, Task, WantedShape
+from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
+from infer.generate import chat, checks, compare, hashes, parts, tuning
+from infer.generate.batches import Batches, decode, open_stream
+from infer.generate.task import Task, WantedShape
+from infer.generate.turns import Turns
 from infer.options import check_tree, read_seeds
-from infer.replies import Owner, ReplyFile, line_of, run_of
-from infer.text import load_tokenizer, text_of
+from infer.replies import Owner, ReplyFile
+from infer.stopping import Stopper
+from infer.text import load_tokenizer
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims, config, fingerprint, lock
+from redrafter_jax.files import claims, lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Prepared:
     shape: Shape | None
     lookup: Lookup | None
     tokenizer: object | None
+    template: str | None = None  # that messages are written with; None: the tokenizer's, or Vicuna's where it has none
 
     @property
     def context(self) -> int:
@@ -43,30 +46,45 @@ class Prepared:
 
     def encode(self, prompt: prompts.Prompt) -> list[int]:
         """The ids of a prompt. Raises BadInput as `prompts.encode`."""
-        return prompts.encode(prompt, self.tokenizer, self.resolved.target_config.vocab_size, self.context)
+        return prompts.encode(prompt, self.tokenizer, self.resolved.target_config.vocab_size, self.context, self.template)
 
     def fill(self) -> pair.Pair:
         """The pair with its weights."""
         loaded = pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), self.task.decoding.ignore_eos, self.lookup)
         is_read_by_a_program = self.task.destination.json and not sys.stdout.isatty()
-        loaded.engine.on_compile = functools.partial(terminal.compiling, not is_read_by_a_program)
+        kept_in = jax.config.jax_compilation_cache_dir
+        loaded.engine.on_compile = functools.partial(terminal.compiling, not is_read_by_a_program, kept_in)
         return loaded
 
 
-def prepare(task: Task) -> Prepared:
-    """Finds the pair, and checks it and the task against each other.
+def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
+    """Finds the pair, and checks it and the task against each other. The tokenizer is read where it is not given.
 
     Raises:
       BadInput: something is missing, broken, or does not fit together.
     """
     models, decoding = task.models, task.decoding
+    template = None if decoding.chat_template is None else templates.read(decoding.chat_template)
     dtype = models.dtype or pair.default_dtype(jax.default_backend())
     found = pair.find(models.target, models.drafter, models.has_head and decoding.kind != "autoregressive", dtype)
     lookup = proposers.lookup_of(decoding.lookup)
     shape = shape_of(decoding.beams, found, lookup) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
+    if decoding.own_sampling is not None:
+        sampling = model_sampling.read(resolved.target, decoding.sampling, decoding.own_sampling)
+        processes.say(model_sampling.describe(sampling), sys.stderr)
+        decoding = dataclasses.replace(decoding, sampling=sampling, own_sampling=None)
+        task = dataclasses.replace(task, decoding=decoding)
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)
-    return Prepared(task, resolved, shape, lookup, load_tokenizer(resolved.target))
+    tokenizer = tokenizer or load_tokenizer(resolved.target)
+    Stopper(tokenizer, decoding.stops, "--stop")
+    return Prepared(task, resolved, shape, lookup, tokenizer, template)
+
+
+def tune(prepared: Prepared, longest: int) -> Prepared:
+    """With the settings that were measured for its pair, if there are any; ``longest``: tokens of the longest prompt."""
+    task = tuning.apply(prepared.task, prepared.resolved, longest)
+    return prepared if task is prepared.task else prepare(task, prepared.tokenizer)
 
 
 def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
@@ -79,32 +97,37 @@ def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None 
 
 def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     """Decodes the prompts; returns the exit code."""
-    prepared, decoding = prepare(task), task.decoding
-    ids = list(map(prepared.encode, given))
-    seeds = read_seeds(decoding.seed, len(ids))
-    runs = runs_of(prepared, ids, seeds)
+    prepared = prepare(task)
+    decoding = prepared.task.decoding
+    turns = Turns(given, prepared.encode, decoding.n)
+    prepared = tune(prepared, turns.longest(decoding.limits.new, prepared.context))
+    task, decoding = prepared.task, prepared.task.decoding
+    seeds = read_seeds(decoding.seed, len(given))
+    runs = hashes.runs_of(prepared, turns, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
     seen = json.dumps([runs, sorted(file.done) if file else []])
     processes.check_same(seen, "--prompts, --output, the pair or an option is not the same in all processes")
     if file is not None and file.done:
-        processes.say(f"{len(file.done)} of {len(ids)} replies are in {file.path} already", sys.stderr)
-        if len(file.done) == len(ids):
+        processes.say(f"{len(file.done)} of {len(turns)} replies are in {file.path} already", sys.stderr)
+        if len(file.done) == len(turns):
             return finish(file, runs)
     if not decoding.is_exact:
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
-    check_room(prepared, ids)
+    note_template(prepared, given)
+    check_room(prepared, turns)
     loaded = prepared.fill()
     if prepared.resolved.why is not None:
         processes.say(prepared.resolved.why, sys.stderr)
-    batches = Batches(task, loaded, given, ids, seeds, runs, file)
+    batches = Batches(task, loaded, turns, [seeds[turn.index] for turn in turns.all], runs, file)
     if decoding.kind == "compare":
         return compare_both(batches, prepared.resolved.dtype)
     if processes.count() > 1 and not loaded.engine.mesh.is_multi_process:
-        return exit_code(share_out(batches), len(ids))
+        return exit_code(share_out(batches), len(turns))
     batches.generate()
-    code = exit_code(batches.failed, len(ids))
-    is_demonstration = given[0].is_default and decoding.kind == "speculative"
+    code = exit_code(batches.failed, len(turns))
+    is_demonstration = given[0].is_default and decoding.kind == "speculative" and decoding.n == 1
     if is_demonstration and batches.streams and code == 0:
+        processes.say("\nThe same without drafting, and both in turn for their speed:", sys.stderr)
         return compare_both(batches, prepared.resolved.dtype)
     return code
 
@@ -117,11 +140,18 @@ def finish(file: ReplyFile, runs: Sequence[str]) -> int:
     return exit_code(file.failed, len(runs))
 
 
-def check_room(prepared: Prepared, ids: Sequence[list[int]]) -> None:
+def note_template(prepared: Prepared, given: Sequence[prompts.Prompt]) -> None:
+    """Says where Vicuna's template stands in for one that is missing."""
+    is_missing = prepared.template is None and prepared.tokenizer is not None and not prepared.tokenizer.chat_template
+    if is_missing and any(map(prompts.uses_template, given)):
+        processes.say("note: the tokenizer has no chat template; Vicuna's is used (--chat-template names another)", sys.stderr)
+
+
+def check_room(prepared: Prepared, turns: Turns) -> None:
     """Raises BadInput where the cache of a batch does not fit beside the weights."""
     decoding, length = prepared.task.decoding, proposers.drafted_length(prepared.shape, prepared.lookup)
     new = min(decoding.limits.new, prepared.context)
-    room.check(prepared.resolved, max(map(len, ids)), new, decoding.batch, length)
+    room.check(prepared.resolved, turns.longest(new, prepared.context), new, decoding.batch, length)
 
 
 def exit_code(failed: int, count: int) -> int:
@@ -131,44 +161,11 @@ def exit_code(failed: int, count: int) -> int:
     return 1 if failed else 0
 
 
-def runs_of(prepared: Prepared, ids: Sequence[list[int]], seeds: Sequence[int]) -> list[str]:
-    """The hash that each line of the output carries: of all that decides the reply, and of the head and shape behind its
-    figures."""
-    destination, resolved = prepared.task.destination, prepared.resolved
-    if destination.shows_text:
-        return [""] * len(ids)  # there are no lines, and large files take long to read
-    decoding = prepared.task.decoding
-    stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
-    models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
-    models += [] if prepared.lookup is None else [str(prepared.lookup)]  # as in lines of earlier versions
-    common = run_of(decides_text(decoding, resolved), stops, models)
-    return [run_of(common, prompt, seed) for prompt, seed in zip(ids, seeds, strict=True)]
-
-
-def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
-    """The settings that decide a text, by the names of their options: they are part of a line's hash."""
-    sampling, limits = decoding.sampling, decoding.limits
-    settings = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "acceptance": sampling.rule,
-        "max_new_tokens": limits.new,
-        "max_length": limits.length or None,
-        "ignore_eos": decoding.ignore_eos,
-        "dtype": resolved.dtype,
-        "decoding": decoding.kind,
-    }
-    if resolved.dtype != "float32":  # it rounds differently in another batch, or on another mesh
-        settings |= {"batch_size": decoding.batch, "mesh": list(resolved.mesh)}
-    return settings
-
-
 def share_out(batches: Batches) -> int:
     """Decodes this process's share of the prompts, on its own devices, into a part of the output; the first process
     merges. Returns how many replies ended in an error, of all those that this process knows."""
     output, runs, index, count = batches.file, batches.runs, processes.index(), processes.count()
-    shares = parts.shares(len(batches.ids), batches.task.decoding.batch, count)
+    shares = batches.turns.shares(batches.task.decoding.batch, count)
     own = [number for number in shares[index] if number not in output.done]
     part = parts.part(output.path, index, count)
     claims.check_file(part, "--output")
@@ -185,39 +182,41 @@ def share_out(batches: Batches) -> int:
 def compare_both(batches: Batches, dtype: str) -> int:
     """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32, or a reply ended in an error, with
     which there is nothing to compare."""
-    ids, decoding, as_json = batches.ids, batches.task.decoding, batches.task.destination.json
-    result = compare.compare(batches.pair.engine, ids, decoding.sampling, decoding.limits, batches.seeds, decoding.batch)
+    turns, decoding, as_json = batches.turns, batches.task.decoding, batches.task.destination.json
+    result = compare.compare(batches.pair.engine, batches.decode, turns, decoding.batch, batches.text_of)
     failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
     if not failed:
         print(result.report(dtype), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         for index, (fast, plain) in enumerate(result.replies):
-            line = line_of(batches.runs[index], index, text_of(batches.pair.tokenizer, ids[index], fast.token_ids), fast)
+            line = batches.line_of(index, fast)
             line |= {"identical": fast.token_ids == plain.token_ids, "autoregressive_seconds": round(plain.seconds, 6)}
             print(json.dumps(line))
     if failed:
-        return exit_code(failed, len(ids))
+        return exit_code(failed, len(turns))
     return int(result.first_difference is not None and decoding.is_exact and dtype == "float32")
 
 
 def converse(task: Task) -> int:
     """The conversation: each turn streams, and ends with its closing line."""
-    prepared = prepare(task)
+    prepared = tune(prepare(task), longest=0)
+    task = prepared.task
     if prepared.tokenizer is None:
         raise BadInput(f"--interactive needs text, but {prepared.resolved.target} has no tokenizer; use --prompts with token_ids")
-    engine, tokenizer = prepared.fill().engine, prepared.tokenizer
+    engine, tokenizer, coloured = prepared.fill().engine, prepared.tokenizer, terminal.coloured(task.destination.no_color)
+    stopper, legend = Stopper(tokenizer, task.decoding.stops), terminal.Legend(coloured)
 
     def answer(prompt: prompts.Prompt, turn: int) -> str:
-        ids = prepared.encode(prompt)
-        compiled, coloured = engine.compile_seconds, terminal.coloured(task.destination.no_color)
-        open_stream = functools.partial(terminal.Stream, tokenizer, ids, coloured)
-        replies = decode(engine, task.decoding, [ids], [(task.decoding.seed + turn) % 2**32], open_stream)
+        ids, seed = prepared.encode(prompt), (task.decoding.seed + turn) % 2**32
+        stream = functools.partial(open_stream, task, stopper, ids, coloured)
+        replies = decode(engine, task.decoding, stopper, [ids], [seed], stream)
         totals = terminal.Totals()
         totals.add(replies)
-        totals.compile_seconds = engine.compile_seconds - compiled
+        legend.see(replies)
+        legend.print()
         print(totals, file=sys.stderr)
         exit_code(replies[0].finish_reason == "error", 1)
-        return text_of(tokenizer, ids, replies[0].token_ids) or ""
+        return stopper.text_of(ids, replies[0]) or ""
 
-    chat.converse(tokenizer, answer)
+    chat.converse(bool(prepared.template or tokenizer.chat_template), answer)
     return 0

@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+from infer.settings import SettingsFile
+from infer.stopping import Stops
 from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
@@ -34,7 +36,9 @@ class WantedShape:
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together; ``lookup``:
-    drafts too, or alone."""
+    drafts too, or alone; ``own_sampling``: the model's generation_config.json decides the sampling but for these fields (None: it
+    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own; ``stops``: strings that end
+    a reply; ``n``: replies to each prompt."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
@@ -44,6 +48,10 @@ class Decoding:
     seed: int = 0
     batch: int = 1
     ignore_eos: bool = False
+    own_sampling: tuple[str, ...] | None = None
+    chat_template: str | None = None
+    stops: Stops = Stops()
+    n: int = 1
 
     @property
     def is_exact(self) -> bool:
@@ -65,9 +73,18 @@ class Destination:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Where settings come from that were measured (by default from nowhere), and whether they may say to decode plainly."""
+
+    source: SettingsFile = SettingsFile(None)
+    may_be_plain: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """A command line of `infer.generate`, but for its prompts."""
 
     models: Models = Models()
     decoding: Decoding = Decoding()
     destination: Destination = Destination()
+    tuning: Tuning = Tuning()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from redrafter_jax.decode.request import (
+    RANGES,
     Limits,
     Sampling,
     as_list,
@@ -14,21 +15,29 @@ from redrafter_jax.decode.request import (
     check_seeds,
     check_stop_ids,
     is_list,
+    is_whole,
+    require,
+    wrong_for_vocabulary,
+    wrong_number,
 )
 from redrafter_jax.errors import BadInput, shown
 
+MAX_SAMPLES = RANGES["n"][1]
 MIN_STOP_IDS = 4  # columns of the table of stop ids, so that a row may have none or a few in the same program
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt of token ids and how to continue it: what one row of a batch decodes. stop_ids: each ends the reply."""
+    """A prompt of token ids and how to continue it: what one row of a batch decodes. stop_ids: each ends the reply; sample:
+    which of several replies with one seed it is; index: the number of the prompt in its call."""
 
     prompt: Sequence[int] | np.ndarray
     sampling: Sampling
     limits: Limits
     seed: int
     stop_ids: tuple[int, ...]
+    sample: int = 0
+    index: int = 0
 
 
 def make_requests(
@@ -39,9 +48,10 @@ def make_requests(
     stop_ids: Iterable[int] | Iterable[Iterable[int]],
     vocab_size: int,
     context: int,
+    samples: Iterable[int] | None = None,
 ) -> list[Request]:
     """A request for each prompt. sampling, limits, stop_ids: one for all, or a list with one for each prompt; seeds: None for
-    0, 1, 2 and so on; context: the target's, in tokens.
+    0, 1, 2 and so on; context: the target's, in tokens; samples: None for 0.
 
     Raises:
       BadInput: a prompt, or what is given for it, cannot be used.
@@ -55,7 +65,27 @@ def make_requests(
     for prompt, limit in zip(prompts, limits, strict=True):
         check_prompt(prompt, vocab_size, limit.length or context)
     check_seeds(seeds, count)
-    return [Request(*fields) for fields in zip(prompts, samplings, limits, seeds, stops, strict=True)]
+    samples = [0] * count if samples is None else as_list("samples", samples)
+    check_count("samples", samples, count)
+    for number in samples:
+        if not is_whole(number) or not 0 <= number < MAX_SAMPLES:
+            raise BadInput(f"a sample should be from 0 to {MAX_SAMPLES - 1}, not {shown(number)}")
+    for way in samplings:
+        require("logprobs", wrong_for_vocabulary(way.logprobs, vocab_size))
+    rows = zip(prompts, samplings, limits, seeds, stops, samples, range(count), strict=True)
+    return [Request(*fields) for fields in rows]
+
+
+def repeat(requests: Sequence[Request], count: int) -> list[Request]:
+    """``count`` replies to each: samples 0, 1, 2 and so on. Each is a row of its own, with a prefill of its own.
+
+    Raises:
+      BadInput: the count is out of its range, or would repeat a greedy reply, which has only one text.
+    """
+    require("n", wrong_number("n", count))
+    if count > 1 and any(request.sampling.temperature == 0 for request in requests):
+        raise BadInput(f"n should be 1 at temperature 0, where all replies are the same, not {count}")
+    return [dataclasses.replace(request, sample=number) for request in requests for number in range(count)]
 
 
 def one_for_each(subject: str, given: object, count: int, kind: type, right: str) -> list:

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from redrafter_jax.decode import adjust
+from redrafter_jax.decode.logprobs import Logprobs
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Memory, View
 from redrafter_jax.decode.verify import Verdict
@@ -30,6 +32,8 @@ class DecodeState:
     rounds:    ``[B]``     target passes since the prefill
     histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token
     policy:    how each row samples
+    seen:      which tokens are in each row's text; None where no row penalises them
+    logprobs:  of the reply's tokens, at their slots; None where no row reports them
     """
 
     cache: KVCache
@@ -47,10 +51,16 @@ class DecodeState:
     histogram: jax.Array
     policy: Policy
     memory: Memory = ()
+    seen: adjust.Seen | None = None
+    logprobs: Logprobs | None = None
 
     def view(self, noise_BLV: jax.Array | None = None) -> View:
         """What a proposer may see of it."""
-        return View(self.g, self.h, self.tokens, self.cache.length, self.policy, noise_BLV)
+        return View(self.g, self.h, self.tokens, self.cache.length, self.policy, noise_BLV, self.history())
+
+    def history(self) -> adjust.History | None:
+        """What the next choices depend on besides the model; None where no row asks for such a thing."""
+        return adjust.History(self.count, self.stop_ids, self.seen) if adjust.is_needed(self.policy) else None
 
 
 def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
@@ -77,6 +87,8 @@ def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
         g=jnp.where(grows_B1[:, 0], verdict.g, state.g),
         tokens=write(state.tokens, verdict.emitted, behind_g_B, kept_B),
         drafted=write(state.drafted, is_draft_BM, behind_g_B, kept_B),
+        seen=adjust.add(state.seen, verdict.emitted, kept_B),
+        logprobs=jax.tree.map(lambda buffer, new: write(buffer, new, behind_g_B, kept_B), state.logprobs, verdict.logprobs),
         count=state.count + kept_B,
         done=state.done | failed_B | (stopped_B & active_B),
         failed=state.failed | failed_B,
@@ -104,10 +116,11 @@ def ends(emitted_BM, new_B, count_B, limit_B, stop_ids_BX) -> tuple[jax.Array, j
 
 
 def write(buffer_BS: jax.Array, new_BM: jax.Array, start_B: jax.Array, count_B: jax.Array) -> jax.Array:
-    """Writes the first ``count`` of ``new`` into each row from its ``start`` on. Every element is selected by comparison,
-    because XLA:TPU turns an update at each row's own start into a loop over rows."""
+    """Writes the first ``count`` of ``new`` ``[B, M, ...]`` into each row ``[S, ...]`` from its ``start`` on. Every element is
+    selected by comparison, because XLA:TPU turns an update at each row's own start into a loop over rows."""
     offset_BS = jnp.arange(buffer_BS.shape[1]) - start_B[:, None]
     offset_BS = jnp.where(offset_BS < count_B[:, None], offset_BS, -1)
     for i in range(new_BM.shape[1]):
-        buffer_BS = jnp.where(offset_BS == i, new_BM[:, i, None], buffer_BS)
+        is_here = jnp.expand_dims(offset_BS == i, range(2, buffer_BS.ndim))
+        buffer_BS = jnp.where(is_here, new_BM[:, i, None], buffer_BS)
     return buffer_BS

@@ -8,21 +8,21 @@ Not here: text, files, options (`infer/`).
 """
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from redrafter_jax.decode import loop, prefill
-from redrafter_jax.decode.batch import Request, make_requests, stop_id_table
+from redrafter_jax.decode.batch import Request, make_requests, repeat, stop_id_table
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.policy import make_policy
 from redrafter_jax.decode.programs import Programs, compile_programs, flatten
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.reply import Progress, Reply
+from redrafter_jax.decode.report import Report
 from redrafter_jax.decode.request import Limits, Sampling, check_stop_ids, require, wrong_number
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput, shown
@@ -30,6 +30,8 @@ from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 POLL_SECONDS = 0.05
+Watch = Callable[[list[Reply]], Collection[int]]
+"""Of the replies so far, at each report: the rows to end now, whatever they asked for."""
 
 
 class Engine:
@@ -70,21 +72,24 @@ class Engine:
         seeds: Iterable[int] | None = None,
         batch: int = 1,
         stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
+        n: int = 1,
     ) -> Iterator[Reply]:
         """Replies in the order of the prompts, ``batch`` of them decoded at a time.
 
         sampling, limits, stop_ids: one for all prompts, or a list with one for each; stop_ids None: the engine's.
         seeds: one for each prompt; None for 0, 1, 2 and so on.
+        n: replies to each prompt, one after the other, that differ in `Reply.sample`. The first is the only one of n = 1, and no
+        two share their noise, also not with those of another seed (`policy.make_policy`). Each reads its prompt itself.
 
         Raises:
-          BadInput: a prompt, what is given for one, or ``batch`` cannot be used.
+          BadInput: a prompt, what is given for one, ``batch`` or ``n`` cannot be used.
         """
         require("batch", wrong_number("batch_size", batch))
-        return self._in_batches(self._requests(prompts, sampling, limits, seeds, stop_ids), batch)
+        return self._in_batches(repeat(self._requests(prompts, sampling, limits, seeds, stop_ids), n), batch)
 
     def _in_batches(self, requests: list[Request], batch: int) -> Iterator[Reply]:
         for first in range(0, len(requests), batch):
-            *_, last = self._decode(requests[first : first + batch], batch, rounds=loop.ALL_ROUNDS, first=first)
+            *_, last = self._decode(requests[first : first + batch], batch, rounds=loop.ALL_ROUNDS)
             yield from last.replies
 
     def stream(
@@ -96,43 +101,61 @@ class Engine:
         rows: int = 0,
         rounds: int | None = None,
         stop_ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
+        samples: Iterable[int] | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Progress]:
         """One batch, reported after the prefill and then every ``rounds`` rounds until every reply is complete. None: about
         every `POLL_SECONDS`, for a person who reads along; not for several processes, whose clocks differ.
 
         ``rows`` pads the batch (a row without a prompt is done before it starts), so that a last, smaller batch runs the
-        same program. The rest is as for `generate`.
+        same program. ``samples``: which of the replies to its seed each row gives (`generate`, n); None for the first.
+        ``watch`` is called before each report with its replies, and returns the rows to end there; of several processes each
+        has to return the same rows. The rest is as for `generate`.
 
         Raises:
           BadInput: as for `generate`, or there is no prompt.
         """
         require("rows", wrong_number("batch_size", rows, zero="as many as prompts"))
-        requests = self._requests(prompts, sampling, limits, seeds, stop_ids)
+        requests = self._requests(prompts, sampling, limits, seeds, stop_ids, samples)
         if not requests:
             raise BadInput("there should be at least one prompt")
-        yield from self._decode(requests, rows, rounds)
+        yield from self._decode(requests, rows, rounds, watch)
 
-    def _requests(self, prompts, sampling, limits, seeds, stop_ids) -> list[Request]:
+    def _requests(self, prompts, sampling, limits, seeds, stop_ids, samples=None) -> list[Request]:
         config = self.target.config
         stop_ids = [token for token in self.stop_ids.tolist() if token >= 0] if stop_ids is None else stop_ids
-        return make_requests(prompts, sampling, limits, seeds, stop_ids, config.vocab_size, config.max_position_embeddings)
+        vocab, context = config.vocab_size, config.max_position_embeddings
+        return make_requests(prompts, sampling, limits, seeds, stop_ids, vocab, context, samples)
 
-    def _decode(self, requests: list[Request], rows: int, rounds: int | None, first: int = 0) -> Iterator[Progress]:
-        """One batch, of which the first request is number ``first`` of its call."""
+    def _decode(self, requests: list[Request], rows: int, rounds: int | None, watch: Watch | None = None) -> Iterator[Progress]:
+        """One batch."""
         inputs, bucket = self._inputs(requests, rows)
         programs = self._programs_of(inputs, bucket)
-        times = _Times(time.perf_counter())
+        report = Report(requests)
         state = self._on_mesh(programs.start, self._weights, *inputs)
-        times.first_token = time.perf_counter() - times.began
-        progress, count = self._report(state, requests, first, times), rounds or 1
+        report.begin_decoding()
+        (state, progress), count = self._look(state, report, watch), rounds or 1
         yield progress
         while not all(progress.done):
             looked = time.perf_counter()
             state = self._on_mesh(programs.run, self._weights, state, np.int32(count))
-            progress = self._report(state, requests, first, times)
+            state, progress = self._look(state, report, watch)
             if rounds is None:
                 count = max(1, int(count * min(2.0, POLL_SECONDS / (time.perf_counter() - looked))))
             yield progress
+
+    def _look(self, state: DecodeState, report: Report, watch: Watch | None) -> tuple[DecodeState, Progress]:
+        """The replies so far; and the state, less the rows that the caller ends."""
+        host = self._on_mesh(processes.fetch, report.wanted(state))
+        progress = report.read(host)
+        ended = watch(progress.replies) if watch is not None else ()
+        if not ended:
+            return state, progress
+        report.end(ended)
+        rows = np.isin(np.arange(len(host["done"])), list(ended))
+        with jax.set_mesh(self.mesh):
+            rows_B = processes.put(rows, "data")
+        return self._on_mesh(loop.end, state, rows_B), report.read(host)
 
     def _on_mesh(self, call: Callable, *arguments):
         """The result of a call, after waiting for it. A mesh belongs to a thread, so it is set for each call."""
@@ -166,6 +189,8 @@ class Engine:
                 make_policy(
                     [request.sampling for request in requests] + [Sampling()] * filler,
                     [request.seed for request in requests] + [0] * filler,
+                    [request.sample for request in requests] + [0] * filler,
+                    [request.limits.min_new for request in requests] + [0] * filler,
                 ),
             )
         return inputs, bucket
@@ -179,33 +204,6 @@ class Engine:
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 
-    def _report(self, state: DecodeState, requests: list[Request], first: int, times: "_Times") -> Progress:
-        names = ("tokens", "drafted", "prompt", "count", "rounds", "histogram", "done", "failed")
-        fetched = self._on_mesh(processes.fetch, {name: getattr(state, name) for name in names})
-        host = {name: value[: len(requests)] for name, value in fetched.items()}
-        now = time.perf_counter() - times.began
-        replies = []
-        for row, request in enumerate(requests):
-            if host["done"][row]:
-                times.finished.setdefault(row, now)
-            reply = slice(host["prompt"][row], host["prompt"][row] + host["count"][row])
-            ids = host["tokens"][row, reply].tolist()
-            stopped = bool(ids) and ids[-1] in request.stop_ids
-            replies.append(
-                Reply(
-                    token_ids=ids,
-                    drafted=host["drafted"][row, reply].tolist(),
-                    finish_reason="error" if host["failed"][row] else "stop" if stopped else "length",
-                    rounds=int(host["rounds"][row]),
-                    accepted_histogram=host["histogram"][row].tolist(),
-                    seconds=times.finished.get(row, now),
-                    seed=int(request.seed),
-                    first_token_seconds=times.first_token,
-                    index=first + row,
-                )
-            )
-        return Progress(replies, host["done"].tolist())
-
 
 def _check_proposer(proposer: object) -> Proposer:
     if isinstance(proposer, Drafter):
@@ -213,12 +211,3 @@ def _check_proposer(proposer: object) -> Proposer:
     if not isinstance(proposer, Proposer):
         raise BadInput(f"proposer should be a Proposer, such as Recurrent(drafter, Shape(4, 4)), not {shown(proposer)}")
     return proposer
-
-
-@dataclasses.dataclass
-class _Times:
-    """Of one batch: when it began, and the seconds from then to its first tokens and to the end of each row."""
-
-    began: float
-    first_token: float = 0.0
-    finished: dict[int, float] = dataclasses.field(default_factory=dict)

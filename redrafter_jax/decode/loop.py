@@ -34,7 +34,7 @@ def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeS
         noise_BMV = sample.noise(policy, state.cache.length + 1, length + 1, target.config.vocab_size)
     tree, memory = proposer.propose(target, state.view(sample.show_noise(policy, noise_BMV)), state.memory)
     with jax.named_scope("verify"):
-        verdict = verify.verify(target, tree, state.cache, policy, noise_BMV, length)
+        verdict = verify.verify(target, tree, state.cache, policy, noise_BMV, length, state.history())
     with jax.named_scope("accept"):
         memory = proposer.accept(memory, tree, verdict)
     with jax.named_scope("commit"):
@@ -67,3 +67,11 @@ def run(target: Target, proposer: Proposer, state: DecodeState, rounds: jax.Arra
 
 
 start = jax.jit(prefill.prefill, static_argnames="bucket")
+
+
+def end(state: DecodeState, rows_B: jax.Array) -> DecodeState:
+    """With these rows ``[B]`` done, whatever they asked for; their replies stay as they are. For the host, between runs."""
+    return dataclasses.replace(state, done=_either(state.done, rows_B))
+
+
+_either = jax.jit(jnp.logical_or)

@@ -12,6 +12,16 @@ from redrafter_jax.devices import processes
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Penalties:
+    """Of each row, ``[B]`` float32: the fields of `Sampling` of these names. 1, 0 and 0 are off."""
+
+    repetition: jax.Array
+    presence: jax.Array
+    frequency: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Policy:
     """How each row samples: data, of which changing a number compiles nothing. The flags say what any row may need, and
     decide which code is compiled: none of it changes a row that does not need it.
@@ -23,6 +33,9 @@ class Policy:
     shown_B:       ``[B]`` bool, whether the drafter sees the row's noise
     typical_B:     ``[B]`` bool, whether the row accepts what is likely enough
     sampled, filtered, shown, typical: static; whether any row samples, has a top-k or top-p, and the two above
+    penalties:     None where no row penalises
+    min_new_B:     ``[B]`` int32, tokens of the reply before a stop id may come; None where no row waits
+    logprobs:      static; how many of the likeliest tokens are reported at most, 0 for no log-probabilities at all
     """
 
     temperature_B: jax.Array
@@ -35,26 +48,56 @@ class Policy:
     filtered: bool = dataclasses.field(metadata={"static": True}, default=False)
     shown: bool = dataclasses.field(metadata={"static": True}, default=False)
     typical: bool = dataclasses.field(metadata={"static": True}, default=False)
+    penalties: Penalties | None = None
+    min_new_B: jax.Array | None = None
+    logprobs: int = dataclasses.field(metadata={"static": True}, default=0)
 
 
-def make_policy(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Policy:
-    """The policy of a batch on the mesh that is set, from one request's sampling and one seed per row."""
+def make_policy(
+    samplings: Sequence[Sampling], seeds: Sequence[int], samples: Sequence[int] = (), min_news: Sequence[int] = ()
+) -> Policy:
+    """The policy of a batch on the mesh that is set, from the sampling, seed, sample and least length of one request per row;
+    without samples or least lengths they are 0."""
     rows = [each if each.temperature > 0 else Sampling() for each in samplings]  # greedy rows use no filter and no rule
     shown = [row.shows_noise for row in rows]
     typical = [not row.is_exact for row in rows]
-    put = lambda values, dtype: processes.put(np.asarray(values, dtype), "data")  # noqa: E731
     return Policy(
-        temperature_B=put([row.temperature for row in rows], np.float32),
-        top_k_B=put([row.top_k for row in rows], np.int32),
-        top_p_B=put([row.top_p for row in rows], np.float32),
-        keys_B=_make_keys(put(seeds, np.uint32)),
-        shown_B=put(shown, bool),
-        typical_B=put(typical, bool),
+        temperature_B=_put([row.temperature for row in rows], np.float32),
+        top_k_B=_put([row.top_k for row in rows], np.int32),
+        top_p_B=_put([row.top_p for row in rows], np.float32),
+        keys_B=_make_keys(_put(seeds, np.uint32), _put(list(samples) or [0] * len(rows), np.uint32)),
+        shown_B=_put(shown, bool),
+        typical_B=_put(typical, bool),
         sampled=any(row.temperature > 0 for row in rows),
         filtered=any(row.top_k > 0 or row.top_p < 1 for row in rows),
         shown=any(shown),
         typical=any(typical),
+        penalties=_penalties(samplings),
+        min_new_B=_put(min_news, np.int32) if any(min_news) else None,
+        logprobs=_round_up(max((each.logprobs for each in samplings), default=0)),
     )
 
 
-_make_keys = jax.jit(jax.vmap(jax.random.key))
+def _penalties(samplings: Sequence[Sampling]) -> Penalties | None:
+    if not any(each.penalises for each in samplings):
+        return None
+    fields = (field.name for field in dataclasses.fields(Penalties))
+    return Penalties(*(_put([getattr(each, f"{name}_penalty") for each in samplings], np.float32) for name in fields))
+
+
+def _round_up(count: int) -> int:
+    """To a power of two, so that similar requests share a compiled program."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
+def _put(values: Sequence, dtype: type) -> jax.Array:
+    return processes.put(np.asarray(values, dtype), "data")
+
+
+@jax.jit
+@jax.vmap
+def _make_keys(seed: jax.Array, sample: jax.Array) -> jax.Array:
+    """The key of a row. A seed of 32 bits leaves the first word of a key 0, which is where the sample goes: any two rows that
+    differ in seed or sample have different keys, and sample 0 has the seed's own."""
+    words = jax.random.key_data(jax.random.key(seed))
+    return jax.random.wrap_key_data(words.at[0].add(sample))

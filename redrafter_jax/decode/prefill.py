@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import commit, sample
+from redrafter_jax.decode import adjust, commit, logprobs, sample
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.model import attention, cache
@@ -101,13 +101,19 @@ def prefill(
 
 
 def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:
+    vocab = target.config.vocab_size
     logits_B1V = target.unembed(h_BD[:, None])
-    noise_B1V = sample.noise(policy, kv.length, 1, target.config.vocab_size)
-    g_B1, finite_B1 = sample.choose(sample.warp(policy, logits_B1V), noise_B1V)
+    adjusted_B1V, seen = logits_B1V, adjust.begin(policy, prompts_BT, kv.length, vocab)
+    if adjust.is_needed(policy):
+        history = adjust.History(jnp.zeros_like(kv.length), stop_ids_BX, seen)
+        adjusted_B1V = adjust.adjust(policy, history, logits_B1V, jnp.zeros((*logits_B1V.shape[:2], 0), jnp.int32))
+    noise_B1V = sample.noise(policy, kv.length, 1, vocab)
+    g_B1, finite_B1 = sample.choose(sample.warp(policy, adjusted_B1V), noise_B1V)
     g_B, failed_B = g_B1[:, 0], ~finite_B1[:, 0] & (limit_B > 0)
     zero_B = jnp.zeros_like(g_B)
     count_B, done_B = commit.ends(g_B[:, None], jnp.where(failed_B, 0, 1), zero_B, limit_B, stop_ids_BX)
     tokens_BS = jnp.pad(prompts_BT, ((0, 0), (0, bucket.slots - prompts_BT.shape[1])))
+    room, first = logprobs.empty(policy, g_B.shape[0], bucket.slots, vocab), logprobs.measure(policy, logits_B1V, g_B[:, None])
     return commit.DecodeState(
         cache=kv,
         h=h_BD,
@@ -123,4 +129,6 @@ def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bu
         rounds=zero_B,
         histogram=jnp.zeros((g_B.shape[0], bucket.length + 1), jnp.int32, out_sharding=P("data", None)),
         policy=policy,
+        seen=adjust.add(seen, g_B[:, None], count_B),
+        logprobs=jax.tree.map(lambda buffer, new: commit.write(buffer, new, kv.length, count_B), room, first),
     )

@@ -16,6 +16,8 @@ from redrafter_jax.errors import BadInput, shown
 MAX_SEED = 2**32 - 1
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # colder, logits over it leave float32; hotter, every text is noise
 DRAFT_TOP_K = 10  # the likeliest tokens that a draft distribution is cut to by default (measured: docs/reports/benchmarks.md)
+MIN_REPETITION, MAX_REPETITION = 0.01, 100.0  # logits times or over it stay in float32
+MAX_PENALTY = 2.0  # of presence and frequency, as in OpenAI's interface
 MAX_NODES = 4096  # a round holds an N x N mask and N rows of logits
 
 # Smallest and largest value of whole numbers.
@@ -27,6 +29,9 @@ RANGES = {
     "top_k": (0, 10**6),
     "seed": (0, MAX_SEED),
     "max_new_tokens": (1, 10**7),
+    "min_new_tokens": (0, 10**7),
+    "logprobs": (0, 100),
+    "n": (1, 1024),
     "max_length": (2, 10**7),
     "batch_size": (1, 4096),
 }
@@ -61,6 +66,20 @@ def wrong_top_p(value: object) -> str | None:
     return None if _is_real(value) and 0 < value <= 1 else f"should be above 0 and at most 1, not {shown(value)}"
 
 
+def wrong_repetition(value: object) -> str | None:
+    """A repetition penalty that no logit can be divided by in float32."""
+    if _is_real(value) and MIN_REPETITION <= value <= MAX_REPETITION:
+        return None
+    return f"should be from {MIN_REPETITION} to {MAX_REPETITION:.0f}, not {shown(value)}"
+
+
+def wrong_penalty(value: object) -> str | None:
+    """A presence or frequency penalty out of its range."""
+    if _is_real(value) and -MAX_PENALTY <= value <= MAX_PENALTY:
+        return None
+    return f"should be from -{MAX_PENALTY:.0f} to {MAX_PENALTY:.0f}, not {shown(value)}"
+
+
 def wrong_rule(value: object) -> str | None:
     """What is wrong with an unknown acceptance rule."""
     *names, last = RULES
@@ -93,7 +112,13 @@ def _is_real(value: object) -> bool:
 class Sampling:
     """How to choose tokens; the request's ``seed`` alone decides its noise.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 are off.
+    temperature 0 is greedy; top_k 0 and top_p 1 are off. Penalties change logits before the temperature, for greedy rows too:
+    repetition_penalty divides positive logits of tokens that prompt or reply have, and multiplies negative ones (1 is off; as in
+    transformers and vLLM); presence_penalty is subtracted for a token that the reply has, and frequency_penalty for each time
+    that the reply has it (0 is off; as in OpenAI's interface and vLLM).
+
+    logprobs: of how many of the likeliest tokens the log-probability is reported, beside that of each token of the reply; 0
+    reports none. They are of the model's own distribution, before penalties, temperature and filters (vLLM's raw_logprobs).
 
     Raises:
       BadInput: a number is out of its range, or there is no such rule.
@@ -103,12 +128,25 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     rule: str = DEFAULT_RULE
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int = 0
 
     def __post_init__(self):
         require("temperature", wrong_temperature(self.temperature))
         require("top_k", wrong_number("top_k", self.top_k))
         require("top_p", wrong_top_p(self.top_p))
         require("rule", wrong_rule(self.rule))
+        require("repetition_penalty", wrong_repetition(self.repetition_penalty))
+        require("presence_penalty", wrong_penalty(self.presence_penalty))
+        require("frequency_penalty", wrong_penalty(self.frequency_penalty))
+        require("logprobs", wrong_number("logprobs", self.logprobs))
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token depends on which tokens are in the text, beyond what the model makes of them."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
     @property
     def is_exact(self) -> bool:
@@ -123,7 +161,8 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """new: new tokens of a reply at most; length: tokens of prompt and reply at most (0: the target's context).
+    """new: new tokens of a reply at most; length: tokens of prompt and reply at most (0: the target's context); min_new: tokens
+    of the reply that come before a stop id can (as min_new_tokens in transformers, and min_tokens in vLLM).
 
     ``length`` may be above the target's context, since rotary positions go on.
 
@@ -133,10 +172,14 @@ class Limits:
 
     new: int = 128
     length: int = 0
+    min_new: int = 0
 
     def __post_init__(self):
         require("new", wrong_number("max_new_tokens", self.new))
         require("length", wrong_number("max_length", self.length, zero="the target's context"))
+        require("min_new", wrong_number("min_new_tokens", self.min_new))
+        if self.min_new > self.new:
+            raise BadInput(f"min_new should be at most new, {self.new}, not {self.min_new}")
 
 
 def check_seeds(seeds: Sequence[int], prompts: int) -> None:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import sample
+from redrafter_jax.decode import adjust, sample
+from redrafter_jax.decode.logprobs import Logprobs, measure
 from redrafter_jax.decode.pack import Tree
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.model.cache import KVCache, KVRows, take
@@ -25,6 +26,8 @@ class Verdict:
     rows: keys and values of the root and the accepted nodes, ``[B, K, M, C]``, of which ``accepted + 1`` count;
     finite: ``[B]`` bool, whether the logits of every node on the accepted path are finite. Where False, the other fields
     mean nothing.
+    path: ``[B, M]``, the root and the accepted nodes, of which ``accepted + 1`` count.
+    logprobs: of the emitted tokens; None where no row reports them.
     """
 
     accepted: jax.Array
@@ -33,20 +36,40 @@ class Verdict:
     h: jax.Array
     rows: KVRows
     finite: jax.Array
+    path: jax.Array
+    logprobs: Logprobs | None = None
 
 
-def verify(target: Target, tree: Tree, cache: KVCache, policy: Policy, noise_BMV: jax.Array | None, length: int) -> Verdict:
-    """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L."""
+def verify(
+    target: Target,
+    tree: Tree,
+    cache: KVCache,
+    policy: Policy,
+    noise_BMV: jax.Array | None,
+    length: int,
+    history: adjust.History | None = None,
+) -> Verdict:
+    """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L; ``history`` to the text up to the
+    root, None where no row adjusts its logits by it."""
     scored = score(target, tree, cache)
     hidden_BND, rows = scored.hidden, scored.rows
-    warped_BNV = sample.warp(policy, target.unembed(hidden_BND))
+    logits_BNV = target.unembed(hidden_BND)
+    adjusted_BNV = logits_BNV
+    if history is not None:
+        paths_BNL = adjust.paths(tree.tokens, tree.parent, tree.depth, length)
+        adjusted_BNV = adjust.adjust(policy, history, logits_BNV, paths_BNL)
+    warped_BNV = sample.warp(policy, adjusted_BNV)
     noise_BNV = None if noise_BMV is None else take_rows(noise_BMV, tree.depth)
     choice_BN, finite_BN = sample.choose(warped_BNV, noise_BNV)
     agrees_BN = tree.tokens == take_rows(choice_BN, tree.parent)
     if policy.typical:
         agrees_BN = jnp.where(policy.typical_B[:, None], _likely_enough(warped_BNV, tree), agrees_BN)
     last_B = follow(tree, agrees_BN)
-    return _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
+    verdict = _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
+    if not policy.logprobs:
+        return verdict
+    measured = measure(policy, take_rows(logits_BNV, verdict.path), verdict.emitted)
+    return dataclasses.replace(verdict, logprobs=measured)
 
 
 def score(target: Target, tree: Tree, cache: KVCache) -> Pass:
@@ -87,4 +110,4 @@ def _verdict(tree: Tree, last_B, choice_BN, finite_BN, hidden_BND, rows: KVRows,
     emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
     h_BD = take_rows(hidden_BND, last_B)
     finite_B = jnp.all(finite_BN | ~on_path_BN, axis=-1)
-    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM), finite_B)
+    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM), finite_B, path_BM)

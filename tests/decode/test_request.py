@@ -21,9 +21,16 @@ from tests.support import MODELS
 
 NAN = float("nan")
 FIELDS = dict.fromkeys(("temperature", "top_k", "top_p", "rule"), Sampling)
-FIELDS |= dict.fromkeys(("new", "length"), Limits)
+FIELDS |= dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs"), Sampling)
+FIELDS |= dict.fromkeys(("new", "length", "min_new"), Limits)
 FIELDS |= dict.fromkeys(("width", "budget", "draft_top_k", "tree"), Shape)
-OPTIONS = {"new": "max_new_tokens", "length": "max_length", "width": "beam_width", "budget": "node_budget"}
+OPTIONS = {
+    "new": "max_new_tokens",
+    "min_new": "min_new_tokens",
+    "length": "max_length",
+    "width": "beam_width",
+    "budget": "node_budget",
+}
 
 
 def refusal(make, *given, **named) -> str:
@@ -44,6 +51,10 @@ def requests(prompts, seeds, sampling=Sampling(), limits=Limits(), stop_ids=()):
         *(("temperature", value) for value in (-1, NAN, 1e-30, 1000.0, float("inf"), 10**400)),
         *(("top_p", value) for value in (0, 5, -0.1, NAN)),
         *(("top_k", value) for value in (-3, 10**7)),
+        *(("repetition_penalty", value) for value in (0, -1, NAN, 1e-3, 101, float("inf"))),
+        *((name, value) for name in ("presence_penalty", "frequency_penalty") for value in (-2.1, 3, NAN)),
+        *(("logprobs", value) for value in (-1, 101)),
+        *(("min_new", value) for value in (-1, 10**9)),
         *(("new", value) for value in (0, -1, 10**9)),
         *(("length", value) for value in (-1, 1, 10**9)),
         *(("width", value) for value in (0, -1, 10**9)),
@@ -61,7 +72,7 @@ def test_python_refuses_a_number_out_of_range_in_the_words_of_the_command(field,
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_python_refuses_what_is_no_number_or_no_name(field):
-    is_whole = field not in ("temperature", "top_p", "rule", "tree")
+    is_whole = field not in ("temperature", "top_p", "rule", "tree") and not field.endswith("_penalty")
     for value in ("x", None, b"1", [1], True, *([1.5] if is_whole else [])):
         assert refusal(FIELDS[field], **{field: value}).startswith(f"{field} should be ")
 
@@ -77,6 +88,11 @@ def test_numbers_of_numpy_and_the_ends_of_every_range_are_taken():
     ends = (Sampling(0.01), Sampling(100), Limits(10**7, 10**7), Limits(1, 2), Shape(1, 0), Shape(MAX_NODES - 1, 1))
     assert all(dataclasses.replace(made) == made for made in ends)
     assert Shape(1024, 64, budget=MAX_NODES).nodes == MAX_NODES
+
+
+def test_the_least_length_is_at_most_the_greatest():
+    assert refusal(Limits, 5, min_new=6) == "min_new should be at most new, 5, not 6"
+    assert Limits(5, min_new=5).min_new == 5
 
 
 def test_a_tree_over_the_largest_is_refused_by_python_and_by_the_command():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from infer import programs
 from infer.benchmark import __main__ as benchmark
+from infer.benchmark import checks
 from infer.generate import __main__ as generate
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, weights
@@ -186,14 +187,14 @@ def test_a_report_replaces_a_report_and_nothing_else(refused, model, tmp_path):
     report = tmp_path / "report.json"
     options = benchmark.Options(output=report)
     benchmark._write({"command": "python -m infer.benchmark --shape demo", "rows": []}, options)
-    claims.check_replaceable(report, "--output", benchmark._is_report, "a report")
-    claims.check_replaceable(tmp_path / "new.json", "--output", benchmark._is_report, "a report")
+    claims.check_replaceable(report, "--output", checks.is_report, "a report")
+    claims.check_replaceable(tmp_path / "new.json", "--output", checks.is_report, "a report")
     assert not (tmp_path / "new.json").exists()
 
 
 def test_a_picture_replaces_one_of_its_command_and_nothing_else(refused, tmp_path, model):
-    photo, ours = drawn(tmp_path / "photo.png"), drawn(tmp_path / "ours.png", metadata={"Software": benchmark.SOFTWARE})
-    claims.check_picture(ours, "--plot", benchmark.SOFTWARE)
+    photo, ours = drawn(tmp_path / "photo.png"), drawn(tmp_path / "ours.png", metadata={"Software": checks.SOFTWARE})
+    claims.check_picture(ours, "--plot", checks.SOFTWARE)
     shutil.copy(model / "config.json", tmp_path / "config.png")
     (tmp_path / "cut.png").write_bytes(claims.PNG_SIGNATURE)
     for path in (photo, tmp_path / "config.png", tmp_path / "cut.png"):
@@ -213,7 +214,7 @@ def test_pictures_of_both_commands_can_be_drawn_again(tmp_path):
     report = {"subject": "a pair", "device": "a CPU", "acceptance": "real", "rows": [row]}
     path = tmp_path / "plot.png"
     benchmark._write(report, benchmark.Options(plot=path))
-    claims.check_picture(path, "--plot", benchmark.SOFTWARE)
+    claims.check_picture(path, "--plot", checks.SOFTWARE)
 
 
 def test_replies_are_not_written_beside_settings_of_something_else(refused, model, tmp_path):

@@ -86,7 +86,7 @@ def test_a_mesh_that_does_not_fit_is_refused(refuse, ids, mesh, sentence):
         ("", "is empty; it should hold one JSON object per line"),
         ("\n \n", "is empty; it should hold one JSON object per line"),
         ('{"token_ids": [1]}\n{"token_ids": [1', "bad.jsonl:2 is not JSON"),
-        ('{"token_ids": [1]}\n[1]', "bad.jsonl:2 should be a JSON object with one of prompt, messages or token_ids"),
+        ('{"token_ids": [1]}\n[1]', "bad.jsonl:2 should be a JSON object with one of prompt, messages, token_ids or turns"),
         ('{"text": "a"}', "bad.jsonl:1 should be a JSON object with one of"),
         ('{"prompt": "a", "token_ids": [1]}', "bad.jsonl:1 should be a JSON object with one of"),
         ('{"prompt": 3}', "bad.jsonl:1: prompt should be a string"),
@@ -124,7 +124,13 @@ def test_text_that_the_tokenizer_cannot_serve_is_refused(refuse, tmp_path):
     pair = ["--target", str(with_tokenizer(tmp_path / "target")), "--drafter", DRAFTER]
     path = tmp_path / "chat.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "a"}]}')
-    assert f"{path}:1 has messages, but the target's tokenizer has no chat template" in refuse("--prompts", path, pair=pair)
+    assert f"{path}:1 is text, but the target's folder has no tokenizer" in refuse("--prompts", path)
+    (tmp_path / "strict.jinja").write_text("{{ raise_exception('no users') }}")
+    strict = ("--prompts", path, "--chat-template", tmp_path / "strict.jinja")
+    assert f"{path}:1: the chat template refuses these messages (no users)" in refuse(*strict, pair=pair)
+    assert "--chat-template: nowhere cannot be read as a template" in refuse(
+        "--chat-template", "nowhere", "--prompt", "a", pair=pair
+    )
     assert "--prompt 2 is empty" in refuse("--prompt", "a", "--prompt", "", pair=pair)
     (tmp_path / "target" / "tokenizer.json").write_text("{")
     assert "the tokenizer in" in refuse("--prompt", "a", pair=pair)

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from infer import stages, synthetic
 from infer.benchmark import __main__ as benchmark
-from infer.benchmark import cases, stages, synthetic
+from infer.benchmark import cases
 from infer.benchmark import report as tables
 from infer.benchmark.task import Rates
 from redrafter_jax.decode.engine import Sampling
@@ -76,6 +77,25 @@ def test_shapes_that_cannot_reach_the_tokens_per_step_asked_for_are_named():
     assert tables.out_of_reach(rows, Rates(tokens_per_step=2.2)).startswith("note: 1x1, 4x1 cannot")
     assert not tables.out_of_reach(rows, Rates(tokens_per_step=1.8))
     assert not tables.out_of_reach(rows, Rates((0.5,)))
+
+
+def test_the_table_has_a_legend_and_at_most_100_columns():
+    row = {"shape": "16x4 + lookup", "nodes": 1024, "tokens_per_step": 3.21, "tokens_per_second": 1234.5, "speedup": 1.234}
+    row |= {"speedup_from_to": (1.1, 1.35), "round_seconds": 1.23, "round_over_autoregressive": 1.83, "identical": 20, "rows": 20}
+    search = row | {"stage_seconds": {"noise": 0.001, "draft": 0.0022, "pack": 0.0001, "verify": 0.009, "commit": 0.0003}}
+    lookup = row | {"stage_seconds": {"propose": 0.0001, "verify": 1.2, "commit": 0.003}}
+    lines = [*tables.legend().splitlines(), *tables.row(search, True, 13).splitlines(), tables.row(lookup, False, 13)]
+    assert max(map(len, lines)) <= 100 and len({len(line) for line in lines[-3:]}) == 1
+    assert lines[-2].split()[-5:] == ["3.20", "0.100", "9.00", "0.300", "20/20"] and lines[-1].split()[-4:-2] == ["-", "1200"]
+    assert all(name in tables.LEGEND for name in ("WxL:", *tables.COLUMNS) if name not in ("tok/s", "steps"))
+
+
+def test_the_colours_of_the_plot_turn_at_one_whatever_the_best_and_the_worst_are(tmp_path):
+    rows = [{"shape": shape, "speedup": speedup, "tokens_per_step": 1.5} for shape, speedup in (("1x2", 0.32), ("2x2", 0.6))]
+    report = {"rows": rows, "subject": "x", "device": "y", "acceptance": "real"}
+    figure = tables.plot(report, tmp_path / "plot.png", "test")
+    colours = [axes.images[0].norm for axes in figure.axes]
+    assert all((norm.vcenter, norm.vmin, norm(1.0)) == (1, 0, 0.5) and norm(0.32) < 0.5 < norm(1.2) for norm in colours)
 
 
 def test_filters_are_measured_where_they_are_asked_for():

@@ -211,7 +211,11 @@ def test_points_are_reported_in_order_whichever_is_there_first(made_up, capsys):
     shapes = ["AR", "2x2", "4x4", "N=3", "N=5"]
     meshes = [("1x8", "1"), *((mesh, "8") for mesh in ("8x1", "4x2", "2x4", "1x8"))]
     assert [cells[:3] for cells in printed] == [[*mesh, shape] for mesh in meshes for shape in shapes]
-    assert [cells[14] for cells in printed[:3]] == ["1.00", "1.20", "1.40"]
+    assert [cells[11] for cells in printed[:3]] == ["1.00", "1.20", "1.40"]
+    assert fit.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if len(line) > 100 and not line.startswith(("batch ", "    All"))] == []
+    assert "floor/AR:" in printed and "ridge" in printed
     assert fit.main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [(one["batch"], one["mesh"], one["shape"]) for one in report["advice"]] == [(1, [1, 8], "4x4"), (8, [1, 8], "4x4")]

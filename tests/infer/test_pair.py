@@ -122,8 +122,16 @@ def test_a_conversation_remembers_until_it_is_reset(monkeypatch, template, expec
         heard.append(content)
         return "-A"
 
-    chat.converse(tokenizer, answer)
+    chat.converse(bool(tokenizer.chat_template), answer)
     assert heard == expected
+
+
+def test_a_command_of_the_chat_is_not_said_to_the_model_and_a_path_is(monkeypatch, capsys):
+    turns(monkeypatch, "/help", "/hlep", "/usr/bin", "/exit", "never")
+    heard = []
+    chat.converse(True, lambda prompt, turn: heard.append(prompt.content[-1]["content"]) or "A")
+    err = capsys.readouterr().err
+    assert heard == ["/usr/bin"] and chat.HELP in err and "there is no /hlep; /help lists what there is" in err
 
 
 def test_interactive_streams_replies_until_the_input_ends(monkeypatch, tmp_path, capsys):
@@ -132,5 +140,5 @@ def test_interactive_streams_replies_until_the_input_ends(monkeypatch, tmp_path,
     code = generate.main(["--target", str(target), *PAIR[2:], *SHORT, "--interactive", "--cache-dir", str(tmp_path / "programs")])
     out, err = capsys.readouterr()
     assert code == 0 and out.strip()
-    assert err.startswith("Chat.") and "tokens per step" in err
+    assert err.startswith("Chat. /help lists") and "passes of " in err
     assert "this turn has" in err and "/reset starts over" in err

@@ -29,7 +29,7 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(with_tokenizer(tmp_path_factory.mktemp("tokenizer") / "target", template=True))
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, examples.VICUNA, LLAMA3], ids=["short", "Vicuna's", "Llama 3's kind"])
+@pytest.mark.parametrize("template", [TEMPLATE, templates.VICUNA, LLAMA3], ids=["short", "Vicuna's", "Llama 3's kind"])
 def test_a_template_writes_what_transformers_has_it_write(tokenizer, template):
     messages = [*MESSAGES, {"role": "tool", "content": "d", "tool": {"a": [1, "é"]}, "name": None}]
     for asks in (True, False):

@@ -1,7 +1,9 @@
 """Incremental detokenisation and what a terminal shows."""
 
 import dataclasses
+import os
 import sys
+import time
 
 import pytest
 import transformers
@@ -84,5 +86,45 @@ def test_a_text_cannot_steer_a_terminal_and_goes_into_a_file_as_it_is(tokenizer,
 
 def test_the_closing_line_counts_what_was_delivered():
     totals = terminal.Totals(tokens=4, rounds=0, prefills=4, seconds=1.0)
-    assert "4 tokens in 0 target passes" in str(totals) and "no step was needed" in str(totals)
-    assert "2.00 tokens per step" in str(terminal.Totals(tokens=6, rounds=2, prefills=2, seconds=1.0))
+    assert str(totals) == "4 replies, 4 tokens: 1 each, no pass was needed; 4.00 tokens/s"
+    two = terminal.Totals(tokens=6, rounds=2, prefills=2, seconds=1.0)
+    assert "then 2 passes of 2.00;" in str(two) and two.tokens_per_step_in_words == "2.00 tokens per step"
+
+
+def test_the_closing_line_adds_up_in_sight_and_counts_one_as_one():
+    one = terminal.Totals(tokens=6, rounds=1, prefills=1, seconds=0.5, first_token_seconds=0.04)
+    assert str(one) == "6 tokens: first in 40 ms, then 1 pass of 5.00 tokens; 12.0 tokens/s"
+    assert str(terminal.Totals(1, 0, 1, 0, 2.0, 1.5)) == "1 token: first in 1.50 s, no pass was needed; 0.50 tokens/s"
+
+
+@pytest.mark.parametrize("replies", [1, 2, 80, 1000])
+@pytest.mark.parametrize("each", [1, 2, 100, 1000, 99_999])
+def test_the_closing_line_fits_a_terminal_of_80_columns(replies, each):
+    tokens = min(replies * each, 999_999)
+    totals = terminal.Totals(tokens, tokens - replies, replies, 0, seconds=tokens / 1234.5, first_token_seconds=123.4)
+    assert len(str(totals)) <= 80, str(totals)
+
+
+def test_compiling_is_said_at_once_with_its_folder_and_its_time(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with terminal.compiling(kept_in=os.path.expanduser("~/.cache/redrafter_jax")):
+        time.sleep(0.1)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "compiling for this shape, once (kept in ~/.cache/redrafter_jax) ..." and last.startswith("compiled in ")
+
+
+def test_nothing_is_said_of_compiling_that_is_over_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with terminal.compiling():
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_the_colour_is_explained_once_where_there_is_one(capsys):
+    plain, green = Reply([1], [False]), Reply([1, 2], [False, True])
+    for coloured, replies, count in ((True, [plain], 0), (True, [plain, green, green], 1), (False, [green], 0)):
+        legend = terminal.Legend(coloured)
+        for reply in replies:
+            legend.see([reply])
+            legend.print()
+        assert capsys.readouterr().err.count("accepted by the target") == count

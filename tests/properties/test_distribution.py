@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redrafter_jax.decode import loop
+from redrafter_jax.decode import adjust, loop
+from redrafter_jax.decode.policy import make_policy
 from redrafter_jax.decode.propose import recurrent, search
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.medusa import Medusa
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.union import Union
+from redrafter_jax.decode.request import Sampling
 from redrafter_jax.model.drafter import Drafter, full
 from redrafter_jax.model.target import Target, TargetConfig
 from tests import support
@@ -176,3 +178,47 @@ def published_round(rng, candidates_WL, q_WLV, p) -> tuple[int, int]:
         if len(best) < 2:
             best.append(int(rng.choice(V, p=p[1][best[0]] / p[1][best[0]].sum())))
     return best[0], best[1]
+
+
+PENALISED = Sampling(1.0, repetition_penalty=1.8, presence_penalty=0.9, frequency_penalty=0.6)
+
+
+def penalised_joint(target) -> np.ndarray:
+    """As `joint`, of the penalised target."""
+
+    def probabilities(texts: list[tuple[int, ...]]) -> np.ndarray:
+        logits = np.array(target.unembed(support.started(target, list(map(list, texts)), 1, 0).h), np.float64)
+        for row, text in zip(logits, texts, strict=True):
+            reply = text[len(PROMPT) :]
+            for token in range(V):
+                if token in text:
+                    row[token] *= PENALISED.repetition_penalty ** (-1 if row[token] > 0 else 1)
+                row[token] -= reply.count(token) * PENALISED.frequency_penalty + (token in reply) * PENALISED.presence_penalty
+        return np.asarray(jax.nn.softmax(logits, axis=-1))
+
+    first = probabilities([tuple(PROMPT)])[0]
+    second = probabilities([(*PROMPT, a) for a in range(V)])
+    third = probabilities([(*PROMPT, a, b) for a in range(V) for b in range(V)]).reshape(V, V, V)
+    return np.einsum("a,ab,abc->bc", first, second, third)
+
+
+def draw_penalised(models, shape: Shape) -> np.ndarray:
+    target, proposer, pairs = models[0], Recurrent(models[1], shape), []
+    for first in range(0, DRAWS // 2, BATCH):
+        how = make_policy([PENALISED] * BATCH, np.arange(first, first + BATCH))
+        state = loop.run(target, proposer, support.started(target, [PROMPT] * BATCH, 3, shape.length, how), 10)
+        pairs.append(np.asarray(support.texts(state))[:, 1:3])
+    return np.concatenate(pairs)
+
+
+def test_penalised_tokens_are_distributed_as_the_penalised_target_says(models):
+    expected = penalised_joint(models[0])
+    drawn = draw_penalised(models, SHAPE)
+    assert p_value(drawn, expected) > 1e-4
+    assert p_value(drawn, joint(models[0])) < 1e-6
+
+
+def test_penalties_without_the_path_to_a_node_are_noticed(models, monkeypatch):
+    monkeypatch.setattr(adjust, "paths", lambda tokens, parent, depth, length: jnp.full((*tokens.shape, length), -1))
+    drawn = draw_penalised(models, Shape(width=3, length=2, budget=6))  # a program of its own
+    assert p_value(drawn, penalised_joint(models[0])) < 1e-6

@@ -280,7 +280,7 @@ def test_what_a_template_refuses_is_counted_and_replies_end_where_the_target_end
     assert distill.command([*few, "--mesh", "2", "1"]) == 0
     told = capsys.readouterr().err
     assert "talk.jsonl, line 2: the chat template refuses it (no system)" in told and "line 3: the assistant says nothing" in told
-    assert "of 3 records 2 are malformed" in told
+    assert "of 3 records, 2 malformed and 0 prompts too long are passed over" in told
     (whole,) = map(json.loads, output.read_text().splitlines())
     prompt = whole["prompt_tokens"]
     output.unlink()

@@ -7,11 +7,12 @@ import pytest
 
 from infer import text_files
 from infer.generate import __main__ as generate
-from infer.generate import batches, parts, session
+from infer.generate import batches, hashes, parts, session
 from infer.replies import Owner, ReplyFile
 from redrafter_jax.errors import BadInput
 from tests.damaged import flip
 from tests.fakes import Fake
+from tests.options import asked_for
 from tests.texts import with_tokenizer
 from train import main
 from train.distill import __main__ as distill
@@ -72,7 +73,7 @@ def test_in_bfloat16_another_batch_is_another_run(command, tmp_path):
 
 def test_files_are_not_hashed_where_no_line_is_written(monkeypatch, model, capsys):
     monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Fake(), tokenizer))
-    monkeypatch.setattr(session.fingerprint, "fingerprint", lambda _: pytest.fail("the weights were read"))
+    monkeypatch.setattr(hashes.fingerprint, "fingerprint", lambda _: pytest.fail("the weights were read"))
     assert generate.main(["--target", str(model), *SHORT, "--prompt", "x"]) == 0
 
 
@@ -134,7 +135,7 @@ def test_so_is_a_batch_of_one_of_several_processes(tmp_path, monkeypatch, asked)
         asked.clear()
         part.write_text("".join(written[:kept]))
         file, loaded = ReplyFile(options.output, owner), session.pair.Pair(Fake(), None)
-        session.share_out(batches.Batches(generate.task_of(options), loaded, None, ids, [0] * 7, runs, file))
+        session.share_out(batches.Batches(generate.task_of(options), loaded, asked_for(ids), [0] * 7, runs, file))
         written = part.read_text().splitlines(keepends=True)
         assert asked == left and [json.loads(line)["index"] for line in written] == [1, 4, 5]
 

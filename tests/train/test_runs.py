@@ -302,7 +302,11 @@ def test_a_card_has_the_figures_of_its_own_step_and_the_command_without_folders(
     assert loop.read_last_evaluation(folder, 2)["held_out_loss"] == 1.0 and loop.read_last_evaluation(folder, 0) == {}
     assert export.command(exporting(folder, target, tmp_path / "head", "--step", 2)) == 0
     card = (tmp_path / "head" / "README.md").read_text()
-    assert "held-out examples after 1 updates" in card and "| loss | 1.000 |" in card and "2 updates of `train.main`" in card
+    assert (
+        "held-out examples after 1 updates" in card
+        and "| loss per drafted position | 0.500 |" in card
+        and "2 updates of `train.main`" in card
+    )
     assert "| data | notes.txt |" in card and str(text.parent) not in card and str(tmp_path) not in card
     line = next(line for line in card.splitlines() if "train.main --target" in line)
     assert main.parse(line.split()[3:]).recipe == dataclasses.replace(

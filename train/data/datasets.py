@@ -9,16 +9,19 @@ An interrupted build leaves nothing that looks complete: tfds writes beside the 
 """
 
 import bisect
+import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from infer import text, text_files
 from redrafter_jax.devices import processes
@@ -26,6 +29,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
 from train.data import examples
 
+logging.getLogger("absl").addFilter(lambda record: not record.getMessage().startswith("Variant folder"))  # of a new dataset
 Kind = Literal["conversations", "text", "token_ids"]
 RELEASE = "1.1.0"  # raised when examples are made in another way, so that older datasets are not read
 NEEDS_TOKENIZER = "training data"  # in the sentence for a target without one
@@ -42,6 +46,7 @@ class Source:
     tokenizer: str
     held_out: float = 0.02
     malformed: float = 0.01
+    patterns: tuple[str, ...] = ()  # of the files that are read in folders; none: all
 
     def vocabulary(self) -> int:
         """How many token ids the target knows.
@@ -56,7 +61,7 @@ class Source:
         digest = hashlib.sha256(f"{RELEASE} {self.kind} {self.held_out} {self.malformed}".encode())
         tokenizer = pathlib.Path(self.tokenizer)
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "config.json")
-        for file in [*text_files.files(self.paths), *(tokenizer / name for name in names)]:
+        for file in [*text_files.files(self.paths, self.patterns), *(tokenizer / name for name in names)]:
             if file.is_file():
                 digest.update(f"{file.name} {file.stat().st_size} ".encode())
                 with open(file, "rb") as opened:
@@ -74,6 +79,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, source: Source, **kwargs):
         self.source = source
         self.skips = examples.Skips(source.malformed)
+        self.note: str | None = None  # said once the dataset is built
         super().__init__(file_format="array_record", config=source.fingerprint(), **kwargs)
 
     def _create_builder_config(self, builder_config, **_):
@@ -89,7 +95,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, download_manager) -> dict[str, Iterator]:
         splits: dict[str, list] = {"train": [], "validation": []}
-        for number, example in enumerate(tqdm(self._read(), "tokenising", unit=" examples", disable=not processes.is_first())):
+        bar = tqdm(self._read(), "building the dataset", unit=" examples", disable=not processes.is_first())
+        for number, example in enumerate(bar):
             split = "validation" if is_held_out(example.tokens, self.source.held_out) else "train"
             splits[split].append((number, dataclasses.asdict(example)))
         return {name: iter(made) for name, made in splits.items() if made}  # tfds refuses an empty split, so it is left out
@@ -120,7 +127,9 @@ class TextBuilder(_Builder):
     name = "text"  # of the dataset on disk
 
     def _read(self) -> Iterator[examples.Example]:
-        found = examples.text(text_files.files(self.source.paths), self._tokenizer(), self.skips)
+        chosen = text_files.texts(self.source.paths, self.source.patterns)
+        self.note = chosen.note()
+        found = examples.text(chosen.files, self._tokenizer(), self.skips)
         return examples.known(found, self.source.vocabulary())
 
 
@@ -160,15 +169,17 @@ def _builder(source: Source, folder: pathlib.Path) -> _Builder:
 def _prepare(builder: _Builder, source: Source, folder: pathlib.Path) -> None:
     tfds.disable_progress_bar()  # one bar is enough, and tfds's bars would stay on the screen below an error
     try:
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints there that it downloads, and nothing is downloaded
+            builder.download_and_prepare()
     except Exception as error:  # tfds wraps what a generator raises
         mistake = _mistake(error)
         if mistake is not None:
             raise mistake from error
         if not _builder(source, folder).is_prepared():  # else another process of this host built it first
             raise
-    for reason in builder.skips.reasons:
-        processes.say(f"skipped {reason}")
+    for said in (builder.note, *(f"skipped {reason}" for reason in builder.skips.reasons)):
+        if said is not None:
+            processes.say(said)
 
 
 def open_split(folder: pathlib.Path, split: str):

@@ -17,15 +17,6 @@ from infer import templates, text_files
 from redrafter_jax.errors import BadInput
 from train.data import records
 
-VICUNA = (
-    "{{ bos_token }}A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions."
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %} ASSISTANT: {{ message['content'] }}{{ eos_token }}"
-    "{% elif message['role'] == 'system' %} {{ message['content'] }}"
-    "{% else %} USER: {{ message['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
             "assistant": "assistant", "system": "system"}  # fmt: skip
 RECORDS_AT_ONCE = 256  # that are tokenised together, in parallel
@@ -119,7 +110,7 @@ def template_writes(turns: list[dict[str, str]], tokenizer, asks: bool = False) 
       BadInput: the template writes or runs beyond bounds.
     """
     try:
-        return templates.render(tokenizer, turns, asks, None if tokenizer.chat_template else VICUNA)
+        return templates.render(tokenizer, turns, asks, templates.choose(tokenizer))
     except templates.Refused as error:
         raise Malformed(f"the chat template refuses it ({error})") from None
 

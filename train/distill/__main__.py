@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from typing import ClassVar
 
 import jax
 
@@ -17,6 +18,7 @@ from infer.command import read_options, run_command
 from infer.options import check_number, check_range, check_temperature, wrong_dtype
 from infer.proposers import proposer_of
 from infer.replies import Owner, ReplyFile
+from infer.terminal import counted
 from infer.text import require_tokenizer
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
@@ -33,22 +35,37 @@ from train.run import stop
 
 MAX_TOKENS = 10**7  # of a prompt, and from one to the next
 QUESTION_TOKENS = 2048  # what a mesh leaves room for in the cache, before any question is known
-FILES = ("output", "target", "conversations", "text", "drafter")  # compared by their contents, not by their names
+FILES = ("output", "target", "conversations", "text", "glob", "drafter")  # compared by their contents, not by their names
 SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Let the target answer the prompts of conversations, or continue texts."""
+    """Let the target answer the questions of conversations, or continue texts."""
+
+    GROUPS: ClassVar = {"models_and_data": "target", "replies": "temperature", "machine": "batch_size"}
+    VALUES: ClassVar = {
+        "target": "MODEL", "drafter": "HEAD", "output": "FILE", "conversations": "FILE ...", "text": "PATH ...",
+        "glob": "PATTERN ...", "beam": "W L", "shard": "PART PARTS", "mesh": "D M", "temperature": "T",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m train.distill --target MODEL --conversations talk.json --output replies.jsonl",
+        "python -m train.distill --target MODEL --conversations talk.json --output all.jsonl --turns 8",
+        "python -m train.main --target MODEL --token-ids replies.jsonl",
+    )
 
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     output: pathlib.Path
     """JSON Lines file for the replies: `token_ids`, `prompt_tokens`, `number`."""
     conversations: tuple[pathlib.Path, ...] = ()
-    """Conversations whose first question is asked."""
+    """Conversations whose first questions are asked (--turns)."""
+    turns: int = 1
+    """With --conversations: how many questions of each are asked, each behind the conversation as the file has it up to there."""
     text: tuple[pathlib.Path, ...] = ()
-    """Text files, or folders of them; each is continued from --prompt-tokens tokens every --stride tokens."""
+    """Text files, or folders of them, less binary files; each is continued from --prompt-tokens tokens every --stride tokens."""
+    glob: tuple[str, ...] = ()
+    """With --text: which files of folders are read, such as '*.md' '*.py'; by default all."""
     prompt_tokens: int = 64
     """With --text: tokens of a prompt. (Questions of --conversations are asked whole; those that leave no room for
     --max-new-tokens are passed over.)"""
@@ -83,7 +100,7 @@ def main(options: Options) -> None:
     """
     check(options)
     records.check_outside(options.output, options.conversations or options.text)
-    text_files.files(options.conversations or options.text)
+    text_files.files(options.conversations or options.text, options.glob)
     with lock.file(options.output, "--output"):
         _main(options)
 
@@ -101,8 +118,9 @@ def _main(options: Options) -> None:
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = require_tokenizer(options.target, datasets.NEEDS_TOKENIZER)
     stops = config.stop_ids(options.target, tokenizer, "--target")
-    pieces = questions.Pieces(options.prompt_tokens, options.stride)
-    found = list(questions.read(options.conversations, options.text, pieces, tokenizer, room, target_config.vocab_size))
+    pieces = questions.Pieces(options.prompt_tokens, options.stride, options.glob)
+    files = (options.conversations, options.text)
+    found = list(questions.read(*files, pieces, tokenizer, room, target_config.vocab_size, options.turns))
     prompts = answers.share(found, options.seed, *options.shard)
     if not prompts:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
@@ -121,6 +139,7 @@ def _main(options: Options) -> None:
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     with stop.says_how_to_resume(options.output):
         answers.write(file, engine, prompts, sampling, limits, options.batch_size, options.target)
+    print(f"the replies to {counted(len(prompts), 'prompt')} are in {options.output}")
 
 
 def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | None) -> int:
@@ -154,8 +173,10 @@ def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) 
 def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:
     """All that decides the replies, as JSON holds it: options, the ids that end one, the mesh, what is in the files."""
     kind = "conversations" if options.conversations else "text"
-    data = datasets.Source(kind, options.conversations or options.text, str(options.target))
+    data = datasets.Source(kind, options.conversations or options.text, str(options.target), patterns=options.glob)
     settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in FILES}
+    if options.turns == 1:
+        settings.pop("turns")  # a run of an earlier version has none
     settings |= {
         "eos_token_id": sorted(stops),
         "mesh": shape,
@@ -173,7 +194,11 @@ def check(options: Options) -> None:
         raise BadInput("there is nothing to answer: give --conversations or --text, and one of them")
     for name in ("max_new_tokens", "batch_size", "seed"):
         check_number(name, getattr(options, name))
-    for name in ("prompt_tokens", "stride"):
+    if options.glob and not options.text:
+        raise BadInput("--glob says which files of --text folders are read; give --text, or leave it out")
+    if options.turns > 1 and not options.conversations:
+        raise BadInput("--turns counts the questions of --conversations; give these, or leave it out")
+    for name in ("prompt_tokens", "stride", "turns"):
         check_range(name, getattr(options, name), 1, MAX_TOKENS)
     check_temperature(options.temperature)
     width, length = options.beam

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from infer.options import read_seeds
 from infer.replies import ReplyFile

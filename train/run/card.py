@@ -18,7 +18,8 @@ from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
 
 CARD_FILE = "README.md"
 SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
-CARD_OPTIONS = ("held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
+NO_FIGURES = "None: there was no evaluation (`--held-out`, `--evaluate-every`)."
+CARD_OPTIONS = ("glob", "held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
 
 
 def write(head, target, folder: pathlib.Path, content: str, paths=None) -> None:
@@ -42,7 +43,10 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int)
     """
     options, compared = configuration.get(NOT_COMPARED), _settings(configuration)
     shown = {name: value for name, value in figures.items() if name.startswith("held_out_") and isinstance(value, int | float)}
+    if "held_out_loss" in shown and "positions" in compared:
+        shown = {"loss per drafted position": shown.pop("held_out_loss") / compared["positions"]} | shown
     measured = "\n".join(f"| {name.removeprefix('held_out_').replace('_', ' ')} | {value:.3f} |" for name, value in shown.items())
+    table = f"| figure | value |\n|---|---|\n{measured}"
     after = f" after {figures['step']} updates" if shown else ""
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
@@ -51,9 +55,8 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int)
         "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
         f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"
         f"    python -m infer.generate --target {target.name} --drafter THIS_FOLDER --prompt ...\n\n"
-        f"## Figures on held-out examples{after}\n\n| figure | value |\n|---|---|\n"
-        f"{measured or '| none | there was no evaluation |'}\n\n## Training\n\n{step} updates of `train.main`:"
-        f"{begun}{SETTINGS_HEADER}{_table(compared)}"
+        f"## Figures on held-out examples{after}\n\n{table if shown else NO_FIGURES}\n\n"
+        f"## Training\n\n{step} updates of `train.main`:{begun}{SETTINGS_HEADER}{_table(compared)}"
     )
 
 
@@ -99,7 +102,7 @@ def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
     words = ["python", "-m", "train.main", "--target", target.name]
     for name, value in given.items():
         option = name.replace("_", "-")
-        if not value and name in DATA_OPTIONS or value == usual.get(name):
+        if value == [] or value == usual.get(name):
             continue
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.atomic import replacing
@@ -23,6 +24,9 @@ PEAKS = {
     "TPU v4": 275e12, "TPU v5 lite": CHIPS["v5e"].peak, "TPU v5e": CHIPS["v5e"].peak, "TPU v5": CHIPS["v5p"].peak,
     "TPU v6": CHIPS["v6e"].peak, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
 }  # fmt: skip
+# Of the bar's figures; the log has the sum over all positions, as the checkpoints' scores have.
+LEGEND = "loss: mean over {} drafted positions, in nats; first: how often the first draft is right"
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 
 
 def flops(target: Target, drafter: Head, recipe: Recipe) -> float:
@@ -81,12 +85,8 @@ class Log:
     def __enter__(self) -> "Log":
         self.file = open(path(self.folder), "a")  # noqa: SIM115  (closed in __exit__)
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first + 1)
-        self.bar = tqdm(
-            desc=f"{self.recipe.head} head, loss over {self.recipe.positions} positions",
-            initial=self.first,
-            total=self.recipe.steps,
-            unit="step",
-        )
+        print(LEGEND.format(self.recipe.positions), file=sys.stderr)
+        self.bar = tqdm(desc=self.recipe.head, initial=self.first, total=self.recipe.steps, unit="step", bar_format=BAR_FORMAT)
         self.began, self.since = time.perf_counter(), self.first
         return self
 
@@ -124,16 +124,12 @@ class Log:
         }
         if self.peak:
             line["peak_share"] = round(pace * self.flops / self.peak, 4)
-        self.bar.set_postfix(
-            loss=line["loss"], top1=line["accuracy"][0][0], tokens_per_s=line["tokens_per_second"], **_only(line, "peak_share")
-        )
+        self.bar.set_postfix_str(describe_step(line, self.recipe.positions))
         self._write(line)
 
     def evaluation(self, index: int, figures: dict) -> None:
         """One line of an evaluation on held-out examples."""
-        names = {"loss": f"loss (summed over {self.recipe.positions} positions)"}
-        shown = ", ".join(f"{names.get(name, name)} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
-        self.bar.write(f"step {index}, held out: {shown}")
+        self.bar.write(f"step {index}, held out: {describe_evaluation(figures, self.recipe.positions)}")
         self._write({"step": index, **{f"held_out_{name}": value for name, value in figures.items()}})
 
     def _write(self, line: dict) -> None:
@@ -142,6 +138,22 @@ class Log:
         for name, value in line.items():
             for key, scalar in _scalars(name, value):
                 self.board.add_scalar(key, scalar, line["step"])
+
+
+def describe_step(line: dict, positions: int) -> str:
+    """A line of training, for the bar."""
+    share = f", {line['peak_share']:.0%} of peak" if "peak_share" in line else ""
+    return (
+        f"loss {line['loss'] / positions:.2f}, first {line['accuracy'][0][0]:.0%}, {line['tokens_per_second']:.0f} tokens/s{share}"
+    )
+
+
+def describe_evaluation(figures: dict, positions: int) -> str:
+    """The figures of an evaluation; the accuracy is that of the first drafted position."""
+    steps = {name.removeprefix("tokens_per_step_"): value for name, value in figures.items() if name.startswith("tokens_per_step_")}
+    shapes = ", ".join(f"{value:.2f} {shape}" for shape, value in steps.items())
+    first = f", first {figures['accuracy'][0][0]:.0%}" if figures.get("accuracy") else ""
+    return f"loss {figures['loss'] / positions:.2f}{first}{f'; tokens per step {shapes}' if steps else ''}"
 
 
 class Silent:
@@ -167,7 +179,3 @@ def _scalars(name: str, value) -> list[tuple[str, float]]:
     if isinstance(value, list):
         return [pair for number, inner in enumerate(value, 1) for pair in _scalars(f"{name}/{number}", inner)]
     return [] if name == "step" else [(name, float(value))]
-
-
-def _only(line: dict, name: str) -> dict:
-    return {name: line[name]} if name in line else {}

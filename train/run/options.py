@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -14,12 +14,32 @@ from train.run.recipe import Recipe
 class Options:
     """Train a ReDrafter head for a frozen Llama-family target."""
 
+    GROUPS: ClassVar = {
+        "models_and_data": "target",
+        "run": "output",
+        "examples": "held_out",
+        "machine": "dtype",
+        "other": "profile",
+    }
+    VALUES: ClassVar = {
+        "target": "MODEL", "conversations": "FILE ...", "text": "PATH ...", "glob": "PATTERN ...", "token_ids": "FILE ...",
+        "output": "FOLDER", "checkpoints": "FOLDER", "profile": "FOLDER", "mesh": "D M",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m train.main --target MODEL --conversations talk.json --output head-run",
+        "python -m train.main --target MODEL --text docs --glob '*.md' --head slim --steps 600",
+        "python -m train.main --target MODEL --token-ids replies.jsonl --preset vicuna-7b",
+        "python -m train.plot --run head-run --output curves.png",
+    )
+
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     conversations: tuple[pathlib.Path, ...] = ()
     """Files of conversations to train on: ShareGPT, `messages` or Alpaca records, as JSON or JSON Lines."""
     text: tuple[pathlib.Path, ...] = ()
-    """Text files, or folders of them, to train on."""
+    """Text files, or folders of them, to train on; binary files in folders are passed over."""
+    glob: tuple[str, ...] = ()
+    """With --text: which files of folders are read, such as '*.md' '*.py'; by default all."""
     token_ids: tuple[pathlib.Path, ...] = ()
     """JSON Lines of token ids, as `train.distill` writes them, to train on."""
     output: pathlib.Path = pathlib.Path("head-run")

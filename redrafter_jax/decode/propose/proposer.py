@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from redrafter_jax.decode.adjust import History
 from redrafter_jax.decode.pack import Tree
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.verify import Verdict
@@ -42,6 +43,7 @@ class View:
     length: ``[B]``        tokens in the cache
     policy: how each row samples
     noise:  ``[B, L, V]``  what the target will add to its logits at the next L positions; None where it is not shown
+    history: what the target's logits are adjusted by, besides the path to a node; None where no row adjusts them
     """
 
     g: jax.Array
@@ -50,6 +52,7 @@ class View:
     length: jax.Array
     policy: Policy
     noise: jax.Array | None = None
+    history: History | None = None
 
 
 class Proposer(abc.ABC):

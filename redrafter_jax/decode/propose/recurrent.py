@@ -1,12 +1,13 @@
 """ReDrafter's own way to draft: beam search with the recurrent head, packed into a tree (paper section 3)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.decode import pack, sample
+from redrafter_jax.decode import adjust, pack, sample
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.propose.search import Beams, search
@@ -84,13 +85,25 @@ class Recurrent(Proposer):
             return self.pack(view.g, beams), memory
 
     def draft(self, target: Target, view: View) -> Beams:
-        """The search from each row's h and g, with the row's temperature and noise."""
+        """The search from each row's h and g, with the row's temperature, noise and adjustments."""
         divisor_B, shape = sample.divisor(view.policy), self.shape
         cut = shape.draft_top_k if shape.width > 1 else 0
-        return draft(target, self.head, view.h, view.g, shape.width, shape.length, divisor_B, view.noise, cut)
+        return draft(target, self.head, view.h, view.g, shape.width, shape.length, divisor_B, view.noise, cut, self.adjusts(view))
+
+    def adjusts(self, view: View) -> "Adjust | None":
+        """What the target does to its logits, for the head's; None where that is nothing."""
+        history, head = adjust.drafted(view.history, self.head.drafted), self.head
+        if history is None:
+            return None
+        ids = None if head.ids is None else head.ids[...]
+        return lambda logits_BWU, path_BWL: adjust.adjust(view.policy, history, logits_BWU, path_BWL, ids)
 
     def pack(self, g_B: jax.Array, beams: Beams) -> pack.Tree:
         return pack.pack(g_B, beams, self.shape.tree, self.shape.budget)
+
+
+Adjust = Callable[[jax.Array, jax.Array], jax.Array]
+"""Draft logits ``[B, W, U]`` and the tokens drafted before ``[B, W, X]``, -1 for none, to what the search ranks."""
 
 
 def draft(
@@ -103,16 +116,29 @@ def draft(
     divisor_B: jax.Array | None = None,
     noise_BLV: jax.Array | None = None,
     draft_top_k: int = 0,
+    adjusts: Adjust | None = None,
 ) -> Beams:
     """W continuations of g, L tokens each, by beam search with the head, over its draft vocabulary if it has one; the tokens
     are the target's ids. Arguments as of `search.search`, the noise over the target's vocabulary."""
     context = head.context(h_BD[:, None])
 
-    def step(state_BWD: jax.Array, tokens_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(state: tuple, tokens_BW: jax.Array) -> tuple[jax.Array, tuple]:
+        state_BWD, path_BWL = state
         state_BWD = head.advance(state_BWD, target.embed(tokens_BW))
-        return head.unembed(head.exit(context, state_BWD), target), state_BWD
+        logits_BWU = head.unembed(head.exit(context, state_BWD), target)
+        if adjusts is None:
+            return logits_BWU, (state_BWD, None)
+        path_BWL = _extend(path_BWL, tokens_BW)
+        return adjusts(logits_BWU, path_BWL), (state_BWD, path_BWL)
 
     B, D = h_BD.shape
     start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
     noise_BLU = None if noise_BLV is None else head.drafted(noise_BLV)
-    return search(step, start_BWD, g_B, width, length, divisor_B, noise_BLU, draft_top_k, head.token_ids)
+    return search(step, (start_BWD, None), g_B, width, length, divisor_B, noise_BLU, draft_top_k, head.token_ids)
+
+
+def _extend(path_BWL: jax.Array | None, tokens_BW: jax.Array) -> jax.Array:
+    """The drafted tokens of each beam with one more. The first is the root, which is not drafted: -1."""
+    if path_BWL is None:
+        return jnp.full_like(tokens_BW, -1)[..., None]
+    return jnp.concatenate([path_BWL, tokens_BW[..., None]], axis=-1)

@@ -1,4 +1,4 @@
-"""Times decoding and its stages, in turn in one process. Not here: what to measure (`cases.py`), tables, plots."""
+"""Times decoding and its stages, in turn in one process. Not here: what to measure, tables, plots (each command)."""
 
 import dataclasses
 import functools
@@ -47,23 +47,29 @@ class DecodingProgram:
 
     target: Target
     proposer: Proposer
-    weights: list[jax.Array]
     start: jax.stages.Compiled
     run: jax.stages.Compiled
     compile_seconds: float
 
+    @property
+    def weights(self) -> list[jax.Array]:
+        """The arrays of the target and of this proposer, which may be another than the programs were compiled with."""
+        return flatten(self.target, self.proposer)
+
     def decode(self, inputs) -> tuple[DecodeState, float, float]:
         """The last state, and the seconds of the prefill and of the rounds."""
+        weights = self.weights
         began = time.perf_counter()
-        state = jax.block_until_ready(self.start(self.weights, *inputs))
+        state = jax.block_until_ready(self.start(weights, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(self.weights, state, jnp.int32(loop.ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(weights, state, jnp.int32(loop.ALL_ROUNDS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:
         """Seconds per round over the first ``rounds``, which must all take place."""
-        state = jax.block_until_ready(self.start(self.weights, *inputs))
-        return clock(lambda: self.run(self.weights, state, jnp.int32(rounds))) / rounds
+        weights = self.weights
+        state = jax.block_until_ready(self.start(weights, *inputs))
+        return clock(lambda: self.run(weights, state, jnp.int32(rounds))) / rounds
 
     def memory(self) -> dict[str, int]:
         """Bytes per device that the compiled rounds hold: arguments (weights, cache and the rest of the state), of which
@@ -80,7 +86,7 @@ def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram
     """Compiles one way to decode."""
     began = time.perf_counter()
     programs = compile_programs(target, proposer, inputs, bucket)
-    return DecodingProgram(target, proposer, flatten(target, proposer), programs.start, programs.run, time.perf_counter() - began)
+    return DecodingProgram(target, proposer, programs.start, programs.run, time.perf_counter() - began)
 
 
 @functools.partial(jax.jit, static_argnames="stage", donate_argnames="state")
@@ -171,6 +177,41 @@ def stage_seconds(program: DecodingProgram, inputs, proposer: Proposer, repeats:
     return {name: statistics.median(seconds) for name, seconds in in_turn(runs, repeats).items()}
 
 
+def pass_over(target: Target, count: int, state: DecodeState) -> Callable[[], float]:
+    """Times a pass of the target over N nodes per row from this state, nothing drafted: a call returns seconds."""
+    proposer = Star(count - 1) if count > 1 else Plain()
+    noise = jax.jit(_noise)(target, proposer, state, None)
+    tree = jax.jit(_propose)(target, proposer, state, noise)
+    return lambda: _time_stage(_verify, (target, proposer), state, (tree, noise))
+
+
+def proposing(target: Target, proposer: Proposer, state: DecodeState) -> Callable[[], float]:
+    """Times what a proposer without memory does in a round from this state: a call returns seconds."""
+    noise = jax.jit(_noise)(target, proposer, state, None)
+    return lambda: _time_stage(_propose, (target, proposer), state, noise)
+
+
+def rounds_from(target: Target, proposer: Proposer, state: DecodeState, rounds: int) -> Callable[[], float]:
+    """Compiles rounds of a proposer without memory from this state, and times so many, which must all take place: a call returns
+    seconds per round."""
+    histogram_BM = jnp.zeros((len(state.g), proposer.round.length + 1), jnp.int32, out_sharding=P("data", None))
+    state, count = dataclasses.replace(state, histogram=histogram_BM), jnp.int32(rounds)
+    run = loop.run.lower(target, proposer, state, count).compile()
+
+    def timed() -> float:
+        copied = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+        return clock(lambda: run(target, proposer, copied, count)) / rounds
+
+    timed()  # the first call pays for what later ones do not
+    return timed
+
+
+def _time_stage(stage: Callable, models, state: DecodeState, given) -> float:
+    """Seconds of a stage. The state is copied, since what runs takes it over."""
+    copied = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+    return clock(lambda: _repeated(stage, models, copied, given)) / RUNS_PER_CALL
+
+
 def node_curve(target: Target, inputs, bucket, counts: tuple[int, ...], rounds: int, repeats: int) -> dict[int, float]:
     """Median seconds of a round that scores N nodes and drafts nothing; N = 1 is plain decoding."""
     runs = {}
@@ -180,6 +221,11 @@ def node_curve(target: Target, inputs, bucket, counts: tuple[int, ...], rounds: 
         program.round_seconds(inputs, rounds)
         runs[count] = functools.partial(program.round_seconds, inputs, rounds)
     return {count: statistics.median(seconds) for count, seconds in in_turn(runs, repeats).items()}
+
+
+def pad_prompts(tokens_BT: jax.Array, length: int) -> jax.Array:
+    """Prompts padded to ``length`` tokens, as one program for several batches takes them."""
+    return jnp.pad(tokens_BT, ((0, 0), (0, length - tokens_BT.shape[1])))
 
 
 def round_bytes(target: Target, state: DecodeState) -> int:

@@ -1,0 +1,159 @@
+"""`python -m infer.tune`: measures which beam shape, node budget, draft_top_k and head are fastest here, or that none is, and keeps
+the choice in a file that the other commands read.
+
+The options end here. Not here: measuring (`measure.py`), the file (`infer/settings.py`), what a person sees (`report.py`).
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+from typing import Literal
+
+from infer import settings
+from infer.command import INTERRUPTED, read_options, run_command
+from infer.options import check_each, check_nodes, check_range, check_temperature, read_beams
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import claims, lock
+
+SOFTWARE = settings.WRITER  # as a picture names it
+CPU_BEAMS = tuple(f"{width}x{length}" for width in (1, 2, 4) for length in (1, 2, 3, 4, 5))
+ACCELERATOR_BEAMS = tuple(f"{width}x{length}" for width in (1, 2, 4, 8, 16) for length in (2, 3, 4, 5, 6, 8))
+CPU_NODES, ACCELERATOR_NODES = (3, 5, 9, 17), (4, 8, 16, 32, 64, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure which settings are the fastest on this machine, and keep them for infer.generate and infer.benchmark."""
+
+    target: str | None = None
+    """Folder or hub name of the target; the embedded one if not given."""
+    drafter: tuple[str, ...] = ()
+    """Folder or hub name of its draft head, or of several, of which the fastest is found; by default the embedded ones."""
+    prompts: str | None = None
+    """JSONL file of prompts, as in infer.generate; by default the embedded pair's own. Use your own: how much is accepted depends
+    on the text."""
+    batch: tuple[int, ...] = (1, 4, 16)
+    """Prompts decoded together; each is tuned."""
+    context: tuple[int, ...] = ()
+    """Tokens of prompt and reply together at which rounds are timed; each is tuned. By default those of the prompts."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    max_new_tokens: int = 96
+    """New tokens per prompt."""
+    beams: tuple[str, ...] = ()
+    """Beam shapes WxL to choose among, such as 1x3 4x4; by default many that suit the device."""
+    nodes: tuple[int, ...] = ()
+    """Node budgets to choose among, which are also the passes that are timed; by default some that suit the device."""
+    seconds: float = 6.0
+    """Seconds for which the best shapes of a batch are timed against each other; more is more certain."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose."""
+    output: pathlib.Path | None = None
+    """File for the settings; by default ~/.cache/redrafter_jax/settings.json, which the other commands read by themselves."""
+    plot: pathlib.Path | None = None
+    """PNG file for a plot of tokens per step over the cost of a round."""
+    check_grid: bool = False
+    """Then measure every shape and budget, and say how near the choice is to the best. Takes many minutes."""
+    cache_dir: pathlib.Path | None = None
+    """Folder for compiled programs, as in infer.generate."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (`infer.command`)."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    options = read_options(Options, "infer.tune", arguments)
+    check(options)
+    path = output_of(options)
+    with lock.file(path, "--output"):
+        claims.check_replaceable(path, "--output", settings.is_ours, "a file of settings")
+        try:
+            run(options, path)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; what was measured is in {path}, and the same command goes on from there", file=sys.stderr)
+            return INTERRUPTED
+    return 0
+
+
+def output_of(options: Options) -> pathlib.Path:
+    """The file to write. The folder of the default one is made."""
+    if options.output is not None:
+        claims.check_file(options.output, "--output")
+        return options.output
+    path = settings.DEFAULT_FILE.expanduser()
+    with contextlib.suppress(OSError):  # the lock says what is wrong with it
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check(options: Options) -> None:
+    """Raises BadInput for options out of range."""
+    check_each("batch", options.batch, 1, 4096)
+    if options.context:
+        check_each("context", options.context, options.max_new_tokens + 1, 10**7)
+    check_range("max_new_tokens", options.max_new_tokens, 16, 10**6)
+    check_range("seconds", options.seconds, 0.1, 3600)
+    check_temperature(options.temperature)
+    check_nodes(options.nodes)
+    if 1 in options.nodes:
+        raise BadInput("--nodes should be from 2 up; plain decoding, which has one, is always measured")
+    read_beams(options.beams)
+    if "lookup" in options.drafter:
+        raise BadInput("--drafter lookup has no beams to tune; infer.benchmark --with lookup measures it (a folder is ./lookup)")
+    if options.target is not None and not options.drafter:
+        raise BadInput("--drafter is missing: name the head for --target, or several")
+    if options.plot is not None:
+        claims.check_picture(options.plot, "--plot", SOFTWARE)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise BadInput("--plot needs matplotlib; install requirements-dev.txt")
+
+
+def run(options: Options, path: pathlib.Path) -> None:
+    """Measures, prints and writes."""
+    import jax  # only once the options are known to be good
+
+    from infer import programs
+    from infer.tune import grid, load, report
+    from infer.tune.kept import Kept
+    from infer.tune.measure import TunePlan, Tuner
+    from redrafter_jax.decode.engine import Sampling
+
+    programs.use_cache(options.cache_dir)
+    is_cpu = jax.default_backend() == "cpu"
+    plan = TunePlan(
+        tuple(read_beams(options.beams or (CPU_BEAMS if is_cpu else ACCELERATOR_BEAMS))),
+        options.nodes or (CPU_NODES if is_cpu else ACCELERATOR_NODES),
+        Sampling(options.temperature),
+        options.max_new_tokens,
+        options.seconds,
+    )
+    loaded = load.load(options, plan)
+    machine = settings.machine_of(loaded.mesh, loaded.dtype)
+    kept = Kept(path, [dataclasses.asdict(machine), loaded.fingerprints, loaded.prompts, dataclasses.asdict(plan)])
+    if kept.is_resumed:
+        print(f"going on with what {path} has of an interrupted run", flush=True)
+    print(f"{loaded.name}\n{machine.device}, mesh {machine.mesh}, {machine.dtype}, jax {machine.jax}", flush=True)
+    tuner = Tuner(loaded.target, loaded.heads, loaded.prompts, plan, kept, load.say)
+    outcomes = []
+    for batch, context in load.conditions(options):
+        outcomes.append(tuner.tune(batch, context))
+        print(f"\n{report.table(outcomes[-1])}", flush=True)
+    print(report.LEGEND)
+    print("\n".join(map(report.chosen, outcomes)))
+    kept.finish([entry for outcome in outcomes for entry in load.entries(loaded, machine, plan, outcome)])
+    print(f"written to {path}" + (", which infer.generate and infer.benchmark read" if options.output is None else ""), flush=True)
+    if options.plot is not None:
+        report.plot(outcomes, options.plot, f"{loaded.name}; {machine.device}, {machine.dtype}", SOFTWARE)
+    if options.check_grid:
+        for outcome, (_, context) in zip(outcomes, load.conditions(options), strict=True):
+            print(grid.check(tuner, outcome, context), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+# ---
+# jupyter:
+#   accelerator: TPU
+#   colab:
+#     gpuType: V5E1
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Generate: several tokens per forward pass, and the same text
+#
+# A small recurrent head drafts several continuations, the target model scores all of them in one pass, and what
+# it agrees with is kept (*ReDrafter*, [arXiv 2403.09919](https://arxiv.org/abs/2403.09919)). The text is exactly
+# the target's own, at any temperature.
+#
+# Run the cells from the top. Without changes they use a pair of small models of Python source that comes with the
+# package, which takes a minute or two on a CPU. The last cell takes a model of yours.
+
+# %%
+# @title Install { display-mode: "form" }
+# @markdown On Colab: put the address of the repository here. What is missing is installed, and the session restarts.
+REPOSITORY = "git+https://github.com/OWNER/redrafter_jax"  # @param {type:"string"}
+
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+
+def version(name):
+    """The installed version of a distribution; None where there is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def find_accelerator():
+    """tpu or cuda, as the extras of the package are called; "" where there is neither."""
+    if os.path.exists("/dev/nvidia0"):
+        return "cuda"
+    return "tpu" if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*") or version("libtpu") else ""
+
+
+def find_unmet(extras):
+    """The requirements of the package that this Python does not meet; the package itself where it is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires("redrafter-jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ["redrafter-jax"]
+    needed = [Requirement(line) for line in lines]
+    needed = [one for one in needed if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras))]
+    return [str(one) for one in needed if not one.specifier.contains(version(one.name) or "0", prereleases=True)]
+
+
+def find_checkout(folder):
+    """The checkout of the project that a folder lies in; None where there is none."""
+    return next((str(one) for one in (folder, *folder.parents) if (one / "redrafter_jax" / "version.py").exists()), None)
+
+
+def install_on_colab(repository):
+    """Installs what is missing and restarts the session; nothing where nothing is missing."""
+    extras = [name for name in (find_accelerator(), "plots") if name]
+    unmet = find_unmet(extras)
+    if not unmet:
+        print(f"redrafter_jax {version('redrafter-jax')} and jax {version('jax')} are installed.")
+        return
+    if "/OWNER/" in repository:
+        raise RuntimeError("Put the address of the repository into REPOSITORY, in place of OWNER, and run this cell again.")
+    wanted = f"[{','.join(extras)}]"
+    package = f"{repository}{wanted}" if os.path.isdir(repository) else f"redrafter-jax{wanted} @ {repository}"
+    print(f"Installing, which takes a minute or two: {', '.join(unmet)}", flush=True)
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError(f"pip could not install {package}; it says why above.")
+    print("Installed. The session restarts now, which Colab may call a crash: run all cells again, from the top.", flush=True)
+    time.sleep(2)  # seconds, for the line above to arrive
+    os.kill(os.getpid(), 9)
+
+
+def set_up(repository):
+    """Makes `import redrafter_jax` work: on Colab by installing, elsewhere from the checkout that the notebook lies in."""
+    if "google.colab" in sys.modules:
+        install_on_colab(repository)
+    elif importlib.util.find_spec("redrafter_jax") is None:
+        checkout = find_checkout(pathlib.Path.cwd())
+        if checkout is None:
+            raise RuntimeError("This is not Colab, so nothing is installed: install redrafter_jax with pip, and start again.")
+        sys.path.insert(0, checkout)
+
+
+set_up(REPOSITORY)
+
+# %%
+# @title Parameters
+TARGET = ""  # @param {type:"string"}
+DRAFTER = ""  # @param {type:"string"}
+PROMPT = "def read_lines(path):\n"  # @param {type:"string"}
+MAX_NEW_TOKENS = 96  # @param {type:"integer"}
+TEMPERATURE = 0.8  # @param {type:"number"}
+SEED = 1  # @param {type:"integer"}
+TREE_BEAMS = "4x4"  # @param {type:"string"}
+FOLDER = "redrafter"  # @param {type:"string"}
+
+# %% [markdown]
+# `TARGET` and `DRAFTER` are folders, or names on the Hugging Face hub; empty, the pair that comes with the package.
+# `TREE_BEAMS` is the shape of the search in the picture below: 4 beams of 4 drafted tokens each.
+
+# %%
+# %matplotlib inline
+from infer import load
+from infer.display.session import begin
+
+folder = begin(FOLDER)
+pair = load(TARGET or None, DRAFTER or None)
+drafts = pair.engine.proposer.round
+print(f"A round drafts {drafts.length} tokens deep, and the target scores {drafts.nodes} nodes in one pass.")
+
+# %% [markdown]
+# ## Text as it is decided
+# What was drafted and accepted is tinted. Everything else is a token that the target had to choose itself, one per
+# pass.
+
+# %%
+from infer.display.stream import stream
+
+streamed = stream(pair, PROMPT, MAX_NEW_TOKENS)
+
+# %% [markdown]
+# The same from Python. The last value of a cell shows itself; `.text` is the text, `.reply` the tokens and the figures.
+
+# %%
+completion = pair.complete(PROMPT, max_new_tokens=MAX_NEW_TOKENS)
+completion
+
+# %% [markdown]
+# ## The same seed, the same text, whatever drafts
+# The target's choice at each position comes from its own distribution and from noise that belongs to the position.
+# So drafts can change how fast a text comes, and never which text. Here one seed is decoded with the head, without
+# drafts, and with *prompt lookup*, which drafts what followed the last tokens earlier in the text.
+
+# %%
+from infer.display.ways import with_proposer
+from redrafter_jax import Lookup
+
+ways = {"head": pair, "no drafts": with_proposer(pair, None), "lookup": with_proposer(pair, Lookup())}
+sampled = {
+    name: way.complete(PROMPT, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, seed=SEED) for name, way in ways.items()
+}
+for name, one in sampled.items():
+    print(f"{name:>10}: {one.reply.rounds:3} target passes for {len(one.reply.token_ids)} tokens")
+print("the same tokens" if len({tuple(one.reply.token_ids) for one in sampled.values()}) == 1 else "not the same tokens")
+
+# %% [markdown]
+# In float32 the tokens are the same, always. In bfloat16, the default on a TPU, a pass over many tokens rounds
+# otherwise than a pass over one, and two tokens that are almost equally likely can then change places.
+# The text with the head, and another seed, which is another text:
+
+# %%
+sampled["head"]
+
+# %%
+pair.complete(PROMPT, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, seed=SEED + 1)
+
+# %% [markdown]
+# ## Is it faster?
+# Both ways in turn, several runs each. On a CPU do not expect much of the pair that comes with the package: it is
+# so small that a pass over more nodes costs nearly as much more as it gains. Where the weights are read from
+# memory, and that is every larger model, the passes are what counts.
+
+# %%
+from infer.generate.compare import compare
+from redrafter_jax import Limits, Sampling
+
+prompt_ids = pair.tokenizer(PROMPT)["input_ids"]
+both = compare(pair.engine, [prompt_ids], Sampling(), Limits(new=MAX_NEW_TOKENS), seeds=[0], batch=1)
+print(both.report(pair.engine.target.norm.dtype.name))
+
+# %% [markdown]
+# ## One round, drawn
+# The tree that the head drafts behind the newest token, with the head's own estimate of how likely each prefix is.
+# The target scores all nodes in one pass, and the path that it agrees with becomes text.
+
+# %%
+from infer.display.rounds import fetch_trees
+from infer.display.tree_plot import plot_tree
+from infer.display.ways import with_shape
+from infer.options import read_beam
+from redrafter_jax import Recurrent, Shape
+
+has_head = isinstance(pair.engine.proposer, Recurrent)
+drawn = with_shape(pair, Shape(*read_beam(TREE_BEAMS))) if has_head else pair
+trees = fetch_trees(drawn, PROMPT, rounds=4)
+plot_tree(max(trees, key=lambda tree: len(tree.path)))
+
+# %% [markdown]
+# ## Your own model
+# Any Llama-family checkpoint (`model_type: llama`), by folder or hub name. Without a head of its own it drafts by
+# lookup, which pays where a text repeats its prompt (editing code, quoting). A head comes from the notebook
+# *train_head*. One v5e chip has 16 GB, enough for 3 to 4 billion parameters in bfloat16; int8 weights are not
+# supported yet.
+
+# %%
+OWN_TARGET = ""  # @param ["", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "HuggingFaceTB/SmolLM2-360M-Instruct"] {allow-input: true}
+OWN_DRAFTER = "lookup"  # @param {type:"string"}
+QUESTION = "Write this again with type hints: def add(first, second): return first + second"  # @param {type:"string"}
+
+if OWN_TARGET:
+    own = load(OWN_TARGET, OWN_DRAFTER)
+    asks = [{"role": "user", "content": QUESTION}] if own.tokenizer.chat_template else QUESTION
+    stream(own, asks, MAX_NEW_TOKENS)
+else:
+    print("Choose a model above and run this cell.")

@@ -1,0 +1,1 @@
+"""Scripts that call the commands; no part of the package."""

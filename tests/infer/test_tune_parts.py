@@ -1,0 +1,185 @@
+"""The parts of `infer.tune`: rounds counted from known texts, races, what is raced, the file of settings."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from infer import settings, tuned
+from infer.settings import Choice, Conditions, Entry, Machine, SettingsFile
+from infer.tune import acceptance, costs, points, race
+from infer.tune.points import Estimate, Point
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.errors import BadInput
+from tests.support import load_pair
+
+PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8]]
+HERE = Machine("CPU some, 2 cores", "1x1", "float32", "0.1.0", "0.10.2")
+CHOICE = Choice(2, 3, 0, 10, 1.2, 2.1, 120.0, 100.0)
+ENTRY = Entry(HERE, "t", "h", "/heads/h", Conditions(4, 128), CHOICE)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "shape"), [(Sampling(), Shape(3, 2)), (Sampling(1.0), Shape(3, 4, 6))], ids=["greedy", "coupled, a budget"]
+)
+def test_rounds_are_those_of_the_engine(sampling, shape):
+    target, head = load_pair("mha_rnn")
+    new, width, length = 20, 3, 4
+    texts = acceptance.decode(target, PROMPTS, sampling, new, len(PROMPTS))
+    proposer = Recurrent(head, Shape(width, length)).prepare(target)
+    needed = acceptance.search(target, proposer, texts, acceptance.read_hidden(target, texts))
+    counted = acceptance.count_rounds(needed, new, shape.length, shape.budget)
+    engine = Engine(target, Recurrent(head, shape))
+    replies = list(engine.generate(PROMPTS, sampling, Limits(new=new), range(len(PROMPTS)), len(PROMPTS)))
+    assert counted == [reply.rounds for reply in replies]
+    assert sum(counted) < len(PROMPTS) * (new - 1)  # some drafts are accepted, else every way to count would agree
+
+
+def test_batches_are_full_and_wait_for_their_slowest_row():
+    assert acceptance.groups(5, 2) == ((0, 1), (2, 3), (4, 0))
+    assert acceptance.rounds_of_batches([10, 3, 4, 8, 5], 2) == 10 + 8 + 10
+    assert acceptance.rounds_of_batches([10, 3], 4) == 10
+
+
+def test_costs_are_interpolated_and_kept_as_json():
+    found = costs.Costs({1: 1.0, 5: 2.0, 9: 4.0}, {("a", 2, 1): 0.1, ("a", 2, 5): 0.5, ("b", 2, 1): 9.0}, 0.25)
+    found = costs.of_json(json.loads(json.dumps(found.as_json())))
+    assert found.round_seconds("a", 2, 3, 7) == pytest.approx(3.0 + 0.3 + 0.25)
+
+
+def test_prompts_are_stretched_to_a_context():
+    assert costs.stretch([[1, 2, 3], [7]], 5) == [[1, 2, 3, 1, 2], [7] * 5]
+
+
+class Clock:
+    """A machine that slows down and recovers: every call takes its own time times the machine's slowness of the moment."""
+
+    def __init__(self):
+        self.calls, self.noise = itertools.count(), np.random.default_rng(0)
+
+    def timing(self, seconds: float):
+        return lambda: seconds * (1 + 2 * (next(self.calls) // 40 % 2)) * self.noise.uniform(0.97, 1.03)
+
+
+def test_a_race_finds_the_fastest_on_a_machine_that_slows_down():
+    clock = Clock()
+    made = {f"{n}": race.Contender(clock.timing(1.5), 1.5 * speedup) for n, speedup in enumerate((1.02, 1.0, 1.1, 1.06, 0.8))}
+    made[race.PLAIN] = race.Contender(clock.timing(1.0), 1.0)
+    laps = race.run(made, seconds=1.0)
+    found = race.speedups(made, laps)
+    assert max(found, key=found.get) == "2" and found["2"] == pytest.approx(1.1, rel=0.03)
+    assert "4" not in laps[-1] and race.PLAIN in laps[-1]
+    assert len([lap for lap in laps if "4" in lap]) == race.MIN_LAPS
+
+
+def test_a_race_goes_on_from_the_laps_that_were_kept():
+    clock, kept = Clock(), []
+    made = {name: race.Contender(clock.timing(1.0), gain) for name, gain in ((race.PLAIN, 1.0), ("a", 1.2))}
+    first = race.run(made, 0.0, keep=kept.append)
+    assert len(first) == race.MIN_LAPS == len(kept) and kept[-1] == first
+    assert race.run(made, 0.0, first[:3])[:3] == first[:3]
+
+
+def estimate(width, length, seconds, tokens, head="a"):
+    return Estimate(Point(head, width, length, 0, 10), tokens, tokens, seconds, tokens / seconds)
+
+
+def test_the_frontier_is_what_nothing_beats_in_both():
+    cheap, good, worse, same = (
+        estimate(1, 2, 1.5, 1.6),
+        estimate(2, 2, 2.0, 2.0),
+        estimate(4, 1, 2.1, 1.9),
+        estimate(2, 3, 2.0, 1.8),
+    )
+    assert points.frontier([worse, good, same, cheap]) == [cheap, good]
+
+
+def test_the_best_of_every_head_is_raced():
+    first = [estimate(1, length, 1.0, 1 + length) for length in range(1, 9)]
+    other = estimate(2, 2, 9.0, 1.0, head="b")
+    chosen = points.shortlist([other, *first], most=3)
+    assert [each.point.length for each in chosen[:3]] == [8, 7, 6] and chosen[3:] == [other]
+
+
+def test_budgets_are_tried_where_they_leave_something_out():
+    tried = list(points.grid([(1, 3), (2, 2)], ["a"], (2, 3, 4, 9), 10))
+    assert [(each.shape, each.budget) for each in tried] == [("1x3", 0), ("2x2", 0), ("2x2", 3), ("2x2", 4)]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes entries; returns the file as a command reads it."""
+
+    def write(*entries) -> SettingsFile:
+        path = tmp_path / "settings.json"
+        settings.write(path, settings.add({"entries": []}, path, "", entries))
+        return SettingsFile(path, True)
+
+    return write
+
+
+def test_the_nearest_entry_is_taken_and_said(file):
+    other = dataclasses.replace(ENTRY, conditions=Conditions(16, 128))
+    source = file(ENTRY, other)
+    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 100)).says == f"settings of {source.path}"
+    found = tuned.find(source, HERE, "t", ["h"], Conditions(12, 4096, 0.7))
+    assert found.entry == other
+    assert found.says.endswith("batch 16, not 12; context 128, not 4096; temperature 0, not 0.7)")
+    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 0)).entry == ENTRY
+
+
+def test_of_several_heads_the_fastest_is_taken(file):
+    faster = dataclasses.replace(ENTRY, head="i", choice=dataclasses.replace(CHOICE, tokens_per_second=130.0))
+    source = file(ENTRY, faster)
+    assert tuned.find(source, HERE, "t", ["h", "i"], Conditions(4, 128)).entry == faster
+    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 128)).entry == ENTRY
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Machine)])
+def test_an_entry_of_another_machine_is_not_used_and_that_is_said(file, field):
+    found = tuned.find(file(ENTRY), dataclasses.replace(HERE, **{field: "other"}), "t", ["h"], Conditions(4, 128))
+    assert found.entry is None
+    assert field in found.says and "and this is other" in found.says and getattr(HERE, field) in found.says
+
+
+def test_an_entry_of_another_pair_is_not_used_and_that_is_said(file):
+    for target, head in (("u", "h"), ("t", "i")):
+        found = tuned.find(file(ENTRY), HERE, target, [head], Conditions(4, 128))
+        assert found.entry is None and "no entry for this pair" in found.says
+
+
+def test_a_later_measurement_replaces_an_earlier_one(file):
+    source = file(ENTRY)
+    later = dataclasses.replace(ENTRY, choice=dataclasses.replace(CHOICE, width=4))
+    content = settings.add(settings.read(source.path, ""), source.path, "", [later])
+    assert settings.entries_of(content, source.path, "") == [later]
+
+
+def test_no_file_is_nothing_and_a_named_one_has_to_be_there(tmp_path):
+    assert SettingsFile(tmp_path / "none.json").load() == [] == settings.source_of("none").load()
+    with pytest.raises(BadInput, match="there is no file"):
+        settings.source_of(str(tmp_path / "none.json")).load()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("{}", "is no file of settings"),
+        ('{"written_by": "redrafter_jax infer.tune", "entries": [{"machine": {}}]}', "damaged entry"),
+        ('{"written_by": "redrafter_jax infer.tune", "entries": [3]}', "damaged entry"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(tmp_path, content, said):
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(BadInput, match=said):
+        settings.source_of(str(tmp_path / "s.json")).load()
+
+
+@pytest.mark.parametrize("change", [{"width": 0}, {"length": -1}, {"nodes": 2.5}, {"speedup": float("nan")}, {"speedup": "fast"}])
+def test_an_impossible_choice_is_a_damaged_entry(file, change):
+    with pytest.raises(BadInput, match="damaged entry"):
+        file(dataclasses.replace(ENTRY, choice=dataclasses.replace(CHOICE, **change))).load()

@@ -1,0 +1,151 @@
+"""Lines of Spec-Bench and MT-bench: questions that are asked in order, and ids that come back with the replies."""
+
+import dataclasses
+import json
+
+import pytest
+
+from infer import prompts, templates
+from infer.generate import session
+from infer.generate.__main__ import main
+from infer.generate.turns import Turns
+from infer.prompts import Prompt
+from redrafter_jax.decode.reply import Progress
+from redrafter_jax.errors import BadInput
+from tests.fakes import REPLY, Fake
+from tests.options import PAIR, SHORT
+from tests.texts import with_tokenizer
+
+LINES = [
+    {"question_id": 81, "category": "writing", "turns": ["hi", "more"]},
+    {"prompt": "a", "id": "x"},
+    {"turns": ["one", "two", "three"], "question_id": 82},
+]
+NUMBERS = {(0, 0): 0, (0, 1): 1, (1, 0): 2, (2, 0): 3, (2, 1): 4, (2, 2): 5}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs")
+
+
+class Echo(Fake):
+    """An engine whose reply is a function of the prompt, so that a test sees which prompt it was given."""
+
+    def stream(self, prompts, *_, **__):
+        replies = [dataclasses.replace(REPLY, token_ids=[97 + sum(ids) % 20, 65 + len(ids) % 20]) for ids in prompts]
+        yield Progress(replies, [True] * len(prompts))
+
+
+@pytest.fixture
+def command(cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Echo(), tokenizer))
+    target = with_tokenizer(tmp_path / "target", template=True)
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+
+    def run(*arguments, file="bench.jsonl", decoding="autoregressive"):
+        pair = ["--target", target, *PAIR[2:], "--max-new-tokens", 6, "--decoding", decoding]
+        code = main([*map(str, [*pair, "--prompts", tmp_path / file, "--cache-dir", cache, *arguments])])
+        printed = capsys.readouterr()
+        return code, [json.loads(line) for line in printed.out.splitlines()] if "--json" in arguments else printed.out, printed.err
+
+    return run
+
+
+def place(line):
+    return line["index"], line.get("turn", 0)
+
+
+def test_questions_are_asked_behind_the_replies_to_those_before_them(command, tmp_path):
+    code, lines, _ = command("--json")
+    assert code == 0 and [place(line) for line in lines] == sorted(NUMBERS)
+    texts = {place(line): line["text"] for line in lines}
+    said = []
+    for turn, question in enumerate(LINES[2]["turns"]):
+        said.append({"role": "user", "content": question})
+        (tmp_path / "messages.jsonl").write_text('{"token_ids": [1]}\n' * 2 + json.dumps({"messages": said}) + "\n")
+        assert command("--json", file="messages.jsonl")[1][2]["text"] == texts[2, turn]
+        said.append({"role": "assistant", "content": texts[2, turn]})
+
+
+def test_a_batch_asks_the_same_and_what_else_a_line_has_comes_back(command):
+    alone, together = command("--json")[1], command("--json", "--batch-size", 2)[1]
+    assert {place(line): line["token_ids"] for line in alone} == {place(line): line["token_ids"] for line in together}
+    assert [line.get("metadata") for line in alone[:3]] == [{"question_id": 81, "category": "writing"}] * 2 + [{"id": "x"}]
+    assert "turn" not in alone[2] and [line["turn"] for line in alone[3:]] == [0, 1, 2]
+
+
+def test_a_conversation_that_was_cut_off_goes_on_behind_its_replies(command, tmp_path):
+    path = tmp_path / "out.jsonl"
+    assert command("--output", path)[0] == 0
+    whole = path.read_text().splitlines(keepends=True)
+    for kept in (1, 4, 5):
+        path.write_text("".join(whole[:kept]))
+        assert command("--output", path)[0] == 0
+        again = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line["token_ids"] for line in again] == [json.loads(line)["token_ids"] for line in whole]
+    (tmp_path / "bench.jsonl").write_text((tmp_path / "bench.jsonl").read_text().replace("82", "83"))
+    assert "belongs to another run" in command("--output", path)[2]
+
+
+def test_both_kinds_of_decoding_agree_on_every_turn(command):
+    code, lines, _ = command("--json", "--batch-size", 2, decoding="compare")
+    assert code == 0 and [place(line) for line in lines] == sorted(NUMBERS) and all(line["identical"] for line in lines)
+    assert {place(line): line["token_ids"] for line in lines} == {place(line): line["token_ids"] for line in command("--json")[1]}
+
+
+def test_a_persons_screen_names_the_turns(command):
+    assert "bench.jsonl:3, turn 2 of 3\n" in command()[1]
+
+
+def test_every_question_comes_behind_the_one_before_it_and_one_process_has_them_all():
+    given = [Prompt("p", "turns", ["a", "b"]), Prompt("q", "token_ids", [1]), Prompt("r", "turns", ["a", "b", "c"])]
+    turns = Turns(given, lambda prompt: [1, 2])
+    assert turns.batches(range(6), 1) == [[number] for number in range(6)]
+    assert turns.batches(range(6), 2) == [[0, 2], [3], [1, 4], [5]]
+    assert turns.shares(1, 2) == [[0, 1, 3, 4, 5], [2]]
+    assert turns.longest(10, 100) == 2 + 2 * (10 + 2) and turns.longest(10, 20) == 19
+
+
+def test_a_real_pair_answers_the_turns_as_it_answers_the_same_messages(cache, tmp_path, capsys):
+    target, said = with_tokenizer(tmp_path / "target", template=True), []
+    given = ["--target", target, *PAIR[2:], *SHORT, "--json", "--cache-dir", cache, "--prompts"]
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"turns": ["hi", "more"]}))
+    assert main([*map(str, [*given, tmp_path / "turns.jsonl"])]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for line, question in zip(lines, ["hi", "more"], strict=True):
+        said.append({"role": "user", "content": question})
+        (tmp_path / "messages.jsonl").write_text(json.dumps({"messages": said}))
+        assert main([*map(str, [*given, tmp_path / "messages.jsonl"])]) == 0
+        assert json.loads(capsys.readouterr().out)["token_ids"] == line["token_ids"]
+        said.append({"role": "assistant", "content": line["text"]})
+
+
+def test_messages_without_a_template_are_vicunas_and_that_is_said(tmp_path, cache, capsys, monkeypatch):
+    monkeypatch.setattr(session.pair, "fill", lambda resolved, tokenizer, *_: session.pair.Pair(Echo(), tokenizer))
+    target = with_tokenizer(tmp_path / "target")
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}')
+    given = ["--target", str(target), *PAIR[2:], *SHORT, "--cache-dir", str(cache), "--json"]
+    assert main([*given, "--prompts", str(tmp_path / "chat.jsonl")]) == 0
+    printed = capsys.readouterr()
+    assert "note: the tokenizer has no chat template; Vicuna's is used" in printed.err
+    assert main([*given, "--prompts", str(tmp_path / "chat.jsonl"), "--chat-template", "vicuna"]) == 0
+    named = capsys.readouterr()
+    assert "note" not in named.err and json.loads(named.out)["token_ids"] == json.loads(printed.out)["token_ids"]
+
+
+def test_a_template_in_a_file_takes_the_place_of_the_tokenizers_own(tmp_path):
+    from infer.text import load_tokenizer
+
+    tokenizer = load_tokenizer(with_tokenizer(tmp_path / "target", template=True))
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    asked = Prompt("x", "turns", ["hi"])
+    ids = prompts.encode(asked, tokenizer, 503, 512, templates.read(str(tmp_path / "own.jinja")))
+    assert tokenizer.decode(ids) == "[hi]" and tokenizer.decode(prompts.encode(asked, tokenizer, 503, 512)) == "<user>hi<assistant>"
+
+
+@pytest.mark.parametrize("turns", [[], "a", [1], [["a"]]])
+def test_turns_that_are_no_texts_are_named(tmp_path, turns):
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"turns": turns}))
+    with pytest.raises(BadInput, match="bad.jsonl:1: turns should be a list of strings, at least one"):
+        prompts.read((), str(tmp_path / "bad.jsonl"))

@@ -17,14 +17,15 @@ from infer.options import wrong_dtype
 from infer.proposers import check_drafting, drafted_length, named_lookup, proposer_of
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine
+from redrafter_jax.decode.propose.heads import default_shape_of
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import is_whole, require
 from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.files import config, hub, weights
-from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.files import config, heads, hub, weights
+from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
@@ -53,6 +54,12 @@ def default_shape(platform: str, target: TargetConfig, dtype: str) -> Shape:
     if platform != "cpu":
         return ACCELERATOR_SHAPE
     return CACHED_SHAPE if placement.bytes_read_by_step(target, dtype) <= cache_size() else CPU_SHAPE
+
+
+def shape_of(found: "Resolved") -> Shape:
+    """The shape to decode with where none is asked for."""
+    otherwise = default_shape(jax.default_backend(), found.target_config, found.dtype)
+    return default_shape_of(found.drafter_config, otherwise)
 
 
 @functools.cache
@@ -87,7 +94,7 @@ class Resolved:
     target: pathlib.Path
     target_config: TargetConfig
     drafter: pathlib.Path | None
-    drafter_config: DrafterConfig | None
+    drafter_config: HeadConfig | None
     mesh: tuple[int, int] = (1, 1)
     dtype: str = "float32"
     why: str | None = None  # of a mesh that was not asked for
@@ -118,7 +125,7 @@ def load(
     check_drafting(shape, with_head, alone, beside, lookup)
     found = find(target, None if alone else drafter, with_head, dtype)
     if with_head:
-        shape = default_shape(jax.default_backend(), found.target_config, dtype) if shape is None else shape
+        shape = shape_of(found) if shape is None else shape
         shape.check_vocabulary(found.target_config.vocab_size, found.drafter_config.draft_vocab)
     lookup = alone or lookup
     resolved = plan(found, mesh, rows=mesh[0], length=drafted_length(shape if with_head else None, lookup))
@@ -146,7 +153,7 @@ def find(target: str | None, drafter: str | None, with_head: bool, dtype: str) -
     if with_head:
         default = default_head(jax.default_backend())
         head = hub.locate(drafter, "--drafter") if drafter is not None else embedded(default)
-        head_config = config.drafter_config(config.read_json(head, "--drafter"), "--drafter")
+        head_config = heads.read_config(head, "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
     return Resolved(folder, target_config, head, head_config, dtype=dtype)
 
@@ -174,6 +181,6 @@ def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, 
     """Reads the weights onto the mesh, which becomes the engine's; ``lookup`` drafts beside the head."""
     stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
-        head = weights.load_drafter(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
+        head = heads.load_head(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
         target = weights.load_target(resolved.target, resolved.dtype, "--target")
     return Pair(Engine(target, proposer_of(head, shape, lookup), stops), tokenizer)

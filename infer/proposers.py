@@ -1,13 +1,14 @@
 """From names and options of what drafts to the library's types: a lookup, a head, or both. Not here: weights (`pair.py`)."""
 
 from infer.drafting import LOOKUP, has_head
+from redrafter_jax.decode.propose.heads import proposer_of_head
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.files.heads import Head
 
 
 def named_lookup(given: object) -> Lookup | None:
@@ -36,8 +37,9 @@ def drafted_length(shape: Shape | None, lookup: Lookup | None) -> int:
     return max((each.length for each in (shape, lookup) if each is not None), default=0)
 
 
-def proposer_of(head: Drafter | None, shape: Shape, lookup: Lookup | None = None) -> Proposer | None:
+def proposer_of(head: Head | None, shape: Shape, lookup: Lookup | None = None) -> Proposer | None:
     """What drafts: a head, a lookup, or both at once, within the shape's budget of nodes; None for plain decoding."""
     if head is None:
         return lookup
-    return Recurrent(head, shape) if lookup is None else Union(Recurrent(head, shape), lookup, shape.budget)
+    alone = proposer_of_head(head, shape)
+    return alone if lookup is None else Union(alone, lookup, shape.budget)

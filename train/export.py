@@ -86,11 +86,10 @@ def main(options: Options) -> None:
         )
     last = run.read_last_evaluation(options.run, step)
     card.write(
-        checkpoint.restore(checkpoints, step, head=like)["head"],
+        evaluation.with_tree(checkpoint.restore(checkpoints, step, head=like)["head"], last),
         weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
         card.compose(name, configuration, last, step),
-        evaluation.tree_of(recipe, last),
     )
     print(f"the head of step {step} is in {options.output}")
 

@@ -93,7 +93,8 @@ def _train(options: Options) -> int:
         processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
         return stopped.code
     last = loop.read_last_evaluation(options.output, steps)
-    card.write(head, None, folder, card.compose(name, configuration, last, steps), evaluation.tree_of(options.recipe, last))
+    head = evaluation.with_tree(head, last)
+    card.write(head, None, folder, card.compose(name, configuration, last, steps))
     processes.say(f"the head is in {folder}")
     return 0
 

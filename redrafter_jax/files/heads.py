@@ -35,14 +35,13 @@ def load_head(folder: pathlib.Path | str, dtype: str = "float32", what: str = "d
     return load(folder, dtype, what)
 
 
-def save_head(head: Head, folder: pathlib.Path | str, target: Target | None = None, paths=None) -> None:
+def save_head(head: Head, folder: pathlib.Path | str, target: Target | None = None) -> None:
     """Writes a head as `weights.save_drafter` does, or Medusa's as v0.1.
 
     Args:
       target: the recurrent head is written so that Apple's code can read it.
-      paths: of the tree of Medusa's heads.
     """
     if isinstance(head, MedusaHeads):
-        medusa.save_medusa(head, folder, paths=paths)
+        medusa.save_medusa(head, folder)
     else:
         weights.save_drafter(head, folder, target)

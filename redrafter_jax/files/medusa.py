@@ -91,14 +91,12 @@ def save_medusa(
     heads: MedusaHeads,
     folder: pathlib.Path | str,
     layout: Layout = "medusa",
-    paths: tuple[tuple[int, ...], ...] | None = None,
     base: str = "",
     target: Target | None = None,
 ) -> None:
     """Writes heads as Medusa's own code (v0.1) or vLLM reads them.
 
     Args:
-      paths: of the tree, for this project.
       base: the target's name, which Medusa's own code loads by.
       target: gives its LM head to each head that has none, which the readers of vLLM's layout need.
 
@@ -115,11 +113,11 @@ def save_medusa(
     if layout == "vllm" and config.tied:
         columns = target.columns(heads.ids)
         arrays |= {(_LAYOUTS["vllm"][_LM_HEAD].format(k=k), True): columns for k in range(config.num_heads)}
-    fields = _fields(config, layout, paths, base, heads.blocks[0][0].weight[...].dtype)
+    fields = _fields(config, layout, base, heads.blocks[0][0].weight[...].dtype)
     tensors.write(folder, arrays, fields, HEAD_FILE if layout == "medusa" else "model.safetensors")
 
 
-def _fields(config: MedusaConfig, layout: Layout, paths, base: str, dtype) -> dict[str, object]:
+def _fields(config: MedusaConfig, layout: Layout, base: str, dtype) -> dict[str, object]:
     shared = {
         "model_type": MODEL_TYPE,
         "hidden_size": config.hidden_size,
@@ -128,8 +126,8 @@ def _fields(config: MedusaConfig, layout: Layout, paths, base: str, dtype) -> di
         "medusa_num_layers": config.num_blocks,
         "torch_dtype": str(dtype),
     }
-    if paths is not None:
-        shared[TREE_KEY] = [list(path) for path in paths]
+    if config.tree is not None:
+        shared[TREE_KEY] = [list(path) for path in config.tree]
     if layout == "medusa":
         return shared | {"base_model_name_or_path": base} | ({"version": "2"} if config.tied else {})
     return shared | {
@@ -190,6 +188,7 @@ def _found(folder: pathlib.Path, what: str) -> tuple[MedusaConfig, str, dict[str
         tied=not any(owned),
         draft_vocab=mapped,
         bias=bias.format(k=0, l=0) in files,
+        tree=read_tree(folder, what),
     )
     return config, layout, files
 

@@ -23,7 +23,8 @@ from redrafter_jax.model.target import Target, unembed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MedusaConfig:
     """The shapes of K heads of L residual blocks. ``tied``: all of them use the target's LM head; ``draft_vocab``: U, tokens
-    that can be drafted, 0 for all; ``bias``: of the blocks."""
+    that can be drafted, 0 for all; ``bias``: of the blocks; ``tree``: the paths that are drafted, the likelier ones first, each a
+    tuple of ranks; None for the published tree (`decode/propose/medusa.py`)."""
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +33,7 @@ class MedusaConfig:
     tied: bool = True
     draft_vocab: int = 0
     bias: bool = True
+    tree: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def exit_size(self) -> int:

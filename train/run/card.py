@@ -22,15 +22,15 @@ NO_FIGURES = "None: there was no evaluation (`--held-out`, `--evaluate-every`)."
 CARD_OPTIONS = ("glob", "held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
 
 
-def write(head, target, folder: pathlib.Path, content: str, paths=None) -> None:
-    """Writes the head and its card; with ``target`` in a form that Apple's code can read. ``paths``: of Medusa's tree."""
+def write(head, target, folder: pathlib.Path, content: str) -> None:
+    """Writes the head and its card; with ``target`` in a form that Apple's code can read."""
     from redrafter_jax.files import heads
 
     if processes.is_first():  # the card comes first: by it a later export recognises an unfinished one
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CARD_FILE) as new:
             new.write_text(content)
-    heads.save_head(head, folder, target, paths)
+    heads.save_head(head, folder, target)
 
 
 def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:

@@ -1,20 +1,23 @@
 """Evaluates a head on held-out examples: loss, accuracies, and tokens per step of real decoding at two beam shapes."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
+from flax import nnx
 
 from infer import failures
 from redrafter_jax.cross_entropy import MAX_RANK
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.heads import proposer_of_head
-from redrafter_jax.decode.propose.medusa import MAX_CHILDREN, Paths, grow
+from redrafter_jax.decode.propose.medusa import MAX_CHILDREN, grow
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.reply import mean_tokens_per_step
 from redrafter_jax.files.heads import Head
 from redrafter_jax.loss import LossConfig, Metrics
 from redrafter_jax.model import vocabulary
+from redrafter_jax.model.medusa import MedusaHeads
 from redrafter_jax.model.target import Target
 from train.data.rows import Rows, put_batch
 from train.run import step
@@ -60,6 +63,8 @@ class Evaluation:
         figures = self._metrics(drafter)
         narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
         for shape in EVALUATED_SHAPES if self.prompts else ():
+            if self.recipe.is_medusa:  # which drafts no deeper than there are heads
+                shape = dataclasses.replace(shape, length=min(shape.length, self.recipe.positions))
             found = measure_tokens_per_step(self.target, narrow, shape, self.prompts)
             if found is not None:
                 figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found
@@ -69,12 +74,16 @@ class Evaluation:
         return join_metrics([self.update(drafter, self.target, batch)[1] for batch in self.batches])
 
 
-def tree_of(recipe: Recipe, last: dict) -> Paths | None:
-    """The tree of Medusa's heads that the accuracies of an evaluation suggest; None without heads or accuracies."""
+def with_tree(head: Head, last: dict) -> Head:
+    """Medusa's heads with the tree that the accuracies of an evaluation suggest; any other head, or without accuracies, as it
+    is."""
     cumulative_KR = last.get("held_out_accuracy")
-    if not recipe.is_medusa or cumulative_KR is None:
-        return None
-    return grow(np.diff(np.asarray(cumulative_KR), axis=1, prepend=0.0), TREE_NODES)
+    if not isinstance(head, MedusaHeads) or cumulative_KR is None:
+        return head
+    head = nnx.clone(head)
+    tree = grow(np.diff(np.asarray(cumulative_KR), axis=1, prepend=0.0), TREE_NODES)
+    head.config = dataclasses.replace(head.config, tree=tree)
+    return head
 
 
 def join_metrics(parts: list[Metrics]) -> dict:

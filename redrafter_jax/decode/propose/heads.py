@@ -3,16 +3,35 @@
 from redrafter_jax.decode.propose.medusa import PUBLISHED, Medusa, Paths, cut
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
-from redrafter_jax.model.drafter import Drafter
-from redrafter_jax.model.medusa import MedusaHeads
+from redrafter_jax.errors import BadInput
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
 
 
-def proposer_of_head(head: Drafter | MedusaHeads, shape: Shape, paths: Paths | None = None) -> Proposer:
-    """A recurrent head with the search that ``shape`` describes; Medusa's heads with at most as many nodes and as great a depth.
+def proposer_of_head(head: Drafter | MedusaHeads, shape: Shape) -> Proposer:
+    """A recurrent head with the search that ``shape`` describes; Medusa's heads with the part of their tree that has at most as
+    many nodes and as great a depth.
 
-    Args:
-      paths: of the tree of Medusa's heads, each before those that are less likely; None for the published tree.
+    Raises:
+      BadInput: the shape asks for a tree that Medusa's heads do not have.
     """
     if isinstance(head, Drafter):
         return Recurrent(head, shape)
-    return Medusa(head, cut(PUBLISHED if paths is None else paths, shape))
+    if shape.tree != "search":
+        raise BadInput(f"tree {shape.tree} is of a beam search, and the tree of Medusa's heads is a constant; leave it out")
+    return Medusa(head, cut(tree_of(head.config), shape))
+
+
+def default_shape_of(config: DrafterConfig | MedusaConfig, otherwise: Shape) -> Shape:
+    """The shape to decode with where none is asked for: the tree that Medusa's heads come with, or ``otherwise``."""
+    if isinstance(config, DrafterConfig):
+        return otherwise
+    paths = tree_of(config)
+    depth = max(map(len, paths), default=0)
+    return Shape(-(-len(paths) // max(depth, 1)), depth, 1 + len(paths), draft_top_k=0) if depth else Shape(1, 0)
+
+
+def tree_of(config: MedusaConfig) -> Paths:
+    """The paths of these heads' tree, none deeper than there are heads."""
+    paths = PUBLISHED if config.tree is None else config.tree
+    return tuple(path for path in paths if len(path) <= config.num_heads)

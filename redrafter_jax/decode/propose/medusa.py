@@ -127,7 +127,7 @@ class Medusa(Proposer):
       BadInput: the paths make no tree.
     """
 
-    heads: MedusaHeads
+    head: MedusaHeads
     paths: Paths = dataclasses.field(metadata={"static": True}, default=PUBLISHED)
 
     def __post_init__(self):
@@ -140,7 +140,7 @@ class Medusa(Proposer):
     def prepare(self, target: Target) -> Proposer:
         if not self.paths:
             return Plain()
-        config, ranks = self.heads.config, 1 + max(map(max, self.paths))
+        config, ranks = self.head.config, 1 + max(map(max, self.paths))
         if self.round.length > config.num_heads:
             raise BadInput(f"a tree of depth {self.round.length} needs as many heads, but there are {config.num_heads}")
         if ranks > (config.draft_vocab or config.vocab_size):
@@ -157,15 +157,15 @@ class Medusa(Proposer):
         """The R likeliest tokens of each head that the tree uses and their log-probabilities, ``[B, K, R]``, with the temperature
         and the noise that each row has."""
         K, R = self.round.length, 1 + max(map(max, self.paths))
-        logits_BKU = self.heads.logits(view.h, target)[:, :K]
+        logits_BKU = self.head.logits(view.h, target)[:, :K]
         divisor_B = sample.divisor(view.policy)
         if divisor_B is not None:
             logits_BKU = logits_BKU / divisor_B[:, None, None]
         if view.noise is not None:
-            logits_BKU = logits_BKU + draft_ids.drafted(self.heads.ids, view.noise)
+            logits_BKU = logits_BKU + draft_ids.drafted(self.head.ids, view.noise)
         best_BKR, index_BKR = sample.top_k(logits_BKU, R)
         logp_BKR = best_BKR - jax.nn.logsumexp(logits_BKU, axis=-1)[..., None]
-        return draft_ids.token_ids(self.heads.ids, index_BKR), logp_BKR
+        return draft_ids.token_ids(self.head.ids, index_BKR), logp_BKR
 
 
 def fill(g_B: jax.Array, shape: StaticTree, tokens_BKR: jax.Array, logp_BKR: jax.Array) -> Tree:

@@ -14,9 +14,9 @@ import jax
 from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
 from infer.generate import chat, checks, compare, hashes, parts, tuning
 from infer.generate.batches import Batches, decode, open_stream
-from infer.generate.task import Task, WantedShape
+from infer.generate.task import Task
 from infer.generate.turns import Turns
-from infer.options import check_tree, read_seeds
+from infer.options import read_seeds
 from infer.replies import Owner, ReplyFile
 from infer.stopping import Stopper
 from infer.text import load_tokenizer
@@ -68,7 +68,7 @@ def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
     dtype = models.dtype or pair.default_dtype(jax.default_backend())
     found = pair.find(models.target, models.drafter, models.has_head and decoding.kind != "autoregressive", dtype)
     lookup = proposers.lookup_of(decoding.lookup)
-    shape = shape_of(decoding.beams, found, lookup) if found.drafter else None
+    shape = tuning.shape_of(decoding.beams, found, lookup) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
     if decoding.own_sampling is not None:
         sampling = model_sampling.read(resolved.target, decoding.sampling, decoding.own_sampling)
@@ -85,14 +85,6 @@ def tune(prepared: Prepared, longest: int) -> Prepared:
     """With the settings that were measured for its pair, if there are any; ``longest``: tokens of the longest prompt."""
     task = tuning.apply(prepared.task, prepared.resolved, longest)
     return prepared if task is prepared.task else prepare(task, prepared.tokenizer)
-
-
-def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
-    """The shape that was asked for, completed by the device's defaults; its tree has room for a lookup's nodes."""
-    default = pair.default_shape(jax.default_backend(), resolved.target_config, resolved.dtype)
-    width, length = beams.width or default.width, beams.length or default.length
-    check_tree(width, length, beams.budget, lookup.length if lookup else 0)
-    return Shape(width, length, beams.budget, beams.tree, beams.draft_top_k)
 
 
 def run(task: Task, given: Sequence[prompts.Prompt]) -> int:

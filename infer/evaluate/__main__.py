@@ -72,7 +72,7 @@ def _main(options: Options) -> None:
 
     from infer.evaluate import metrics
     from redrafter_jax.devices.mesh import make_mesh
-    from redrafter_jax.files import hub, weights
+    from redrafter_jax.files import heads, hub, weights
 
     jax.set_mesh(make_mesh())
     folder = hub.locate(options.target, "--target")
@@ -96,7 +96,7 @@ def _main(options: Options) -> None:
     say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))  # rows as they are measured
     say(report.heading(result))
     for drafter in options.drafter:
-        head = weights.load_drafter(drafter, what="--drafter")
+        head = heads.load_head(drafter, what="--drafter")
         rows = metrics.tau_table(target, head, prompts, contexts, shapes, options.trees, options.new_tokens)
         result["heads"][str(drafter)] = rows
         say("\n".join(report.line(drafter, row) for row in rows))
@@ -129,7 +129,7 @@ def check_pairs(folder: pathlib.Path, options: Options):
             f" not {options.new_tokens}"
         )
     for drafter in options.drafter:
-        configs.check_pair(config, configs.drafter_config(configs.read_json(drafter, "--drafter"), "--drafter"), "--drafter")
+        configs.check_pair(config, heads.read_config(drafter, "--drafter"), "--drafter")
     return config
 
 

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from infer import failures
 from redrafter_jax import cross_entropy
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.heads import fit_shape, proposer_of_head
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.reply import Reply, mean_tokens_per_step
 from redrafter_jax.decode.request import DRAFT_TOP_K
-from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.files.heads import Head
 from redrafter_jax.model.target import Target
 
 SHAPES = ((1, 3), (4, 4), (8, 5))
@@ -94,7 +95,7 @@ def _batched(items: list, size: int) -> list[list]:
 
 def tau_table(
     target: Target,
-    drafter: Drafter,
+    drafter: Head,
     prompts: Prompts,
     contexts: Prompts,
     shapes: Sequence[tuple[int, int]],
@@ -103,10 +104,12 @@ def tau_table(
 ) -> list[dict]:
     """A row for every beam shape and tree: τ at T = 0, at T = 1 coupled and independent, and along real text; drafts are cut to
     ``TOP_K`` of the tree."""
-    rows, ways = [], list(itertools.product(shapes, trees))
+    asked = (Shape(*size, tree=tree, draft_top_k=TOP_K[tree]) for size, tree in itertools.product(shapes, trees))
+    rows, ways = [], list({fit_shape(drafter.config, shape): None for shape in asked})
     with tqdm(total=4 * len(ways), unit="figure", leave=False) as bar:
-        for (width, length), tree in ways:
-            engine = Engine(target, Recurrent(drafter, Shape(width, length, tree=tree, draft_top_k=TOP_K[tree])))
+        for shape in ways:
+            width, length, tree = shape.width, shape.length, shape.tree
+            engine = Engine(target, proposer_of_head(drafter, shape))
             figures = {
                 "greedy": lambda engine=engine: tokens_per_step(engine, prompts, Sampling(), new),
                 "coupled": lambda engine=engine: tokens_per_step(engine, prompts, Sampling(1.0), new),

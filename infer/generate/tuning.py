@@ -3,8 +3,6 @@
 
 import dataclasses
 
-import jax
-
 from infer import pair, tuned
 from infer.generate.task import Task, WantedShape
 from infer.options import check_tree
@@ -39,7 +37,7 @@ def apply(task: Task, resolved: pair.Resolved, longest: int) -> Task:
 
 def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
     """The shape that was asked for, completed by the device's defaults; its tree has room for a lookup's nodes."""
-    default = pair.default_shape(jax.default_backend(), resolved.target_config, resolved.dtype)
+    default = pair.shape_of(resolved)
     width, length = beams.width or default.width, beams.length or default.length
     check_tree(width, length, beams.budget, lookup.length if lookup else 0)
     return Shape(width, length, beams.budget, beams.tree, beams.draft_top_k)

@@ -1,5 +1,6 @@
 """Medusa's heads in the layouts of others: read, written, counted, refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -51,14 +52,15 @@ def test_the_three_layouts_hold_the_same_heads(tmp_path):
     expected = files.load_medusa(write(tmp_path / "v0", drawn()))
     merged = {f"medusa_head.{name}": array for name, array in drawn().items()} | {"lm_head.weight": np.ones((V, D), np.float32)}
     assert same(expected, files.load_medusa(write(tmp_path / "v1", merged, file="model.safetensors")))
+    expected.config = dataclasses.replace(expected.config, tree=((0,), (0, 1)))
     for layout in ("medusa", "vllm"):
-        files.save_medusa(expected, tmp_path / layout, layout, paths=((0,), (0, 1)))
+        files.save_medusa(expected, tmp_path / layout, layout)
         assert same(expected, files.load_medusa(tmp_path / layout))
-        assert files.read_tree(tmp_path / layout) == ((0,), (0, 1))
     stored = load_file(tmp_path / "vllm" / "model.safetensors")
     assert np.array_equal(stored["medusa_heads.blocks.0.layers.1.weight"], drawn()["0.1.linear.weight"])
     bare = {name.removeprefix("medusa_heads."): array for name, array in stored.items()}
-    assert same(expected, files.load_medusa(write(tmp_path / "bare", bare, {"model_type": "medusa"}, "model.safetensors")))
+    fields = {"model_type": "medusa", "medusa_choices": [[0], [0, 1]]}
+    assert same(expected, files.load_medusa(write(tmp_path / "bare", bare, fields, "model.safetensors")))
     written = json.loads((tmp_path / "vllm" / "config.json").read_text())
     assert written["num_heads"] == 3 and written["num_hidden_layers"] == 2 and written["truncated_vocab_size"] == V
 

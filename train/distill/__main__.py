@@ -26,8 +26,8 @@ from redrafter_jax.decode.request import MAX_NODES, require, wrong_number
 from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import config, fingerprint, hub, lock, weights
-from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.files import config, fingerprint, heads, hub, lock, weights
+from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.model.target import TargetConfig
 from train.data import datasets, questions, records
 from train.distill import answers
@@ -109,8 +109,7 @@ def _main(options: Options) -> None:
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     options = dataclasses.replace(options, target=hub.locate(options.target, "--target"), dtype=dtype)
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
-    fields = None if options.drafter is None else config.read_json(options.drafter, "--drafter")
-    head_config = None if fields is None else config.drafter_config(fields, "--drafter")
+    head_config = None if options.drafter is None else heads.read_config(options.drafter, "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
     shape, why = mesh_choice.resolve(load, options.mesh, True, "--mesh", "--distributed")
@@ -133,7 +132,7 @@ def _main(options: Options) -> None:
         print(why, file=sys.stderr)
     jax.set_mesh(meshes.make_mesh(*shape))
     target = weights.load_target(options.target, options.dtype, "--target")
-    head = None if options.drafter is None else weights.load_drafter(options.drafter, options.dtype, "--drafter")
+    head = None if options.drafter is None else heads.load_head(options.drafter, options.dtype, "--drafter")
     engine = Engine(target, proposer_of(head, Shape(*options.beam)), stops)
     file.begin()
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
@@ -142,7 +141,7 @@ def _main(options: Options) -> None:
     print(f"the replies to {counted(len(prompts), 'prompt')} are in {options.output}")
 
 
-def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | None) -> int:
+def check_pair(options: Options, target: TargetConfig, head: HeadConfig | None) -> int:
     """The tokens that a prompt may have, so that the longest reply has room behind it.
 
     Raises:
@@ -163,7 +162,7 @@ def check_pair(options: Options, target: TargetConfig, head: DrafterConfig | Non
     return context - options.max_new_tokens
 
 
-def load_of(options: Options, target: TargetConfig, head: DrafterConfig | None) -> placement.Footprint:
+def load_of(options: Options, target: TargetConfig, head: HeadConfig | None) -> placement.Footprint:
     """What the devices have to carry: both models' weights, and the cache of a batch."""
     prompt = options.prompt_tokens if options.text else QUESTION_TOKENS
     slots = min(target.max_position_embeddings, prompt + options.max_new_tokens)

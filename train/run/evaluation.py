@@ -10,7 +10,7 @@ from flax import nnx
 from infer import failures
 from redrafter_jax.cross_entropy import MAX_RANK
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.propose.heads import proposer_of_head
+from redrafter_jax.decode.propose.heads import fit_shape, proposer_of_head
 from redrafter_jax.decode.propose.medusa import MAX_CHILDREN, grow
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.reply import mean_tokens_per_step
@@ -63,8 +63,7 @@ class Evaluation:
         figures = self._metrics(drafter)
         narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
         for shape in EVALUATED_SHAPES if self.prompts else ():
-            if self.recipe.is_medusa:  # which drafts no deeper than there are heads
-                shape = dataclasses.replace(shape, length=min(shape.length, self.recipe.positions))
+            shape = fit_shape(drafter.config, shape)
             found = measure_tokens_per_step(self.target, narrow, shape, self.prompts)
             if found is not None:
                 figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found

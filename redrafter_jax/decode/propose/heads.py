@@ -1,5 +1,7 @@
 """Which proposer a head is: the one place where heads are told apart by their kind."""
 
+import dataclasses
+
 from redrafter_jax.decode.propose.medusa import PUBLISHED, Medusa, Paths, cut
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
@@ -29,6 +31,13 @@ def default_shape_of(config: DrafterConfig | MedusaConfig, otherwise: Shape) -> 
     paths = tree_of(config)
     depth = max(map(len, paths), default=0)
     return Shape(-(-len(paths) // max(depth, 1)), depth, 1 + len(paths), draft_top_k=0) if depth else Shape(1, 0)
+
+
+def fit_shape(config: DrafterConfig | MedusaConfig, shape: Shape) -> Shape:
+    """The shape, less what these heads cannot draft: Medusa's draft no deeper than there are heads, and one tree alone."""
+    if isinstance(config, DrafterConfig):
+        return shape
+    return dataclasses.replace(shape, length=min(shape.length, config.num_heads), budget=shape.nodes, tree="search")
 
 
 def tree_of(config: MedusaConfig) -> Paths:

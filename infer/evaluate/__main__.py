@@ -120,6 +120,7 @@ def check(options: Options) -> None:
 def check_pairs(folder: pathlib.Path, options: Options):
     """The target's config. Raises BadInput where the replies do not fit its context, or a head does not fit the target."""
     from redrafter_jax.files import config as configs
+    from redrafter_jax.files import heads
 
     config = configs.target_config(configs.read_json(folder, "--target"), "--target")
     room = config.max_position_embeddings - PROMPT_TOKENS

@@ -21,6 +21,7 @@ from infer.replies import Owner, ReplyFile
 from infer.terminal import counted
 from infer.text import require_tokenizer
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.propose.heads import fit_shape
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import MAX_NODES, require, wrong_number
 from redrafter_jax.devices import memory, mesh_choice, placement
@@ -133,7 +134,8 @@ def _main(options: Options) -> None:
     jax.set_mesh(meshes.make_mesh(*shape))
     target = weights.load_target(options.target, options.dtype, "--target")
     head = None if options.drafter is None else heads.load_head(options.drafter, options.dtype, "--drafter")
-    engine = Engine(target, proposer_of(head, Shape(*options.beam)), stops)
+    shape = Shape(*options.beam)
+    engine = Engine(target, proposer_of(head, shape if head is None else fit_shape(head.config, shape)), stops)
     file.begin()
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     with stop.says_how_to_resume(options.output):

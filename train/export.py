@@ -48,7 +48,7 @@ def main(options: Options) -> None:
     from redrafter_jax.devices import memory, placement
     from redrafter_jax.devices.mesh import make_mesh
     from redrafter_jax.files import checkpoint, config, fingerprint, hub, weights
-    from train.run import card, evaluation
+    from train.run import card, evaluation, shapes
     from train.run import configuration as configurations
     from train.run import loop as run
 
@@ -76,7 +76,7 @@ def main(options: Options) -> None:
         memory.check(load, (1, 1), "--target, whose LM head --whole takes over,", {}, "an export without --whole")
     recipe = configurations.read_recipe(configuration, checkpoints / configurations.CONFIGURATION_FILE)
     jax.set_mesh(make_mesh())
-    like = jax.eval_shape(lambda: run.make_head_config(target_config, recipe).make(jax.random.key(0)))
+    like = jax.eval_shape(lambda: shapes.make_head_config(target_config, recipe).make(jax.random.key(0)))
     step = choose(options, checkpoints, like)
     if not is_comparable:
         print(

@@ -117,13 +117,13 @@ def load_of(options: Options, target):
     head's, their gradients and both moments in float32; the rows that are read at a time.
 
     Raises:
-      BadInput: see `loop.make_head_config`.
+      BadInput: see `shapes.make_head_config`.
     """
     from redrafter_jax.devices import placement
-    from train.run import loop
+    from train.run import shapes
 
     recipe = options.recipe
-    head = loop.make_head_config(target, recipe)
+    head = shapes.make_head_config(target, recipe)
     size = placement.bytes_of_target(target, options.dtype or "float32") + 4 * placement.bytes_of_head(head, "float32")
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"

@@ -22,7 +22,7 @@ from tests.training import examples, idle, recipe
 from train import main
 from train.data import datasets
 from train.demo import corpus
-from train.run import log, loop, step
+from train.run import log, loop, shapes, step
 
 OWNER = Owner.of_runs({0: "run"})
 TARGET = MODELS / "target_mha"
@@ -50,7 +50,7 @@ def test_while_a_dataset_is_built(place, arguments, monkeypatch, capsys):
 
 
 def test_while_the_configuration_the_log_or_the_head_is_written(arguments, monkeypatch, capsys):
-    head = Drafter(jax.random.key(0), loop.make_head_config(load_target("mha").config, recipe(2)))
+    head = Drafter(jax.random.key(0), shapes.make_head_config(load_target("mha").config, recipe(2)))
     monkeypatch.setattr(loop, "train_head", lambda *_: head)
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", full_in_safetensors)

@@ -16,7 +16,7 @@ from train.demo import __main__ as demo
 from train.demo import dataset
 from train.demo import options as demo_options
 from train.distill import __main__ as distill
-from train.run import footprint, loop
+from train.run import footprint, shapes
 from train.run.recipe import Recipe
 
 TARGET = str(MODELS / "target_mha")
@@ -113,7 +113,7 @@ def test_a_target_that_the_machine_cannot_train_is_refused_by_the_options_that_m
 @pytest.mark.parametrize("mesh", [(1, 1), (4, 1)])
 def test_a_batch_that_no_device_has_room_for_is_refused(mesh, monkeypatch):
     recipe, config = Recipe(batch=64, row_length=512), load_target("mha").config
-    head = loop.make_head_config(config, recipe)
+    head = shapes.make_head_config(config, recipe)
     load = Footprint(config, head, 64, "--batch", 1e6)
     need = 1e6 + 4 * 5 * 64 * 512 * 2 * config.hidden_size / mesh[0]  # float32 exits at 5 positions
     monkeypatch.setattr(memory, "of_host", lambda: 1.01 * need * mesh[0])

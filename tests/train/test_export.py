@@ -18,7 +18,7 @@ from redrafter_jax.model.drafter import Drafter
 from tests.damaged import NO_ROOM, empty_all, flip, full_in_safetensors, largest
 from tests.support import MODELS, load_target
 from train import export
-from train.run import loop
+from train.run import loop, shapes
 from train.run.recipe import Recipe
 
 TARGET = MODELS / "target_mha"
@@ -32,7 +32,7 @@ def saved(tmp_path_factory) -> pathlib.Path:
     folder, recipe = tmp_path_factory.mktemp("saved") / "run", Recipe(head="slim")
     with checkpoint.Checkpoints(folder / "checkpoints", keep=3) as kept:
         for step, loss in LOSSES.items():
-            head = Drafter(jax.random.key(step), loop.make_head_config(load_target("mha").config, recipe))
+            head = Drafter(jax.random.key(step), shapes.make_head_config(load_target("mha").config, recipe))
             kept.save(step, {"loss": loss, loop.HELD_OUT_SCORE: loss}, head=head)
     configuration = {**dataclasses.asdict(recipe), "dtype": "float32", "target": fingerprint.fingerprint(TARGET), "data": []}
     (folder / "checkpoints" / "config.json").write_text(json.dumps(configuration))
@@ -60,7 +60,7 @@ def exports(folder, tmp_path, capsys):
 def step_of(head: pathlib.Path) -> int:
     """Which of the saved heads lies in a folder."""
     found = load_file(head / "model.safetensors")["rnn_u.weight"]
-    config = loop.make_head_config(load_target("mha").config, Recipe(head="slim"))
+    config = shapes.make_head_config(load_target("mha").config, Recipe(head="slim"))
     return next(step for step in LOSSES if (Drafter(jax.random.key(step), config).rnn_u.weight[...] == found.T).all())
 
 

@@ -134,8 +134,8 @@ def _main(options: Options) -> None:
     jax.set_mesh(meshes.make_mesh(*shape))
     target = weights.load_target(options.target, options.dtype, "--target")
     head = None if options.drafter is None else heads.load_head(options.drafter, options.dtype, "--drafter")
-    shape = Shape(*options.beam)
-    engine = Engine(target, proposer_of(head, shape if head is None else fit_shape(head.config, shape)), stops)
+    beams = Shape(*options.beam)
+    engine = Engine(target, proposer_of(head, beams if head is None else fit_shape(head.config, beams)), stops)
     file.begin()
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     with stop.says_how_to_resume(options.output):

@@ -54,7 +54,6 @@ def run(options: Options) -> dict:
     from redrafter_jax.slices import topology as slices
     from train.fit import points
     from train.fit import report as tables
-    from train.run import loop
 
     recipe = recipe_of(options)
     target = slices.read_target_config(options.model, "--model")
@@ -62,7 +61,7 @@ def run(options: Options) -> dict:
         longest = target.max_position_embeddings
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
     slices.parse_topology(options.topology, "--topology")
-    head = loop.make_head_config(target, recipe)
+    head = shapes.make_head_config(target, recipe)
     meshes, reasons = slices.choose_meshes(options.mesh, options.topology, target, head, "--mesh")
     slice_ = slices.find_slice(options.topology, "--topology")
     reasons += slices.refuse_batches(options.batch, meshes, "--batch").values()

@@ -16,7 +16,7 @@ from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler
 from redrafter_jax.slices.topology import Slice
 from train.data.rows import Batch
-from train.run import log, loop, step
+from train.run import log, loop, shapes, step
 from train.run.recipe import Recipe
 
 
@@ -104,7 +104,7 @@ def arrays(subject: StepSubject, batch: int) -> tuple:
     """The shapes of the target, of the head's training state and of a batch, on the current mesh."""
     recipe = subject.recipe
     frozen = compiler.target(subject.target, subject.dtype, subject.spread)
-    head, schedule = loop.make_head_config(subject.target, recipe), loop.make_schedule(recipe)
+    head, schedule = shapes.make_head_config(subject.target, recipe), loop.make_schedule(recipe)
     start = functools.partial(step.start, config=head, schedule=schedule, spread=subject.spread)
     state = jax.eval_shape(lambda: start(jax.random.key(0)))
     tokens = compiler.abstract((batch, recipe.row_length), jnp.int32, jax.P("data", None))

@@ -18,13 +18,12 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint
 from redrafter_jax.files.heads import Head, HeadConfig
 from redrafter_jax.loss import LossConfig
-from redrafter_jax.model.drafter import DrafterConfig
-from redrafter_jax.model.medusa import MedusaConfig
-from redrafter_jax.model.target import Target, TargetConfig
+from redrafter_jax.model.target import Target
 from train.data.rows import Rows, find_most_frequent, read_batches
 from train.run import log, step
 from train.run.evaluation import Evaluation
 from train.run.recipe import Recipe
+from train.run.shapes import make_head_config
 from train.run.stop import Stop, Stopped
 
 MAX_LOSS_RATIO = 3.0  # times the loss of the first step
@@ -34,35 +33,6 @@ PROFILED_UPDATES = (5, 8)  # a trace begins and ends after these updates; the fi
 
 class Diverged(BadInput):
     """The loss or its gradient is not finite, or the loss is above `MAX_LOSS_RATIO` times that of the first step."""
-
-
-def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
-    """The shapes of a recipe's head.
-
-    Raises:
-      BadInput: its draft vocabulary is larger than the target's.
-    """
-    V, D = target.vocab_size, target.hidden_size
-    if recipe.head_vocab > V:
-        raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
-    if recipe.is_medusa:
-        return MedusaConfig(
-            vocab_size=V,
-            hidden_size=D,
-            num_heads=recipe.positions,
-            num_blocks=recipe.blocks,
-            tied=recipe.head == "slim",
-            draft_vocab=recipe.head_vocab,
-        )
-    return DrafterConfig(
-        vocab_size=V,
-        hidden_size=D,
-        exit_size=2 * D if recipe.head == "full" else D,
-        num_blocks=recipe.blocks,
-        rnn=recipe.rnn,
-        tied=recipe.head == "slim",
-        draft_vocab=recipe.head_vocab,
-    )
 
 
 def make_schedule(recipe: Recipe) -> step.Schedule:

@@ -1,0 +1,37 @@
+"""The shapes of the head that a recipe trains: the one place where the methods differ before they are trained."""
+
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.medusa import MedusaConfig
+from redrafter_jax.model.target import TargetConfig
+from train.run.recipe import Recipe
+
+
+def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
+    """The shapes of a recipe's head.
+
+    Raises:
+      BadInput: its draft vocabulary is larger than the target's.
+    """
+    V, D = target.vocab_size, target.hidden_size
+    if recipe.head_vocab > V:
+        raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
+    if recipe.is_medusa:
+        return MedusaConfig(
+            vocab_size=V,
+            hidden_size=D,
+            num_heads=recipe.positions,
+            num_blocks=recipe.blocks,
+            tied=recipe.head == "slim",
+            draft_vocab=recipe.head_vocab,
+        )
+    return DrafterConfig(
+        vocab_size=V,
+        hidden_size=D,
+        exit_size=2 * D if recipe.head == "full" else D,
+        num_blocks=recipe.blocks,
+        rnn=recipe.rnn,
+        tied=recipe.head == "slim",
+        draft_vocab=recipe.head_vocab,
+    )

@@ -54,6 +54,7 @@ def run(options: Options) -> dict:
     from redrafter_jax.slices import topology as slices
     from train.fit import points
     from train.fit import report as tables
+    from train.run import shapes
 
     recipe = recipe_of(options)
     target = slices.read_target_config(options.model, "--model")

@@ -32,7 +32,7 @@ class PrefilledBatch:
 
     def rounds(self, proposer: Proposer) -> Callable[[], float]:
         """Times rounds: a call returns seconds per round."""
-        count = min(MAX_ROUNDS, (self.new - 1) // (proposer.round.length + 1))
+        count = min(MAX_ROUNDS, (self.new - 1) // (proposer.round.length + 1) - stages.WARM_ROUNDS)
         return stages.rounds_from(self.target, proposer, self.state, max(1, count))
 
 

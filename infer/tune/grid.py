@@ -15,7 +15,7 @@ from redrafter_jax.decode.propose.proposer import Proposer
 LAPS = 5  # in which every point of the grid is timed
 FINALISTS = 4  # of the grid, which then decode all prompts to the end, with the choice
 REPEATS = 5  # of that
-COMPILED = 12  # points that are compiled at a time, which bounds the memory of their programs
+COMPILED = 12  # points that are compiled at a time, before their programs are given back
 
 
 def check(tuner: Tuner, outcome: Measured, context: int | None) -> str:
@@ -45,17 +45,20 @@ def time_all(tuner: Tuner, grid: Sequence[Point], batch: int, context: int | Non
     """The speed-up of every point over plain decoding, from rounds timed in turn."""
     setting, found = tuner.setting(batch, context), {}
     for first in range(0, len(grid), COMPILED):
+        stages.free_programs()
         part = grid[first : first + COMPILED]
         tuner.say(f"batch {batch}: points {first + 1} to {first + len(part)} of {len(grid)}")
         runs = {point: setting.rounds(tuner.proposer(point)) for point in part} | {race.PLAIN: setting.rounds(Plain())}
         times = stages.in_turn(runs, LAPS)
         laps = [dict(zip(times, row, strict=True)) for row in zip(*times.values(), strict=True)]
         found |= {point: tuner.gain(point, batch) / race.round_cost(point, laps) for point in part}
+        del runs  # and with it the programs
     return found
 
 
 def decode_all(tuner: Tuner, points: Sequence[Point], batch: int) -> dict[Point | None, list[float]]:
     """Seconds of decoding all prompts to the end, of each point and of plain decoding (None), in turn; prefills not counted."""
+    stages.free_programs()
     tuner.say(f"batch {batch}: all prompts with {len(points)} points and plainly")
     ways: dict[Point | None, Proposer] = {None: Plain(), **{point: tuner.proposer(point) for point in points}}
     runs = {point: functools.partial(_decode, *_compiled(tuner, proposer, batch)) for point, proposer in ways.items()}

@@ -11,6 +11,7 @@ import numpy as np
 
 from infer import failures, synthetic
 from infer import stages as measure
+from infer.benchmark import yardstick
 from infer.benchmark.cases import BenchmarkPair
 from infer.benchmark.task import Rates, Way
 from infer.proposers import proposer_of
@@ -118,14 +119,14 @@ def plain_row(subject: BenchmarkPair, plain: Case, trials: Trials, bandwidth: fl
     weights."""
     per_round = median(seconds_per_token(trials)) * len(subject.batches[0])
     state = jax.block_until_ready(plain.program.start(plain.program.weights, *plain.inputs[0]))
-    bytes_ = measure.round_bytes(subject.target, state)
+    bytes_ = yardstick.round_bytes(subject.target, state)
     return {
         "tokens_per_second": 1 / median(seconds_per_token(trials)),
         "round_seconds": per_round,
         "first_token_seconds": median(outcome.prefill_seconds for batch in trials for outcome in batch),
         "round_bytes": bytes_,
         "read_rate": bytes_ / per_round,
-        "yardstick_rate": bandwidth * 1e9 or measure.sum_rate(subject.target, max(repeats, 5)),
+        "yardstick_rate": bandwidth * 1e9 or yardstick.sum_rate(subject.target, max(repeats, 5)),
         "yardstick": "given" if bandwidth else "a sum over all weights",
         **_costs(plain),
     }

@@ -29,7 +29,19 @@ def heads(tmp_path_factory):
 
 
 def test_the_replies_are_those_of_plain_decoding_in_fewer_passes(heads, tmp_path, cache, capsys):
-    given = ["--target", TARGET, "--prompts", str(write_prompts(tmp_path, IDS)), "--json", "--max-new-tokens", "24", "--cache-dir", str(cache)]
+    given = [
+        "--target",
+        TARGET,
+        "--prompts",
+        str(write_prompts(tmp_path, IDS)),
+        "--json",
+        "--max-new-tokens",
+        "24",
+        "--temperature",
+        "50",
+        "--cache-dir",
+        str(cache),
+    ]
     assert generate.main([*given, "--decoding", "autoregressive"]) == 0
     plain = replies(capsys.readouterr().out)
     for more in ([], ["--node-budget", "4"], ["--beam-width", "1", "--beam-length", "2"], ["--with", "lookup"]):

@@ -1,6 +1,7 @@
 """Builders that several tests share: golden files, arrays on the mesh, policies, decode states."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -17,7 +18,7 @@ from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.files import weights
 from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
-from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.model.target import Target, TargetConfig
 
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -90,6 +91,16 @@ def medusa_heads(target: TargetConfig, heads: int = 4, scale: float = 0.3, **oth
         for i, leaf in enumerate(leaves)
     ]
     return structure.unflatten(noisy)
+
+
+@functools.cache
+def small_model() -> Target:
+    """A draft model for the target `mha`: its first layer, so that it is sometimes right."""
+    whole = load_target("mha")
+    model = jax.eval_shape(lambda: Target(jax.random.key(0), dataclasses.replace(whole.config, num_hidden_layers=1)))
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(whole)}
+    taken = [leaves[jax.tree_util.keystr(path)] for path, _ in jax.tree_util.tree_leaves_with_path(model)]
+    return jax.tree.unflatten(jax.tree.structure(model), taken)
 
 
 @contextlib.contextmanager

@@ -140,8 +140,13 @@ Columns = Callable[[jax.Array], jax.Array]
 """Of values ``[..., V]`` those of the tokens that a head drafts, ``[..., U]``."""
 
 
-def drafted(history: History | None, columns: Columns) -> History | None:
-    """The history of the tokens that can be drafted, for logits of those alone."""
-    if history is None or history.seen is None:
-        return history
-    return dataclasses.replace(history, seen=jax.tree.map(columns, history.seen))
+def of_drafts(
+    policy: Policy, history: History | None, columns: Columns = lambda values: values, ids: jax.Array | None = None
+) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """What the target does to its logits, for logits ``[B, W, U]`` of drafts behind paths ``[B, W, X]``; None where that is
+    nothing. ``columns`` and ``ids`` are of a draft vocabulary."""
+    if history is None:
+        return None
+    if history.seen is not None:
+        history = dataclasses.replace(history, seen=jax.tree.map(columns, history.seen))
+    return lambda logits_BWU, path_BWL: adjust(policy, history, logits_BWU, path_BWL, ids)

@@ -15,10 +15,25 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode.propose.search import Beams, sequences
 
-TreeKind = Literal["beams", "search"]
+TreeKind = Literal["beams", "search", "chains"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """W chains of L tokens, each token drawn from the drafter's distribution behind the tokens before it.
+
+    tokens: ``[B, W, L]`` int32; logits: ``[B, W, L, V]`` float32, of the distributions that they were drawn from, -inf for a token
+    that cannot be drafted.
+    """
+
+    tokens: jax.Array
+    logits: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +43,8 @@ class Tree:
 
     tokens, parent, depth: ``[B, N]`` int32 (the root is its own parent, at depth 0); valid: ``[B, N]`` bool, False for a
     slot that holds no node; ancestors: ``[B, N, N]`` bool, node n's ancestors and itself; scores: ``[B, N]`` float32, an
-    estimate of the log-probability of a node's whole prefix, 0 at the root and never above the parent's.
+    estimate of the log-probability of a node's whole prefix, 0 at the root and never above the parent's; drawn: what a tree of
+    chains was drawn from (`of_chains`), None for any other.
     """
 
     tokens: jax.Array
@@ -37,11 +53,12 @@ class Tree:
     valid: jax.Array
     ancestors: jax.Array
     scores: jax.Array
+    drawn: Drawn | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Candidates:
-    """P drafted nodes of one row in topological order; ``parent`` is an index into the candidates, -1 for the root."""
+    """Drafted nodes of one row in topological order; ``parent`` is an index into the candidates, -1 for the root."""
 
     tokens: jax.Array
     parent: jax.Array
@@ -76,6 +93,26 @@ def merge(one: Tree, other: Tree, N: int, L: int) -> Tree:
     """The N - 1 likeliest prefixes of two trees of the same roots, at most L deep. A prefix that both trees have becomes
     one node with the larger of its two scores, so that no child is likelier than its parent."""
     return jax.vmap(lambda one, other: _select(one.tokens[0], _of_trees(one, other, L), N, L))(one, other)
+
+
+def of_chains(g_B: jax.Array, drawn: Drawn, scores_BWL: jax.Array) -> Tree:
+    """Chains side by side, unmerged: token d of chain w is node ``1 + (d - 1) W + w``, so that each draw stays one."""
+    B, W, L = drawn.tokens.shape
+    depth = np.concatenate([[0], np.repeat(np.arange(1, L + 1), W)]).astype(np.int32)
+    parent = np.maximum(np.arange(1 + W * L) - W, 0).astype(np.int32) * (depth > 1)
+    chain = np.concatenate([[0], np.tile(np.arange(W), L)])
+    above = (depth[None] <= depth[:, None]) & ((chain[None] == chain[:, None]) | (depth[None] == 0))
+
+    def of_nodes(values_BWL: jax.Array, root: jax.Array) -> jax.Array:
+        flat = jnp.reshape(values_BWL.transpose(0, 2, 1), (B, W * L), out_sharding=P("data", None))
+        parts = (root[:, None], flat)
+        return jnp.concatenate([jax.sharding.reshard(part, P("data", None)) for part in parts], axis=1)
+
+    def of_rows(constant: np.ndarray) -> jax.Array:
+        return jnp.broadcast_to(constant, (B, *constant.shape), out_sharding=P("data", *[None] * constant.ndim))
+
+    constants = map(of_rows, (parent.astype(np.int32), depth, np.ones(len(depth), bool), above))
+    return Tree(of_nodes(drawn.tokens, g_B), *constants, of_nodes(scores_BWL, jnp.zeros_like(g_B, jnp.float32)), drawn)
 
 
 def root_only(g_B: jax.Array) -> Tree:
@@ -129,9 +166,9 @@ def _of_trees(one: Tree, other: Tree, L: int) -> _Candidates:
 def _select(g: jax.Array, candidates: _Candidates, N: int, L: int) -> Tree:
     """Keeps the N - 1 of largest score, in their order. A parent is at least as likely as its child and shallower, so the
     kept nodes are closed under prefixes."""
-    P = candidates.tokens.shape[0]
+    count = candidates.tokens.shape[0]
     order = jnp.lexsort((candidates.beam, candidates.depth, -candidates.scores))
-    rank = jnp.zeros(P, jnp.int32).at[order].set(jnp.arange(P, dtype=jnp.int32))
+    rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
     kept = (rank < N - 1) & (candidates.scores > -jnp.inf)
     node_of = jnp.where(kept, jnp.cumsum(kept), N)  # a dropped candidate gets slot N, which does not exist
     parent_node = jnp.where(candidates.parent < 0, 0, node_of[jnp.maximum(candidates.parent, 0)])

@@ -32,7 +32,8 @@ class Policy:
     keys_B:        ``[B]`` typed keys, one per request
     shown_B:       ``[B]`` bool, whether the drafter sees the row's noise
     typical_B:     ``[B]`` bool, whether the row accepts what is likely enough
-    sampled, filtered, shown, typical: static; whether any row samples, has a top-k or top-p, and the two above
+    drawn_B:       ``[B]`` bool, whether the row's drafts are drawn, and accepted or rejected by their probabilities
+    sampled, filtered, shown, typical, drawn: static; whether any row samples, has a top-k or top-p, and the three above
     penalties:     None where no row penalises
     min_new_B:     ``[B]`` int32, tokens of the reply before a stop id may come; None where no row waits
     logprobs:      static; how many of the likeliest tokens are reported at most, 0 for no log-probabilities at all
@@ -44,10 +45,12 @@ class Policy:
     keys_B: jax.Array
     shown_B: jax.Array
     typical_B: jax.Array
+    drawn_B: jax.Array
     sampled: bool = dataclasses.field(metadata={"static": True}, default=False)
     filtered: bool = dataclasses.field(metadata={"static": True}, default=False)
     shown: bool = dataclasses.field(metadata={"static": True}, default=False)
     typical: bool = dataclasses.field(metadata={"static": True}, default=False)
+    drawn: bool = dataclasses.field(metadata={"static": True}, default=False)
     penalties: Penalties | None = None
     min_new_B: jax.Array | None = None
     logprobs: int = dataclasses.field(metadata={"static": True}, default=0)
@@ -61,6 +64,7 @@ def make_policy(
     rows = [each if each.temperature > 0 else Sampling() for each in samplings]  # greedy rows use no filter and no rule
     shown = [row.shows_noise for row in rows]
     typical = [not row.is_exact for row in rows]
+    drawn = [row.draws for row in rows]
     return Policy(
         temperature_B=_put([row.temperature for row in rows], np.float32),
         top_k_B=_put([row.top_k for row in rows], np.int32),
@@ -68,10 +72,12 @@ def make_policy(
         keys_B=_make_keys(_put(seeds, np.uint32), _put(list(samples) or [0] * len(rows), np.uint32)),
         shown_B=_put(shown, bool),
         typical_B=_put(typical, bool),
+        drawn_B=_put(drawn, bool),
         sampled=any(row.temperature > 0 for row in rows),
         filtered=any(row.top_k > 0 or row.top_p < 1 for row in rows),
         shown=any(shown),
         typical=any(typical),
+        drawn=any(drawn),
         penalties=_penalties(samplings),
         min_new_B=_put(min_news, np.int32) if any(min_news) else None,
         logprobs=_round_up(max((each.logprobs for each in samplings), default=0)),

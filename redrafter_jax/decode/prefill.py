@@ -71,16 +71,24 @@ def prefill(
     bucket: Bucket,
 ) -> commit.DecodeState:
     """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens."""
+    kv, h_BD = read(target, prompts_BT, length_B, bucket.slots)
+    state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
+    return dataclasses.replace(state, memory=proposer.begin(target, state.view()))
+
+
+def read(target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int) -> tuple[cache.KVCache, jax.Array]:
+    """The cache of the first ``length`` >= 1 tokens of each row, with room for ``slots`` or more, and h ``[B, D]`` of the last."""
     config = target.config
-    B, T = prompts_BT.shape
-    dtype = target.norm[...].dtype
-    kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, bucket.slots, config.head_dim, dtype)
-    h_BD = jnp.zeros((B, config.hidden_size), dtype, out_sharding=P("data", None))
+    B, T = tokens_BT.shape
     chunk = min(T, CHUNK_TOKENS)
     chunks, sizes = -(-T // chunk), prefixes(T)
-    padded_BT = jnp.pad(prompts_BT, ((0, 0), (0, chunks * chunk - T)))
+    slots = TILE_SLOTS * -(-max(slots, chunks * chunk) // TILE_SLOTS)
+    dtype = target.norm[...].dtype
+    kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, slots, config.head_dim, dtype)
+    h_BD = jnp.zeros((B, config.hidden_size), dtype, out_sharding=P("data", None))
+    padded_BT = jnp.pad(tokens_BT, ((0, 0), (0, chunks * chunk - T)))
 
-    def read(index, carry):
+    def read_chunk(index, carry):
         kv, h_BD = carry
         start = index * chunk
         tokens_BN = jax.lax.dynamic_slice_in_dim(padded_BT, start, chunk, axis=1)
@@ -95,9 +103,7 @@ def prefill(
         return cache.append(kv, made.rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
-    kv, h_BD = jax.lax.fori_loop(0, needed, read, (kv, h_BD))
-    state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
-    return dataclasses.replace(state, memory=proposer.begin(target, state.view()))
+    return jax.lax.fori_loop(0, needed, read_chunk, (kv, h_BD))
 
 
 def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:

@@ -154,6 +154,16 @@ class Sampling:
         return self.temperature == 0 or RULES[self.rule].exact
 
     @property
+    def same_text(self) -> bool:
+        """Whether the text is the same however it is drafted: that of plain decoding with this seed."""
+        return self.is_exact and not self.draws
+
+    @property
+    def draws(self) -> bool:
+        """Whether drafts have to be drawn (`Rule.drawn`)."""
+        return self.temperature > 0 and RULES[self.rule].drawn
+
+    @property
     def shows_noise(self) -> bool:
         """Whether the drafter sees the noise of the target; a greedy target has none."""
         return self.temperature > 0 and RULES[self.rule].shown

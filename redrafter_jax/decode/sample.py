@@ -16,6 +16,7 @@ from redrafter_jax.decode.policy import Policy
 from redrafter_jax.model.layers import take_rows
 
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
+DRAFTS, DECISIONS = 2**32 - 1, 2**32 - 2  # positions that no text has: streams of noise besides the target's
 BLOCK, SHORT_BLOCK = 128, 16
 WORTH_SELECTING, SHARE = 16384, 128  # from so many tokens on, top-k and top-p look among one in SHARE first, the largest
 
@@ -39,6 +40,27 @@ def show_noise(policy: Policy, noise_BMV: jax.Array | None) -> jax.Array | None:
     if noise_BMV is None or not policy.shown:
         return None
     return jnp.where(policy.shown_B[:, None, None], noise_BMV[:, :-1], 0.0)
+
+
+def draft_noise(policy: Policy, position_B: jax.Array, width: int, count: int) -> jax.Array:
+    """Gumbel noise ``[B, W, U]`` for drawing W drafts among U tokens at a position, independent of what the target will add to its
+    logits there; 0 for a greedy row."""
+
+    def of_row(key: jax.Array, position: jax.Array) -> jax.Array:
+        keys = jax.random.split(_stream(key, DRAFTS, position), width)
+        return jax.vmap(lambda key: jax.random.gumbel(key, (count,), out_sharding=P("model")))(keys)
+
+    return jnp.where((policy.temperature_B > 0)[:, None, None], jax.vmap(of_row)(policy.keys_B, position_B), 0.0)
+
+
+def acceptance_draws(policy: Policy, position_B: jax.Array, width: int) -> jax.Array:
+    """Uniform draws ``[B, W]`` in [0, 1), by which the drafts at a position are accepted; independent of all other noise."""
+    of_row = lambda key, position: jax.random.uniform(_stream(key, DECISIONS, position), (width,))  # noqa: E731
+    return jax.vmap(of_row)(policy.keys_B, position_B)
+
+
+def _stream(key: jax.Array, stream: int, position: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, jnp.uint32(stream)), position)
 
 
 def divisor(policy: Policy) -> jax.Array | None:

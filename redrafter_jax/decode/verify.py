@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import adjust, sample
+from redrafter_jax.decode import adjust, reject, sample
 from redrafter_jax.decode.logprobs import Logprobs, measure
 from redrafter_jax.decode.pack import Tree
 from redrafter_jax.decode.policy import Policy
@@ -65,6 +65,8 @@ def verify(
     if policy.typical:
         agrees_BN = jnp.where(policy.typical_B[:, None], _likely_enough(warped_BNV, tree), agrees_BN)
     last_B = follow(tree, agrees_BN)
+    if policy.drawn:
+        last_B, choice_BN = reject.override(policy, tree, warped_BNV, noise_BMV, cache.length + 1, last_B, choice_BN)
     verdict = _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
     if not policy.logprobs:
         return verdict

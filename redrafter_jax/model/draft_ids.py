@@ -27,6 +27,15 @@ def drafted(ids: DraftVocabularyIds | None, values: jax.Array) -> jax.Array:
     return values.at[..., ids[...]].get(out_sharding=spec, mode="promise_in_bounds")
 
 
+def undrafted(ids: DraftVocabularyIds | None, logits: jax.Array, vocab: int) -> jax.Array:
+    """Logits of the tokens that can be drafted ``[B, ..., U]`` as logits of every token ``[B, ..., V]``, -inf for the others."""
+    if ids is None:
+        return logits
+    spec = jax.typeof(logits).sharding.spec
+    nothing = jnp.full((*logits.shape[:-1], vocab), -jnp.inf, logits.dtype, out_sharding=spec)
+    return nothing.at[..., ids[...]].set(logits, out_sharding=spec, mode="promise_in_bounds")
+
+
 def token_ids(ids: DraftVocabularyIds | None, index: jax.Array) -> jax.Array:
     """The target's ids of the tokens with these columns ``[B, ...]`` of the logits, int32."""
     if ids is None:

@@ -3,6 +3,7 @@
 The control: the published acceptance rule, min(1, p/q) on beam-search candidates, must be rejected by the same test.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redrafter_jax.decode import adjust, loop
+from redrafter_jax.decode import adjust, loop, reject, sample
 from redrafter_jax.decode.policy import make_policy
 from redrafter_jax.decode.propose import recurrent, search
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.medusa import Medusa
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.small_model import SmallModel
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.model.drafter import Drafter, full
@@ -77,14 +79,48 @@ WAYS = {
     "the head": lambda target, head: Recurrent(head, SHAPE),
     "the head and a lookup": lambda target, head: Union(Recurrent(head, SHAPE), LOOKUP),
     "medusa": lambda target, head: Medusa(support.medusa_heads(target.config, 2), ((0,), (1,), (2,), (0, 0), (1, 0), (0, 1))),
+    "a small model": lambda target, head: SmallModel(other_model(target), SHAPE),
+    "a small model's chain": lambda target, head: SmallModel(other_model(target), Shape(1, 2)),
+    "a small model's chains": lambda target, head: SmallModel(other_model(target), Shape(3, 2, tree="chains")),
+    "the head's chains": lambda target, head: Recurrent(head, Shape(3, 2, tree="chains")),
+    "chains of a draft vocabulary": lambda target, head: Recurrent(cut_head(target), Shape(3, 2, tree="chains")),
 }
+
+
+def other_model(target) -> Target:
+    """The target with other weights, that are near enough to be right now and then."""
+    leaves, structure = jax.tree.flatten(target)
+    return structure.unflatten([leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
+
+
+def cut_head(target) -> Drafter:
+    ids = jnp.array([0, 2, 3, 5, 7, 8, 11, 15])
+    config = dataclasses.replace(full(V, 16), draft_vocab=len(ids))
+    return Drafter(jax.random.key(2), config, ids=ids)
 
 
 @pytest.mark.parametrize(
     "rule, way",
-    [("coupled", "the head"), ("independent", "the head"), ("coupled", "the head and a lookup"), ("coupled", "medusa")],
+    [
+        ("coupled", "the head"),
+        ("independent", "the head"),
+        ("coupled", "the head and a lookup"),
+        ("coupled", "medusa"),
+        ("rejection", "a small model's chain"),
+        ("rejection", "the head's chains"),
+        pytest.param("coupled", "a small model", marks=pytest.mark.slow),
+        pytest.param("rejection", "a small model's chains", marks=pytest.mark.slow),
+        pytest.param("rejection", "chains of a draft vocabulary", marks=pytest.mark.slow),
+    ],
 )
 def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule, way):
+    pairs, accepted = draw_pairs(models, rule, way)
+    assert accepted > DRAWS / 10  # speculation took part
+    assert p_value(pairs, joint(models[0])) > 1e-4
+
+
+def draw_pairs(models, rule: str, way: str) -> tuple[np.ndarray, int]:
+    """The second and third new tokens of `DRAWS` replies, and how many drafts were accepted."""
     target, drafter = models
     proposer = WAYS[way](target, drafter)
     pairs, accepted = [], 0
@@ -94,8 +130,38 @@ def test_the_second_and_third_token_are_distributed_as_the_target_says(models, r
         state = loop.run(target, proposer, state, 10)
         pairs.append(np.asarray(support.texts(state))[:, 1:3])
         accepted += int((np.asarray(state.histogram) @ np.arange(3)).sum())
-    assert accepted > DRAWS / 10  # speculation took part
-    assert p_value(np.concatenate(pairs), joint(target)) > 1e-4
+    return np.concatenate(pairs), accepted
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda p_BV, q_BV: p_BV,
+        pytest.param(lambda p_BV, q_BV: normalised(jnp.where(p_BV > q_BV, p_BV, 0)), marks=pytest.mark.slow),
+    ],
+    ids=["as if nothing was rejected", "without the difference"],
+)
+def test_rejection_with_a_wrong_residual_is_noticed(models, monkeypatch, wrong):
+    jax.clear_caches()
+    monkeypatch.setattr(reject, "residual", wrong)
+    assert p_value(draw_pairs(models, "rejection", "the head's chains")[0], joint(models[0])) < 1e-6
+    jax.clear_caches()
+
+
+def normalised(p_BV: jax.Array) -> jax.Array:
+    return p_BV / jnp.sum(p_BV, axis=-1, keepdims=True)
+
+
+@pytest.mark.slow
+def test_rejection_of_drafts_that_see_the_noise_of_the_target_is_noticed(models, monkeypatch):
+    jax.clear_caches()
+    monkeypatch.setattr(sample, "draft_noise", shared_noise)
+    assert p_value(draw_pairs(models, "rejection", "the head's chains")[0], joint(models[0])) < 1e-6
+    jax.clear_caches()
+
+
+def shared_noise(policy, position_B, width: int, count: int) -> jax.Array:
+    return jnp.broadcast_to(sample.noise(policy, position_B, 1, count), (len(position_B), width, count))
 
 
 def test_rows_beside_rows_that_sample_otherwise_are_distributed_as_the_target_says(models):

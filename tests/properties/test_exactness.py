@@ -14,6 +14,7 @@ from redrafter_jax.decode.propose.medusa import Medusa
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.scripted import Scripted, scripted
+from redrafter_jax.decode.propose.small_model import SmallModel
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.files import weights
 from redrafter_jax.model import attention
@@ -68,11 +69,20 @@ WAYS = {
     "union": lambda head, texts: Union(Recurrent(head, Shape(2, 3)), Lookup(4, 1, 5)),
     "a part of a union": lambda head, texts: Union(Lookup(2, 1, 3, 2), Recurrent(head, Shape(3, 2, tree="beams")), nodes=6),
     "medusa": lambda head, texts: Medusa(support.medusa_heads(support.load_target("mha").config, scale=0.05)),
+    "a small model's chain": lambda head, texts: SmallModel(support.small_model(), Shape(1, 4)),
+    "a small model's search": lambda head, texts: SmallModel(support.small_model(), Shape(3, 3)),
+    "a small model's beams": lambda head, texts: SmallModel(support.small_model(), Shape(3, 3, budget=6, tree="beams")),
+    "a small model's chains": lambda head, texts: SmallModel(support.small_model(), Shape(2, 3, tree="chains")),
+    "a small model beside a lookup": lambda head, texts: Union(SmallModel(support.small_model(), Shape(1, 2)), Lookup(3, 1, 4, 2)),
+    "the head's chains": lambda head, texts: Recurrent(head, Shape(2, 3, tree="chains")),
     "scripted": right_half_the_time,
 }
 
 
-@pytest.mark.parametrize("name", WAYS)
+SLOW = ("a small model's beams", "a small model's chains", "the head's chains")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WAYS])
 def test_no_way_to_propose_changes_a_token(mha, plain, name):
     drafted = 0
     for way in (Sampling(), Sampling(1.0, 5, 0.95)):

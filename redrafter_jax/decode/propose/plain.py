@@ -18,5 +18,9 @@ class Plain(Proposer):
     def round(self) -> Round:
         return Round(length=0, nodes=1)
 
+    @property
+    def draws(self) -> bool:
+        return True  # nothing
+
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         return root_only(view.g), memory

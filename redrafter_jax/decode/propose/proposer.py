@@ -66,6 +66,15 @@ class Proposer(abc.ABC):
     def round(self) -> Round:
         """The sizes of every round."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether it can draw its drafts from distributions that it tells (`Tree.drawn`), which the rule `rejection` needs."""
+        return False
+
+    def within(self, round: Round) -> "Proposer":
+        """The proposer as a part of a larger round, such as a union's, after `prepare`."""
+        return self
+
     @abc.abstractmethod
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         """The tree to score: N nodes, at most L deep, with g at its root."""

@@ -1,16 +1,16 @@
 """ReDrafter's own way to draft: beam search with the recurrent head, packed into a tree (paper section 3)."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import adjust, pack, sample
+from redrafter_jax.decode.propose import chains
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
-from redrafter_jax.decode.propose.search import Beams, search
+from redrafter_jax.decode.propose.search import Adjust, Beams, Step, adjusted, search
 from redrafter_jax.decode.request import DRAFT_TOP_K, MAX_NODES, require, wrong_for_vocabulary, wrong_number
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model import vocabulary
@@ -41,6 +41,8 @@ class Shape:
         require("draft_top_k", wrong_number("draft_top_k", self.draft_top_k))
         if self.tree not in get_args(pack.TreeKind):
             raise BadInput(f"tree should be {' or '.join(get_args(pack.TreeKind))}, not {shown(self.tree)}")
+        if self.tree == "chains" and self.budget and self.budget < 1 + self.width * self.length:
+            raise BadInput(f"budget {self.budget} would cut chains that were drawn; leave it out, or narrow or shorten them")
         if self.nodes > MAX_NODES:
             raise BadInput(f"width {self.width} and length {self.length} make {self.nodes} nodes, over {MAX_NODES};"
                            " narrow them or give a budget")  # fmt: skip
@@ -54,6 +56,11 @@ class Shape:
     @property
     def nodes(self) -> int:
         return pack.nodes(self.width, self.length, self.budget)
+
+    @property
+    def draws(self) -> bool:
+        """Whether its drafts can be drawn: a single beam is a chain."""
+        return self.tree == "chains" or self.width == 1
 
 
 AUTOREGRESSIVE = Shape(width=1, length=0)
@@ -71,6 +78,10 @@ class Recurrent(Proposer):
     def round(self) -> Round:
         return Round(self.shape.length, self.shape.nodes)
 
+    @property
+    def draws(self) -> bool:
+        return self.shape.draws
+
     def prepare(self, target: Target) -> Proposer:
         """With the head as it decodes (`vocabulary.as_decoded`); a search that drafts nothing is plain decoding."""
         self.shape.check_vocabulary(target.config.vocab_size, self.head.config.draft_vocab)
@@ -79,6 +90,12 @@ class Recurrent(Proposer):
         return dataclasses.replace(self, head=vocabulary.as_decoded(self.head, target))
 
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[pack.Tree, Memory]:
+        if chains.is_drawn(self.shape.tree, view.policy):
+            with jax.named_scope("draft"):
+                step, state = steps(target, self.head, view.h, self.shape.width, self.adjusts(view))
+                drafts = chains.draw(step, state, view, self.shape.width, self.shape.length, self.head.ids)
+            with jax.named_scope("pack"):
+                return drafts.tree(view.g, target.config.vocab_size), memory
         with jax.named_scope("draft"):
             beams = self.draft(target, view)
         with jax.named_scope("pack"):
@@ -90,20 +107,13 @@ class Recurrent(Proposer):
         cut = shape.draft_top_k if shape.width > 1 else 0
         return draft(target, self.head, view.h, view.g, shape.width, shape.length, divisor_B, view.noise, cut, self.adjusts(view))
 
-    def adjusts(self, view: View) -> "Adjust | None":
+    def adjusts(self, view: View) -> Adjust | None:
         """What the target does to its logits, for the head's; None where that is nothing."""
-        history, head = adjust.drafted(view.history, self.head.drafted), self.head
-        if history is None:
-            return None
-        ids = None if head.ids is None else head.ids[...]
-        return lambda logits_BWU, path_BWL: adjust.adjust(view.policy, history, logits_BWU, path_BWL, ids)
+        head = self.head
+        return adjust.of_drafts(view.policy, view.history, head.drafted, None if head.ids is None else head.ids[...])
 
     def pack(self, g_B: jax.Array, beams: Beams) -> pack.Tree:
         return pack.pack(g_B, beams, self.shape.tree, self.shape.budget)
-
-
-Adjust = Callable[[jax.Array, jax.Array], jax.Array]
-"""Draft logits ``[B, W, U]`` and the tokens drafted before ``[B, W, X]``, -1 for none, to what the search ranks."""
 
 
 def draft(
@@ -120,25 +130,19 @@ def draft(
 ) -> Beams:
     """W continuations of g, L tokens each, by beam search with the head, over its draft vocabulary if it has one; the tokens
     are the target's ids. Arguments as of `search.search`, the noise over the target's vocabulary."""
+    step, state = steps(target, head, h_BD, width, adjusts)
+    noise_BLU = None if noise_BLV is None else head.drafted(noise_BLV)
+    return search(step, state, g_B, width, length, divisor_B, noise_BLU, draft_top_k, head.token_ids)
+
+
+def steps(target: Target, head: Drafter, h_BD: jax.Array, width: int, adjusts: Adjust | None = None) -> tuple[Step, tuple]:
+    """The head's step for W beams or chains, and the state before the first."""
     context = head.context(h_BD[:, None])
 
-    def step(state: tuple, tokens_BW: jax.Array) -> tuple[jax.Array, tuple]:
-        state_BWD, path_BWL = state
+    def step(state_BWD: jax.Array, tokens_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
         state_BWD = head.advance(state_BWD, target.embed(tokens_BW))
-        logits_BWU = head.unembed(head.exit(context, state_BWD), target)
-        if adjusts is None:
-            return logits_BWU, (state_BWD, None)
-        path_BWL = _extend(path_BWL, tokens_BW)
-        return adjusts(logits_BWU, path_BWL), (state_BWD, path_BWL)
+        return head.unembed(head.exit(context, state_BWD), target), state_BWD
 
     B, D = h_BD.shape
     start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
-    noise_BLU = None if noise_BLV is None else head.drafted(noise_BLV)
-    return search(step, (start_BWD, None), g_B, width, length, divisor_B, noise_BLU, draft_top_k, head.token_ids)
-
-
-def _extend(path_BWL: jax.Array | None, tokens_BW: jax.Array) -> jax.Array:
-    """The drafted tokens of each beam with one more. The first is the root, which is not drafted: -1."""
-    if path_BWL is None:
-        return jnp.full_like(tokens_BW, -1)[..., None]
-    return jnp.concatenate([path_BWL, tokens_BW[..., None]], axis=-1)
+    return adjusted(step, adjusts), (start_BWD, None)

@@ -16,6 +16,10 @@ Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 """``step(state, tokens [B, W]) -> (logits [B, W, V] behind these tokens, state)``."""
 
 
+Adjust = Callable[[jax.Array, jax.Array], jax.Array]
+"""Draft logits ``[B, W, U]`` and the tokens drafted before ``[B, W, X]``, -1 for none, to what is ranked."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Beams:
@@ -66,6 +70,27 @@ def search(
         state = jax.tree.map(functools.partial(take_rows, index=parents_BW), state)
         steps.append((tokens_BW, parents_BW, scores_BW))
     return Beams(*(jnp.stack(part, axis=1) for part in zip(*steps, strict=True)))
+
+
+def adjusted(step: Step, adjusts: Adjust | None) -> Step:
+    """The step with its logits adjusted by the path of each beam, which its state carries: ``(state, None)`` before the first."""
+
+    def adjusted_step(state: tuple, tokens_BW: jax.Array) -> tuple[jax.Array, tuple]:
+        inner, path_BWL = state
+        logits_BWU, inner = step(inner, tokens_BW)
+        if adjusts is None:
+            return logits_BWU, (inner, None)
+        path_BWL = _extend(path_BWL, tokens_BW)
+        return adjusts(logits_BWU, path_BWL), (inner, path_BWL)
+
+    return adjusted_step
+
+
+def _extend(path_BWL: jax.Array | None, tokens_BW: jax.Array) -> jax.Array:
+    """The drafted tokens of each beam with one more. The first is the root, which is not drafted: -1."""
+    if path_BWL is None:
+        return jnp.full_like(tokens_BW, -1)[..., None]
+    return jnp.concatenate([path_BWL, tokens_BW[..., None]], axis=-1)
 
 
 def expand(logits_BWV: jax.Array, scores_BW: jax.Array, draft_top_k: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -34,7 +34,11 @@ class Union(Proposer):
     def prepare(self, target: Target) -> Proposer:
         if self.nodes == 1 or not 0 <= self.nodes <= MAX_NODES or self.round.nodes > MAX_NODES:
             raise BadInput(f"nodes should be from 2 to {MAX_NODES}, or 0 for all, not {self.nodes or self.round.nodes}")
-        return dataclasses.replace(self, one=self.one.prepare(target), other=self.other.prepare(target))
+        one, other = (each.prepare(target).within(self.round) for each in (self.one, self.other))
+        return dataclasses.replace(self, one=one, other=other)
+
+    def within(self, round: Round) -> Proposer:
+        return dataclasses.replace(self, one=self.one.within(round), other=self.other.within(round))
 
     def begin(self, target: Target, view: View) -> Memory:
         return self.one.begin(target, view), self.other.begin(target, view)

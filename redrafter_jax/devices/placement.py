@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from redrafter_jax.devices.mesh import on_paper
 from redrafter_jax.model import cache, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
 from redrafter_jax.model.target import Target, TargetConfig
 
+Drafts = DrafterConfig | MedusaConfig | TargetConfig
 SHARDED = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "vocab_size")
 USABLE_SHARE = 0.7  # share of a device's memory that weights and cache may take; the rest is for what is computed
 
@@ -31,7 +33,7 @@ class Footprint:
     """
 
     target: TargetConfig
-    head: DrafterConfig | None = None
+    head: Drafts | None = None
     rows: int = 1
     option: str = "rows"
     size: float = 0.0
@@ -47,14 +49,18 @@ class Footprint:
         """Why a mesh does not fit, in words; None where it fits."""
         if self.rows % data:
             return f"{self.option} {self.rows} should be a multiple of the {data} data shards"
-        for name in SHARDED:
-            size = getattr(self.target, name)
-            repeats = name == "num_key_value_heads" and model % size == 0
-            if size % model and not repeats:
-                return f"{model} does not divide the target's {name} {size}"
-        if self.head is not None and self.head.exit_size % model:
+        whose = {"target": self.target} | ({"draft model": self.head} if isinstance(self.head, TargetConfig) else {})
+        for owner, config in whose.items():
+            for name in SHARDED:
+                size = getattr(config, name)
+                repeats = name == "num_key_value_heads" and model % size == 0
+                if size % model and not repeats:
+                    return f"{model} does not divide the {owner}'s {name} {size}"
+        if self.head is None or isinstance(self.head, TargetConfig):
+            return None
+        if self.head.exit_size % model:
             return f"{model} does not divide the head's exit_size {self.head.exit_size}"
-        if self.head is not None and self.head.draft_vocab % model:
+        if self.head.draft_vocab % model:
             return f"{model} does not divide the head's draft vocabulary of {self.head.draft_vocab} tokens"
         return None
 
@@ -97,7 +103,7 @@ def _abstract_target(config: TargetConfig, dtype: str) -> Target:
 
 
 @functools.cache
-def abstract_head(config: DrafterConfig, dtype: str = "float32") -> Drafter:
+def abstract_head(config: DrafterConfig | MedusaConfig, dtype: str = "float32") -> Drafter | MedusaHeads:
     """The shapes of a head, as it decodes, on one device."""
     with on_paper(1, 1):
         return jax.eval_shape(lambda: config.make(jax.random.key(0), jnp.dtype(dtype)).split())
@@ -116,9 +122,9 @@ def bytes_read_by_step(config: TargetConfig, dtype: str) -> int:
 
 
 @functools.cache
-def bytes_of_head(config: DrafterConfig, dtype: str) -> int:
-    """Bytes of a head's weights."""
-    return bytes_of(abstract_head(config, dtype))
+def bytes_of_head(config: Drafts, dtype: str) -> int:
+    """Bytes of a head's weights, or of a small model's."""
+    return bytes_of_target(config, dtype) if isinstance(config, TargetConfig) else bytes_of(abstract_head(config, dtype))
 
 
 @functools.cache
@@ -130,12 +136,13 @@ def bytes_of_token(config: TargetConfig, dtype: str) -> int:
 
 
 def to_decode(
-    target: TargetConfig, head: DrafterConfig | None, dtype: str, rows: int = 1, slots: int = 0, option: str = "rows"
+    target: TargetConfig, head: Drafts | None, dtype: str, rows: int = 1, slots: int = 0, option: str = "rows"
 ) -> Footprint:
-    """The load of decoding: the weights of a pair, and a cache of ``rows`` rows and ``slots`` slots."""
+    """The load of decoding: the weights of a pair, and a cache of ``rows`` rows and ``slots`` slots; a small model has one too."""
     size = bytes_of_target(target, dtype)
     size += bytes_of_head(vocabulary.materialised_config(head), dtype) if head else 0
-    return Footprint(target, head, rows, option, size, cache=rows * slots * bytes_of_token(target, dtype))
+    by_token = bytes_of_token(target, dtype) + (bytes_of_token(head, dtype) if isinstance(head, TargetConfig) else 0)
+    return Footprint(target, head, rows, option, size, cache=rows * slots * by_token)
 
 
 def repeat_kv_heads(config: TargetConfig, model: int) -> TargetConfig:

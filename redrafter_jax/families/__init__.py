@@ -20,14 +20,18 @@ from redrafter_jax.families import llama
 FAMILIES = (llama,)
 
 
+def types() -> list[str]:
+    """The model_types of all families."""
+    return [name for family in FAMILIES for name in family.TYPES]
+
+
 def of(model_type: object, what: str = "target") -> ModuleType:
     """The family of a config.json with this model_type; ``what`` names its folder in errors.
 
     Raises:
       BadInput: there is none.
     """
-    types = [name for family in FAMILIES for name in family.TYPES]
-    if model_type not in types:
-        only = f"only Llama-family configs (model_type {' or '.join(map(repr, types))}) are"
+    if model_type not in types():
+        only = f"only Llama-family configs (model_type {' or '.join(map(repr, types()))}) are"
         raise BadInput(f"{what}: model_type {shown(model_type)} is not supported; {only}")
     return next(family for family in FAMILIES if model_type in family.TYPES)

@@ -13,7 +13,7 @@ from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
 from redrafter_jax.files import json_files
 from redrafter_jax.model.drafter import DrafterConfig
-from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.model.target import TargetConfig, wrong_draft_model
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
@@ -80,7 +80,8 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     """
     kind = config.get("model_type")
     if kind != DRAFTER_TYPE:
-        raise BadInput(f"{what}: model_type {shown(kind)} is not a draft head; one has model_type {DRAFTER_TYPE!r}")
+        others = f"Medusa's heads have their keys, and a small model is one of {', '.join(families.types())}"
+        raise BadInput(f"{what}: model_type {shown(kind)} is not a draft head; one has model_type {DRAFTER_TYPE!r}, {others}")
     width = whole(config, "hidden_size", what, MAX_FEATURES)
     tied = flag(config, TIED_KEY, False, what)
     blocks = whole(config, "num_draft_layers", what, MAX_LAYERS, low=0)
@@ -96,8 +97,13 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     )
 
 
-def check_pair(target: TargetConfig, drafter: DrafterConfig, what: str = "drafter") -> None:
-    """Raises BadInput where a head was made for another target."""
+def check_pair(target: TargetConfig, drafter: DrafterConfig | TargetConfig, what: str = "drafter") -> None:
+    """Raises BadInput where a head was made for another target, or a model cannot draft for it."""
+    if isinstance(drafter, TargetConfig):
+        wrong = wrong_draft_model(target, drafter)
+        if wrong:
+            raise BadInput(f"{what}: a draft model {wrong}")
+        return
     for name in ("hidden_size", "vocab_size"):
         ours, theirs = getattr(target, name), getattr(drafter, name)
         if ours != theirs:

@@ -33,6 +33,20 @@ class TargetConfig:
     max_position_embeddings: int = 2048
 
 
+    @property
+    def draft_vocab(self) -> int:
+        """Of a model that drafts for another, as in the configs of heads: 0, for it can draft every token."""
+        return 0
+
+
+def wrong_draft_model(target: TargetConfig, model: TargetConfig) -> str | None:
+    """Why a model cannot draft for a target, in words; None where it can."""
+    if model.vocab_size != target.vocab_size:
+        return f"should share the target's vocabulary of {target.vocab_size} tokens, but has vocab_size {model.vocab_size}"
+    ours, theirs = target.max_position_embeddings, model.max_position_embeddings
+    return f"should read as many tokens as the target, {ours}, but its context is {theirs}" if theirs < ours else None
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pass:

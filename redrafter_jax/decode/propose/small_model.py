@@ -19,10 +19,10 @@ from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.propose.search import adjusted, search
-from redrafter_jax.errors import BadInput
+from redrafter_jax.decode.request import require
 from redrafter_jax.model import attention, cache
 from redrafter_jax.model.layers import take_rows
-from redrafter_jax.model.target import Target, TargetConfig
+from redrafter_jax.model.target import Target, wrong_draft_model
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +51,7 @@ class SmallModel(Proposer):
         Raises:
           BadInput: its vocabulary is another, its context is shorter, or the search is wider than the vocabulary.
         """
-        check_fits(target.config, self.model.config)
+        require("the draft model", wrong_draft_model(target.config, self.model.config))
         self.shape.check_vocabulary(target.config.vocab_size)
         return self if self.shape.length else Plain()
 
@@ -123,17 +123,3 @@ class _Reader:
         self.kv = cache.append(self.kv, made.rows, W)
         seen_BWS = None if seen_BWS is None else seen_BWS | (jnp.arange(self.kv.slots) == at_BW[..., None])
         return self.model.unembed(made.hidden), seen_BWS
-
-
-def check_fits(target: TargetConfig, model: TargetConfig, what: str = "drafter") -> None:
-    """Raises BadInput where a model cannot draft for a target."""
-    if model.vocab_size != target.vocab_size:
-        raise BadInput(
-            f"{what}: a draft model shares the target's vocabulary, but it has vocab_size {model.vocab_size} and the target"
-            f" {target.vocab_size}"
-        )
-    if model.max_position_embeddings < target.max_position_embeddings:
-        raise BadInput(
-            f"{what}: the draft model's context of {model.max_position_embeddings} tokens is shorter than the target's,"
-            f" {target.max_position_embeddings}"
-        )

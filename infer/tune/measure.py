@@ -153,7 +153,7 @@ class Tuner:
 
     def compare(self, name: str, entered: Sequence[Point], batch: int, context: int | None) -> tuple[dict[Point, float], float]:
         """The speed-up of each point over plain decoding, in one race; and the seconds of a plain round."""
-        found = self.kept.found.get(name, {"laps": [], "is_over": False})
+        found = self.kept.peek(name, {"laps": [], "is_over": False})
         names = {" ".join(map(str, dataclasses.astuple(point))): point for point in entered}
         laps, gains = found["laps"], {key: self.gain(point, batch) for key, point in names.items()}
         if not found["is_over"]:

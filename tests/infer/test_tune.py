@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     kept = json.loads((folder / "settings.json").read_text())
     assert kept["entries"] == [] and len(kept["measured"]) == 1
     (measured,) = kept["measured"].values()
-    assert [len(value["laps"]) for name, value in measured.items() if name.startswith("race")] == [2]
+    assert [len(value["laps"]) for name, value in measured.items() if " race " in name] == [2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(acceptance, "read_hidden", never)  # what was measured is not measured again
         patch.setattr("infer.tune.measure.CUTS", ())

@@ -9,6 +9,7 @@ takes (`tuned.py`).
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import platform
 import re
@@ -20,7 +21,6 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import atomic, json_files
 from redrafter_jax.version import __version__
 
-DEFAULT_FILE = pathlib.Path("~/.cache/redrafter_jax/settings.json")
 NONE = "none"  # a --settings of this name reads nothing; a file that is called so is ./none
 WRITER = "redrafter_jax infer.tune"
 SIGNATURE = f'{{ "written_by": "{WRITER}"'
@@ -181,8 +181,16 @@ class SettingsFile:
         return entries_of(read(self.path, "--settings"), self.path, "--settings")
 
 
+def default_file() -> pathlib.Path:
+    """Where the settings are by default: in the user's folder of configurations, as the XDG Base Directory Specification says. What
+    was measured is not lost with a cache that somebody removes."""
+    named = pathlib.Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    folder = named if named.is_absolute() else pathlib.Path("~/.config").expanduser()
+    return folder / "redrafter_jax" / "settings.json"
+
+
 def source_of(option: str | None) -> SettingsFile:
     """Of a `--settings` option: None is the default file, which need not exist; `NONE` is no file."""
     if option == NONE:
         return SettingsFile(None)
-    return SettingsFile(DEFAULT_FILE.expanduser()) if option is None else SettingsFile(pathlib.Path(option), True)
+    return SettingsFile(default_file()) if option is None else SettingsFile(pathlib.Path(option), True)

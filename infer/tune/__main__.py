@@ -54,7 +54,7 @@ class Options:
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose for each batch."""
     output: pathlib.Path | None = None
-    """File for the settings; by default ~/.cache/redrafter_jax/settings.json, which the other commands read by themselves."""
+    """File for the settings; by default ~/.config/redrafter_jax/settings.json, which the other commands read by themselves."""
     plot: pathlib.Path | None = None
     """PNG file for a plot of tokens per step over the cost of a round."""
     check_grid: bool = False
@@ -87,7 +87,7 @@ def output_of(options: Options) -> pathlib.Path:
     if options.output is not None:
         claims.check_file(options.output, "--output")
         return options.output
-    path = settings.DEFAULT_FILE.expanduser()
+    path = settings.default_file()
     with contextlib.suppress(OSError):  # the lock says what is wrong with it
         path.parent.mkdir(parents=True, exist_ok=True)
     return path

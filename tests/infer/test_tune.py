@@ -105,7 +105,7 @@ def test_generate_reads_no_settings_where_it_is_told_how_to_draft():
     ):
         assert tuning_of(**told).source.path is None
     assert tuning_of(settings="none").source.path is None
-    assert tuning_of().source.path == settings.DEFAULT_FILE and tuning_of().may_be_plain
+    assert tuning_of().source.path == settings.default_file() and tuning_of().may_be_plain
     assert tuning_of(decoding="speculative").source.path and not tuning_of(decoding="speculative").may_be_plain
 
 

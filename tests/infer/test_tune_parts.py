@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
-from infer import settings, tuned
+from infer import programs, settings, tuned
 from infer.settings import Choice, Conditions, Entry, Machine, SettingsFile
 from infer.tune import acceptance, costs, points, race
 from infer.tune.points import Estimate, Point
@@ -156,6 +157,17 @@ def test_a_later_measurement_replaces_an_earlier_one(file):
     later = dataclasses.replace(ENTRY, choice=dataclasses.replace(CHOICE, width=4))
     content = settings.add(settings.read(source.path, ""), source.path, "", [later])
     assert settings.entries_of(content, source.path, "") == [later]
+
+
+def test_the_settings_are_no_part_of_the_cache_of_programs(monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", "/home/a")
+    assert str(settings.default_file()) == "/home/a/.config/redrafter_jax/settings.json"
+    assert not settings.default_file().is_relative_to(programs.DEFAULT_CACHE.expanduser())
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/a")
+    assert settings.source_of(None).path == settings.default_file() == pathlib.Path("/etc/a/redrafter_jax/settings.json")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "a")  # the specification passes over a relative path
+    assert settings.default_file().is_relative_to("/home/a/.config")
 
 
 def test_no_file_is_nothing_and_a_named_one_has_to_be_there(tmp_path):

@@ -174,11 +174,12 @@ class SettingsFile:
         Raises:
           BadInput: the file is damaged, or was asked for and is missing.
         """
-        if self.path is None or not (self.is_named or self.path.is_file()):
+        if self.path is None or not (self.is_named or os.path.isfile(self.path)):
             return []
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             raise BadInput(f"--settings: there is no file {self.path}; {TUNE} --output writes one")
-        return entries_of(read(self.path, "--settings"), self.path, "--settings")
+        what = "--settings" if self.is_named else "the default --settings"
+        return entries_of(read(self.path, what), self.path, what)
 
 
 def default_file() -> pathlib.Path:

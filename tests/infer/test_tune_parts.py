@@ -1,6 +1,7 @@
 """The parts of `infer.tune`: rounds counted from known texts, races, what is raced, the file of settings."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -8,19 +9,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from infer import programs, settings, tuned
-from infer.settings import Choice, Conditions, Entry, Machine, SettingsFile
+from infer import programs, settings
+from infer.settings import SettingsFile
 from infer.tune import acceptance, costs, points, race
 from infer.tune.points import Estimate, Point
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.errors import BadInput
+from tests.measured import CHOICE, ENTRY, keep
 from tests.support import load_pair
 
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8]]
-HERE = Machine("CPU some, 2 cores", "1x1", "float32", "0.1.0", "0.10.2")
-CHOICE = Choice(2, 3, 0, 10, 1.2, 2.1, 120.0, 100.0)
-ENTRY = Entry(HERE, "t", "h", "/heads/h", Conditions(4, 128), CHOICE)
 
 
 @pytest.mark.parametrize(
@@ -113,43 +112,7 @@ def test_budgets_are_tried_where_they_leave_something_out():
 @pytest.fixture
 def file(tmp_path):
     """Writes entries; returns the file as a command reads it."""
-
-    def write(*entries) -> SettingsFile:
-        path = tmp_path / "settings.json"
-        settings.write(path, settings.add({"entries": []}, path, "", entries))
-        return SettingsFile(path, True)
-
-    return write
-
-
-def test_the_nearest_entry_is_taken_and_said(file):
-    other = dataclasses.replace(ENTRY, conditions=Conditions(16, 128))
-    source = file(ENTRY, other)
-    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 100)).says == f"settings of {source.path}"
-    found = tuned.find(source, HERE, "t", ["h"], Conditions(12, 4096, 0.7))
-    assert found.entry == other
-    assert found.says.endswith("batch 16, not 12; context 128, not 4096; temperature 0, not 0.7)")
-    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 0)).entry == ENTRY
-
-
-def test_of_several_heads_the_fastest_is_taken(file):
-    faster = dataclasses.replace(ENTRY, head="i", choice=dataclasses.replace(CHOICE, tokens_per_second=130.0))
-    source = file(ENTRY, faster)
-    assert tuned.find(source, HERE, "t", ["h", "i"], Conditions(4, 128)).entry == faster
-    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 128)).entry == ENTRY
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Machine)])
-def test_an_entry_of_another_machine_is_not_used_and_that_is_said(file, field):
-    found = tuned.find(file(ENTRY), dataclasses.replace(HERE, **{field: "other"}), "t", ["h"], Conditions(4, 128))
-    assert found.entry is None
-    assert field in found.says and "and this is other" in found.says and getattr(HERE, field) in found.says
-
-
-def test_an_entry_of_another_pair_is_not_used_and_that_is_said(file):
-    for target, head in (("u", "h"), ("t", "i")):
-        found = tuned.find(file(ENTRY), HERE, target, [head], Conditions(4, 128))
-        assert found.entry is None and "no entry for this pair" in found.says
+    return functools.partial(keep, tmp_path)
 
 
 def test_a_later_measurement_replaces_an_earlier_one(file):

@@ -158,8 +158,9 @@ def _tuner(wanted, mesh: tuple[int, int], plan, kept):
     from infer.tune import load
     from infer.tune.measure import Tuner
 
-    loaded = load.load(wanted, mesh)
-    return Tuner(loaded.target, loaded.heads, wanted.prompts, plan, kept.at(f"mesh {mesh[0]}x{mesh[1]}"), load.say)
+    loaded, (_, batches) = load.load(wanted, mesh), wanted.planned[mesh]
+    here = kept.at(f"mesh {mesh[0]}x{mesh[1]}")
+    return Tuner(loaded.target, loaded.heads, wanted.prompts, plan, here, load.say, max(batches))
 
 
 def _measure(options: Options, wanted, mesh: tuple[int, int], plan, kept) -> list[tuple]:

@@ -17,7 +17,7 @@ from redrafter_jax.model.target import Target
 
 CUTS = (0, 50)  # values of draft_top_k that the fastest shape is tried with, besides `DRAFT_TOP_K`
 MIN_GAIN = 1.01  # below which another draft_top_k is not worth a change
-TEXT_BATCH = 16  # prompts that the target continues at once
+TEXT_BATCH = 16  # prompts that the target continues at once, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Measured:
 
 
 class Tuner:
-    """A target and its heads by name, at the prompts' token ids; ``say`` is told what is being measured."""
+    """A target and its heads by name, at the prompts' token ids; ``say`` is told what is being measured; ``most``: the largest
+    batch, for whose cache there is room."""
 
     def __init__(
         self,
@@ -58,8 +59,10 @@ class Tuner:
         plan: TunePlan,
         kept: Kept,
         say: Callable[[str], None],
+        most: int = TEXT_BATCH,
     ):
         self.target, self.heads, self.prompts, self.plan, self.kept, self.say = target, heads, prompts, plan, kept, say
+        self.most = most
 
     def tune(self, batch: int, context: int | None) -> Measured:
         """The fastest point of every head at a batch, and at a context in tokens (None: the prompts' own)."""
@@ -81,12 +84,17 @@ class Tuner:
         """Tokens of the longest prompt and its reply, as a reader counts them."""
         return context or max(map(len, self.prompts)) + self.plan.new
 
+    @property
+    def text_batch(self) -> int:
+        """Prompts that the target continues at once: no more than are decoded together, in full rows of the mesh."""
+        rows = acceptance.target_rows(self.target)
+        return -(-min(TEXT_BATCH, self.most) // rows) * rows
+
     @functools.cached_property
     def texts(self) -> acceptance.KnownTexts:
         def decode() -> list[list[int]]:
             self.say(f"the target continues {len(self.prompts)} prompts")
-            batch = TEXT_BATCH * acceptance.target_rows(self.target)
-            return acceptance.decode(self.target, self.prompts, self.plan.sampling, self.plan.new, batch).replies
+            return acceptance.decode(self.target, self.prompts, self.plan.sampling, self.plan.new, self.text_batch).replies
 
         return acceptance.KnownTexts(self.prompts, self.kept.get("texts", decode), self.plan.sampling)
 

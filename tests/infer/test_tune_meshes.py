@@ -8,13 +8,15 @@ from infer.generate import __main__ as generate
 from infer.generate import session
 from infer.settings import Choice
 from infer.tune import __main__ as tune
+from infer.tune.acceptance import target_rows
 from infer.tune.measure import Measured, Tuner
 from redrafter_jax.devices import memory
 from tests.options import IDS, PAIR
 
 
 def measured_at_once(tuner: Tuner, batch: int, context) -> Measured:
-    """An outcome in place of a measurement, which keeps the batch as its tokens per second."""
+    """An outcome in place of a measurement."""
+    assert tuner.text_batch <= tuner.most and tuner.text_batch % target_rows(tuner.target) == 0
     choice = Choice(1, 2, 0, 10, 1.5, 2.0, 1.5 * batch, batch)
     return Measured(batch, 64, [], {}, dict.fromkeys(tuner.heads, choice))
 
@@ -43,6 +45,13 @@ def test_generate_finds_the_settings_of_each_batch_on_the_mesh_that_it_plans(run
         capsys.readouterr()
         assert session.tune(prepared, 0).shape.length == 2
         assert f"settings of {tmp_path}/s.json: 1x2 with" in capsys.readouterr().err
+
+
+def test_texts_are_not_decoded_in_larger_batches_than_are_tuned(run, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(Tuner, "tune", lambda tuner, *given: sizes.append(tuner.text_batch) or measured_at_once(tuner, *given))
+    assert run("--batch", "1", "6", "32") == 0
+    assert sizes == [1, 6, 16]  # on meshes of 1, 2 and 8 rows
 
 
 def test_a_mesh_that_does_not_take_every_batch_is_one_sentence(run, capsys):

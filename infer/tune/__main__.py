@@ -31,7 +31,8 @@ class Options:
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
     drafter: tuple[str, ...] = ()
-    """Folder or hub name of its draft head, or of several, of which the fastest is found; by default the embedded ones."""
+    """Folder or hub name of its draft head, recurrent or Medusa's, or of several, of which the fastest is found; by default the
+    embedded ones."""
     prompts: str | None = None
     """JSONL file of prompts, as in infer.generate; by default the embedded pair's own. Use your own: how much is accepted depends
     on the text."""
@@ -46,9 +47,11 @@ class Options:
     beams: tuple[str, ...] = ()
     """Beam shapes WxL to choose among, such as 1x3 4x4; by default many that suit the device."""
     nodes: tuple[int, ...] = ()
-    """Node budgets to choose among, which are also the passes that are timed; by default some that suit the device."""
+    """Node budgets to choose among, which are also the passes that are timed; by default some that suit the device. Of Medusa's
+    heads, whose tree is a constant, they are all that is chosen."""
     seconds: float = 6.0
-    """Seconds for which the best shapes of a batch are timed against each other; more is more certain."""
+    """Seconds for which the best shapes of a batch are timed against each other, by their rounds and then by whole replies; more is
+    more certain."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
     mesh: tuple[int, int] | None = None

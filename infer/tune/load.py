@@ -11,13 +11,14 @@ import jax
 from infer import pair, prompts, room, text
 from infer.options import check_drafted
 from infer.settings import Conditions, Entry, Machine
+from infer.tune import candidates
 from infer.tune.measure import Measured, TunePlan
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import config, fingerprint, hub, weights
-from redrafter_jax.model.drafter import Drafter
-from redrafter_jax.model.target import Target
+from redrafter_jax.files import config, fingerprint, heads, hub
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.target import Target, TargetConfig
 from redrafter_jax.model.vocabulary import as_decoded
 
 
@@ -40,7 +41,7 @@ class Loaded:
     """The weights on one of the meshes. heads: by their names."""
 
     target: Target
-    heads: dict[str, Drafter]
+    heads: dict[str, heads.Head]
 
 
 def find(options, plan: TunePlan) -> Wanted:
@@ -53,11 +54,11 @@ def find(options, plan: TunePlan) -> Wanted:
     folders = name_heads(options.drafter)
     found = pair.find(options.target, str(next(iter(folders.values()))), True, dtype)
     target = found.target_config
-    for name, folder in folders.items():
-        _check_head(target, folder, name, plan)
+    configs = {name: heads.read_config(folder, "--drafter") for name, folder in folders.items()}
+    for name, head in configs.items():
+        _check_head(target, head, name, plan)
     planned = plan_meshes(found, options)
-    for (resolved, batches), folder in itertools.product(planned.values(), folders.values()):
-        head = config.drafter_config(config.read_json(folder, "--drafter"), "--drafter")
+    for (resolved, batches), head in itertools.product(planned.values(), configs.values()):
         pair.plan(dataclasses.replace(resolved, drafter_config=head), resolved.mesh, max(batches), plan.new, option="--batch")
     tokenizer = text.load_tokenizer(found.target)
     ids = read_prompts(options, tokenizer, target.vocab_size, target.max_position_embeddings - plan.new)
@@ -65,7 +66,8 @@ def find(options, plan: TunePlan) -> Wanted:
     if longest + plan.new > target.max_position_embeddings:
         raise BadInput(f"--context should be at most the target's context of {target.max_position_embeddings}")
     for resolved, batches in planned.values():
-        room.check(resolved, longest, plan.new, max(batches), plan.longest)
+        drafted = max(point.length for point in candidates.grid(configs, plan.beams, plan.nodes))
+        room.check(resolved, longest, plan.new, max(batches), drafted)
     marks = {"": fingerprint.fingerprint(found.target)} | {name: fingerprint.fingerprint(at) for name, at in folders.items()}
     name = f"{found.target.parent.name}/{found.target.name} with {', '.join(folders)}; {len(ids)} prompts"
     return Wanted(name, folders, marks, ids, tokenizer, planned)
@@ -83,13 +85,12 @@ def plan_meshes(found: pair.Resolved, options) -> dict[tuple[int, int], tuple[pa
 
 def load(wanted: Wanted, mesh: tuple[int, int]) -> Loaded:
     """Reads the weights onto a mesh of the plan, which becomes the current one."""
-    (resolved, _), (first, *others) = wanted.planned[mesh], wanted.folders
-    engine = pair.fill(resolved, wanted.tokenizer, Shape(), ignore_eos=True).engine
+    resolved, _ = wanted.planned[mesh]
+    engine = pair.fill(dataclasses.replace(resolved, drafter=None), wanted.tokenizer, Shape(), ignore_eos=True).engine
     jax.set_mesh(engine.mesh)
-    heads = {first: engine.proposer.head}
-    for name in others:
-        heads[name] = as_decoded(weights.load_drafter(wanted.folders[name], resolved.dtype, "--drafter"), engine.target)
-    return Loaded(engine.target, heads)
+    loaded = {name: heads.load_head(folder, resolved.dtype, "--drafter") for name, folder in wanted.folders.items()}
+    decoded = {name: as_decoded(head, engine.target) if isinstance(head, Drafter) else head for name, head in loaded.items()}
+    return Loaded(engine.target, decoded)
 
 
 def name_heads(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
@@ -101,10 +102,9 @@ def name_heads(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
 
-def _check_head(target, folder: pathlib.Path, name: str, plan: TunePlan) -> None:
-    head = config.drafter_config(config.read_json(folder, "--drafter"), "--drafter")
+def _check_head(target: TargetConfig, head: heads.HeadConfig, name: str, plan: TunePlan) -> None:
     config.check_pair(target, head, "--drafter")
-    for width in {width for width, _ in plan.beams}:
+    for width in {width for width, _ in plan.beams} if isinstance(head, DrafterConfig) else ():
         check_drafted(f"--beams of {width} for {name}: their width", width, target.vocab_size, head.draft_vocab)
 
 

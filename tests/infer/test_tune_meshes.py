@@ -18,7 +18,7 @@ def measured_at_once(tuner: Tuner, batch: int, context) -> Measured:
     """An outcome in place of a measurement."""
     assert tuner.text_batch <= tuner.most and tuner.text_batch % target_rows(tuner.target) == 0
     choice = Choice(1, 2, 0, 10, 1.5, 2.0, 1.5 * batch, batch)
-    return Measured(batch, 64, [], {}, dict.fromkeys(tuner.heads, choice))
+    return Measured(batch, 64, [], {}, {}, dict.fromkeys(tuner.heads, choice))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from infer import programs, settings
 from infer.settings import SettingsFile
-from infer.tune import acceptance, costs, points, race
+from infer.tune import acceptance, costs, final, points, race
 from infer.tune.points import Estimate, Point
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
@@ -81,6 +81,46 @@ def test_a_race_goes_on_from_the_laps_that_were_kept():
     first = race.run(made, 0.0, keep=kept.append)
     assert len(first) == race.MIN_LAPS == len(kept) and kept[-1] == first
     assert race.run(made, 0.0, first[:3])[:3] == first[:3]
+
+
+class Replies:
+    """A program whose rounds take the clock's time."""
+
+    def __init__(self, clock: Clock, seconds: float, rounds: int):
+        self.round, self.rounds = clock.timing(seconds), rounds
+
+    def reply_seconds(self, state: int) -> tuple[float, int]:
+        return self.round() * self.rounds, self.rounds
+
+
+class Started:
+    """Three batches in place of `costs.Batches`; which were started."""
+
+    def __init__(self):
+        self.inputs, self.numbers = [0, 1, 2], []
+
+    def start(self, number: int) -> int:
+        self.numbers.append(number)
+        return number
+
+    def let_go(self) -> None:
+        pass
+
+
+def test_whole_replies_are_decoded_in_turn_and_one_slow_lap_does_not_decide():
+    clock, kept, started = Clock(), [], Started()
+    clock.calls = itertools.chain([0, 40], itertools.count(2))  # of the first lap the second program is slow
+    programs = {race.PLAIN: Replies(clock, 1.0, 90), "a": Replies(clock, 1.5, 50)}
+    laps = final.run(started, programs, 0.0, keep=kept.append)
+    assert started.numbers == [0, 1, 2, 0, 1] and kept[-1] == laps and len(laps) == final.MIN_LAPS
+    assert final.round_cost("a", laps) == pytest.approx(1.5, rel=0.06) and final.plain_seconds(laps) == pytest.approx(1.0, rel=0.06)
+    assert list(laps[0]) == ["a", race.PLAIN] and list(laps[1]) == [race.PLAIN, "a"]
+    assert final.run(started, programs, 0.0, laps[:4])[:4] == laps[:4] and started.numbers[5:] == [1]
+
+
+def test_the_best_of_every_head_decodes_whole_replies():
+    raced = {Point("a", 1, length, 0, 10): 1.0 + length for length in range(1, 6)} | {Point("b", 2, 2, 0, 10): 0.5}
+    assert [(point.head, point.length) for point in final.finalists(raced)] == [("a", 5), ("a", 4), ("a", 3), ("b", 2)]
 
 
 def estimate(width, length, seconds, tokens, head="a"):

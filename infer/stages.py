@@ -20,11 +20,9 @@ from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Recurrent
 from redrafter_jax.decode.propose.scripted import Star
 from redrafter_jax.decode.propose.search import Beams
-from redrafter_jax.devices import processes
 from redrafter_jax.model.target import Target
 
 Result = TypeVar("Result")
-WARM_ROUNDS = 2  # before those that are timed
 RUNS_PER_CALL = 16  # runs of a stage in one call, so that the call's own cost is small beside them
 
 
@@ -199,34 +197,6 @@ def proposing(target: Target, proposer: Proposer, state: DecodeState) -> Callabl
     """Times what a proposer without memory does in a round from this state: a call returns seconds."""
     noise = jax.jit(_noise)(target, proposer, state, None)
     return lambda: _time_stage(_propose, (target, proposer), state, noise)
-
-
-class RoundsProgram:
-    """Rounds of a proposer without memory, compiled for states like this one. Where programs run in turn, the first round of each
-    finds the weights out of the CPU's cache, which decoding does once per reply and not once in so few rounds."""
-
-    def __init__(self, target: Target, proposer: Proposer, state: DecodeState):
-        self.places = proposer.round.length + 1
-        self.weights, structure = jax.tree.flatten((target, proposer))
-        rounds_of = jax.jit(lambda weights, *given: loop.run(*structure.unflatten(weights), *given), donate_argnums=1)
-        self.run = rounds_of.lower(self.weights, self._own(state), jnp.int32(loop.ALL_ROUNDS)).compile()
-
-    def _own(self, state: DecodeState) -> DecodeState:
-        """A copy that the program takes over, with a histogram for this proposer's rounds."""
-        histogram_BM = jnp.zeros((len(state.g), self.places), jnp.int32, out_sharding=P("data", None))
-        return dataclasses.replace(jax.tree.map(jnp.copy, state), histogram=histogram_BM)
-
-    def round_seconds(self, state: DecodeState, rounds: int) -> float:
-        """Seconds per round of so many behind `WARM_ROUNDS`, which must all take place."""
-        warm = jax.block_until_ready(self.run(self.weights, self._own(state), jnp.int32(WARM_ROUNDS)))
-        return clock(lambda: self.run(self.weights, warm, jnp.int32(rounds))) / rounds
-
-    def reply_seconds(self, state: DecodeState) -> tuple[float, int]:
-        """Seconds from this state to the end of its replies, and the rounds of the slowest row."""
-        own, began = jax.block_until_ready(self._own(state)), time.perf_counter()
-        last = jax.block_until_ready(self.run(self.weights, own, jnp.int32(loop.ALL_ROUNDS)))
-        seconds = time.perf_counter() - began
-        return seconds, int(processes.fetch(last.histogram).sum(1).max())
 
 
 def _time_stage(stage: Callable, models, state: DecodeState, given) -> float:

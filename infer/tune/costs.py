@@ -10,6 +10,7 @@ import numpy as np
 
 from infer import stages
 from infer.tune import acceptance
+from infer.tune.rounds import WARM_ROUNDS, RoundsProgram
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
@@ -22,7 +23,7 @@ REPEATS = 5
 MAX_ROUNDS = 16  # that are timed at once
 
 
-class Batches:
+class PromptBatches:
     """The batches of all prompts, read anew whenever one is needed, with room for the longest rounds; and the programs that were
     compiled for them.
 
@@ -34,7 +35,7 @@ class Batches:
         self.target, self.new = target, new
         self.inputs, bucket = group_inputs(Engine(target), prompts, sampling, new, batch)
         self.bucket = dataclasses.replace(bucket, length=length)
-        self.programs: dict[Hashable, stages.RoundsProgram] = {}
+        self.programs: dict[Hashable, RoundsProgram] = {}
 
     def start(self, number: int) -> DecodeState:
         """A batch behind its prefill."""
@@ -49,15 +50,15 @@ class Batches:
         """Gives back the memory of `first`."""
         self.__dict__.pop("first", None)
 
-    def program(self, name: Hashable, proposer: Proposer) -> stages.RoundsProgram:
+    def program(self, name: Hashable, proposer: Proposer) -> RoundsProgram:
         """The rounds of a proposer, compiled once."""
         if name not in self.programs:
-            self.programs[name] = stages.RoundsProgram(self.target, proposer, self.first)
+            self.programs[name] = RoundsProgram(self.target, proposer, self.first)
         return self.programs[name]
 
     def rounds(self, name: Hashable, proposer: Proposer) -> Callable[[], float]:
         """Times rounds: a call returns seconds per round."""
-        count = min(MAX_ROUNDS, (self.new - 1) // (proposer.round.length + 1) - stages.WARM_ROUNDS)
+        count = min(MAX_ROUNDS, (self.new - 1) // (proposer.round.length + 1) - WARM_ROUNDS)
         program = self.program(name, proposer)
         timed = functools.partial(program.round_seconds, self.first, max(1, count))
         timed()  # the first call pays for what later ones do not
@@ -112,7 +113,7 @@ def of_json(found: dict) -> Costs:
     return Costs({count: seconds for count, seconds in found["verify"]}, propose, found["rest"])
 
 
-def measure(setting: Batches, drafters: Mapping[tuple[str, int, int], Proposer], nodes: Sequence[int]) -> Costs:
+def measure(setting: PromptBatches, drafters: Mapping[tuple[str, int, int], Proposer], nodes: Sequence[int]) -> Costs:
     """Every stage in turn, `REPEATS` times, of which the fastest counts: the estimates only say what to measure.
 
     Args:

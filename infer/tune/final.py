@@ -5,17 +5,17 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from infer.stages import RoundsProgram
-from infer.tune.costs import Batches
+from infer.tune.costs import PromptBatches
 from infer.tune.points import Point, best_by_head
 from infer.tune.race import PLAIN, Lap
+from infer.tune.rounds import RoundsProgram
 
 FINALISTS = 3  # of the race, and of every head at least the best
 MIN_LAPS, MAX_LAPS = 5, 60
 
 
 def run(
-    batches: Batches,
+    batches: PromptBatches,
     programs: Mapping[Hashable, RoundsProgram],
     seconds: float,
     laps: Sequence[Lap] = (),

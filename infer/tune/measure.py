@@ -14,6 +14,7 @@ from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.files.heads import Head
+from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 CUTS = (0, 50)  # values of draft_top_k that the fastest shape is tried with, besides `DRAFT_TOP_K`
@@ -68,7 +69,7 @@ class Tuner:
         self.target, self.heads, self.prompts, self.plan, self.kept, self.say = target, heads, prompts, plan, kept, say
         self.most = most
         self.grid = candidates.grid({name: head.config for name, head in heads.items()}, plan.beams, plan.nodes)
-        self.batches: costs.Batches | None = None
+        self.batches: costs.PromptBatches | None = None
         self._at: tuple[int, int | None] = (1, None)
 
     def tune(self, batch: int, context: int | None) -> Measured:
@@ -119,7 +120,8 @@ class Tuner:
 
     def _search(self, head: str, width: int, cut: int) -> dict[str, list[int]]:
         which = f", draft_top_k {cut}" if width > 1 and cut not in (DRAFT_TOP_K, 0) else ""
-        self.say(f"what {head} has accepted with {width} beam{'s' * (width > 1)}{which}")
+        beams = f" with {width} beam{'s' * (width > 1)}" if isinstance(self.heads[head], Drafter) else ""
+        self.say(f"what {head} has accepted{beams}{which}")
         family = [point for point in self.grid if (point.head, point.width) == (head, width)]
         proposer = candidates.largest(self.heads[head], family, cut, self.target)
         needed = acceptance.search(self.target, proposer, self.texts, self._hidden)
@@ -162,10 +164,10 @@ class Tuner:
         """Over all rounds of all replies, the +1 counted."""
         return (self.plan.new - 1) * len(self.prompts) / sum(self.rounds(point))
 
-    def setting(self, batch: int, context: int | None) -> costs.Batches:
+    def setting(self, batch: int, context: int | None) -> costs.PromptBatches:
         """The batches of all prompts."""
         prompts = self.prompts if context is None else costs.stretch(self.prompts, context - self.plan.new)
-        return costs.Batches(
+        return costs.PromptBatches(
             self.target, prompts, self.plan.sampling, batch, self.plan.new, max(point.length for point in self.grid)
         )
 
@@ -206,7 +208,7 @@ class Tuner:
             laps
         )
 
-    def _current(self) -> costs.Batches:
+    def _current(self) -> costs.PromptBatches:
         """The batches of the current conditions, made once they are needed, with the programs that were compiled for them."""
         self.batches = self.batches or self.setting(*self._at)
         return self.batches

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import Target
 
 Model = TypeVar("Model", Drafter, Target)
@@ -34,8 +35,10 @@ def cast(model: Model, dtype) -> Model:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, model)
 
 
-def materialised_config(config: DrafterConfig) -> DrafterConfig:
-    """The shapes of what `materialise_columns` makes of a head of these."""
+def materialised_config(config: DrafterConfig | MedusaConfig) -> DrafterConfig | MedusaConfig:
+    """The shapes of what `materialise_columns` makes of a head of these; Medusa's decode as they are."""
+    if isinstance(config, MedusaConfig):
+        return config
     return dataclasses.replace(config, tied=config.tied and not config.draft_vocab)
 
 

@@ -1,4 +1,4 @@
-"""Medusa's heads in `infer.tune`: node budgets of their tree are what is tuned, and `infer.generate` drafts with what was chosen."""
+"""Medusa's heads in `infer.tune`: node budgets of their tree are tuned, and `infer.generate` drafts with what was chosen."""
 
 import dataclasses
 import json

@@ -94,7 +94,7 @@ class Replies:
 
 
 class Started:
-    """Three batches in place of `costs.Batches`; which were started."""
+    """Three batches in place of `costs.PromptBatches`; which were started."""
 
     def __init__(self):
         self.inputs, self.numbers = [0, 1, 2], []

@@ -33,6 +33,11 @@ def default_shape_of(config: DrafterConfig | MedusaConfig, otherwise: Shape) -> 
     return Shape(-(-len(paths) // max(depth, 1)), depth, 1 + len(paths), draft_top_k=0) if depth else Shape(1, 0)
 
 
+def nodes_of(config: DrafterConfig | MedusaConfig, shape: Shape) -> int:
+    """Nodes of a round in which such a head drafts in this shape, the root included."""
+    return shape.nodes if isinstance(config, DrafterConfig) else 1 + len(cut(tree_of(config), shape))
+
+
 def fit_shape(config: DrafterConfig | MedusaConfig, shape: Shape) -> Shape:
     """The shape, less what these heads cannot draft: Medusa's draft no deeper than there are heads, and one tree alone."""
     if isinstance(config, DrafterConfig):

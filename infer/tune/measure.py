@@ -18,13 +18,14 @@ from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 CUTS = (0, 50)  # values of draft_top_k that the fastest shape is tried with, besides `DRAFT_TOP_K`
+RACE_SHARE = 0.5  # of the seconds of a comparison: the race only chooses who decodes whole replies, for all of them
 MIN_GAIN = 1.01  # below which another draft_top_k is not worth a change
 TEXT_BATCH = 16  # prompts that the target continues at once, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class TunePlan:
-    """What is tried. beams: W and L; nodes: numbers of nodes of passes and trees; new: tokens of each reply; seconds: of a race."""
+    """What is tried. beams: W and L; nodes: numbers of nodes of passes and trees; new: tokens of each reply; seconds: of a comparison."""
 
     beams: tuple[tuple[int, int], ...]
     nodes: tuple[int, ...]
@@ -187,7 +188,7 @@ class Tuner:
                 for point in entered
             }
             runners[race.PLAIN] = race.Contender(batches.rounds(race.PLAIN, Plain()), 1.0)
-            return race.run(runners, self.plan.seconds, laps, keep)
+            return race.run(runners, self.plan.seconds * RACE_SHARE, laps, keep)
 
         laps = self._laps(name, run)
         return {point: gains[_key(point)] / race.round_cost(_key(point), laps) for point in entered}

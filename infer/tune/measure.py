@@ -25,7 +25,8 @@ TEXT_BATCH = 16  # prompts that the target continues at once, at most
 
 @dataclasses.dataclass(frozen=True)
 class TunePlan:
-    """What is tried. beams: W and L; nodes: numbers of nodes of passes and trees; new: tokens of each reply; seconds: of a comparison."""
+    """What is tried. beams: W and L; nodes: numbers of nodes of passes and trees; new: tokens of each reply; seconds: of a
+    comparison."""
 
     beams: tuple[tuple[int, int], ...]
     nodes: tuple[int, ...]

@@ -11,7 +11,8 @@ import pytest
 
 from infer import programs, settings
 from infer.settings import SettingsFile
-from infer.tune import acceptance, costs, final, points, race
+from infer.tune import acceptance, costs, final, points, race, report
+from infer.tune.measure import TunePlan, Tuner
 from infer.tune.points import Estimate, Point
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
@@ -121,6 +122,37 @@ def test_whole_replies_are_decoded_in_turn_and_one_slow_lap_does_not_decide():
 def test_the_best_of_every_head_decodes_whole_replies():
     raced = {Point("a", 1, length, 0, 10): 1.0 + length for length in range(1, 6)} | {Point("b", 2, 2, 0, 10): 0.5}
     assert [(point.head, point.length) for point in final.finalists(raced)] == [("a", 5), ("a", 4), ("a", 3), ("b", 2)]
+
+
+class Judged(Tuner):
+    """Its race says that every draft pays, and its whole replies that only one does, or none."""
+
+    pays = True
+
+    def estimate(self, batch, context):
+        return [Estimate(point, 2.0, 2.0, 1.0, 2.0) for point in self.grid]
+
+    def compare(self, name, entered):
+        return {point: 1.9 - 0.1 * point.length for point in entered}
+
+    def decode_whole(self, entered):
+        return {point: 0.8 + 0.2 * self.pays * (point.length == 2) + 0.05 for point in entered}, 0.5
+
+    def tokens_per_step(self, point):
+        return 2.0
+
+
+def test_whole_replies_decide_which_draft_is_chosen_and_whether_it_pays():
+    target, head = load_pair("mha_rnn")
+    plan = TunePlan(((1, 1), (1, 2), (1, 3)), (3,), Sampling(), 16, 1.0)
+    tuner = Judged(target, {"a": head}, PROMPTS, plan, None, str)
+    found = tuner.tune(4, None)
+    assert (found.best.length, found.choices["a"].length, found.choices["a"].speedup) == (2, 2, pytest.approx(1.05))
+    assert found.choices["a"].plain_tokens_per_second == 8.0
+    tuner.pays = False
+    found = tuner.tune(4, None)
+    assert found.best is None and not found.choices["a"].speculates and min(found.raced.values()) > 1.5
+    assert "batch 4: do not speculate" in report.chosen(found) and "*" not in report.table(found)
 
 
 def estimate(width, length, seconds, tokens, head="a"):

@@ -28,10 +28,14 @@ class SliceOptions:
     """The slice: a chip and a grid, such as v5e:2x2, v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1, v5p:2x2x2."""
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the target (M) are split; by default every mesh of all chips is tried."""
+    method: Literal["recurrent", "medusa"] = "recurrent"
+    """As in train.main: ReDrafter's head, or Medusa's heads, as many as --positions."""
     head: Literal["full", "slim"] = "full"
-    """full: the paper's head; slim: exits into the target's own LM head."""
+    """full: the paper's head (medusa: each head has its own LM head); slim: exits into the target's own LM head."""
     head_vocab: int = 0
     """Tokens that the head can draft; 0: all of the target's."""
+    blocks: int = 2
+    """Residual blocks of the head (medusa: of each head; the published ones have 1)."""
     whole: bool = False
     """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
     only what is recommended is compiled whole."""
@@ -76,9 +80,13 @@ def head_line(columns: Columns) -> str:
     return line([name for name, _ in columns], columns)
 
 
-def head_of(head: str, head_vocab: int) -> str:
-    """A head in words."""
-    return f"{head} head" + (f" of {head_vocab} tokens" if head_vocab else "")
+def head_of(method: str, head: str, head_vocab: int, positions: int, blocks: int) -> str:
+    """A head in words, of these values of the options."""
+    tokens = f" of {head_vocab} tokens" if head_vocab else ""
+    if method == "medusa":
+        end = "LM heads of their own" if head == "full" else "the target's LM head"
+        return f"{positions} Medusa heads of {blocks} block{'s' * (blocks > 1)} with {end}{tokens}"
+    return f"{head} head{tokens}"
 
 
 def gib(count: float | None, mark: str = "") -> str:

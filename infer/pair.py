@@ -158,9 +158,16 @@ def find(target: str | None, drafter: str | None, with_head: bool, dtype: str) -
     return Resolved(folder, target_config, head, head_config, dtype=dtype)
 
 
-def plan(found: Resolved, mesh: tuple[int, int] | None, rows: int = 1, new_tokens: int = 128, length: int = 0) -> Resolved:
-    """With a mesh that fits the pair, or one that is chosen (``mesh`` None), for so many rows and new tokens and rounds that
-    draft ``length`` tokens deep.
+def plan(
+    found: Resolved,
+    mesh: tuple[int, int] | None,
+    rows: int = 1,
+    new_tokens: int = 128,
+    length: int = 0,
+    option: str = "--batch-size",
+) -> Resolved:
+    """With a mesh that fits the pair, or one that is chosen (``mesh`` None), for so many rows (of ``option``) and new tokens and
+    rounds that draft ``length`` tokens deep.
 
     Raises:
       BadInput: the mesh does not fit, or its devices have no room for the weights.
@@ -168,7 +175,7 @@ def plan(found: Resolved, mesh: tuple[int, int] | None, rows: int = 1, new_token
     target, head = found.target_config, found.drafter_config
     context = target.max_position_embeddings
     slots = prefill.bucket(min(context, PLANNED_PROMPT_TOKENS), min(context, new_tokens), length).slots
-    load = placement.to_decode(target, head, found.dtype, rows, slots, "--batch-size")
+    load = placement.to_decode(target, head, found.dtype, rows, slots, option)
     mesh, why = mesh_choice.resolve(load, mesh, False, "--mesh", "--distributed")
     # The weights alone: the cache depends on prompts that are not known yet (`room.check`).
     halved = {"--dtype bfloat16": placement.to_decode(target, head, "bfloat16")}

@@ -21,8 +21,9 @@ FINGERPRINTS = ("prompts", "target", "drafter")  # settings that are hashes of f
 KNOWN_BY = "prompts"  # every file of settings holds it
 OF_ANOTHER_RUN = (
     "--output: {path}:{number} belongs to another run (other files of the pair, another prompt or option that decides the"
-    " reply; in bfloat16 also another --batch-size or --mesh; of several processes also another number of them, or another"
-    " --batch-size); name another file, or remove this one"
+    " reply; or infer.tune has found other settings since, which --settings none, or FILE with those of then, takes back; in"
+    " bfloat16 also another --batch-size or --mesh; of several processes also another number of them, or another --batch-size);"
+    " name another file, or remove this one"
 )
 NO_REPLY = "--output: {path}:{number} is no reply to a prompt of this run; give another file"
 

@@ -9,6 +9,7 @@ takes (`tuned.py`).
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import platform
 import re
@@ -20,7 +21,6 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import atomic, json_files
 from redrafter_jax.version import __version__
 
-DEFAULT_FILE = pathlib.Path("~/.cache/redrafter_jax/settings.json")
 NONE = "none"  # a --settings of this name reads nothing; a file that is called so is ./none
 WRITER = "redrafter_jax infer.tune"
 SIGNATURE = f'{{ "written_by": "{WRITER}"'
@@ -174,15 +174,24 @@ class SettingsFile:
         Raises:
           BadInput: the file is damaged, or was asked for and is missing.
         """
-        if self.path is None or not (self.is_named or self.path.is_file()):
+        if self.path is None or not (self.is_named or os.path.isfile(self.path)):
             return []
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             raise BadInput(f"--settings: there is no file {self.path}; {TUNE} --output writes one")
-        return entries_of(read(self.path, "--settings"), self.path, "--settings")
+        what = "--settings" if self.is_named else "the default --settings"
+        return entries_of(read(self.path, what), self.path, what)
+
+
+def default_file() -> pathlib.Path:
+    """Where the settings are by default: in the user's folder of configurations, as the XDG Base Directory Specification says. What
+    was measured is not lost with a cache that somebody removes."""
+    named = pathlib.Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    folder = named if named.is_absolute() else pathlib.Path("~/.config").expanduser()
+    return folder / "redrafter_jax" / "settings.json"
 
 
 def source_of(option: str | None) -> SettingsFile:
     """Of a `--settings` option: None is the default file, which need not exist; `NONE` is no file."""
     if option == NONE:
         return SettingsFile(None)
-    return SettingsFile(DEFAULT_FILE.expanduser()) if option is None else SettingsFile(pathlib.Path(option), True)
+    return SettingsFile(default_file()) if option is None else SettingsFile(pathlib.Path(option), True)

@@ -23,7 +23,6 @@ from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.model.target import Target
 
 Result = TypeVar("Result")
-WARM_ROUNDS = 2  # before those that are timed
 RUNS_PER_CALL = 16  # runs of a stage in one call, so that the call's own cost is small beside them
 
 
@@ -198,25 +197,6 @@ def proposing(target: Target, proposer: Proposer, state: DecodeState) -> Callabl
     """Times what a proposer without memory does in a round from this state: a call returns seconds."""
     noise = jax.jit(_noise)(target, proposer, state, None)
     return lambda: _time_stage(_propose, (target, proposer), state, noise)
-
-
-def rounds_from(target: Target, proposer: Proposer, state: DecodeState, rounds: int) -> Callable[[], float]:
-    """Compiles rounds of a proposer without memory from this state, and times so many behind `WARM_ROUNDS`, which must all take
-    place: a call returns seconds per round. Where programs run in turn, the first round of each finds the weights out of the
-    CPU's cache, which decoding does once per reply and not once in so few rounds."""
-    histogram_BM = jnp.zeros((len(state.g), proposer.round.length + 1), jnp.int32, out_sharding=P("data", None))
-    state, count = dataclasses.replace(state, histogram=histogram_BM), jnp.int32(rounds)
-    weights, structure = jax.tree.flatten((target, proposer))
-    rounds_of = jax.jit(lambda weights, *given: loop.run(*structure.unflatten(weights), *given), donate_argnums=1)
-    run = rounds_of.lower(weights, state, count).compile()
-
-    def timed() -> float:
-        copied = jax.tree.map(jnp.copy, state)
-        warm = jax.block_until_ready(run(weights, copied, jnp.int32(WARM_ROUNDS)))
-        return clock(lambda: run(weights, warm, count)) / rounds
-
-    timed()  # the first call pays for what later ones do not
-    return timed
 
 
 def _time_stage(stage: Callable, models, state: DecodeState, given) -> float:

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model import drafter
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import Target, TargetConfig
 
 SUCCESSOR_STRIDE = 7919  # a random target follows token v by v + this
@@ -38,6 +39,12 @@ def head_config(config: TargetConfig, kind: str, draft_vocab: int = 0) -> Drafte
     """The shapes of a head, `full` or `slim`; ``draft_vocab``: ids that it can draft, or 0."""
     shape = {"full": drafter.full, "slim": drafter.slim}[kind](config.vocab_size, config.hidden_size)
     return dataclasses.replace(shape, draft_vocab=draft_vocab)
+
+
+def medusa_config(config: TargetConfig, kind: str, draft_vocab: int, heads: int, blocks: int) -> MedusaConfig:
+    """The shapes of Medusa's heads: `full` with LM heads of their own, `slim` with the target's."""
+    shape = {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "num_heads": heads, "num_blocks": blocks}
+    return MedusaConfig(**shape, tied=kind == "slim", draft_vocab=draft_vocab)
 
 
 def random_head(key: jax.Array, config: DrafterConfig, dtype) -> Drafter:

@@ -6,11 +6,12 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from infer import pair, settings
 from infer.settings import Choice, Conditions, Entry, Machine, SettingsFile
 from redrafter_jax.devices import processes
+from redrafter_jax.errors import BadInput
 from redrafter_jax.files import fingerprint
 
 
@@ -32,15 +33,23 @@ def choose(
       may_be_plain: the command then decodes plainly where that was measured to be faster, which the line says.
 
     Raises:
-      BadInput: as `find`.
+      BadInput: a file that was asked for is missing or damaged. A damaged one that nobody asked for is not used.
     """
-    if not source.load():  # no fingerprint is taken, which reads all weights
+    machine, marks = settings.machine_of(resolved.mesh, resolved.dtype), {}
+
+    def fingerprints() -> list[str]:
+        marks.update({fingerprint.fingerprint(head): head for head in heads})
+        return list(marks)
+
+    try:
+        found = find(source, machine, lambda: fingerprint.fingerprint(resolved.target), fingerprints, wanted)
+    except BadInput as error:
+        if source.is_named:
+            raise
+        processes.say(f"note: no settings are used: {error}", sys.stderr)
         return None
-    marks = {fingerprint.fingerprint(head): head for head in heads}
-    machine = settings.machine_of(resolved.mesh, resolved.dtype)
-    found = find(source, machine, fingerprint.fingerprint(resolved.target), list(marks), wanted)
     if found is None or found.entry is None:
-        processes.say(found.says if found else "", sys.stderr)
+        processes.say(found.says, sys.stderr) if found else None
         return None
     tuned = Tuned(found.entry.choice, marks[found.entry.head])
     processes.say(f"{found.says}: {say(tuned, may_be_plain)}", sys.stderr)
@@ -71,12 +80,15 @@ class Found:
     says: str
 
 
-def find(source: SettingsFile, machine: Machine, target: str, heads: Sequence[str], conditions: Conditions) -> Found | None:
+def find(
+    source: SettingsFile, machine: Machine, target: Callable[[], str], heads: Callable[[], Sequence[str]], conditions: Conditions
+) -> Found | None:
     """The entry of these heads that suits best: of each head the one of the nearest conditions, of these the fastest. None: there
     is no file, or it is empty.
 
     Args:
-      target, heads: fingerprints.
+      target, heads: give fingerprints, for which all weights may have to be read: they are called only where the entries that are
+        left need them, the smaller heads first.
 
     Raises:
       BadInput: as `SettingsFile.load`.
@@ -84,14 +96,28 @@ def find(source: SettingsFile, machine: Machine, target: str, heads: Sequence[st
     entries = source.load()
     if not entries:
         return None
-    ours = [entry for entry in entries if entry.target == target and entry.head in heads]
-    here = [entry for entry in ours if entry.machine == machine]
+    if not _on(machine, entries):
+        return _nothing(source, entries, machine)
+    names = heads()
+    entries = [entry for entry in entries if entry.head in names]
+    if _on(machine, entries):
+        name = target()
+        entries = [entry for entry in entries if entry.target == name]
+    here = _on(machine, entries)
     if not here:
-        return Found(None, f"note: {_shown(source.path)} is not used: {_why_not(ours, machine)}")
+        return _nothing(source, entries, machine)
     nearest = [min((e for e in here if e.head == head), key=lambda e: _distance(e.conditions, conditions), default=None)
-               for head in heads]  # fmt: skip
+               for head in names]  # fmt: skip
     best = max(filter(None, nearest), key=lambda entry: entry.choice.tokens_per_second)
     return Found(best, f"settings of {_shown(source.path)}{_nearest(best.conditions, conditions)}")
+
+
+def _on(machine: Machine, entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.machine == machine]
+
+
+def _nothing(source: SettingsFile, ours: Sequence[Entry], machine: Machine) -> Found:
+    return Found(None, f"note: {_shown(source.path)} is not used: {_why_not(ours, machine)}")
 
 
 def _why_not(ours: Sequence[Entry], machine: Machine) -> str:

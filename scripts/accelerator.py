@@ -4,6 +4,7 @@ A part that fails, hangs or runs out of memory ends alone. Both files are writte
 is there whatever comes next. Not here: the page (`accelerator_page.py`), measuring (the commands).
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
+from infer import settings
+from infer.command import BAD_INPUT, INTERRUPTED
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import atomic, claims
 from redrafter_jax.version import __version__
@@ -25,6 +28,7 @@ from scripts import accelerator_page
 WRITER = "redrafter_jax scripts.accelerator"
 INT8 = "not supported yet"  # by the package; what is measured with it will stand here
 MIN_PART_SECONDS = 20.0  # of the budget; a part that would have less is skipped
+DEVICE_SECONDS = 300.0  # in which JAX has to start
 MAX_TAIL = 2000  # letters of a failed part's last words
 BANDWIDTHS = {  # GB/s by what a device's kind contains, from the makers' data sheets
     "H200": 4800, "H100 PCIe": 2000, "H100": 3350, "A100": 2039, "L40": 864, "L4": 300, "T4": 320,
@@ -50,13 +54,15 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A command, and seconds that it may take. result: the JSON file that it writes; None: its last lines are the result."""
+    """A command, and seconds that it may take. result: the JSON file that it writes; None: its last lines are the result;
+    adds: it adds to what an earlier run left in that file, which is removed first."""
 
     name: str
     command: tuple[str, ...]
     limit: float
     result: pathlib.Path | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    adds: bool = False
 
 
 def plan(work: pathlib.Path, small: bool, bandwidth: float) -> list[Part]:
@@ -97,16 +103,21 @@ def _training(work, name: str, limit: float, small: bool, shape: str) -> Part:
 
 
 def _tune(work, limit: float, small: bool) -> Part:
-    file = work / "settings.json"
+    file = work / ("settings_small.json" if small else "settings.json")
     size = ["--beams", "1x2", "--batch", "1", "--max-new-tokens", "16", "--seconds", "0.1"] if small else []
-    return Part("tune, the embedded pair", (sys.executable, "-m", "infer.tune", *size, "--output", str(file)), limit, file)
+    return Part(
+        "tune, the embedded pair", (sys.executable, "-m", "infer.tune", *size, "--output", str(file)), limit, file, adds=True
+    )
 
 
 def run_part(part: Part, seconds: float) -> dict:
-    """Runs a part for so many seconds at most; what became of it: status, seconds, command, and its result or its last words."""
+    """Runs a part for so many seconds at most; what became of it: status, seconds, command, and its result or its last words. It
+    ends with this process's work, however that ends."""
     began, environment = time.monotonic(), {**os.environ, **dict(part.environment)}
     found = {"command": " ".join(["python", *part.command[1:]])}
     try:
+        if part.adds and part.result.is_file() and settings.is_ours(part.result.read_bytes()):
+            part.result.unlink()
         process = subprocess.Popen(
             part.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
         )
@@ -114,14 +125,24 @@ def run_part(part: Part, seconds: float) -> dict:
             said, _ = process.communicate(timeout=seconds)
             status = "done" if process.returncode == 0 else f"failed with exit code {process.returncode}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the part's own session; a device is free once all of it is gone
+            _kill(process)
             said, status = process.communicate()[0], f"stopped after {seconds:.0f} s"
+        except BaseException:  # Ctrl-C does not reach the part, whose session is its own
+            _kill(process)
+            raise
         found |= {"status": status, "last_lines": said[-MAX_TAIL:]}
         if status == "done" and part.result is not None:
             found["result"] = json.loads(part.result.read_text())
     except (OSError, ValueError) as error:
         found |= {"status": f"failed: {error}"}
     return {**found, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Ends all of a part's session: only then is its device free."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run_all(parts: Sequence[Part], minutes: float) -> Iterator[tuple[str, dict]]:
@@ -148,9 +169,14 @@ def read_device() -> dict:
     """The device, asked in a process that ends: one process at a time can have a TPU.
 
     Raises:
-      BadInput: JAX does not start here.
+      BadInput: JAX does not start here, or not in `DEVICE_SECONDS`.
     """
-    found = subprocess.run([sys.executable, "-c", DEVICE], capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-c", DEVICE]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEVICE_SECONDS)
+    except subprocess.TimeoutExpired:
+        sentence = f"JAX has not started on this machine within {DEVICE_SECONDS:g} s; another process may have its accelerator"
+        raise BadInput(f"{sentence}, or JAX_PLATFORMS=cpu leaves it out") from None
     lines = found.stdout.strip().splitlines()
     if found.returncode or not lines:
         raise BadInput(f"JAX does not start on this machine: {(found.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
@@ -214,12 +240,15 @@ def main(options: Options) -> int:
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script and returns its exit code."""
+    """Runs the script and returns its exit code (`infer.command`)."""
     try:
         return main(tyro.cli(Options, args=arguments, prog="scripts/accelerator.sh"))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ninterrupted; the parts that were done are in the report of --output", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from infer import settings
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import fingerprint
 from tests import support
@@ -51,7 +50,7 @@ def fingerprints_are_remembered_for_the_tests_alone(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def settings_of_this_machine_are_not_read(tmp_path_factory):
-    settings.DEFAULT_FILE = tmp_path_factory.mktemp("settings") / "settings.json"
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("settings"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,19 @@
 """`scripts/accelerator.sh`: parts that fail, hang or come too late leave the others alone; what is written, and when."""
 
+import contextlib
+import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from scripts import accelerator, accelerator_page
 from scripts.accelerator import Part
+from tests.measured import ENTRY, keep
 
 DEVICE = {"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 1, "bytes": 80 << 30, "jax": "0.10.2"}
 
@@ -35,6 +42,61 @@ def test_a_part_that_fails_or_hangs_leaves_the_others_alone(parts):
     assert found["hangs"]["status"] == "stopped after 2 s" and "begun" in found["hangs"]["last_lines"]
     assert found["hangs"]["seconds"] < 30
     assert found["broken"]["status"].startswith("failed:") and "result" not in found["broken"]
+
+
+def test_ctrl_c_ends_the_part_that_runs_and_is_one_sentence(tmp_path):
+    """The script in a process of its own, which gets the signal while a part of it waits."""
+    pid = tmp_path / "pid"
+    waits = (
+        f"import os, time; open({str(pid)!r} + '.new', 'w').write(str(os.getpid())); os.rename({str(pid)!r} + '.new', {str(pid)!r})"
+    )
+    script = f"""
+import sys
+from scripts import accelerator
+accelerator.read_device = lambda: {DEVICE!r}
+accelerator.plan = lambda *_: [accelerator.Part("waits", (sys.executable, "-c", {waits + "; time.sleep(300)"!r}), 300)]
+sys.exit(accelerator.command(["--output", {str(tmp_path / "report")!r}]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_for(pid.exists)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130 and said.strip() == "interrupted; the parts that were done are in the report of --output"
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
+    finally:
+        process.kill()
+        if pid.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def wait_for(is_so) -> None:
+    patience = time.monotonic() + 60
+    while not is_so() and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert is_so()
+
+
+def test_a_jax_that_does_not_start_in_time_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accelerator, "DEVICE", "import time; time.sleep(60)")
+    monkeypatch.setattr(accelerator, "DEVICE_SECONDS", 0.5)
+    assert accelerator.command(["--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: JAX has not started on this machine within 0.5 s")
+
+
+def test_what_an_earlier_run_has_tuned_is_not_shown_as_this_ones(tmp_path):
+    keep(tmp_path, ENTRY)
+    tune = next(part for part in accelerator.plan(tmp_path, False, 0.0) if part.result == tmp_path / "settings.json")
+    quick = "import json, pathlib; p = pathlib.Path('settings.json'); print(p.exists()); p.write_text('{}')"
+    script = quick.replace("'settings.json'", repr(str(tune.result)))
+    found = accelerator.run_part(dataclasses.replace(tune, command=(sys.executable, "-c", script)), 60)
+    assert found["last_lines"] == "False\n"
+    (small,) = (part for part in accelerator.plan(tmp_path, True, 0.0) if part.name == tune.name)
+    assert small.result != tune.result
+    tune.result.write_text("mine")  # a file of another kind is left to infer.tune, which refuses it
+    assert accelerator.run_part(dataclasses.replace(tune, command=(sys.executable, "-c", script)), 60)["last_lines"] == "True\n"
 
 
 def test_a_part_for_which_no_time_is_left_is_skipped(parts):

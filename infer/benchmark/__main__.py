@@ -78,7 +78,7 @@ class Options:
     """Beam shapes WxL to measure, such as 1x3 4x4; by default 1x2 1x3 1x4 2x2 2x3 4x4 8x5 on a CPU, and 1x4 4x4 8x5
     16x4 45x4 elsewhere, and what infer.tune found."""
     settings: str | None = None
-    """File of settings that infer.tune wrote; by default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
+    """File of settings that infer.tune wrote; by default ~/.config/redrafter_jax/settings.json, if it is there; `none`: no file."""
     node_budget: int = 0
     """Nodes that the target scores per pass at most, the root included; 0: all."""
     tree: Literal["search", "beams"] = "search"

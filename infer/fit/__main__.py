@@ -13,10 +13,12 @@ from typing import Literal
 from infer.command import run_command
 from infer.fit import report as tables
 from infer.fitting import SliceOptions, command_line, head_line, head_of, left_out, line, printer, run_fit
-from infer.options import check_each, check_nodes, check_once, read_beams
+from infer.options import check_each, check_nodes, check_once, check_range, read_beams
 from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.errors import BadInput
 
+DEFAULT_BEAMS, DEFAULT_POSITIONS = ("16x4", "45x4"), 5
+MAX_BLOCKS, MAX_POSITIONS = 256, 64  # as in train.main
 LIMITS = (
     "All of this is the compiler's estimate and arithmetic, not a measurement. A stage takes the cycles that the compiler expects"
     " of its operations, one after the other, and no less than its floor: operations at the chip's published peak, or weights and"
@@ -36,8 +38,11 @@ class Options(SliceOptions):
     context: int = 4096
     """Tokens of prompt and reply together, half of them prompt; the cache has each half rounded up to a power of two, as
     decoding does."""
-    beams: tuple[str, ...] = ("16x4", "45x4")
-    """Beam shapes WxL."""
+    positions: int | None = None
+    """Of --method medusa: how many heads there are; by default 5, as in train.main."""
+    beams: tuple[str, ...] = ()
+    """Beam shapes WxL; by default 16x4 45x4. Of Medusa's heads a shape is the part of the published tree that such a search
+    would have room for; by default all of that tree."""
     nodes: tuple[int, ...] = ()
     """Also: passes of the target over N nodes without drafting."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -63,8 +68,29 @@ def _main(arguments: list[str] | None) -> None:
 
 
 def _run(options: Options) -> dict:
+    options = _complete(options)
     _check(options)
     return run_floors(options) if options.floors else run(options)
+
+
+def _complete(options: Options) -> Options:
+    """With what a method has by default. Raises BadInput for an option of another method, or out of range."""
+    check_range("blocks", options.blocks, 1, MAX_BLOCKS)
+    check_range("positions", options.positions, 1, MAX_POSITIONS)
+    if options.method == "recurrent":
+        if options.positions is not None:
+            raise BadInput("--positions is of --method medusa; --beams say how deep a recurrent head drafts")
+        return dataclasses.replace(options, beams=options.beams or DEFAULT_BEAMS)
+    from redrafter_jax.decode.propose.heads import default_shape_of
+    from redrafter_jax.decode.propose.recurrent import Shape
+    from redrafter_jax.model.medusa import MedusaConfig
+
+    heads = options.positions or DEFAULT_POSITIONS
+    whole = default_shape_of(MedusaConfig(vocab_size=0, hidden_size=0, num_heads=heads), Shape())
+    for text, (_, length) in zip(options.beams, read_beams(options.beams), strict=True):
+        if length > heads:
+            raise BadInput(f"--beams {text} is deeper than the {heads} heads of --positions; shorten it or take more heads")
+    return dataclasses.replace(options, positions=heads, beams=options.beams or (f"{whole.width}x{whole.length}",))
 
 
 def _check(options: Options) -> None:
@@ -186,7 +212,7 @@ def run_floors(options: Options) -> dict:
 
 def question_of(options: Options) -> tables.Question:
     """The question, as headings say it."""
-    head = head_of(options.head, options.head_vocab)
+    head = head_of(options.method, options.head, options.head_vocab, options.positions, options.blocks)
     return tables.Question(options.model, options.topology, head, options.dtype, options.context, options.sampling)
 
 
@@ -202,7 +228,11 @@ def _subject(options: Options):
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     if not 0 <= options.head_vocab <= target.vocab_size:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {target.vocab_size}, not {options.head_vocab}")
-    head = vocabulary.materialised_config(synthetic.head_config(target, options.head, options.head_vocab))  # as decoding unties it
+    if options.method == "medusa":
+        head = synthetic.medusa_config(target, options.head, options.head_vocab, options.positions, options.blocks)
+    else:
+        head = dataclasses.replace(synthetic.head_config(target, options.head, options.head_vocab), num_blocks=options.blocks)
+    head = vocabulary.materialised_config(head)  # as decoding unties it
     return points.Workload(None, target, head, options.dtype, options.context, options.sampling, options.whole)
 
 

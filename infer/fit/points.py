@@ -15,11 +15,12 @@ from infer.fit.advice import Advice
 from redrafter_jax.decode import loop, prefill
 from redrafter_jax.decode.batch import MIN_STOP_IDS
 from redrafter_jax.decode.policy import Policy
+from redrafter_jax.decode.propose.heads import nodes_of, proposer_of_head
 from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
+from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 from redrafter_jax.decode.propose.scripted import Star
 from redrafter_jax.devices import mesh, placement
-from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline
 from redrafter_jax.slices.chips import Chip
@@ -40,7 +41,7 @@ class Workload:
 
     slice: Slice | None
     config: TargetConfig
-    head: DrafterConfig
+    head: HeadConfig
     dtype: str
     context: int
     sampling: str = "greedy"
@@ -55,7 +56,8 @@ class Workload:
 def row(subject: Workload, split: tuple[int, int], batch: int, shape: Shape, proposer: Proposer | None = None) -> dict:
     """One point as a row of the table; bytes and operations of one chip, times in seconds. ``proposer``: in place of the head."""
     setting, chip = subject.setting(*split, batch, shape), subject.slice.chip
-    facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": shape.nodes, "slots": setting.slots}
+    nodes = shape.nodes if proposer else nodes_of(subject.head, shape)
+    facts = {"mesh": list(split), "batch": batch, "shape": name(shape), "nodes": nodes, "slots": setting.slots}
     resident = _resident(subject, split, batch, shape)
     if resident > chip.usable_bytes:
         return facts | {"held": resident, "fits": False}
@@ -68,7 +70,7 @@ def row(subject: Workload, split: tuple[int, int], batch: int, shape: Shape, pro
     return (
         facts
         | {"held": program.held, "fits": compiler.fits(program.held, chip)}
-        | _costs(program, setting, shape.nodes, AUTOREGRESSIVE if proposer else shape, chip)
+        | _costs(program, setting, nodes, AUTOREGRESSIVE if proposer else shape, chip)
     )
 
 
@@ -141,7 +143,7 @@ def arrays(subject: Workload, layers: int, batch: int, shape: Shape, proposer: P
     config = dataclasses.replace(subject.config, num_hidden_layers=layers)
     target = compiler.target(config, subject.dtype)
     if proposer is None:
-        proposer = Recurrent(compiler.drafter(subject.head, subject.dtype), shape).prepare(target)
+        proposer = proposer_of_head(compiler.drafter(subject.head, subject.dtype), shape).prepare(target)
     start = functools.partial(loop.start, bucket=_bucket(subject.context, shape))
     return target, proposer, jax.eval_shape(start, target, proposer, *_prompts(subject, batch))
 
@@ -196,7 +198,8 @@ def floors(subject: Workload, chip: Chip, split, batch: int, nodes: tuple[int, .
         "verify_over_plain": {count: roofline.verify(setting, count).seconds(chip) / plain for count in nodes},
         "draft_over_plain": drafts,
         "round_over_plain": {
-            name(shape): roofline.verify(setting, shape.nodes).seconds(chip) / plain + drafts[name(shape)] for shape in shapes
+            name(shape): roofline.verify(setting, nodes_of(subject.head, shape)).seconds(chip) / plain + drafts[name(shape)]
+            for shape in shapes
         },
     }
 

@@ -87,7 +87,7 @@ class Options:
     identical (float32: exit code 1 if not), print both speeds."""
     settings: str | None = None
     """File of settings that infer.tune wrote: the shape, and which embedded head, where no option of the search is given. By
-    default ~/.cache/redrafter_jax/settings.json, if it is there; `none`: no file."""
+    default ~/.config/redrafter_jax/settings.json, if it is there; `none`: no file."""
     beam_width: int | None = None
     """Beams W; by default what infer.tune found, else 8, and on a CPU 2, or 1 where the target is larger than the CPU's cache."""
     beam_length: int | None = None

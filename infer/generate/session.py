@@ -98,7 +98,8 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     runs = hashes.runs_of(prepared, turns, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
     seen = json.dumps([runs, sorted(file.done) if file else []])
-    processes.check_same(seen, "--prompts, --output, the pair or an option is not the same in all processes")
+    what = "--prompts, --output, --settings (or infer.tune's file, which each host has; --settings none reads none), the pair"
+    processes.check_same(seen, f"{what} or an option is not the same in all processes")
     if file is not None and file.done:
         processes.say(f"{len(file.done)} of {len(turns)} replies are in {file.path} already", sys.stderr)
         if len(file.done) == len(turns):

@@ -7,6 +7,7 @@ The options end here. Not here: measuring (`measure.py`), the file (`infer/setti
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import pathlib
 import sys
 from typing import Literal
@@ -30,7 +31,8 @@ class Options:
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
     drafter: tuple[str, ...] = ()
-    """Folder or hub name of its draft head, or of several, of which the fastest is found; by default the embedded ones."""
+    """Folder or hub name of its draft head, recurrent or Medusa's, or of several, of which the fastest is found; by default the
+    embedded ones."""
     prompts: str | None = None
     """JSONL file of prompts, as in infer.generate; by default the embedded pair's own. Use your own: how much is accepted depends
     on the text."""
@@ -45,15 +47,17 @@ class Options:
     beams: tuple[str, ...] = ()
     """Beam shapes WxL to choose among, such as 1x3 4x4; by default many that suit the device."""
     nodes: tuple[int, ...] = ()
-    """Node budgets to choose among, which are also the passes that are timed; by default some that suit the device."""
+    """Node budgets to choose among, which are also the passes that are timed; by default some that suit the device. Of Medusa's
+    heads, whose tree is a constant, they are all that is chosen."""
     seconds: float = 6.0
-    """Seconds for which the best shapes of a batch are timed against each other; more is more certain."""
+    """Seconds for which the best shapes of a batch are timed against each other, by their rounds and then by whole replies; more is
+    more certain."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
     mesh: tuple[int, int] | None = None
-    """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose."""
+    """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose for each batch."""
     output: pathlib.Path | None = None
-    """File for the settings; by default ~/.cache/redrafter_jax/settings.json, which the other commands read by themselves."""
+    """File for the settings; by default ~/.config/redrafter_jax/settings.json, which the other commands read by themselves."""
     plot: pathlib.Path | None = None
     """PNG file for a plot of tokens per step over the cost of a round."""
     check_grid: bool = False
@@ -86,7 +90,7 @@ def output_of(options: Options) -> pathlib.Path:
     if options.output is not None:
         claims.check_file(options.output, "--output")
         return options.output
-    path = settings.DEFAULT_FILE.expanduser()
+    path = settings.default_file()
     with contextlib.suppress(OSError):  # the lock says what is wrong with it
         path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -119,9 +123,9 @@ def run(options: Options, path: pathlib.Path) -> None:
     import jax  # only once the options are known to be good
 
     from infer import programs
-    from infer.tune import grid, load, report
+    from infer.tune import load, report
     from infer.tune.kept import Kept
-    from infer.tune.measure import TunePlan, Tuner
+    from infer.tune.measure import TunePlan
     from redrafter_jax.decode.engine import Sampling
 
     programs.use_cache(options.cache_dir)
@@ -133,26 +137,54 @@ def run(options: Options, path: pathlib.Path) -> None:
         options.max_new_tokens,
         options.seconds,
     )
-    loaded = load.load(options, plan)
-    machine = settings.machine_of(loaded.mesh, loaded.dtype)
-    kept = Kept(path, [dataclasses.asdict(machine), loaded.fingerprints, loaded.prompts, dataclasses.asdict(plan)])
+    wanted = load.find(options, plan)
+    on = {mesh: settings.machine_of(mesh, resolved.dtype) for mesh, (resolved, _) in wanted.planned.items()}
+    kept = Kept(path, [list(map(dataclasses.asdict, on.values())), wanted.marks, wanted.prompts, dataclasses.asdict(plan)])
     if kept.is_resumed:
         print(f"going on with what {path} has of an interrupted run", flush=True)
-    print(f"{loaded.name}\n{machine.device}, mesh {machine.mesh}, {machine.dtype}, jax {machine.jax}", flush=True)
-    tuner = Tuner(loaded.target, loaded.heads, loaded.prompts, plan, kept, load.say)
-    outcomes = []
-    for batch, context in load.conditions(options):
-        outcomes.append(tuner.tune(batch, context))
-        print(f"\n{report.table(outcomes[-1])}", flush=True)
+    print(wanted.name, flush=True)
+    found = {mesh: _measure(options, wanted, mesh, plan, kept) for mesh in wanted.planned}
+    outcomes = [outcome for measured in found.values() for _, outcome in measured]
     print(report.LEGEND)
     print("\n".join(map(report.chosen, outcomes)))
-    kept.finish([entry for outcome in outcomes for entry in load.entries(loaded, machine, plan, outcome)])
+    kept.finish([entry for mesh in found for _, each in found[mesh] for entry in load.entries(wanted, on[mesh], plan, each)])
     print(f"written to {path}" + (", which infer.generate and infer.benchmark read" if options.output is None else ""), flush=True)
     if options.plot is not None:
-        report.plot(outcomes, options.plot, f"{loaded.name}; {machine.device}, {machine.dtype}", SOFTWARE)
-    if options.check_grid:
-        for outcome, (_, context) in zip(outcomes, load.conditions(options), strict=True):
-            print(grid.check(tuner, outcome, context), flush=True)
+        machine = next(iter(on.values()))
+        report.plot(outcomes, options.plot, f"{wanted.name}; {machine.device}, {machine.dtype}", SOFTWARE)
+    for mesh in found if options.check_grid else ():
+        _check_grid(_tuner(wanted, mesh, plan, kept), found[mesh])
+
+
+def _tuner(wanted, mesh: tuple[int, int], plan, kept):
+    """What measures on one mesh, with the weights there. Only one is held at a time."""
+    from infer.tune import load
+    from infer.tune.measure import Tuner
+
+    loaded, (_, batches) = load.load(wanted, mesh), wanted.planned[mesh]
+    here = kept.at(f"mesh {mesh[0]}x{mesh[1]}")
+    return Tuner(loaded.target, loaded.heads, wanted.prompts, plan, here, load.say, max(batches))
+
+
+def _measure(options: Options, wanted, mesh: tuple[int, int], plan, kept) -> list[tuple]:
+    """The outcomes of the batches of one mesh at each context, printed as soon as they are there."""
+    from infer.tune import load, report
+
+    resolved, batches = wanted.planned[mesh]
+    machine, outcomes = settings.machine_of(mesh, resolved.dtype), []
+    print(f"{machine.device}, mesh {machine.mesh}, {machine.dtype}, jax {machine.jax}", flush=True)
+    tuner = _tuner(wanted, mesh, plan, kept)
+    for batch, context in itertools.product(batches, load.contexts(options)):
+        outcomes.append((context, tuner.tune(batch, context)))
+        print(f"\n{report.table(outcomes[-1][1])}", flush=True)
+    return outcomes
+
+
+def _check_grid(tuner, outcomes: list[tuple]) -> None:
+    from infer.tune import grid
+
+    for context, outcome in outcomes:
+        print(grid.check(tuner, outcome, context), flush=True)
 
 
 if __name__ == "__main__":

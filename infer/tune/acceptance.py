@@ -3,7 +3,8 @@
 The target's own text does not depend on what drafts, so it is decoded once, plainly. From each of its positions the head then
 searches with W beams, L tokens deep. A search of fewer steps is the beginning of a longer one, and a node budget keeps the
 likeliest nodes, so this one search says what each shorter length and each budget would have had accepted there. To walk
-through the text counts the rounds, exactly (tests compare them with the engine's). Not here: what a round costs.
+through the text counts the rounds, exactly (tests compare them with the engine's). Of Medusa's heads the tree is known, and a
+budget keeps its first paths. Not here: what a round costs.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from infer import failures
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.policy import make_policy
+from redrafter_jax.decode.propose.medusa import Medusa, Paths
 from redrafter_jax.decode.propose.proposer import View
 from redrafter_jax.decode.propose.recurrent import Recurrent
 from redrafter_jax.decode.propose.search import Beams
@@ -75,10 +77,11 @@ def _hidden(target: Target, tokens_BT: jax.Array) -> jax.Array:
     return target(tokens_BT, positions_BT, visible_BTT).hidden
 
 
-def search(target: Target, proposer: Recurrent, texts: KnownTexts, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
+def search(target: Target, proposer: Recurrent | Medusa, texts: KnownTexts, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Of each text ``[T, L, L]``: at a position that a round could begin at, the node budget from which on the text's token at
-    depth d (the middle axis) is in the tree of a search of l steps (the last axis, l >= d); `NEVER` where it was not drafted."""
-    length, places = proposer.shape.length, [(i, t) for i in range(len(texts.prompts)) for t in range(texts.new - 1)]
+    depth d (the middle axis) is in the tree of a search of l steps (the last axis, l >= d); `NEVER` where it was not drafted.
+    Medusa's heads do not search: their whole tree is that of L steps, and of fewer there is none."""
+    length, places = proposer.round.length, [(i, t) for i in range(len(texts.prompts)) for t in range(texts.new - 1)]
     size = POSITIONS * target_rows(target)
     needed = np.concatenate(
         [_search_at(target, proposer, texts, hidden, places[first : first + size], size) for first in range(0, len(places), size)]
@@ -88,7 +91,7 @@ def search(target: Target, proposer: Recurrent, texts: KnownTexts, hidden: Seque
 
 def _search_at(target, proposer, texts: KnownTexts, hidden, places: list[tuple[int, int]], size: int) -> np.ndarray:
     filled = places + [places[0]] * (size - len(places))
-    ahead = proposer.shape.length
+    ahead = proposer.round.length
     futures, g, h, lengths = [], [], [], []
     for i, t in filled:  # g is token t of reply i; the cache has everything before it
         reply, length = texts.replies[i], len(texts.prompts[i]) + t
@@ -103,14 +106,17 @@ def _search_at(target, proposer, texts: KnownTexts, hidden, places: list[tuple[i
         length=processes.put(np.asarray(lengths, np.int32), "data"),
         policy=make_policy([texts.sampling] * size, [i for i, _ in filled]),
     )
-    beams = jax.device_get(_draft(target, proposer, view))
-    return budgets(beams, np.asarray(futures))[: len(places)]
+    drafted, ahead_BL = jax.device_get(_draft(target, proposer, view)), np.asarray(futures)
+    needed = budgets(drafted, ahead_BL) if isinstance(drafted, Beams) else budgets_of_paths(drafted, proposer.paths, ahead_BL)
+    return needed[: len(places)]
 
 
 @jax.jit
-def _draft(target: Target, proposer: Recurrent, view: View) -> Beams:
+def _draft(target: Target, proposer: Recurrent | Medusa, view: View) -> Beams | jax.Array:
+    """The beams of a search, or the likeliest tokens ``[B, K, R]`` of Medusa's heads."""
     noise = sample.noise(view.policy, view.length + 1, proposer.round.length + 1, target.config.vocab_size)
-    return proposer.draft(target, dataclasses.replace(view, noise=sample.show_noise(view.policy, noise)))
+    view = dataclasses.replace(view, noise=sample.show_noise(view.policy, noise))
+    return proposer.draft(target, view) if isinstance(proposer, Recurrent) else proposer.best(target, view)[0]
 
 
 def budgets(beams: Beams, futures_BL: np.ndarray) -> np.ndarray:
@@ -132,6 +138,21 @@ def budgets(beams: Beams, futures_BL: np.ndarray) -> np.ndarray:
         before = np.isfinite(scores) & ((scores > score) | ((scores == score) & (order < mine)))
         ranks = 2 + np.cumsum(before.sum(2), axis=1)  # the root and itself, and what is kept before it, by steps
         needed[:, depth, depth:] = np.where(there[:, None], ranks[:, depth:], NEVER)
+    return needed
+
+
+def budgets_of_paths(tokens_BKR: np.ndarray, paths: Paths, futures_BL: np.ndarray) -> np.ndarray:
+    """``[B, L, L]``, of which the last column counts: the smallest node budget whose first paths have the beginning of the future,
+    for the tokens of each head by their rank."""
+    B, L, _ = tokens_BKR.shape
+    needed, place = np.full((B, L, L), NEVER), {path: place for place, path in enumerate(paths)}
+    right_BKR = tokens_BKR == futures_BL[:, :, None]
+    for row, ranks_K in enumerate(np.where(right_BKR.any(2), right_BKR.argmax(2), -1).tolist()):
+        for depth in range(L):
+            found = place.get(tuple(ranks_K[: depth + 1]))
+            if found is None:
+                break
+            needed[row, depth, L - 1] = found + 2  # the root, and the path itself
     return needed
 
 

@@ -2,46 +2,82 @@
 of them the cost of any round is estimated, well enough to choose what is then measured itself (`race.py`)."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from infer import stages
+from infer.tune import acceptance
+from infer.tune.rounds import WARM_ROUNDS, RoundsProgram
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.prefill import Bucket
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
-from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
 
 REPEATS = 5
 MAX_ROUNDS = 16  # that are timed at once
 
 
-@dataclasses.dataclass(frozen=True)
-class PrefilledBatch:
-    """What is measured at: the target, and a batch of prompts behind its prefill, with room for the longest rounds."""
+class PromptBatches:
+    """The batches of all prompts, read anew whenever one is needed, with room for the longest rounds; and the programs that were
+    compiled for them.
 
-    target: Target
-    state: DecodeState
-    new: int
+    Args:
+      length: L of the longest rounds.
+    """
 
-    def rounds(self, proposer: Proposer) -> Callable[[], float]:
+    def __init__(self, target: Target, prompts: list[list[int]], sampling: Sampling, batch: int, new: int, length: int):
+        self.target, self.new = target, new
+        self.inputs, bucket = group_inputs(Engine(target), prompts, sampling, new, batch)
+        self.bucket = dataclasses.replace(bucket, length=length)
+        self.programs: dict[Hashable, RoundsProgram] = {}
+
+    def start(self, number: int) -> DecodeState:
+        """A batch behind its prefill."""
+        return jax.block_until_ready(loop.start(self.target, Plain(), *self.inputs[number](), bucket=self.bucket))
+
+    @functools.cached_property
+    def first(self) -> DecodeState:
+        """The first batch, from which single rounds are timed."""
+        return self.start(0)
+
+    def let_go(self) -> None:
+        """Gives back the memory of `first`."""
+        self.__dict__.pop("first", None)
+
+    def program(self, name: Hashable, proposer: Proposer) -> RoundsProgram:
+        """The rounds of a proposer, compiled once."""
+        if name not in self.programs:
+            self.programs[name] = RoundsProgram(self.target, proposer, self.first)
+        return self.programs[name]
+
+    def rounds(self, name: Hashable, proposer: Proposer) -> Callable[[], float]:
         """Times rounds: a call returns seconds per round."""
-        count = min(MAX_ROUNDS, (self.new - 1) // (proposer.round.length + 1) - stages.WARM_ROUNDS)
-        return stages.rounds_from(self.target, proposer, self.state, max(1, count))
+        count = min(MAX_ROUNDS, (self.new - 1) // (proposer.round.length + 1) - WARM_ROUNDS)
+        program = self.program(name, proposer)
+        timed = functools.partial(program.round_seconds, self.first, max(1, count))
+        timed()  # the first call pays for what later ones do not
+        return timed
 
 
-def begin(target: Target, prompts: list[list[int]], sampling: Sampling, batch: int, new: int, length: int) -> PrefilledBatch:
-    """Reads the first prompts, again from the first where there are fewer than rows; ``length``: L of the longest rounds."""
-    rows = [prompts[row % len(prompts)] for row in range(batch)]
-    inputs, bucket = Engine(target).prepare(rows, sampling, Limits(new=new), list(range(batch)), batch)
-    state = loop.start(target, Plain(), *inputs, bucket=dataclasses.replace(bucket, length=length))
-    return PrefilledBatch(target, jax.block_until_ready(state), new)
+def group_inputs(
+    engine: Engine, prompts: list[list[int]], sampling: Sampling, new: int, batch: int
+) -> tuple[list[Callable[[], tuple]], Bucket]:
+    """What makes the inputs of each batch, and their bucket, which is that of the longest prompt, so that one program serves them
+    all."""
+    _, bucket = engine.prepare([max(prompts, key=len)], sampling, Limits(new=new), [0], batch)
+
+    def inputs(group: tuple[int, ...]) -> tuple:
+        rows = [prompts[i] for i in group]
+        (tokens, *rest), _ = engine.prepare(rows, sampling, Limits(new=new), list(group), batch)
+        return stages.pad_prompts(tokens, bucket.prompt), *rest
+
+    return [functools.partial(inputs, group) for group in acceptance.groups(len(prompts), batch)], bucket
 
 
 def stretch(prompts: Sequence[list[int]], length: int) -> list[list[int]]:
@@ -77,22 +113,16 @@ def of_json(found: dict) -> Costs:
     return Costs({count: seconds for count, seconds in found["verify"]}, propose, found["rest"])
 
 
-def measure(
-    setting: PrefilledBatch,
-    heads: Mapping[str, Drafter],
-    widths: Sequence[int],
-    lengths: Sequence[int],
-    nodes: Sequence[int],
-    cut: int,
-) -> Costs:
-    """Every stage in turn, `REPEATS` times, of which the fastest counts: the estimates only say what to measure. Of the lengths
-    the shortest and the longest are measured: a search costs the same at every step."""
-    target, state = setting.target, setting.state
+def measure(setting: PromptBatches, drafters: Mapping[tuple[str, int, int], Proposer], nodes: Sequence[int]) -> Costs:
+    """Every stage in turn, `REPEATS` times, of which the fastest counts: the estimates only say what to measure.
+
+    Args:
+      drafters: by head, W and L. Of a search the shortest and the longest are enough: it costs the same at every step.
+    """
+    target, state = setting.target, setting.first
     runs = {("verify", count): stages.pass_over(target, count, state) for count in sorted({1, *nodes})}
-    for name, width, length in itertools.product(heads, widths, sorted({min(lengths), max(lengths)})):
-        proposer = Recurrent(heads[name], Shape(width, length, draft_top_k=cut)).prepare(target)
-        runs["propose", name, width, length] = stages.proposing(target, proposer, state)
-    runs["plain"] = setting.rounds(Plain())
+    runs |= {("propose", *key): stages.proposing(target, proposer, state) for key, proposer in drafters.items()}
+    runs["plain"] = setting.rounds("plain", Plain())
     stages.in_turn(runs, 1)  # compiles
     seconds = {key: min(found) for key, found in stages.in_turn(runs, REPEATS).items()}
     verify = {key[1]: value for key, value in seconds.items() if key[0] == "verify"}

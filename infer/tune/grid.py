@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Sequence
 
 from infer import stages
-from infer.tune import acceptance, race
+from infer.tune import costs, race
 from infer.tune.measure import Measured, Tuner
 from infer.tune.points import Point
-from redrafter_jax.decode.engine import Engine, Limits
+from redrafter_jax.decode.engine import Engine
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 
@@ -22,14 +22,12 @@ def check(tuner: Tuner, outcome: Measured, context: int | None) -> str:
     """Measures every point at the batch of an outcome; returns a line that compares the choice with the best."""
     grid = [each.point for each in outcome.estimates]
     rough = time_all(tuner, grid, outcome.batch, context)
-    best = max(outcome.speedups, key=outcome.speedups.get)
-    finalists = list(dict.fromkeys([best, *sorted(rough, key=rough.get, reverse=True)[:FINALISTS]]))
+    choice, ranked = outcome.best, sorted(rough, key=rough.get, reverse=True)
+    finalists = list(dict.fromkeys([*outcome.speedups, *ranked[:FINALISTS]]))
     seconds = decode_all(tuner, finalists, outcome.batch)
     speedups = {
         name: statistics.median(a / b for a, b in zip(seconds[None], found, strict=True)) for name, found in seconds.items()
     }
-    is_plain = outcome.speedups[best] <= 1.0
-    choice = None if is_plain else best
     first = max(speedups, key=speedups.get)
     return (
         f"batch {outcome.batch}: the fastest of {len(grid)} points and plain decoding is {_name(first)}, {speedups[first]:.3f}x;\n"
@@ -48,7 +46,9 @@ def time_all(tuner: Tuner, grid: Sequence[Point], batch: int, context: int | Non
         stages.free_programs()
         part = grid[first : first + COMPILED]
         tuner.say(f"batch {batch}: points {first + 1} to {first + len(part)} of {len(grid)}")
-        runs = {point: setting.rounds(tuner.proposer(point)) for point in part} | {race.PLAIN: setting.rounds(Plain())}
+        setting.programs.clear()
+        runs = {point: setting.rounds(point, tuner.proposer(point)) for point in part}
+        runs |= {race.PLAIN: setting.rounds(race.PLAIN, Plain())}
         times = stages.in_turn(runs, LAPS)
         laps = [dict(zip(times, row, strict=True)) for row in zip(*times.values(), strict=True)]
         found |= {point: tuner.gain(point, batch) / race.round_cost(point, laps) for point in part}
@@ -68,14 +68,8 @@ def decode_all(tuner: Tuner, points: Sequence[Point], batch: int) -> dict[Point 
 
 def _compiled(tuner: Tuner, proposer: Proposer, batch: int) -> tuple[stages.DecodingProgram, list[tuple]]:
     engine, plan = Engine(tuner.target, proposer), tuner.plan
-    inputs = []
-    for group in acceptance.groups(len(tuner.prompts), batch):
-        # A prompt of the longest's length in every batch, so that one program serves them all.
-        rows = [*(tuner.prompts[i] for i in group)]
-        longest = max(tuner.prompts, key=len)
-        _, bucket = engine.prepare([longest], plan.sampling, Limits(new=plan.new), [0], batch)
-        (tokens, *rest), _ = engine.prepare(rows, plan.sampling, Limits(new=plan.new), list(group), batch)
-        inputs.append((stages.pad_prompts(tokens, bucket.prompt), *rest))
+    makers, bucket = costs.group_inputs(engine, tuner.prompts, plan.sampling, plan.new, batch)
+    inputs = [make() for make in makers]
     return stages.build(tuner.target, engine.proposer, inputs[0], bucket), inputs
 
 

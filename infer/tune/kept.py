@@ -1,5 +1,6 @@
 """What a run has measured so far, kept in the file of settings, so that an interrupted run goes on from there."""
 
+import copy
 import hashlib
 import json
 import pathlib
@@ -22,16 +23,27 @@ class Kept:
         self.run = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
         self.found: dict[str, Any] = self.content.get("measured", {}).get(self.run, {})
         self.is_resumed = bool(self.found)
+        self.where = ""
+
+    def at(self, where: str) -> "Kept":
+        """The same, for measurements of another place, such as a mesh, which have the same names there."""
+        other = copy.copy(self)  # of the same measurements
+        other.where = f"{where} "
+        return other
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """A measurement, made now unless it is there already; JSON can hold it."""
-        if name not in self.found:
+        if self.where + name not in self.found:
             self.put(name, measure())
-        return self.found[name]
+        return self.found[self.where + name]
+
+    def peek(self, name: str, otherwise: Any) -> Any:
+        """A measurement, or ``otherwise`` where it is not there."""
+        return self.found.get(self.where + name, otherwise)
 
     def put(self, name: str, value: Any) -> None:
         """Keeps a measurement, on the disk at once."""
-        self.found[name] = value
+        self.found[self.where + name] = value
         others = {run: found for run, found in self.content.get("measured", {}).items() if run != self.run}
         self._write({**dict(list(others.items())[1 - MAX_RUNS :]), self.run: self.found})
 

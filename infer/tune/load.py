@@ -11,59 +11,86 @@ import jax
 from infer import pair, prompts, room, text
 from infer.options import check_drafted
 from infer.settings import Conditions, Entry, Machine
+from infer.tune import candidates
 from infer.tune.measure import Measured, TunePlan
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import config, fingerprint, hub, weights
-from redrafter_jax.model.drafter import Drafter
-from redrafter_jax.model.target import Target
+from redrafter_jax.files import config, fingerprint, heads, hub
+from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.target import Target, TargetConfig
 from redrafter_jax.model.vocabulary import as_decoded
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """heads, folders: by the heads' names; fingerprints: of the target under "", of each head under its name."""
+class Wanted:
+    """What is to be tuned, before any weight is read. folders: of the heads, by their names; marks: fingerprints, of the target
+    under "", of each head under its name; planned: of each mesh, the pair with its first head on it and the batches that are tuned
+    there."""
 
     name: str
-    target: Target
-    heads: dict[str, Drafter]
     folders: dict[str, pathlib.Path]
-    fingerprints: dict[str, str]
+    marks: dict[str, str]
     prompts: list[list[int]]
-    mesh: tuple[int, int]
-    dtype: str
+    tokenizer: object | None
+    planned: dict[tuple[int, int], tuple[pair.Resolved, list[int]]]
 
 
-def load(options, plan: TunePlan) -> Loaded:
-    """Reads the pair, the other heads and the prompts, and sets the mesh.
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """The weights on one of the meshes. heads: by their names."""
+
+    target: Target
+    heads: dict[str, heads.Head]
+
+
+def find(options, plan: TunePlan) -> Wanted:
+    """Finds the pair and the other heads, reads the prompts, and plans the mesh of each batch.
 
     Raises:
       BadInput: something is missing, does not fit together, or has no room.
     """
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     folders = name_heads(options.drafter)
-    first, *others = folders
-    found = pair.find(options.target, str(folders[first]), True, dtype)
-    batch, config_ = max(options.batch), found.target_config
-    resolved = pair.plan(found, options.mesh, batch, plan.new, plan.longest)
-    for name, folder in folders.items():
-        _check_head(resolved.target_config, folder, name, plan)
-    if any(each % resolved.mesh[0] for each in options.batch):
-        raise BadInput(f"--batch should be multiples of the {resolved.mesh[0]} devices that a batch is split over")
-    tokenizer = text.load_tokenizer(resolved.target)
-    ids = read_prompts(options, tokenizer, config_.vocab_size, config_.max_position_embeddings - plan.new)
+    found = pair.find(options.target, str(next(iter(folders.values()))), True, dtype)
+    target = found.target_config
+    configs = {name: heads.read_config(folder, "--drafter") for name, folder in folders.items()}
+    for name, head in configs.items():
+        _check_head(target, head, name, plan)
+    planned = plan_meshes(found, options)
+    for (resolved, batches), head in itertools.product(planned.values(), configs.values()):
+        pair.plan(dataclasses.replace(resolved, drafter_config=head), resolved.mesh, max(batches), plan.new, option="--batch")
+    tokenizer = text.load_tokenizer(found.target)
+    ids = read_prompts(options, tokenizer, target.vocab_size, target.max_position_embeddings - plan.new)
     longest = max([*map(len, ids), *(context - plan.new for context in options.context)])
-    if longest + plan.new > config_.max_position_embeddings:
-        raise BadInput(f"--context should be at most the target's context of {config_.max_position_embeddings}")
-    room.check(resolved, longest, plan.new, batch, plan.longest)
-    engine = pair.fill(resolved, tokenizer, Shape(), ignore_eos=True).engine
+    if longest + plan.new > target.max_position_embeddings:
+        raise BadInput(f"--context should be at most the target's context of {target.max_position_embeddings}")
+    for resolved, batches in planned.values():
+        drafted = max(point.length for point in candidates.grid(configs, plan.beams, plan.nodes))
+        room.check(resolved, longest, plan.new, max(batches), drafted)
+    marks = {"": fingerprint.fingerprint(found.target)} | {name: fingerprint.fingerprint(at) for name, at in folders.items()}
+    name = f"{found.target.parent.name}/{found.target.name} with {', '.join(folders)}; {len(ids)} prompts"
+    return Wanted(name, folders, marks, ids, tokenizer, planned)
+
+
+def plan_meshes(found: pair.Resolved, options) -> dict[tuple[int, int], tuple[pair.Resolved, list[int]]]:
+    """The mesh of each batch, as `infer.generate` plans it for that batch before it has read any settings: another batch may get
+    another mesh, and an entry is found by its mesh. Raises BadInput as `pair.plan`."""
+    planned: dict[tuple[int, int], tuple[pair.Resolved, list[int]]] = {}
+    for batch in dict.fromkeys(options.batch):
+        resolved = pair.plan(found, options.mesh, batch, options.max_new_tokens, pair.shape_of(found).length, "--batch")
+        planned.setdefault(resolved.mesh, (resolved, []))[1].append(batch)
+    return planned
+
+
+def load(wanted: Wanted, mesh: tuple[int, int]) -> Loaded:
+    """Reads the weights onto a mesh of the plan, which becomes the current one."""
+    resolved, _ = wanted.planned[mesh]
+    engine = pair.fill(dataclasses.replace(resolved, drafter=None), wanted.tokenizer, Shape(), ignore_eos=True).engine
     jax.set_mesh(engine.mesh)
-    heads = {first: engine.proposer.head}
-    heads |= {name: as_decoded(weights.load_drafter(folders[name], dtype, "--drafter"), engine.target) for name in others}
-    marks = {"": fingerprint.fingerprint(resolved.target)} | {name: fingerprint.fingerprint(at) for name, at in folders.items()}
-    name = f"{resolved.target.parent.name}/{resolved.target.name} with {', '.join(folders)}; {len(ids)} prompts"
-    return Loaded(name, engine.target, heads, folders, marks, ids, resolved.mesh, dtype)
+    loaded = {name: heads.load_head(folder, resolved.dtype, "--drafter") for name, folder in wanted.folders.items()}
+    decoded = {name: as_decoded(head, engine.target) if isinstance(head, Drafter) else head for name, head in loaded.items()}
+    return Loaded(engine.target, decoded)
 
 
 def name_heads(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
@@ -75,10 +102,9 @@ def name_heads(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
 
-def _check_head(target, folder: pathlib.Path, name: str, plan: TunePlan) -> None:
-    head = config.drafter_config(config.read_json(folder, "--drafter"), "--drafter")
+def _check_head(target: TargetConfig, head: heads.HeadConfig, name: str, plan: TunePlan) -> None:
     config.check_pair(target, head, "--drafter")
-    for width in {width for width, _ in plan.beams}:
+    for width in {width for width, _ in plan.beams} if isinstance(head, DrafterConfig) else ():
         check_drafted(f"--beams of {width} for {name}: their width", width, target.vocab_size, head.draft_vocab)
 
 
@@ -90,16 +116,16 @@ def read_prompts(options, tokenizer, vocab_size: int, room_for: int) -> list[lis
     return [prompts.encode(prompt, tokenizer, vocab_size, room_for + 1) for prompt in given]
 
 
-def conditions(options) -> list[tuple[int, int | None]]:
-    """Each batch at each context; None is the prompts' own."""
-    return list(itertools.product(dict.fromkeys(options.batch), dict.fromkeys(options.context) or [None]))
+def contexts(options) -> list[int | None]:
+    """Contexts at which rounds are timed; None is the prompts' own."""
+    return list(dict.fromkeys(options.context)) or [None]
 
 
-def entries(loaded: Loaded, machine: Machine, plan: TunePlan, outcome: Measured) -> list[Entry]:
+def entries(wanted: Wanted, machine: Machine, plan: TunePlan, outcome: Measured) -> list[Entry]:
     """What the file keeps of an outcome: an entry of each head."""
     found = Conditions(outcome.batch, outcome.context, plan.sampling.temperature)
     return [
-        Entry(machine, loaded.fingerprints[""], loaded.fingerprints[head], os.path.abspath(loaded.folders[head]), found, choice)
+        Entry(machine, wanted.marks[""], wanted.marks[head], os.path.abspath(wanted.folders[head]), found, choice)
         for head, choice in outcome.choices.items()
     ]
 

@@ -12,7 +12,8 @@ LEGEND = """
   tok/step  tokens per target pass on these prompts, counted along the target's own replies
   round     what a round should cost, in rounds of plain decoding, by the cost of its parts
   expected  speed-up over plain decoding by these two (in a batch the slowest row decides)
-  measured  speed-up with rounds timed in turn with plain ones; only the best expected are timed
+  rounds    speed-up with rounds timed in turn with plain ones; only the best expected are timed
+  replies   speed-up over whole replies, decoded in turn; only the best of those, and these figures decide
   rows: what was timed, and what no other shape beats in both rounds and their cost, unless it is expected
   to be far below the best; * chosen
 """
@@ -22,13 +23,12 @@ def table(outcome: Measured) -> str:
     """The frontier of a batch and what was timed, cheapest rounds first, at most 100 columns."""
     estimates = {each.point: each for each in outcome.estimates}
     edge = {each.point for each in frontier(outcome.estimates)}
-    best = max(outcome.speedups, key=outcome.speedups.get)
     enough = MIN_SHOWN * max(each.speedup for each in outcome.estimates)
-    shown = {point for point in edge if estimates[point].speedup >= enough} | outcome.speedups.keys()
+    shown = {point for point in edge if estimates[point].speedup >= enough} | outcome.raced.keys()
     rows = [each for each in _all(outcome) if each.point in shown]
-    lines = [f"{'head':<{MAX_NAME}}  {'WxL':>5}  nodes  top-k  tok/step  round  expected  measured"]
+    lines = [f"{'head':<{MAX_NAME}}  {'WxL':>5}  nodes  top-k  tok/step  round  expected  rounds  replies"]
     for each in sorted(rows, key=lambda each: each.seconds):
-        lines.append(_row(each, outcome, "*" * (each.point == best and outcome.speedups[best] > 1)))
+        lines.append(_row(each, outcome, "*" * (each.point == outcome.best)))
     plain = next(iter(outcome.choices.values())).plain_tokens_per_second
     head = f"batch {outcome.batch}, context {outcome.context}: plain decoding {plain:,.1f} tokens/s"
     return "\n".join([head, *lines])
@@ -38,7 +38,7 @@ def _all(outcome: Measured) -> list[Estimate]:
     """The estimates, and of points that differ from one only in draft_top_k that one's, as near as any."""
     found = {each.point: each for each in outcome.estimates}
     alike = {_but_for_cut(each.point): each for each in outcome.estimates}
-    more = [point for point in outcome.speedups if point not in found]
+    more = [point for point in outcome.raced if point not in found]
     return [*outcome.estimates, *(Estimate(point, *_figures(alike[_but_for_cut(point)])) for point in more)]
 
 
@@ -52,11 +52,11 @@ def _figures(each: Estimate) -> tuple[float, ...]:
 
 def _row(each: Estimate, outcome: Measured, mark: str) -> str:
     point, plain = each.point, each.speedup * each.seconds / each.gain
-    measured = outcome.speedups.get(point)
+    measured = [f"{found[point]:.2f}x" if point in found else "-" for found in (outcome.raced, outcome.speedups)]
     cut = "-" if point.width == 1 else str(point.draft_top_k or "all")
     return (
         f"{point.head[:MAX_NAME]:<{MAX_NAME}}  {point.shape:>5}  {point.nodes:>5}  {cut:>5}  {each.tokens_per_step:>8.2f}"
-        f"  {each.seconds / plain:>5.2f}  {each.speedup:>7.2f}x  {f'{measured:.2f}x' if measured else '-':>8} {mark}"
+        f"  {each.seconds / plain:>5.2f}  {each.speedup:>7.2f}x  {measured[0]:>6}  {measured[1]:>7} {mark}"
     ).rstrip()
 
 
@@ -85,8 +85,8 @@ def plot(outcomes: Sequence[Measured], path: pathlib.Path, subject: str, softwar
 
 
 def _draw(axes, outcome: Measured) -> None:
-    raced = outcome.speedups
-    best = max(raced, key=raced.get)
+    raced = outcome.raced | outcome.speedups
+    best = max(outcome.speedups, key=outcome.speedups.get)
     for number, head in enumerate(sorted(outcome.choices)):
         mine = [each for each in outcome.estimates if each.point.head == head]
         edge = frontier(mine)

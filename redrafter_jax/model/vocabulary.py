@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.medusa import MedusaConfig
+from redrafter_jax.model.target import Target, TargetConfig
 
 Model = TypeVar("Model", Drafter, Target)
+Config = TypeVar("Config", DrafterConfig, MedusaConfig, TargetConfig)
 LOGIT_OF_OTHERS = -1e4  # the logit of a token that cannot be drafted, where there has to be one; within float16's range
 EXIT_MULTIPLE = 8  # exit widths stay multiples of this, for the sake of matrix units
 
@@ -34,8 +36,10 @@ def cast(model: Model, dtype) -> Model:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, model)
 
 
-def materialised_config(config: DrafterConfig) -> DrafterConfig:
-    """The shapes of what `materialise_columns` makes of a head of these."""
+def materialised_config(config: Config) -> Config:
+    """The shapes of what `materialise_columns` makes of a head of these; Medusa's, and a small model's, decode as they are."""
+    if not isinstance(config, DrafterConfig):
+        return config
     return dataclasses.replace(config, tied=config.tied and not config.draft_vocab)
 
 

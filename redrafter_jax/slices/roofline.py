@@ -12,6 +12,7 @@ import jax
 from redrafter_jax.devices import placement
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices.chips import Chip
 
@@ -36,7 +37,7 @@ class Setting:
     """A pair on a mesh. batch: rows altogether; slots: of the cache, per row; width: bytes of a number."""
 
     config: TargetConfig
-    head: DrafterConfig
+    head: DrafterConfig | MedusaConfig
     data: int
     model: int
     batch: int
@@ -61,15 +62,26 @@ def verify(setting: Setting, nodes: int) -> Work:
 
 
 def draft(setting: Setting, width: int, length: int) -> Work:
-    """A beam search of W beams over L positions: L passes of the head, one after the other."""
+    """A beam search of W beams over L positions: L passes of the head, one after the other. Medusa's heads need one."""
     if length == 0:
         return Work(0, 0)
+    if isinstance(setting.head, MedusaConfig):
+        return _guess(setting, setting.head)
     head = placement.abstract_head(vocabulary.materialised_config(setting.head))
     of_h = _numbers(head.weight_of_h())  # multiplied once for all beams and positions
     step = _numbers(head) - of_h + (_numbers(placement.abstract_target(setting.config).lm_head) if head.lm_head is None else 0)
     tokens = setting.rows * width * length
     flops = 2 * (tokens * step + setting.rows * of_h) / setting.model
     return Work(flops, setting.width * (length * step + of_h) / setting.model)
+
+
+def _guess(setting: Setting, heads: MedusaConfig) -> Work:
+    """All K of Medusa's heads at once, whatever their tree. An LM head that they share is read once."""
+    shapes = placement.abstract_head(heads)
+    blocks, own = _numbers(shapes.blocks), _numbers(shapes.lm_heads)
+    shared = 0 if own else heads.hidden_size * (heads.draft_vocab or heads.vocab_size)
+    flops = 2 * setting.rows * (blocks + own + heads.num_heads * shared) / setting.model
+    return Work(flops, setting.width * (blocks + own + shared) / setting.model)
 
 
 def knee(setting: Setting, chip: Chip) -> float:

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     kept = json.loads((folder / "settings.json").read_text())
     assert kept["entries"] == [] and len(kept["measured"]) == 1
     (measured,) = kept["measured"].values()
-    assert [len(value["laps"]) for name, value in measured.items() if name.startswith("race")] == [2]
+    assert [len(value["laps"]) for name, value in measured.items() if " race " in name] == [2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(acceptance, "read_hidden", never)  # what was measured is not measured again
         patch.setattr("infer.tune.measure.CUTS", ())
@@ -105,7 +105,7 @@ def test_generate_reads_no_settings_where_it_is_told_how_to_draft():
     ):
         assert tuning_of(**told).source.path is None
     assert tuning_of(settings="none").source.path is None
-    assert tuning_of().source.path == settings.DEFAULT_FILE and tuning_of().may_be_plain
+    assert tuning_of().source.path == settings.default_file() and tuning_of().may_be_plain
     assert tuning_of(decoding="speculative").source.path and not tuning_of(decoding="speculative").may_be_plain
 
 

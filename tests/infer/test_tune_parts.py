@@ -1,25 +1,26 @@
 """The parts of `infer.tune`: rounds counted from known texts, races, what is raced, the file of settings."""
 
 import dataclasses
+import functools
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
-from infer import settings, tuned
-from infer.settings import Choice, Conditions, Entry, Machine, SettingsFile
-from infer.tune import acceptance, costs, points, race
+from infer import programs, settings
+from infer.settings import SettingsFile
+from infer.tune import acceptance, costs, final, points, race, report
+from infer.tune.measure import TunePlan, Tuner
 from infer.tune.points import Estimate, Point
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.errors import BadInput
+from tests.measured import CHOICE, ENTRY, keep
 from tests.support import load_pair
 
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8]]
-HERE = Machine("CPU some, 2 cores", "1x1", "float32", "0.1.0", "0.10.2")
-CHOICE = Choice(2, 3, 0, 10, 1.2, 2.1, 120.0, 100.0)
-ENTRY = Entry(HERE, "t", "h", "/heads/h", Conditions(4, 128), CHOICE)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,77 @@ def test_a_race_goes_on_from_the_laps_that_were_kept():
     assert race.run(made, 0.0, first[:3])[:3] == first[:3]
 
 
+class Replies:
+    """A program whose rounds take the clock's time."""
+
+    def __init__(self, clock: Clock, seconds: float, rounds: int):
+        self.round, self.rounds = clock.timing(seconds), rounds
+
+    def reply_seconds(self, state: int) -> tuple[float, int]:
+        return self.round() * self.rounds, self.rounds
+
+
+class Started:
+    """Three batches in place of `costs.PromptBatches`; which were started."""
+
+    def __init__(self):
+        self.inputs, self.numbers = [0, 1, 2], []
+
+    def start(self, number: int) -> int:
+        self.numbers.append(number)
+        return number
+
+    def let_go(self) -> None:
+        pass
+
+
+def test_whole_replies_are_decoded_in_turn_and_one_slow_lap_does_not_decide():
+    clock, kept, started = Clock(), [], Started()
+    clock.calls = itertools.chain([0, 40], itertools.count(2))  # of the first lap the second program is slow
+    programs = {race.PLAIN: Replies(clock, 1.0, 90), "a": Replies(clock, 1.5, 50)}
+    laps = final.run(started, programs, 0.0, keep=kept.append)
+    assert started.numbers == [0, 1, 2, 0, 1] and kept[-1] == laps and len(laps) == final.MIN_LAPS
+    assert final.round_cost("a", laps) == pytest.approx(1.5, rel=0.06) and final.plain_seconds(laps) == pytest.approx(1.0, rel=0.06)
+    assert list(laps[0]) == ["a", race.PLAIN] and list(laps[1]) == [race.PLAIN, "a"]
+    assert final.run(started, programs, 0.0, laps[:4])[:4] == laps[:4] and started.numbers[5:] == [1]
+
+
+def test_the_best_of_every_head_decodes_whole_replies():
+    raced = {Point("a", 1, length, 0, 10): 1.0 + length for length in range(1, 6)} | {Point("b", 2, 2, 0, 10): 0.5}
+    assert [(point.head, point.length) for point in final.finalists(raced)] == [("a", 5), ("a", 4), ("a", 3), ("b", 2)]
+
+
+class Judged(Tuner):
+    """Its race says that every draft pays, and its whole replies that only one does, or none."""
+
+    pays = True
+
+    def estimate(self, batch, context):
+        return [Estimate(point, 2.0, 2.0, 1.0, 2.0) for point in self.grid]
+
+    def compare(self, name, entered):
+        return {point: 1.9 - 0.1 * point.length for point in entered}
+
+    def decode_whole(self, entered):
+        return {point: 0.8 + 0.2 * self.pays * (point.length == 2) + 0.05 for point in entered}, 0.5
+
+    def tokens_per_step(self, point):
+        return 2.0
+
+
+def test_whole_replies_decide_which_draft_is_chosen_and_whether_it_pays():
+    target, head = load_pair("mha_rnn")
+    plan = TunePlan(((1, 1), (1, 2), (1, 3)), (3,), Sampling(), 16, 1.0)
+    tuner = Judged(target, {"a": head}, PROMPTS, plan, None, str)
+    found = tuner.tune(4, None)
+    assert (found.best.length, found.choices["a"].length, found.choices["a"].speedup) == (2, 2, pytest.approx(1.05))
+    assert found.choices["a"].plain_tokens_per_second == 8.0
+    tuner.pays = False
+    found = tuner.tune(4, None)
+    assert found.best is None and not found.choices["a"].speculates and min(found.raced.values()) > 1.5
+    assert "batch 4: do not speculate" in report.chosen(found) and "*" not in report.table(found)
+
+
 def estimate(width, length, seconds, tokens, head="a"):
     return Estimate(Point(head, width, length, 0, 10), tokens, tokens, seconds, tokens / seconds)
 
@@ -112,43 +184,7 @@ def test_budgets_are_tried_where_they_leave_something_out():
 @pytest.fixture
 def file(tmp_path):
     """Writes entries; returns the file as a command reads it."""
-
-    def write(*entries) -> SettingsFile:
-        path = tmp_path / "settings.json"
-        settings.write(path, settings.add({"entries": []}, path, "", entries))
-        return SettingsFile(path, True)
-
-    return write
-
-
-def test_the_nearest_entry_is_taken_and_said(file):
-    other = dataclasses.replace(ENTRY, conditions=Conditions(16, 128))
-    source = file(ENTRY, other)
-    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 100)).says == f"settings of {source.path}"
-    found = tuned.find(source, HERE, "t", ["h"], Conditions(12, 4096, 0.7))
-    assert found.entry == other
-    assert found.says.endswith("batch 16, not 12; context 128, not 4096; temperature 0, not 0.7)")
-    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 0)).entry == ENTRY
-
-
-def test_of_several_heads_the_fastest_is_taken(file):
-    faster = dataclasses.replace(ENTRY, head="i", choice=dataclasses.replace(CHOICE, tokens_per_second=130.0))
-    source = file(ENTRY, faster)
-    assert tuned.find(source, HERE, "t", ["h", "i"], Conditions(4, 128)).entry == faster
-    assert tuned.find(source, HERE, "t", ["h"], Conditions(4, 128)).entry == ENTRY
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Machine)])
-def test_an_entry_of_another_machine_is_not_used_and_that_is_said(file, field):
-    found = tuned.find(file(ENTRY), dataclasses.replace(HERE, **{field: "other"}), "t", ["h"], Conditions(4, 128))
-    assert found.entry is None
-    assert field in found.says and "and this is other" in found.says and getattr(HERE, field) in found.says
-
-
-def test_an_entry_of_another_pair_is_not_used_and_that_is_said(file):
-    for target, head in (("u", "h"), ("t", "i")):
-        found = tuned.find(file(ENTRY), HERE, target, [head], Conditions(4, 128))
-        assert found.entry is None and "no entry for this pair" in found.says
+    return functools.partial(keep, tmp_path)
 
 
 def test_a_later_measurement_replaces_an_earlier_one(file):
@@ -156,6 +192,17 @@ def test_a_later_measurement_replaces_an_earlier_one(file):
     later = dataclasses.replace(ENTRY, choice=dataclasses.replace(CHOICE, width=4))
     content = settings.add(settings.read(source.path, ""), source.path, "", [later])
     assert settings.entries_of(content, source.path, "") == [later]
+
+
+def test_the_settings_are_no_part_of_the_cache_of_programs(monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", "/home/a")
+    assert str(settings.default_file()) == "/home/a/.config/redrafter_jax/settings.json"
+    assert not settings.default_file().is_relative_to(programs.DEFAULT_CACHE.expanduser())
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/a")
+    assert settings.source_of(None).path == settings.default_file() == pathlib.Path("/etc/a/redrafter_jax/settings.json")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "a")  # the specification passes over a relative path
+    assert settings.default_file().is_relative_to("/home/a/.config")
 
 
 def test_no_file_is_nothing_and_a_named_one_has_to_be_there(tmp_path):

@@ -12,7 +12,7 @@ COLUMNS = (
 def heading(subject: StepSubject, model: str, topology: str) -> str:
     """The lines above the table."""
     recipe, slice_ = subject.recipe, subject.slice
-    head = head_of(recipe.head, recipe.head_vocab)
+    head = head_of(recipe.method, recipe.head, recipe.head_vocab, recipe.positions, recipe.blocks)
     return (
         f"{model}, {head} in float32, target in {subject.dtype}, rows of {recipe.row_length} tokens,"
         f" {recipe.positions} positions, on {len(slice_.devices)} chips of {slice_.chip.name} ({topology},"

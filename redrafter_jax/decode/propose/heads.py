@@ -43,6 +43,11 @@ def default_shape_of(config: DrafterConfig | MedusaConfig | TargetConfig, otherw
     return Shape(-(-len(paths) // max(depth, 1)), depth, 1 + len(paths), draft_top_k=0) if depth else Shape(1, 0)
 
 
+def nodes_of(config: DrafterConfig | MedusaConfig | TargetConfig, shape: Shape) -> int:
+    """Nodes of a round in which such a head drafts in this shape, the root included."""
+    return 1 + len(cut(tree_of(config), shape)) if isinstance(config, MedusaConfig) else shape.nodes
+
+
 def fit_shape(config: DrafterConfig | MedusaConfig | TargetConfig, shape: Shape) -> Shape:
     """The shape, less what these heads cannot draft: Medusa's draft no deeper than there are heads, and one tree alone."""
     if not isinstance(config, MedusaConfig):

@@ -76,14 +76,13 @@ class Turns(Sequence):
 
     def name(self, turn: Turn, template: str | None) -> list:
         """What names the prompt of a turn in its hash: its ids or, of a later question, which has none yet, the questions up to
-        it and their ``template``; what else of its line is written beside the reply; and which of several replies it is. The
-        first reply's does not depend on how many there are, so that a run can be resumed with more."""
+        it and their ``template``. Not its metadata, which decide nothing: a run can be resumed with others."""
         first = [self[turn.number - turn.question]]
-        asked = [turn.prompt.content[: turn.question + 1], template] if turn.question else []
-        return first + asked + ([turn.prompt.metadata] if turn.prompt.metadata else [])
+        return first + ([turn.prompt.content[: turn.question + 1], template] if turn.question else [])
 
     def seed_and_sample(self, turn: Turn, seeds: Sequence[int]) -> list[int]:
-        """What tells its noise from that of others; ``seeds``: by the prompt's number."""
+        """What tells its noise from that of others; ``seeds``: by the prompt's number. The first reply's does not depend on how
+        many there are, so that a run can be resumed with more."""
         return [seeds[turn.index], *([turn.sample] if turn.sample else [])]
 
     def answer(self, number: int, text: str | None) -> None:

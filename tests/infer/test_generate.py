@@ -115,7 +115,7 @@ def test_compare_names_the_first_difference_and_fails_in_float32(command, prompt
     monkeypatch.setattr(compare, "_first_difference", wrong)
     result = command("--prompts", prompts, "--decoding", "compare", "--ignore-eos", "--dtype", dtype)
     assert result[0] == code
-    assert f"prompt 1 differs from new token 7 on ({dtype})" in result[1]
+    assert f"--prompts {prompts}:2 differs from new token 7 on ({dtype})" in result[1]
 
 
 def test_compare_with_json_keeps_standard_output_pure(command, prompts):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from infer import prompts, templates
-from infer.generate import session
+from infer.generate import compare, session
 from infer.generate.__main__ import main
 from infer.generate.turns import Turns
 from infer.prompts import Prompt
@@ -85,8 +85,20 @@ def test_a_conversation_that_was_cut_off_goes_on_behind_its_replies(command, tmp
         assert command("--output", path)[0] == 0
         again = [json.loads(line) for line in path.read_text().splitlines()]
         assert [line["token_ids"] for line in again] == [json.loads(line)["token_ids"] for line in whole]
-    (tmp_path / "bench.jsonl").write_text((tmp_path / "bench.jsonl").read_text().replace("82", "83"))
+    (tmp_path / "bench.jsonl").write_text((tmp_path / "bench.jsonl").read_text().replace("three", "four"))
     assert "belongs to another run" in command("--output", path)[2]
+
+
+def test_another_id_is_the_same_run_and_later_lines_have_it(command, tmp_path):
+    path, bench = tmp_path / "out.jsonl", tmp_path / "bench.jsonl"
+    assert command("--output", path)[0] == 0
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:4]))
+    bench.write_text(bench.read_text().replace("82", "83").replace('"x"', '"y"'))
+    code, _, err = command("--output", path)
+    again = path.read_text().splitlines(keepends=True)
+    assert code == 0 and "4 of 6 replies are in" in err
+    assert again == [*whole[:4], *(line.replace("82", "83") for line in whole[4:])]
 
 
 LONG = [
@@ -137,6 +149,14 @@ def test_both_kinds_of_decoding_agree_on_every_turn(command):
     code, lines, _ = command("--json", "--batch-size", 2, decoding="compare")
     assert code == 0 and [place(line) for line in lines] == sorted(NUMBERS) and all(line["identical"] for line in lines)
     assert {place(line): line["token_ids"] for line in lines} == {place(line): line["token_ids"] for line in command("--json")[1]}
+
+
+def test_a_comparison_counts_prompts_and_turns_apart_and_names_the_turn_that_differs(command, monkeypatch):
+    out = command(decoding="compare")[1]
+    assert out.startswith("tokens          all 12 tokens of 6 turns of 3 prompts are identical (float32)")
+    monkeypatch.setattr(compare, "_first_difference", lambda replies: (4, 1))
+    code, out, _ = command(decoding="compare")
+    assert code == 1 and "bench.jsonl:3, turn 2 of 3 differs from new token 1 on (float32)" in out
 
 
 def test_a_persons_screen_names_the_turns(command):

@@ -1,10 +1,11 @@
 """The help of a command: its options in groups, plain names of their values, and examples at the end.
 
-A command declares one flat dataclass. `grouped` makes the nested one that tyro reads, `flatten` takes the values back. Three class
+A command declares one flat dataclass. `grouped` makes the nested one that tyro reads, `flatten` takes the values back. Four class
 attributes, each of which may be missing, say what tyro cannot know:
 
     GROUPS: ClassVar = {"sampling": "temperature"}   # title of a group: the first option in it
     VALUES: ClassVar = {"mesh": "D M"}               # how the value of an option is called
+    DEFAULTS: ClassVar = {"temperature": 0.0}        # what None stands for, of an option that has to know whether it was given
     EXAMPLES: ClassVar = ("python -m infer.generate",)
 """
 
@@ -112,13 +113,14 @@ def _nested(name: str, made: type) -> tuple:
 
 
 def _option(kind: type, name: str, hint: Any, text: str, given: Any) -> tuple:
-    """One option as tyro reads it. Its text alone says what an option of None stands for."""
+    """One option as tyro reads it. What an option of None stands for, DEFAULTS say, or its text alone."""
     words: dict[str, Any] = {"help": " ".join(text.split())}
     value = getattr(kind, "VALUES", {}).get(name) or _value_name(hint)
     if value is not None:
         words["metavar"] = value
     if given is None or given is False or given == ():
-        words["help_behavior_hint"] = ""
+        stands_for = getattr(kind, "DEFAULTS", {})
+        words["help_behavior_hint"] = f"(default: {stands_for[name]})" if name in stands_for else ""
     required = given is dataclasses.MISSING or given is tyro.MISSING
     return (name, Annotated[hint, tyro.conf.arg(**words)], *([] if required else [dataclasses.field(default=given)]))
 

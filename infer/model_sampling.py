@@ -11,6 +11,7 @@ from redrafter_jax.files import json_files
 FILE = "generation_config.json"
 SUBJECT = "--sampling model"
 INSTEAD = "give --temperature, --top-k and --top-p yourself"
+TOP_K = 50  # of transformers 5 (`GenerationConfig._get_default_generation_params`), where the file says nothing of it, or null
 # Settings of transformers that change which token is chosen, and the values that leave it alone.
 NEUTRAL = {
     "temperature": (1, None),
@@ -35,8 +36,9 @@ NEUTRAL = {
 }
 
 
-def read(folder: pathlib.Path, given: Sampling, own: Sequence[str]) -> Sampling:
-    """The sampling that the target's folder names; greedy where it does not set `do_sample`, as in transformers.
+def read(folder: pathlib.Path, vocab_size: int, given: Sampling, own: Sequence[str]) -> Sampling:
+    """The sampling that the target's folder names, as transformers reads it: greedy where it does not set `do_sample`, and where it
+    does among the 50 likeliest tokens unless it sets `top_k` (0 is off), of a smaller vocabulary among all.
 
     Args:
       given: what the options say, whose rule is taken, and of whose other fields those in ``own``.
@@ -56,17 +58,20 @@ def read(folder: pathlib.Path, given: Sampling, own: Sequence[str]) -> Sampling:
     if not found.get("do_sample"):
         asked = {name: value for name, value in asked.items() if name not in ("temperature", "top_k", "top_p")}
     else:
-        asked = {"temperature": 1.0} | asked
+        unsaid = {"top_k": TOP_K} if found.get("top_k") is None else {}
+        asked = {"temperature": 1.0} | unsaid | asked
     try:
-        return dataclasses.replace(given, **{name: value for name, value in asked.items() if name not in own})
+        sampling = dataclasses.replace(given, **{name: value for name, value in asked.items() if name not in own})
     except BadInput as error:
         raise BadInput(f"{SUBJECT}: {FILE}: {error}") from None
+    return sampling if "top_k" in own else dataclasses.replace(sampling, top_k=min(sampling.top_k, vocab_size))
 
 
-def describe(sampling: Sampling) -> str:
-    """What is said of it on the screen."""
+def describe(sampling: Sampling, own: Sequence[str] = ()) -> str:
+    """What is said of it on the screen; ``own``: as of `read`."""
     fields = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(sampling) if field.name in NEUTRAL}
     fields.pop("temperature")
     named = [f"{name.replace('_', '-')} {value:g}" for name, value in fields.items() if value not in NEUTRAL[name]]
-    first = f"temperature {sampling.temperature:g}" if sampling.temperature else "greedy (no do_sample)"
+    greedy = "greedy" if "temperature" in own else "greedy (no do_sample)"
+    first = f"temperature {sampling.temperature:g}" if sampling.temperature else greedy
     return f"sampling by the model's {FILE}: {', '.join([first, *named])}"

@@ -34,6 +34,11 @@ def changed(options: Any, names: Sequence[str]) -> list[str]:
     return [name for name in names if getattr(options, name) != defaults[name]]
 
 
+def given(options: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The values of those of the fields whose default is None that were given, be it what None stands for."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
     """Checks that a number is in its range; None, the default, always is."""
     if value is not None and not low <= value <= high:

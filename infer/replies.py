@@ -41,6 +41,7 @@ def line_of(run: str, index: int, text: str | None, reply: Reply) -> dict:
         "rounds": reply.rounds,
         "tokens_per_step": None if reply.tokens_per_step is None else round(reply.tokens_per_step, 4),
         "accepted_histogram": reply.accepted_histogram,
+        "metrics": reply.metrics,
         "seconds": round(reply.seconds, 6),
         "seed": reply.seed,
     }

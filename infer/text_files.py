@@ -56,11 +56,12 @@ class Texts:
 def texts(paths: Iterable[pathlib.Path], patterns: Sequence[str] = ()) -> Texts:
     """The text files that paths name. Raises BadInput as `files`, and where a folder's files are all binary."""
     paths = list(paths)
-    found = files(paths, patterns)
-    binary = [file for file in found if file not in paths and _is_binary(file)]
+    named, found = set(paths), files(paths, patterns)
+    is_passed_over = {file: file not in named and _is_binary(file) for file in found}
+    binary = [file for file in found if is_passed_over[file]]
     if found and len(binary) == len(found):
         raise BadInput(f"there is no text in {', '.join(map(str, paths))}: every file is binary, such as {binary[0].name}")
-    return Texts([file for file in found if file not in binary], binary)
+    return Texts([file for file in found if not is_passed_over[file]], binary)
 
 
 def _is_binary(file: pathlib.Path) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from redrafter_jax.decode import engine
+from redrafter_jax.decode.propose.plain import Plain
 
 REPLY = engine.Reply([5, 6], [False, False], "length", 1, [1], 0.1, 0)
 
@@ -12,6 +13,7 @@ class Fake(engine.Engine):
 
     def __init__(self, *_):
         self.compile_seconds = 0.0
+        self.proposer = Plain()
 
     def autoregressive(self):
         return self

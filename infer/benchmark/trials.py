@@ -15,12 +15,15 @@ from infer.benchmark import yardstick
 from infer.benchmark.cases import BenchmarkPair
 from infer.benchmark.task import Rates, Way
 from infer.proposers import proposer_of
+from redrafter_jax.decode import metrics
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.propose.scripted import scripted
 from redrafter_jax.decode.reply import tokens_per_step
 from redrafter_jax.errors import BadInput
+
+FETCHED = ("tokens", "prompt", "count", "rounds", "histogram", "scored", "failed", "limit")  # of a state that is done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,7 @@ class Case:
         """Decodes a batch; raises BadInput where a reply ends in an error, since its time says nothing."""
         program = dataclasses.replace(self.program, proposer=self.proposers[batch])
         state, prefill_seconds, round_seconds = program.decode(self.inputs[batch])
-        host = jax.device_get(
-            {name: getattr(state, name) for name in ("tokens", "prompt", "count", "rounds", "histogram", "failed", "limit")}
-        )
+        host = jax.device_get({name: getattr(state, name) for name in FETCHED})
         failed, limit = host.pop("failed"), host.pop("limit")
         if failed.any():
             raise BadInput(failures.sentence(int(failed.sum()), int((limit > 0).sum())))
@@ -57,6 +58,7 @@ class Outcome:
     count: np.ndarray
     rounds: np.ndarray
     histogram: np.ndarray
+    scored: np.ndarray
 
     @property
     def replies(self) -> list[np.ndarray]:
@@ -136,6 +138,7 @@ def row(subject: BenchmarkPair, each: Case, trials: Trials, plain: Trials, repea
     """What one way gives, beside plain decoding of the same prompts."""
     ratios = [slow / fast for slow, fast in zip(seconds_per_token(plain), seconds_per_token(trials), strict=True)]
     histogram = sum(batch[0].histogram.sum(axis=0) for batch in trials)
+    scored = np.concatenate([batch[0].scored.ravel() for batch in trials])
     rounds = [median(o.round_seconds for o in batch) / batch[0].rounds.max() for batch in trials]
     plain_round = median(seconds_per_token(plain)) * len(subject.batches[0])
     result = {
@@ -144,6 +147,7 @@ def row(subject: BenchmarkPair, each: Case, trials: Trials, plain: Trials, repea
         "tree": each.way.shape.tree if each.way.shape else "lookup",
         "tokens_per_step": _tokens_per_step([batch[0] for batch in trials]),
         "accepted_histogram": histogram.tolist(),
+        "metrics": {"speculative_decoding": metrics.speculative_decoding(histogram.tolist(), scored.tolist())},
         "tokens_per_second": 1 / median(seconds_per_token(trials)),
         "speedup": median(ratios),
         "speedup_from_to": [min(ratios), max(ratios)],

@@ -17,15 +17,15 @@ from infer import distributed, drafting, prompts, settings
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
+from infer.generate.checks import SAMPLING_OPTIONS
 from infer.generate.task import Decoding, Destination, Models, Task, Tuning, WantedShape
-from infer.options import changed
+from infer.options import given
 from infer.stopping import Stops
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 
-SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "repetition_penalty")  # that a model's generation_config.json may decide
 DEFAULT_PROMPT = """class Client:
     def connect(self, host, port, timeout=None):
         \"\"\"Connect to a server.\"\"\"
@@ -49,6 +49,7 @@ class Options:
         "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P", "temperature": "T",
         "stop": "TEXT", "logprobs": "K", "n": "N",
     }  # fmt: skip
+    DEFAULTS: ClassVar = {name: getattr(Sampling, name) for name in SAMPLING_OPTIONS}
     EXAMPLES: ClassVar = (
         "python -m infer.generate",
         'python -m infer.generate --prompt "def fibonacci(n):" --max-new-tokens 64',
@@ -101,13 +102,13 @@ class Options:
     sampling: Literal["given", "model"] = "given"
     """model: temperature, top-k and top-p (and a repetition penalty) of the target's generation_config.json, but for those that are
     given here."""
-    temperature: float = 0.0
+    temperature: float | None = None
     """0 is greedy."""
-    top_k: int = 0
+    top_k: int | None = None
     """Sample among the k likeliest tokens; 0 is off."""
-    top_p: float = 1.0
+    top_p: float | None = None
     """Sample among the likeliest tokens that together have this probability; 1 is off."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     """Divide positive logits of tokens that the prompt or the reply has, and multiply negative ones; 1 is off."""
     presence_penalty: float = 0.0
     """Subtract from the logits of tokens that the reply has, from -2 to 2; 0 is off."""
@@ -163,14 +164,14 @@ def _main(arguments: list[str] | None) -> int:
 def task_of(options: Options) -> Task:
     """The checked options (`checks.alone`) in the library's types, except prompts, the cache of programs and the group."""
     beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
-    penalties = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance, *penalties, options.logprobs)
+    own = given(options, SAMPLING_OPTIONS)
+    of_the_reply = {name: getattr(options, name) for name in ("presence_penalty", "frequency_penalty", "logprobs")}
+    sampling = Sampling(**own, rule=options.acceptance, **of_the_reply)
     limits = Limits(options.max_new_tokens, options.max_length or 0, options.min_new_tokens)
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
     says_how = checks.chooses_search(options)
-    own = None if options.sampling == "given" else tuple(changed(options, SAMPLING_OPTIONS))
     return Task(
         Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
         Decoding(
@@ -182,7 +183,7 @@ def task_of(options: Options) -> Task:
             options.seed,
             options.batch_size,
             options.ignore_eos,
-            own_sampling=own,
+            own_sampling=None if options.sampling == "given" else tuple(own),
             chat_template=options.chat_template,
             stops=Stops(options.stop, options.include_stop),
             n=options.n,
@@ -205,16 +206,16 @@ def _lock(stack: contextlib.ExitStack, output: pathlib.Path) -> None:
 
 
 def _run(options: Options) -> int:
-    given = [] if options.interactive else prompts.read(options.prompt, options.prompts)
-    if not given and not options.interactive:
-        given = [_default_prompt(options)]
+    asked = [] if options.interactive else prompts.read(options.prompt, options.prompts)
+    if not asked and not options.interactive:
+        asked = [_default_prompt(options)]
     if sys.stderr.isatty():
         processes.say(f"loading {'the embedded pair' if options.target is None else options.target} ...", sys.stderr)
     from infer import programs  # JAX is imported here
     from infer.generate import session
 
     programs.use_cache(options.cache_dir)
-    return session.converse(task_of(options)) if options.interactive else session.run(task_of(options), given)
+    return session.converse(task_of(options)) if options.interactive else session.run(task_of(options), asked)
 
 
 def _default_prompt(options: Options) -> prompts.Prompt:

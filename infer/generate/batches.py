@@ -41,6 +41,7 @@ class Batches:
         self.failed = file.failed if file else 0
         self.output: ReplyFile | None = None  # that the part of one of several processes will be merged into
         self.writes = processes.is_first()
+        self._noted: set[int] = set()
 
     def begin_part(self, file: ReplyFile, numbers: Sequence[int]) -> None:
         """Restricts itself to these replies, less those that are done, and writes them into a file of its own."""
@@ -82,10 +83,26 @@ class Batches:
     def decode(
         self, engine: Engine, numbers: Sequence[int], open_stream: Callable[[], terminal.Stream] | None = None
     ) -> list[Reply]:
-        """The replies with these numbers, as one batch."""
-        ids, seeds = [self.turns[number] for number in numbers], [self.seeds[number] for number in numbers]
-        samples = [self.turns.all[number].sample for number in numbers]
-        return decode(engine, self.task.decoding, self.stopper, ids, seeds, open_stream, samples)
+        """The replies with these numbers, as one batch. A question that cannot be asked any more gets an empty one."""
+        asked = [number for number in numbers if self.turns[number]]
+        self._note(numbers)
+        ids, seeds = [self.turns[number] for number in asked], [self.seeds[number] for number in asked]
+        samples = [self.turns.all[number].sample for number in asked]
+        replies = decode(engine, self.task.decoding, self.stopper, ids, seeds, open_stream, samples) if asked else []
+        found = dict(zip(asked, replies, strict=True))
+        return [found[number] if number in found else self._empty(engine, number) for number in numbers]
+
+    def _empty(self, engine: Engine, number: int) -> Reply:
+        none = [0] * (engine.proposer.round.length + 1)
+        return Reply([], [], "length", 0, none, 0.0, self.seeds[number], sample=self.turns.all[number].sample)
+
+    def _note(self, numbers: Sequence[int]) -> None:
+        """Says once where a conversation ends before its last question."""
+        for number in self.turns.refused.keys() & set(numbers) - self._noted if self.writes else ():
+            turn = self.turns.all[number]
+            empty = "its reply and those to later turns are" if turn.question + 1 < len(turn.prompt.content) else "its reply is"
+            print(f"note: {self.turns.refused[number]}; {empty} empty", file=sys.stderr)
+            self._noted.add(number)
 
     def text_of(self, number: int, reply: Reply) -> str | None:
         """The text of the reply with this number; None without a tokenizer."""

@@ -5,7 +5,7 @@ Raises BadInput, one sentence that names the option. Not here: ranges (`infer/op
 
 from infer import drafting
 from infer.generate.task import Decoding
-from infer.options import changed, check_drafted, check_number, check_temperature, check_top_p, flag
+from infer.options import changed, check_drafted, check_number, flag, given
 from infer.settings import NONE
 from redrafter_jax.decode.request import (
     DRAFT_TOP_K,
@@ -15,9 +15,19 @@ from redrafter_jax.decode.request import (
     wrong_for_vocabulary,
     wrong_penalty,
     wrong_repetition,
+    wrong_temperature,
+    wrong_top_p,
 )
 from redrafter_jax.errors import BadInput
 
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "repetition_penalty")  # that a model's generation_config.json may decide
+REALS = {
+    "temperature": wrong_temperature,
+    "top_p": wrong_top_p,
+    "repetition_penalty": wrong_repetition,
+    "presence_penalty": wrong_penalty,
+    "frequency_penalty": wrong_penalty,
+}
 OF_A_SEARCH = ("beam_width", "beam_length", "node_budget", "tree", "draft_top_k")
 NO_DRAFT = " (for no draft at all: --decoding autoregressive)"
 
@@ -27,11 +37,8 @@ def alone(options) -> None:
     for name in RANGES:
         is_of_a_draft = name in ("beam_width", "beam_length", "node_budget")
         check_number(name, getattr(options, name), more=NO_DRAFT if is_of_a_draft else "")
-    check_temperature(options.temperature)
-    check_top_p(options.top_p)
-    require("--repetition-penalty", wrong_repetition(options.repetition_penalty))
-    require("--presence-penalty", wrong_penalty(options.presence_penalty))
-    require("--frequency-penalty", wrong_penalty(options.frequency_penalty))
+    for name, value in given(options, tuple(REALS)).items():
+        require(flag(name), REALS[name](value))
     _replies(options)
     drafting.check(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     drafting.check_search(options.drafter, changed(options, OF_A_SEARCH))
@@ -48,7 +55,8 @@ def _replies(options) -> None:
         raise BadInput("--stop should be a text of at least one character, not ''")
     if options.include_stop and not options.stop:
         raise BadInput("--include-stop goes with --stop")
-    if options.n > 1 and options.temperature == 0:
+    is_greedy = options.temperature == 0 or (options.temperature is None and options.sampling == "given")
+    if options.n > 1 and is_greedy:
         raise BadInput(f"--n should be 1 at --temperature 0, where all replies are the same, not {options.n}")
     if options.n > 1 and options.decoding == "compare":
         raise BadInput(f"--decoding compare decodes one reply to each prompt; --n should be 1, not {options.n}")
@@ -112,6 +120,9 @@ def against(decoding: Decoding, target, shape, head=None) -> None:
     require("--max-new-tokens", wrong_for_context(decoding.limits.new, context))
     require("--top-k", wrong_for_vocabulary(decoding.sampling.top_k, vocabulary))
     require("--logprobs", wrong_for_vocabulary(decoding.sampling.logprobs, vocabulary))
+    if decoding.n > 1 and decoding.sampling.temperature == 0:
+        why = "by which this model is greedy and all replies are the same"
+        raise BadInput(f"--n should be 1 with --sampling model, {why}, not {decoding.n}; give a --temperature")
     if decoding.lookup is not None and decoding.lookup.length >= context:
         raise BadInput(f"--lookup-length should be below the target's context of {context}, not {decoding.lookup.length}")
     if shape is None:

@@ -13,8 +13,10 @@ MIN_RUNS = 3  # of each kind, so that a single slow one does not decide the rati
 
 @dataclasses.dataclass
 class Comparison:
-    """``replies``: both kinds for each prompt, of the first run; ``first_difference``: (prompt, position) or None."""
+    """``turns``: what was asked; ``replies``: both kinds for each turn, of the first run; ``first_difference``: (the number of the
+    turn, position) or None."""
 
+    turns: Turns
     speculative: Totals
     autoregressive: Totals
     replies: list[tuple[Reply, Reply]]
@@ -24,10 +26,12 @@ class Comparison:
         """Both speeds, of replies none of which ended in an error."""
         fast, plain = self.speculative, self.autoregressive
         count = sum(len(reply.token_ids) for reply, _ in self.replies)
-        same = f"all {counted(count, 'token')} of {counted(len(self.replies), 'prompt')} are identical ({dtype})"
+        prompts = counted(len({turn.index for turn in self.turns.all}), "prompt")
+        of = f"{len(self.turns)} turns of {prompts}" if self.turns.has_turns else prompts
+        same = f"all {counted(count, 'token')} of {of} are identical ({dtype})"
         if self.first_difference is not None:
-            prompt, position = self.first_difference
-            same = f"prompt {prompt} differs from new token {position} on ({dtype})"
+            number, position = self.first_difference
+            same = f"{self.turns.all[number].where} differs from new token {position} on ({dtype})"
         runs = f"{plain.prefills // max(len(self.replies), 1)} runs of each, in turn; compiling is not counted"
         return "\n".join([
             f"tokens          {same}",
@@ -44,7 +48,7 @@ Decode = Callable[[Engine, Sequence[int]], list[Reply]]
 def compare(engine: Engine, decode: Decode, turns: Turns, size: int, text_of: Callable[[int, Reply], str | None]) -> Comparison:
     """Decodes every batch both ways, in turn and often enough to be timed."""
     plain, batches = engine.autoregressive(), turns.batches(range(len(turns)), size)
-    result, found = Comparison(Totals(), Totals(), []), {}
+    result, found = Comparison(turns, Totals(), Totals(), []), {}
     repeats = math.ceil(MIN_RUNS / len(batches))
     for one in (engine, plain):  # compiles, and warms up
         decode(one, batches[0])
@@ -65,9 +69,9 @@ def compare(engine: Engine, decode: Decode, turns: Turns, size: int, text_of: Ca
 
 
 def _first_difference(replies: list[tuple[Reply, Reply]]) -> tuple[int, int] | None:
-    for prompt, (one, other) in enumerate(replies):
+    for number, (one, other) in enumerate(replies):
         if one.token_ids != other.token_ids:
             together = zip(one.token_ids, other.token_ids, strict=False)
             shorter = min(len(one.token_ids), len(other.token_ids))
-            return prompt, next((at for at, (a, b) in enumerate(together) if a != b), shorter)
+            return number, next((at for at, (a, b) in enumerate(together) if a != b), shorter)
     return None

@@ -71,8 +71,9 @@ def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
     shape = tuning.shape_of(decoding.beams, found, lookup) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
     if decoding.own_sampling is not None:
-        sampling = model_sampling.read(resolved.target, decoding.sampling, decoding.own_sampling)
-        processes.say(model_sampling.describe(sampling), sys.stderr)
+        own, vocab_size = decoding.own_sampling, resolved.target_config.vocab_size
+        sampling = model_sampling.read(resolved.target, vocab_size, decoding.sampling, own)
+        processes.say(model_sampling.describe(sampling, own), sys.stderr)
         decoding = dataclasses.replace(decoding, sampling=sampling, own_sampling=None)
         task = dataclasses.replace(task, decoding=decoding)
     checks.against(decoding, resolved.target_config, shape, resolved.drafter_config)

@@ -4,11 +4,13 @@ They are numbered in the order of the prompts; where a prompt has several replie
 Not here: what a prompt is (`infer/prompts.py`), decoding (`batches.py`).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 
 from infer import prompts
 from infer.generate import parts
+from redrafter_jax.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Turn:
 
 
 class Turns(Sequence):
-    """The token ids of each turn's prompt, by number. Those of a later question are known once `answer` has the reply before.
+    """The token ids of each turn's prompt, by number. Those of a later question are known once `answer` has the reply before. One
+    that ``encode`` refuses then, because the conversation outgrew the context or the chat template does not write it, has none, and
+    neither have those behind it. ``refused``: why, by the number of the first of them, as far as it was found out.
 
     Raises:
-      BadInput: as ``encode`` for one of the prompts; a later question's when its ids are asked for.
+      BadInput: as ``encode`` for one of the prompts, or for its first question.
     """
 
     def __init__(self, given: Sequence[prompts.Prompt], encode: Callable[[prompts.Prompt], list[int]], n: int = 1):
@@ -52,27 +56,33 @@ class Turns(Sequence):
         self._replies: dict[int, str] = {}
         first = [encode(prompt) for prompt in given]
         self._ids = {turn.number: first[turn.index] for turn in self.all if not turn.question}
+        self.refused: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.all)
 
     def __getitem__(self, number: int) -> list[int]:
         if number not in self._ids:
-            turn = self.all[number]
-            said = [self._replies[earlier] for earlier in range(number - turn.question, number)]
-            self._ids[number] = self._encode(prompts.turn_of(turn.prompt, said))
+            self._ids[number] = self._later(self.all[number]) if self[number - 1] else []
         return self._ids[number]
+
+    def _later(self, turn: Turn) -> list[int]:
+        said = [self._replies[earlier] for earlier in range(turn.number - turn.question, turn.number)]
+        try:
+            return self._encode(prompts.turn_of(turn.prompt, said))
+        except BadInput as error:
+            self.refused[turn.number] = str(error)
+            return []
 
     def name(self, turn: Turn, template: str | None) -> list:
         """What names the prompt of a turn in its hash: its ids or, of a later question, which has none yet, the questions up to
-        it and their ``template``; what else of its line is written beside the reply; and which of several replies it is. The
-        first reply's does not depend on how many there are, so that a run can be resumed with more."""
+        it and their ``template``. Not its metadata, which decide nothing: a run can be resumed with others."""
         first = [self[turn.number - turn.question]]
-        asked = [turn.prompt.content[: turn.question + 1], template] if turn.question else []
-        return first + asked + ([turn.prompt.metadata] if turn.prompt.metadata else [])
+        return first + ([turn.prompt.content[: turn.question + 1], template] if turn.question else [])
 
     def seed_and_sample(self, turn: Turn, seeds: Sequence[int]) -> list[int]:
-        """What tells its noise from that of others; ``seeds``: by the prompt's number."""
+        """What tells its noise from that of others; ``seeds``: by the prompt's number. The first reply's does not depend on how
+        many there are, so that a run can be resumed with more."""
         return [seeds[turn.index], *([turn.sample] if turn.sample else [])]
 
     def answer(self, number: int, text: str | None) -> None:
@@ -99,13 +109,20 @@ class Turns(Sequence):
         return [[turn.number for turn in self.all if turn.index in share] for share in shares]
 
     def longest(self, new: int, context: int) -> int:
-        """Tokens of the longest prompt, as far as it can be known: later questions are counted with the longest replies."""
+        """Tokens of the longest prompt, as far as it can be known: later questions are counted with the longest replies, and those
+        that are refused alone without their own tokens."""
         lengths = [len(ids) for ids in self._ids.values()]
         for turn in self.all:
             if turn.question:
-                alone = self._encode(prompts.Prompt(turn.where, "turns", [turn.prompt.content[turn.question]]))
-                lengths.append(len(self._ids[turn.number - turn.question]) + turn.question * (new + len(alone)))
+                first = self._ids[turn.number - turn.question]
+                lengths.append(len(first) + turn.question * (new + self._alone(turn)))
         return min(max(lengths), context - 1)
+
+    def _alone(self, turn: Turn) -> int:
+        """Tokens of a question that is asked alone."""
+        with contextlib.suppress(BadInput):
+            return len(self._encode(prompts.Prompt(turn.where, "turns", [turn.prompt.content[turn.question]])))
+        return 0
 
 
 def _count(prompt: prompts.Prompt) -> int:

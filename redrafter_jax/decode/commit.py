@@ -30,6 +30,7 @@ class DecodeState:
     done:      ``[B]``     bool; the tokens, live slots, h and g of a row that is done never change again
     failed:    ``[B]``     bool, whether the row ended because the target's logits were not finite
     rounds:    ``[B]``     target passes since the prefill
+    scored:    ``[B, S]``  at the slot of the first token of each pass, the nodes that it scored, with the root; 0 elsewhere
     histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token
     policy:    how each row samples
     seen:      which tokens are in each row's text; None where no row penalises them
@@ -41,6 +42,7 @@ class DecodeState:
     g: jax.Array
     tokens: jax.Array
     drafted: jax.Array
+    scored: jax.Array
     prompt: jax.Array
     count: jax.Array
     limit: jax.Array
@@ -80,6 +82,7 @@ def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
     delivered_BM = kept_B[:, None] == jnp.arange(1, M + 1)
     grows_B1 = (kept_B > 0)[:, None]
     behind_g_B = state.prompt + state.count
+    begins_BS = (jnp.arange(state.scored.shape[1]) == behind_g_B[:, None]) & grows_B1
     return dataclasses.replace(
         state,
         cache=append(_after_pass(state.cache, verdict), verdict.rows, kept_B),
@@ -87,6 +90,7 @@ def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
         g=jnp.where(grows_B1[:, 0], verdict.g, state.g),
         tokens=write(state.tokens, verdict.emitted, behind_g_B, kept_B),
         drafted=write(state.drafted, is_draft_BM, behind_g_B, kept_B),
+        scored=jnp.where(begins_BS, verdict.scored[:, None], state.scored),
         seen=adjust.add(state.seen, verdict.emitted, kept_B),
         logprobs=jax.tree.map(lambda buffer, new: write(buffer, new, behind_g_B, kept_B), state.logprobs, verdict.logprobs),
         count=state.count + kept_B,

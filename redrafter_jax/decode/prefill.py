@@ -126,6 +126,7 @@ def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bu
         g=g_B,
         tokens=commit.write(tokens_BS, g_B[:, None], kv.length, count_B),
         drafted=jnp.zeros_like(tokens_BS, bool),
+        scored=jnp.zeros_like(tokens_BS),
         prompt=kv.length,
         count=count_B,
         limit=limit_B,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from redrafter_jax.decode import markup
+from redrafter_jax.decode import markup, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Reply:
 
     logprobs: the log-probability of each token; top_logprobs: for each token the ids of the likeliest ones and their
     log-probabilities, the likeliest first. Both are None where `Sampling.logprobs` is 0, which says what they are of.
+
+    scored: for the first token of each target pass the nodes that the pass scored, with the root; 0 for other tokens.
     """
 
     token_ids: list[int]
@@ -34,6 +36,12 @@ class Reply:
     stop_reason: int | str | None = None
     logprobs: list[float] | None = None
     top_logprobs: list[dict[int, float]] | None = None
+    scored: list[int] = dataclasses.field(default_factory=list, repr=False)
+
+    @property
+    def metrics(self) -> dict:
+        """How well drafting went, as vLLM says it of a request (`metrics.speculative_decoding`)."""
+        return {"speculative_decoding": metrics.speculative_decoding(self.accepted_histogram, self.scored)}
 
     @property
     def tokens_per_step(self) -> float | None:
@@ -61,6 +69,7 @@ def cut(reply: Reply, count: int, stop_reason: str) -> Reply:
         reply,
         token_ids=reply.token_ids[:count],
         drafted=drafted,
+        scored=reply.scored[:count],
         finish_reason="stop",
         stop_reason=stop_reason,
         rounds=len(delivered),

@@ -7,7 +7,7 @@ from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.reply import Progress, Reply
 
-FETCHED = ("tokens", "drafted", "prompt", "count", "rounds", "histogram", "done", "failed", "logprobs")
+FETCHED = ("tokens", "drafted", "scored", "prompt", "count", "rounds", "histogram", "done", "failed", "logprobs")
 
 
 class Report:
@@ -64,6 +64,7 @@ class Report:
             stop_reason=stop if reason == "stop" and row not in self.ended else None,
             logprobs=chosen,
             top_logprobs=top,
+            scored=host["scored"][row, reply].tolist(),
         )
 
 

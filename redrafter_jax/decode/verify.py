@@ -27,6 +27,7 @@ class Verdict:
     finite: ``[B]`` bool, whether the logits of every node on the accepted path are finite. Where False, the other fields
     mean nothing.
     path: ``[B, M]``, the root and the accepted nodes, of which ``accepted + 1`` count.
+    scored: ``[B]`` int32, the nodes of the tree, with the root.
     logprobs: of the emitted tokens; None where no row reports them.
     """
 
@@ -37,6 +38,7 @@ class Verdict:
     rows: KVRows
     finite: jax.Array
     path: jax.Array
+    scored: jax.Array
     logprobs: Logprobs | None = None
 
 
@@ -112,4 +114,5 @@ def _verdict(tree: Tree, last_B, choice_BN, finite_BN, hidden_BND, rows: KVRows,
     emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
     h_BD = take_rows(hidden_BND, last_B)
     finite_B = jnp.all(finite_BN | ~on_path_BN, axis=-1)
-    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM), finite_B, path_BM)
+    scored_B = jnp.sum(tree.valid, axis=-1, dtype=jnp.int32)
+    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM), finite_B, path_BM, scored_B)

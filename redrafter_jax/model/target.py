@@ -32,7 +32,6 @@ class TargetConfig:
     mlp_bias: bool = False
     max_position_embeddings: int = 2048
 
-
     @property
     def draft_vocab(self) -> int:
         """Of a model that drafts for another, as in the configs of heads: 0, for it can draft every token."""

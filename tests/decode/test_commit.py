@@ -55,7 +55,7 @@ def test_what_counts_of_a_row_that_is_done_changes_no_more(mha):
             length = int(state.cache.length[0])
             assert length == 32 + 4 - 1
             live = [np.asarray(buffer[0, :, :length]) for buffer in state.cache.keys + state.cache.values]
-            names = ("h", "g", "tokens", "drafted", "count", "rounds", "histogram")
+            names = ("h", "g", "tokens", "drafted", "scored", "count", "rounds", "histogram")
             seen.append([*live, *(np.asarray(getattr(state, name)[0]) for name in names)])
     assert len(seen) > 2
     for later in seen[1:]:

@@ -46,6 +46,7 @@ def test_the_benchmark_counts_the_rounds_that_the_engine_counts():
         count=np.array([5, 0]),
         rounds=np.array([2, 0]),
         histogram=np.zeros((2, 3), int),
+        scored=np.zeros((2, 8), int),
     )
     assert trials._tokens_per_step([trials.Outcome(0.1, 0.2, **arrays)]) == reply.tokens_per_step(5, 1, 2) == 2
 
@@ -76,7 +77,7 @@ class Program:
 def test_a_benchmark_times_no_reply_that_failed():
     flags = dict(failed=np.array([True, True, False]), limit=np.array([8, 8, 0]))
     sizes = {name: np.zeros(3, int) for name in ("prompt", "count", "rounds")}
-    sizes |= dict(tokens=np.zeros((3, 8), int), histogram=np.zeros((3, 1), int))
+    sizes |= dict(tokens=np.zeros((3, 8), int), scored=np.zeros((3, 8), int), histogram=np.zeros((3, 1), int))
     case = trials.Case(Program(types.SimpleNamespace(**flags, **sizes)), [()], [None])
     with pytest.raises(BadInput) as caught:
         case.decode(0)

@@ -46,6 +46,9 @@ def test_a_real_pair_is_measured_against_plain_decoding_and_transformers(report,
     for row in result["rows"]:
         assert row["identical"] == row["rows"] == 2
         assert sum(row["accepted_histogram"]) > 0 and 1 <= row["tokens_per_step"] <= int(row["shape"][-1]) + 1
+        drafting, (width, length) = row["metrics"]["speculative_decoding"], map(int, row["shape"].split("x"))
+        assert drafting["mean_acceptance_length"] == pytest.approx(row["tokens_per_step"])
+        assert drafting["num_draft_tokens"] == width * length * drafting["num_spec_steps"] > 0
         assert set(row["stage_seconds"]) == {"draft", "pack", "verify", "commit"}
         assert sum(row["stage_seconds"].values()) < 20 * row["round_seconds"]
         assert row["memory_bytes"]["temporaries"] > 0 and row["compile_seconds"] > 0

@@ -57,6 +57,9 @@ def test_the_line_adds_up(command, prompts):
     assert line["tokens_per_step"] == pytest.approx(accepted / line["rounds"] + 1, abs=1e-4)
     assert len(line["token_ids"]) == 20 and line["finish_reason"] == "length"
     assert line["seconds"] > 0
+    drafting = line["metrics"]["speculative_decoding"]
+    assert drafting["acceptance_histogram"] == line["accepted_histogram"] and drafting["num_spec_tokens"] == 3
+    assert (drafting["num_accepted_draft_tokens"], drafting["num_draft_tokens"]) == (accepted, 6 * line["rounds"])
 
 
 def test_the_text_does_not_depend_on_batch_tree_or_decoding(command, prompts):
@@ -64,6 +67,7 @@ def test_the_text_does_not_depend_on_batch_tree_or_decoding(command, prompts):
     found = [replies(command("--prompts", prompts, "--json", "--temperature", 1.0, *way)[1]) for way in ways]
     texts = [[line["token_ids"] for line in lines] for lines in found]
     assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert [line["metrics"]["speculative_decoding"] for line in found[3]] == [None] * 3
 
 
 def test_a_run_that_was_cut_off_goes_on_behind_its_last_whole_line(command, prompts, tmp_path):
@@ -115,7 +119,7 @@ def test_compare_names_the_first_difference_and_fails_in_float32(command, prompt
     monkeypatch.setattr(compare, "_first_difference", wrong)
     result = command("--prompts", prompts, "--decoding", "compare", "--ignore-eos", "--dtype", dtype)
     assert result[0] == code
-    assert f"prompt 1 differs from new token 7 on ({dtype})" in result[1]
+    assert f"--prompts {prompts}:2 differs from new token 7 on ({dtype})" in result[1]
 
 
 def test_compare_with_json_keeps_standard_output_pure(command, prompts):

@@ -63,6 +63,7 @@ def test_a_default_that_depends_is_in_words_and_others_are_numbers(capsys, monke
     _, out, _ = printed(generate.Options, capsys, monkeypatch, "--help")
     words = " ".join(out.replace("│", "").split())
     assert "--beam-width W Beams W; by default what infer.tune found, else 8, and on a CPU 2" in words and "(default: 128)" in words
+    assert "0 is greedy. (default: 0.0)" in words and "1 is off. (default: 1.0)" in words
     assert "--mesh D M" in words and "--dtype {float32,bfloat16}" in words
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from infer import prompts, templates
-from infer.generate import session
+from infer.generate import compare, session
 from infer.generate.__main__ import main
 from infer.generate.turns import Turns
 from infer.prompts import Prompt
@@ -84,14 +85,78 @@ def test_a_conversation_that_was_cut_off_goes_on_behind_its_replies(command, tmp
         assert command("--output", path)[0] == 0
         again = [json.loads(line) for line in path.read_text().splitlines()]
         assert [line["token_ids"] for line in again] == [json.loads(line)["token_ids"] for line in whole]
-    (tmp_path / "bench.jsonl").write_text((tmp_path / "bench.jsonl").read_text().replace("82", "83"))
+    (tmp_path / "bench.jsonl").write_text((tmp_path / "bench.jsonl").read_text().replace("three", "four"))
     assert "belongs to another run" in command("--output", path)[2]
+
+
+def test_another_id_is_the_same_run_and_later_lines_have_it(command, tmp_path):
+    path, bench = tmp_path / "out.jsonl", tmp_path / "bench.jsonl"
+    assert command("--output", path)[0] == 0
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:4]))
+    bench.write_text(bench.read_text().replace("82", "83").replace('"x"', '"y"'))
+    code, _, err = command("--output", path)
+    again = path.read_text().splitlines(keepends=True)
+    assert code == 0 and "4 of 6 replies are in" in err
+    assert again == [*whole[:4], *(line.replace("82", "83") for line in whole[4:])]
+
+
+LONG = [
+    {"turns": ["hi", "x" * 1200, "more"], "id": "a"},
+    {"turns": ["one", "two"], "id": "b"},
+    {"turns": ["hi", "you", "y" * 1200], "id": "c"},
+]
+LONG_NOTES = [
+    "1, turn 2 has N tokens; at most 511 fit in a context of 512 with a reply; its reply and those to later turns are empty",
+    "3, turn 3 has N tokens; at most 511 fit in a context of 512 with a reply; its reply is empty",
+]
+
+
+def notes_of(err: str) -> list[str]:
+    notes = [line.partition("jsonl:")[2] for line in err.splitlines() if line.startswith("note: --prompts ")]
+    return [re.sub(r"\d+ tokens", "N tokens", note) for note in notes]
+
+
+@pytest.mark.parametrize("more", [(), ("--batch-size", 2)])
+def test_a_conversation_that_outgrows_the_context_ends_and_the_others_go_on(command, tmp_path, more):
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LONG))
+    path = tmp_path / "out.jsonl"
+    code, _, err = command("--output", path, *more, file="long.jsonl")
+    assert code == 0 and notes_of(err) == LONG_NOTES
+    whole = path.read_text().splitlines(keepends=True)
+    lines = {place(line): line for line in map(json.loads, whole)}
+    empty = {at for at, line in lines.items() if not line["token_ids"]}
+    assert len(lines) == 8 and empty == {(0, 1), (0, 2), (2, 2)}
+    assert {(line["finish_reason"], line["text"], line["rounds"]) for line in map(lines.get, empty)} == {("length", "", 0)}
+    for kept in range(8):
+        path.write_text("".join(whole[:kept]))
+        assert command("--output", path, *more, file="long.jsonl")[0] == 0
+        assert sorted(path.read_text().splitlines(keepends=True)) == sorted(whole)
+
+
+def test_a_turn_that_the_chat_template_refuses_ends_its_conversation(command, tmp_path):
+    refuses = "{% for m in messages %}{% if m.content == 'two' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}"
+    (tmp_path / "own.jinja").write_text(refuses)
+    code, lines, err = command("--json", "--chat-template", tmp_path / "own.jinja")
+    assert code == 0 and [place(line) for line in lines if not line["token_ids"]] == [(2, 1), (2, 2)]
+    said = "3, turn 2: the chat template refuses these messages (no); its reply and those to later turns are empty"
+    assert notes_of(err) == [said]
+    assert command("--chat-template", tmp_path / "own.jinja", "--batch-size", 2)[1].count("\n---") == 5
+    assert command("--json", "--chat-template", tmp_path / "own.jinja", decoding="compare")[0] == 0
 
 
 def test_both_kinds_of_decoding_agree_on_every_turn(command):
     code, lines, _ = command("--json", "--batch-size", 2, decoding="compare")
     assert code == 0 and [place(line) for line in lines] == sorted(NUMBERS) and all(line["identical"] for line in lines)
     assert {place(line): line["token_ids"] for line in lines} == {place(line): line["token_ids"] for line in command("--json")[1]}
+
+
+def test_a_comparison_counts_prompts_and_turns_apart_and_names_the_turn_that_differs(command, monkeypatch):
+    out = command(decoding="compare")[1]
+    assert out.startswith("tokens          all 12 tokens of 6 turns of 3 prompts are identical (float32)")
+    monkeypatch.setattr(compare, "_first_difference", lambda replies: (4, 1))
+    code, out, _ = command(decoding="compare")
+    assert code == 1 and "bench.jsonl:3, turn 2 of 3 differs from new token 1 on (float32)" in out
 
 
 def test_a_persons_screen_names_the_turns(command):

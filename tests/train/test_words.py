@@ -46,6 +46,25 @@ def test_a_picture_that_is_named_and_a_folder_of_pictures_are_mistakes(notes, tm
         text_files.texts([notes / "images"])
 
 
+class CountedPath(type(pathlib.Path())):
+    """A path that counts how often paths are compared."""
+
+    compared = 0
+
+    def __eq__(self, other):
+        CountedPath.compared += 1
+        return super().__eq__(other)
+
+    __hash__ = pathlib.Path.__hash__
+
+
+def test_files_are_not_compared_each_with_each(tmp_path):
+    for number in range(200):
+        (tmp_path / f"{number}.txt").write_bytes(PICTURE if number % 2 else b"text")
+    found = text_files.texts([CountedPath(tmp_path / f"{number}.txt") for number in range(0, 200, 2)] + [CountedPath(tmp_path)])
+    assert (len(found.files), len(found.binary)) == (200, 100) and CountedPath.compared < 2000
+
+
 def test_patterns_choose_among_the_files_of_folders_and_make_another_dataset(notes):
     assert [file.name for file in text_files.texts([notes], ("*.md",)).files] == ["a.md", "b.md"]
     assert [file.name for file in text_files.texts([notes, notes / "c.py"], ("*.md",)).files] == ["a.md", "b.md", "c.py"]

@@ -11,7 +11,6 @@ from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
 from redrafter_jax.model.target import Target, TargetConfig
 
-
 CHAIN_TOKENS = 4  # that a small model drafts in a round by default, each of which costs a pass of it
 
 

@@ -155,6 +155,8 @@ def find(target: str | None, drafter: str | None, with_head: bool, dtype: str) -
         head = hub.locate(drafter, "--drafter") if drafter is not None else embedded(default)
         head_config = heads.read_config(head, "--drafter")
         config.check_pair(target_config, head_config, "--drafter")
+        if isinstance(head_config, TargetConfig):
+            text.check_same_tokens(folder, head, "--drafter")
     return Resolved(folder, target_config, head, head_config, dtype=dtype)
 
 

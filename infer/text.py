@@ -43,6 +43,18 @@ def require_tokenizer(folder: pathlib.Path, needed_by: str, option: str = "--tar
         raise BadInput(f"{option}: {folder} has no tokenizer, which {needed_by} needs ({reason})") from None
 
 
+def check_same_tokens(target: pathlib.Path, drafter: pathlib.Path, option: str) -> None:
+    """Raises BadInput where a draft model's tokenizer is another than the target's; where one has none, nothing can be compared."""
+    files = [folder / "tokenizer.json" for folder in (target, drafter)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return
+    ours, theirs = load_tokenizer(target), load_tokenizer(drafter, option)
+    if ours is not None and theirs is not None and ours.get_vocab() != theirs.get_vocab():
+        raise BadInput(
+            f"{option}: the tokenizer in {drafter} has other tokens than the target's, so its drafts would mean other text"
+        )
+
+
 def _read(folder: pathlib.Path):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns that there is no PyTorch, which is not needed here
     import transformers  # takes a second, and prompts of token ids do not need it

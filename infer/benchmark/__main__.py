@@ -91,7 +91,7 @@ class Options:
     """Sample among the k likeliest tokens; 0 is off."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that together have this probability; 1 is off."""
-    acceptance: Literal["coupled", "independent", "typical"] = "coupled"
+    acceptance: Literal["coupled", "independent", "rejection", "typical"] = "coupled"
     """As in infer.generate."""
     prompts: str | None = None
     """JSONL file of prompts, as in infer.generate; by default the embedded pair's own, or random ids with --shape."""

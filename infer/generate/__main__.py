@@ -61,8 +61,9 @@ class Options:
     target: str | None = None
     """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
     drafter: str | None = None
-    """Folder or hub name of its head, in Apple's format; one of the embedded ones if not given. `lookup`: no head; what
-    followed the last tokens where they stood before is drafted (a folder that is called lookup is ./lookup)."""
+    """Folder or hub name of what drafts: a head in Apple's format, Medusa's heads, or a small model of the target's vocabulary;
+    one of the embedded heads if not given. `lookup`: none; what followed the last tokens where they stood before is drafted (a
+    folder that is called lookup is ./lookup)."""
     beside: Annotated[Literal["lookup"] | None, tyro.conf.arg(name="with")] = None
     """lookup: draft with the head and with a lookup at once, one tree of both."""
     lookup_length: int | None = None
@@ -95,8 +96,9 @@ class Options:
     """Drafted tokens per beam L; by default 5, and on a CPU 2, or 3 where the target is larger than the CPU's cache."""
     node_budget: int | None = None
     """Nodes that the target scores per pass, the root included; by default all that there can be, 1 + W * L, and a lookup's."""
-    tree: Literal["search", "beams"] = "search"
-    """search: everything the beam search kept; beams: the final beams alone, as in the paper."""
+    tree: Literal["search", "beams", "chains"] = "search"
+    """search: everything the beam search kept; beams: the final beams alone, as in the paper; chains: no search, but W chains of L
+    tokens, drawn from the drafter's own distribution."""
     draft_top_k: int = DRAFT_TOP_K
     """Cut each draft distribution to its k likeliest tokens (Apple's code: 50), or W if that is more; 0 is off."""
     sampling: Literal["given", "model"] = "given"
@@ -117,8 +119,9 @@ class Options:
     logprobs: int = 0
     """In JSON lines: the log-probability of each token, and the K likeliest tokens with theirs, of the model's own distribution
     (before penalties, temperature, top-k and top-p); 0 is off."""
-    acceptance: Literal["coupled", "independent", "typical"] = "coupled"
-    """coupled and independent give exactly the target's distribution; typical CHANGES THE DISTRIBUTION."""
+    acceptance: Literal["coupled", "independent", "rejection", "typical"] = "coupled"
+    """coupled and independent give exactly the target's text with this seed; rejection exactly its distribution, from drafts that
+    were drawn: one beam, or --tree chains; typical CHANGES THE DISTRIBUTION."""
     seed: int = 0
     """Prompt i, counted from 0, is sampled with seed + i. The same seed gives the same text."""
     max_new_tokens: int = 128

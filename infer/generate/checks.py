@@ -42,8 +42,24 @@ def alone(options) -> None:
     _replies(options)
     drafting.check(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     drafting.check_search(options.drafter, changed(options, OF_A_SEARCH))
+    _drawn(options)
     options.group.check()
     _together(options)
+
+
+def _drawn(options) -> None:
+    """Drafts that are drawn: no search chooses among them, and none of them is cut off."""
+    if options.tree == "chains" and options.node_budget is not None:
+        raise BadInput("--node-budget cuts trees of a search, and --tree chains makes none; leave out one of them")
+    if options.acceptance != "rejection" or options.decoding == "autoregressive":
+        return
+    if not drafting.has_head(options.drafter) or options.beside is not None:
+        raise BadInput("--acceptance rejection needs drafts that are drawn, and a lookup draws none; leave out one of them")
+    if (options.beam_width or 1) > 1 and options.tree != "chains":
+        raise BadInput(
+            "--acceptance rejection needs drafts that are drawn, and a beam search chooses its own, so there is no probability that"
+            " they had; give --beam-width 1 or --tree chains"
+        )
 
 
 def _replies(options) -> None:
@@ -67,7 +83,7 @@ def _replies(options) -> None:
 def chooses_search(options) -> bool:
     """Whether the options say themselves how to draft, so that no settings are read."""
     drafts_otherwise = not drafting.has_head(options.drafter) or options.beside is not None or options.decoding == "autoregressive"
-    return drafts_otherwise or bool(changed(options, OF_A_SEARCH))
+    return drafts_otherwise or options.acceptance == "rejection" or bool(changed(options, OF_A_SEARCH))
 
 
 def _together(options) -> None:
@@ -127,6 +143,11 @@ def against(decoding: Decoding, target, shape, head=None) -> None:
         raise BadInput(f"--lookup-length should be below the target's context of {context}, not {decoding.lookup.length}")
     if shape is None:
         return
+    if getattr(head, "has_fixed_tree", False) and (decoding.sampling.draws or shape.tree != "search"):
+        what = "--acceptance rejection" if decoding.sampling.draws else f"--tree {shape.tree}"
+        raise BadInput(
+            f"{what} is not for Medusa's heads, whose tree is a constant that holds their likeliest tokens; leave it out"
+        )
     draft_vocab = head.draft_vocab if head is not None else 0
     check_drafted("--beam-width", shape.width, vocabulary, draft_vocab)
     if shape.draft_top_k > DRAFT_TOP_K:

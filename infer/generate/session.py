@@ -68,7 +68,7 @@ def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
     dtype = models.dtype or pair.default_dtype(jax.default_backend())
     found = pair.find(models.target, models.drafter, models.has_head and decoding.kind != "autoregressive", dtype)
     lookup = proposers.lookup_of(decoding.lookup)
-    shape = tuning.shape_of(decoding.beams, found, lookup) if found.drafter else None
+    shape = tuning.shape_of(decoding.beams, found, lookup, decoding.sampling.draws) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
     if decoding.own_sampling is not None:
         own, vocab_size = decoding.own_sampling, resolved.target_config.vocab_size
@@ -107,6 +107,8 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
             return finish(file, runs)
     if not decoding.is_exact:
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
+    if decoding.kind == "compare" and decoding.is_exact and not decoding.sampling.same_text:
+        processes.say("note: with --acceptance rejection the distribution is the target's, but drafts change the text", sys.stderr)
     note_template(prepared, given)
     check_room(prepared, turns)
     loaded = prepared.fill()
@@ -188,7 +190,7 @@ def compare_both(batches: Batches, dtype: str) -> int:
             print(json.dumps(line))
     if failed:
         return exit_code(failed, len(turns))
-    return int(result.first_difference is not None and decoding.is_exact and dtype == "float32")
+    return int(result.first_difference is not None and decoding.sampling.same_text and dtype == "float32")
 
 
 def converse(task: Task) -> int:

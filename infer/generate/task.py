@@ -29,7 +29,7 @@ class WantedShape:
     width: int | None = None
     length: int | None = None
     budget: int = 0
-    tree: Literal["search", "beams"] = "search"
+    tree: Literal["search", "beams", "chains"] = "search"
     draft_top_k: int = DRAFT_TOP_K
 
 

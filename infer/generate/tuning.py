@@ -35,9 +35,10 @@ def apply(task: Task, resolved: pair.Resolved, longest: int) -> Task:
     return dataclasses.replace(task, models=dataclasses.replace(models, drafter=str(found.head)), decoding=decoding)
 
 
-def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None) -> Shape:
-    """The shape that was asked for, completed by the device's defaults; its tree has room for a lookup's nodes."""
+def shape_of(beams: WantedShape, resolved: pair.Resolved, lookup: Lookup | None = None, draws: bool = False) -> Shape:
+    """The shape that was asked for, completed by the device's defaults; its tree has room for a lookup's nodes. ``draws``: drafts
+    have to be drawn, so that one beam is the default."""
     default = pair.shape_of(resolved)
-    width, length = beams.width or default.width, beams.length or default.length
+    width, length = beams.width or (1 if draws and beams.tree != "chains" else default.width), beams.length or default.length
     check_tree(width, length, beams.budget, lookup.length if lookup else 0)
     return Shape(width, length, beams.budget, beams.tree, beams.draft_top_k)

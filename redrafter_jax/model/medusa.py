@@ -36,6 +36,11 @@ class MedusaConfig:
     tree: tuple[tuple[int, ...], ...] | None = None
 
     @property
+    def has_fixed_tree(self) -> bool:
+        """Whether what is drafted is no search and no draw."""
+        return True
+
+    @property
     def exit_size(self) -> int:
         """The width that an LM head reads."""
         return self.hidden_size

@@ -101,7 +101,11 @@ def evaluate(
 
 
 def read(target: Target, batch: Batch) -> Pass:
-    """What the target makes of a batch, without gradients; a token sees those before it in its own example."""
+    """What the target makes of a batch, without gradients."""
+    return jax.lax.stop_gradient(text_pass(target, batch))
+
+
+def text_pass(model: Target, batch: Batch) -> Pass:
+    """A pass over a batch; a token sees those before it in its own example."""
     same_BTT = batch.segments[:, :, None] == batch.segments[:, None, :]
-    made = target(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)
-    return jax.lax.stop_gradient(made)
+    return model(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)

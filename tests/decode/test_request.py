@@ -237,5 +237,7 @@ def test_commands_offer_the_rules_that_there_are():
         assert command.Options().acceptance == Sampling().rule == DEFAULT_RULE
     assert {name: rule.name for name, rule in RULES.items()} == {name: name for name in RULES}
     ways = [Sampling(temperature, rule=rule) for temperature in (0.0, 1.0) for rule in RULES]
-    assert [way.is_exact for way in ways] == [True, True, True, True, True, False]
-    assert [way.shows_noise for way in ways] == [False, False, False, True, False, False]
+    assert [way.is_exact for way in ways] == [True, True, True, True, True, True, True, False]
+    assert [way.shows_noise for way in ways] == [False, False, False, False, True, False, False, False]
+    assert [way.draws for way in ways] == [False, False, False, False, False, False, True, False]
+    assert [way.same_text for way in ways] == [True, True, True, True, True, True, False, False]

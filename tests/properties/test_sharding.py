@@ -10,12 +10,15 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.medusa import Medusa
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.small_model import SmallModel
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import tensors, weight_files, weights
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, full, slim
+from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import Target, TargetConfig
 from train.data import rows
 from train.run import step
@@ -69,6 +72,33 @@ def test_a_slim_head_and_filters_run_split_as_well(folder):
 def test_a_union_with_a_lookup_gives_the_tokens_of_one_device(folder, mesh_shape):
     how = Sampling(1.0, 20, 0.9)
     assert decode(folder, mesh_shape, slim, how, Lookup(3, 1, 3, 2)) == decode(folder, (1, 1), slim, how)
+
+
+@functools.cache
+def decode_by(folder, shape: tuple[int, int], name: str, rule: str) -> list[list[int]]:
+    jax.set_mesh(make_mesh(*shape))
+    target, small = weights.load_target(folder), weights.load_target(folder)
+    leaves, structure = jax.tree.flatten(small)
+    small = structure.unflatten([leaf * (0.9 if leaf.ndim == 2 else 1.0) for leaf in leaves])  # often right, and not always
+    proposer = {
+        "a small model's chain": lambda: SmallModel(small, Shape(1, 3)),
+        "a small model's search": lambda: SmallModel(small, Shape(3, 2)),
+        "medusa": lambda: Medusa(MedusaConfig(vocab_size=256, hidden_size=64, num_heads=3).make(jax.random.key(1)), TREE),
+    }[name]()
+    engine = Engine(target, proposer)
+    replies = list(engine.generate(PROMPTS, Sampling(1.0, 20, 0.9, rule), Limits(16), batch=8))
+    assert sum(sum(reply.drafted) for reply in replies) > 10
+    return [reply.token_ids for reply in replies]
+
+
+TREE = ((0,), (1,), (2,), (0, 0), (0, 1), (0, 0, 0))
+OTHERS = [("a small model's chain", "coupled"), ("a small model's chain", "rejection"), ("medusa", "coupled")]
+
+
+@pytest.mark.parametrize("mesh_shape", [(2, 4), pytest.param((1, 8), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(("name", "rule"), [*OTHERS, pytest.param("a small model's search", "coupled", marks=pytest.mark.slow)])
+def test_other_ways_to_draft_give_the_tokens_of_one_device(folder, name, rule, mesh_shape):
+    assert decode_by(folder, mesh_shape, name, rule) == decode_by(folder, (1, 1), name, rule)
 
 
 @functools.cache

@@ -32,9 +32,10 @@ class Chains:
         return of_chains(g_B, Drawn(self.tokens, jnp.stack(over_V, axis=2)), self.scores)
 
 
-def is_drawn(tree: TreeKind, policy: Policy) -> bool:
-    """Whether a proposer draws chains for this batch, and does not search: where its tree is of chains, or a row needs it."""
-    return tree == "chains" or policy.drawn
+def is_drawn(tree: TreeKind, width: int, policy: Policy) -> bool:
+    """Whether a proposer draws chains for this batch, and does not search: where its tree is of chains, or a row needs a draw and
+    its single beam can be one. A wider search stays what it is, which `reject` refuses."""
+    return tree == "chains" or (policy.drawn and width == 1)
 
 
 def draw(step: Step, state, view: View, width: int, length: int, ids: draft_ids.DraftVocabularyIds | None = None) -> Chains:

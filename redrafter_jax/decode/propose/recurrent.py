@@ -90,7 +90,7 @@ class Recurrent(Proposer):
         return dataclasses.replace(self, head=vocabulary.as_decoded(self.head, target))
 
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[pack.Tree, Memory]:
-        if chains.is_drawn(self.shape.tree, view.policy):
+        if chains.is_drawn(self.shape.tree, self.shape.width, view.policy):
             with jax.named_scope("draft"):
                 step, state = steps(target, self.head, view.h, self.shape.width, self.adjusts(view))
                 drafts = chains.draw(step, state, view, self.shape.width, self.shape.length, self.head.ids)

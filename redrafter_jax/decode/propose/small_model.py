@@ -74,7 +74,7 @@ class SmallModel(Proposer):
         with jax.named_scope("draft"):
             reader = _Reader(self.model, *self.catch_up(view, memory), view.length, shape.width)
             step, state = adjusted(reader.step, adjust.of_drafts(policy, view.history)), (reader.start(), None)
-            if chains.is_drawn(shape.tree, policy):
+            if chains.is_drawn(shape.tree, shape.width, policy):
                 drafts = chains.draw(step, state, view, shape.width, shape.length)
             else:
                 cut = shape.draft_top_k if shape.width > 1 else 0

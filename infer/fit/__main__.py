@@ -17,7 +17,7 @@ from infer.options import check_each, check_nodes, check_once, check_range, read
 from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.errors import BadInput
 
-DEFAULT_BEAMS, DEFAULT_POSITIONS = ("16x4", "45x4"), 5
+DEFAULT_BEAMS, DEFAULT_CHAINS, DEFAULT_POSITIONS = ("16x4", "45x4"), ("1x4", "4x4"), 5
 MAX_BLOCKS, MAX_POSITIONS = 256, 64  # as in train.main
 LIMITS = (
     "All of this is the compiler's estimate and arithmetic, not a measurement. A stage takes the cycles that the compiler expects"
@@ -38,6 +38,10 @@ class Options(SliceOptions):
     context: int = 4096
     """Tokens of prompt and reply together, half of them prompt; the cache has each half rounded up to a power of two, as
     decoding does."""
+    method: Literal["recurrent", "medusa", "small"] = "recurrent"
+    """As in train.main: ReDrafter's head, or Medusa's heads, as many as --positions; small: --draft-model drafts."""
+    draft_model: str | None = None
+    """Of --method small: the model that drafts, named as --model is."""
     positions: int | None = None
     """Of --method medusa: how many heads there are; by default 5, as in train.main."""
     beams: tuple[str, ...] = ()
@@ -77,10 +81,13 @@ def _complete(options: Options) -> Options:
     """With what a method has by default. Raises BadInput for an option of another method, or out of range."""
     check_range("blocks", options.blocks, 1, MAX_BLOCKS)
     check_range("positions", options.positions, 1, MAX_POSITIONS)
-    if options.method == "recurrent":
+    if (options.method == "small") != (options.draft_model is not None):
+        raise BadInput("--method small and --draft-model go together: the one says that a model drafts, the other which")
+    if options.method != "medusa":
         if options.positions is not None:
             raise BadInput("--positions is of --method medusa; --beams say how deep a recurrent head drafts")
-        return dataclasses.replace(options, beams=options.beams or DEFAULT_BEAMS)
+        default = DEFAULT_CHAINS if options.method == "small" else DEFAULT_BEAMS
+        return dataclasses.replace(options, beams=options.beams or default)
     from redrafter_jax.decode.propose.heads import default_shape_of
     from redrafter_jax.decode.propose.recurrent import Shape
     from redrafter_jax.model.medusa import MedusaConfig
@@ -213,14 +220,14 @@ def run_floors(options: Options) -> dict:
 def question_of(options: Options) -> tables.Question:
     """The question, as headings say it."""
     head = head_of(options.method, options.head, options.head_vocab, options.positions, options.blocks)
+    head = head if options.draft_model is None else f"{options.draft_model} as the draft model"
     return tables.Question(options.model, options.topology, head, options.dtype, options.context, options.sampling)
 
 
 def _subject(options: Options):
     """The workload, without a slice yet."""
-    from infer import synthetic
     from infer.fit import points
-    from redrafter_jax.model import vocabulary
+    from infer.fit.drafts import config_of
     from redrafter_jax.slices import topology as slices
 
     target = slices.read_target_config(options.model, "--model")
@@ -228,11 +235,7 @@ def _subject(options: Options):
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     if not 0 <= options.head_vocab <= target.vocab_size:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {target.vocab_size}, not {options.head_vocab}")
-    if options.method == "medusa":
-        head = synthetic.medusa_config(target, options.head, options.head_vocab, options.positions, options.blocks)
-    else:
-        head = dataclasses.replace(synthetic.head_config(target, options.head, options.head_vocab), num_blocks=options.blocks)
-    head = vocabulary.materialised_config(head)  # as decoding unties it
+    head = config_of(options, target)
     return points.Workload(None, target, head, options.dtype, options.context, options.sampling, options.whole)
 
 

@@ -19,8 +19,9 @@ from redrafter_jax.decode.propose.heads import nodes_of, proposer_of_head
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
 from redrafter_jax.decode.propose.scripted import Star
+from redrafter_jax.decode.propose.small_model import tokens_reread
 from redrafter_jax.devices import mesh, placement
-from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.files.heads import DraftsConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline
 from redrafter_jax.slices.chips import Chip
@@ -41,7 +42,7 @@ class Workload:
 
     slice: Slice | None
     config: TargetConfig
-    head: HeadConfig
+    head: DraftsConfig
     dtype: str
     context: int
     sampling: str = "greedy"
@@ -76,7 +77,7 @@ def row(subject: Workload, split: tuple[int, int], batch: int, shape: Shape, pro
 
 def _costs(program: Program, setting: roofline.Setting, nodes: int, drafted: Shape, chip: Chip) -> dict:
     """Operations and times. A stage takes the cycles that the compiler expects, but no less than its floor by hand."""
-    verify, draft = roofline.verify(setting, nodes), roofline.draft(setting, drafted.width, drafted.length)
+    verify, draft = roofline.verify(setting, nodes), _draft(setting, drafted)
     floors = {"draft": draft.seconds(chip), "verify": verify.seconds(chip)}
     seconds = {stage: max(program.seconds(chip, stage), floor) for stage, floor in floors.items()}
     seconds["rest"] = program.seconds(chip, *_REST)
@@ -170,7 +171,7 @@ def _prompts(subject: Workload, batch: int) -> tuple:
     by_row = functools.partial(compiler.abstract, (batch,), spec=P("data"))
     keys = jax.eval_shape(jax.vmap(jax.random.key), by_row(jnp.uint32))
     sampled, filtered = subject.sampling != "greedy", subject.sampling == "filtered"
-    numbers, flags = (by_row(jnp.float32), by_row(jnp.int32), by_row(jnp.float32), keys), (by_row(bool), by_row(bool))
+    numbers, flags = (by_row(jnp.float32), by_row(jnp.int32), by_row(jnp.float32), keys), (by_row(bool),) * 3
     policy = Policy(*numbers, *flags, sampled=sampled, filtered=filtered, shown=sampled)
     prompts = compiler.abstract((batch, _bucket(subject.context, AUTOREGRESSIVE).prompt), jnp.int32, P("data", None))
     stop_ids = compiler.abstract((batch, MIN_STOP_IDS), jnp.int32, P("data", None))
@@ -189,7 +190,7 @@ def floors(subject: Workload, chip: Chip, split, batch: int, nodes: tuple[int, .
     passes over N nodes and drafts take."""
     setting = subject.setting(*split, batch, AUTOREGRESSIVE)
     plain = roofline.verify(setting, 1).seconds(chip)
-    drafts = {name(shape): roofline.draft(setting, shape.width, shape.length).seconds(chip) / plain for shape in shapes}
+    drafts = {name(shape): _draft(setting, shape).seconds(chip) / plain for shape in shapes}
     return {
         "batch": batch,
         "resident": _resident(subject, split, batch, max(shapes, key=lambda shape: shape.length, default=AUTOREGRESSIVE)),
@@ -202,6 +203,10 @@ def floors(subject: Workload, chip: Chip, split, batch: int, nodes: tuple[int, .
             for shape in shapes
         },
     }
+
+
+def _draft(setting: roofline.Setting, shape: Shape) -> roofline.Work:
+    return roofline.draft(setting, shape.width, shape.length, tokens_reread(shape.width, shape.length))
 
 
 def name(shape: Shape) -> str:

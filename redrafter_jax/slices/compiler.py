@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files.heads import Head, HeadConfig
+from redrafter_jax.files.heads import Drafts, DraftsConfig
 from redrafter_jax.model.target import Target, TargetConfig
 from redrafter_jax.slices import program_text
 from redrafter_jax.slices.chips import GIB, Chip
@@ -52,8 +52,10 @@ def target(shapes: TargetConfig, dtype: str, spread: bool = False) -> Target:
     return jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
 
 
-def drafter(shapes: HeadConfig, dtype: str) -> Head:
-    """A head as it decodes, of shapes and shardings alone, on the current mesh."""
+def drafter(shapes: DraftsConfig, dtype: str) -> Drafts:
+    """A head as it decodes, or a small model, of shapes and shardings alone, on the current mesh."""
+    if isinstance(shapes, TargetConfig):
+        return target(shapes, dtype)
     return jax.eval_shape(lambda: shapes.make(jax.random.key(0), jnp.dtype(dtype)).split())
 
 

@@ -37,7 +37,7 @@ class Setting:
     """A pair on a mesh. batch: rows altogether; slots: of the cache, per row; width: bytes of a number."""
 
     config: TargetConfig
-    head: DrafterConfig | MedusaConfig
+    head: DrafterConfig | MedusaConfig | TargetConfig
     data: int
     model: int
     batch: int
@@ -61,12 +61,15 @@ def verify(setting: Setting, nodes: int) -> Work:
     return Work(2 * tokens * weights + 4 * scores * config.head_dim, setting.width * (weights + cache))
 
 
-def draft(setting: Setting, width: int, length: int) -> Work:
-    """A beam search of W beams over L positions: L passes of the head, one after the other. Medusa's heads need one."""
+def draft(setting: Setting, width: int, length: int, reread: int = 2) -> Work:
+    """A beam search of W beams over L positions: L passes of the head or the small model, one after the other. Medusa's heads
+    need one. ``reread``: tokens that a small model reads again."""
     if length == 0:
         return Work(0, 0)
     if isinstance(setting.head, MedusaConfig):
         return _guess(setting, setting.head)
+    if isinstance(setting.head, TargetConfig):
+        return _passes(setting, setting.head, width, length, reread)
     head = placement.abstract_head(vocabulary.materialised_config(setting.head))
     of_h = _numbers(head.weight_of_h())  # multiplied once for all beams and positions
     step = _numbers(head) - of_h + (_numbers(placement.abstract_target(setting.config).lm_head) if head.lm_head is None else 0)
@@ -82,6 +85,13 @@ def _guess(setting: Setting, heads: MedusaConfig) -> Work:
     shared = 0 if own else heads.hidden_size * (heads.draft_vocab or heads.vocab_size)
     flops = 2 * setting.rows * (blocks + own + heads.num_heads * shared) / setting.model
     return Work(flops, setting.width * (blocks + own + shared) / setting.model)
+
+
+def _passes(setting: Setting, model: TargetConfig, width: int, length: int, reread: int) -> Work:
+    """Passes of a small model: over the tokens that it reads again, then over W tokens for every further position."""
+    own = dataclasses.replace(setting, config=placement.repeat_kv_heads(model, setting.model))
+    first, further = verify(own, reread), verify(own, width)
+    return Work(first.flops + (length - 1) * further.flops, first.bytes + (length - 1) * further.bytes)
 
 
 def knee(setting: Setting, chip: Chip) -> float:

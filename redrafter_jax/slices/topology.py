@@ -17,7 +17,7 @@ from jax.experimental import topologies
 from redrafter_jax.devices import mesh, mesh_choice, placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config
-from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.files.heads import DraftsConfig
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices.chips import CHIPS, Chip
@@ -94,13 +94,13 @@ def read_target_config(model: str, what: str = "model") -> TargetConfig:
     return config.target_config(config.read_json(folder, what), what)
 
 
-def why_not(target: TargetConfig, head: HeadConfig, model: int) -> str | None:
+def why_not(target: TargetConfig, head: DraftsConfig, model: int) -> str | None:
     """What ``model`` shards do not divide, in words; None where they divide everything."""
     return placement.Footprint(target, head).why_not(1, model)
 
 
 def choose_meshes(
-    given: tuple[int, int] | None, topology: str, target: TargetConfig, head: HeadConfig, what: str = "mesh"
+    given: tuple[int, int] | None, topology: str, target: TargetConfig, head: DraftsConfig, what: str = "mesh"
 ) -> tuple[list[tuple[int, int]], list[str]]:
     """The meshes to try: the one given, or all of all chips that can split the pair; and why others are left out.
 

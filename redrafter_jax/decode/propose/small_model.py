@@ -61,8 +61,7 @@ class SmallModel(Proposer):
     @property
     def reread(self) -> int:
         """Tokens that each round reads again, g included."""
-        keeps_a_chain = self.shape.width == 1 and not self.depth
-        return 2 if keeps_a_chain else max(self.depth, self.shape.length) + 2
+        return tokens_reread(self.shape.width, self.shape.length, self.depth)
 
     def begin(self, target: Target, view: View) -> Memory:
         """The cache behind the prompt, with room for the drafts of a round behind the longest reply."""
@@ -93,6 +92,12 @@ class SmallModel(Proposer):
         made = self.model(tokens_BN, slots_BN, attention.causal(slots_BN <= view.length[:, None]), kv)
         newest_BD = take_rows(made.hidden, view.length - start_B)
         return cache.append(kv, made.rows, view.length + 1 - start_B), self.model.unembed(newest_BD[:, None])[:, 0]
+
+
+def tokens_reread(width: int, length: int, depth: int = 0) -> int:
+    """Tokens that a round reads again, g included; ``depth``: as of `SmallModel`."""
+    keeps_a_chain = width == 1 and not depth
+    return 2 if keeps_a_chain else max(depth, length) + 2
 
 
 class _Reader:

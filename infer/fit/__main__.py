@@ -86,8 +86,7 @@ def _complete(options: Options) -> Options:
     if options.method != "medusa":
         if options.positions is not None:
             raise BadInput("--positions is of --method medusa; --beams say how deep a recurrent head drafts")
-        default = DEFAULT_CHAINS if options.method == "small" else DEFAULT_BEAMS
-        return dataclasses.replace(options, beams=options.beams or default)
+        return dataclasses.replace(options, beams=options.beams or (DEFAULT_CHAINS if options.draft_model else DEFAULT_BEAMS))
     from redrafter_jax.decode.propose.heads import default_shape_of
     from redrafter_jax.decode.propose.recurrent import Shape
     from redrafter_jax.model.medusa import MedusaConfig

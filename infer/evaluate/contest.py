@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from infer import failures
 from infer.evaluate.entrants import Entrant
-from infer.evaluate.figures import Conversation, Work
+from infer.evaluate.figures import Answers, Tally
 from infer.evaluate.suites import Suite
 from infer.options import read_seeds
 from infer.prompts import Prompt
@@ -39,7 +39,7 @@ class Terms:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Cohort:
     """Conversations of one category that are decoded together: their numbers in the suite, and batches of the numbers of their
     turns, each behind the one before it."""
 
@@ -57,8 +57,8 @@ class Heat:
     temperature: float
     turns: Turns
     seeds: list[int]
-    groups: list[Group]
-    works: dict[str, list[Work]] = dataclasses.field(default_factory=dict)
+    groups: list[Cohort]
+    works: dict[str, list[Tally]] = dataclasses.field(default_factory=dict)
     replies: dict[str, dict[int, Reply]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -83,7 +83,7 @@ def prepare(suite: Suite, temperature: float, plain: Entrant, terms: Terms) -> H
         for first in range(0, len(own), terms.rows):
             indices = own[first : first + terms.rows]
             numbers = [turn.number for turn in turns.all if turn.index in indices]
-            group = Group(category, indices, [])
+            group = Cohort(category, indices, [])
             for batch in turns.batches(numbers, terms.rows):
                 asked = [number for number in batch if turns[number]]
                 if asked:
@@ -130,8 +130,8 @@ def run(entrants: Sequence[Entrant], heats: Sequence[Heat], terms: Terms) -> Non
                 work.conversations[places[heat.turns.all[number].index]].replies.append(reply)
 
 
-def _begun(group: Group) -> Work:
-    return Work([Conversation() for _ in group.conversations])
+def _begun(group: Cohort) -> Tally:
+    return Tally([Answers() for _ in group.conversations])
 
 
 def _decode(entrant: Entrant, heat: Heat, numbers: Sequence[int], terms: Terms) -> list[Reply]:

@@ -31,7 +31,7 @@ KIND_OF = {DrafterConfig: "recurrent", MedusaConfig: "medusa", TargetConfig: "sm
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class Nominee:
     """A method whose config is read and fits the target. shape: None where no weights draft; bytes: of its weights as read."""
 
     method: Method
@@ -54,7 +54,7 @@ class Entry:
 class Entrant:
     """A method ready to decode. parameters: of what drafts."""
 
-    entry: Entry
+    entry: Nominee
     engine: Engine
     parameters: int
 
@@ -84,7 +84,7 @@ class Entrant:
         }
 
 
-def find(target: str | None, methods: Sequence[Method], dtype: str, mesh, rows: int, new: int) -> list[Entry]:
+def find(target: str | None, methods: Sequence[Method], dtype: str, mesh, rows: int, new: int) -> list[Nominee]:
     """The folders of all methods, with the mesh that they all decode on: ``mesh``, or None for one that suits the first.
 
     Raises:
@@ -105,12 +105,12 @@ def find(target: str | None, methods: Sequence[Method], dtype: str, mesh, rows: 
     return [dataclasses.replace(each, resolved=dataclasses.replace(each.resolved, **agreed)) for each in entries]
 
 
-def _find_one(method: Method, name: str, bare: Resolved) -> Entry:
+def _find_one(method: Method, name: str, bare: Resolved) -> Nominee:
     context = bare.target_config.max_position_embeddings
     if method.lookup is not None and method.lookup.length >= context:
         raise BadInput(f"the lookup's length should be below the target's context of {context}, not {method.lookup.length}")
     if method.folder is None:
-        return Entry(method, name, bare)
+        return Nominee(method, name, bare)
     is_embedded = method.folder == EMBEDDED
     folder = pair.embedded(pair.default_head(jax.default_backend())) if is_embedded else hub.locate(method.folder, "its folder")
     drafter = heads.read_config(folder, "its folder")
@@ -125,7 +125,7 @@ def _find_one(method: Method, name: str, bare: Resolved) -> Entry:
     shape.check_vocabulary(bare.target_config.vocab_size, getattr(drafter, "draft_vocab", 0))
     if shape.length >= context:
         raise BadInput(f"its beams should be shorter than the target's context of {context}, not {shape.length}")
-    return Entry(method, name, resolved, shape)
+    return Nominee(method, name, resolved, shape)
 
 
 def shape_of(method: Method, drafter: DraftsConfig, otherwise: Shape) -> Shape:
@@ -150,7 +150,7 @@ def shape_of(method: Method, drafter: DraftsConfig, otherwise: Shape) -> Shape:
     return Shape(medusa_width(wanted.budget, depth), depth, wanted.budget)
 
 
-def check_room(entries: Sequence[Entry], longest: int, new: int, rows: int) -> None:
+def check_room(entries: Sequence[Nominee], longest: int, new: int, rows: int) -> None:
     """Raises BadInput where the weights of all methods and the cache of one batch do not fit; ``longest``: tokens of a prompt."""
     first = entries[0].resolved
 
@@ -168,7 +168,7 @@ def check_room(entries: Sequence[Entry], longest: int, new: int, rows: int) -> N
     memory.check(load(), first.mesh, what, ways, "fewer methods or more devices")
 
 
-def fill(entries: Sequence[Entry], tokenizer, ignore_eos: bool) -> list[Entrant]:
+def fill(entries: Sequence[Nominee], tokenizer, ignore_eos: bool) -> list[Entrant]:
     """Reads the weights, those of a folder once, and makes the engines."""
     first = entries[0].resolved
     stops = [] if ignore_eos else config.stop_ids(first.target, tokenizer, "--target")

@@ -9,14 +9,14 @@ from redrafter_jax.decode.reply import Reply
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class RatioEstimate:
     """A ratio of sums and its standard error, each None where nothing says what it is."""
 
     value: float | None
     error: float | None
 
 
-def ratio(over: Sequence[Sequence[float]], under: Sequence[Sequence[float]]) -> Estimate:
+def ratio(over: Sequence[Sequence[float]], under: Sequence[Sequence[float]]) -> RatioEstimate:
     """The product of the sums ``over``, divided by the product of the sums ``under``, each a sum over the same units
     (conversations, or batches of them).
 
@@ -26,19 +26,19 @@ def ratio(over: Sequence[Sequence[float]], under: Sequence[Sequence[float]]) -> 
     """
     sums_over, sums_under = [sum(each) for each in over], [sum(each) for each in under]
     if not all(sums_under):
-        return Estimate(None, None)
+        return RatioEstimate(None, None)
     value = math.prod(sums_over) / math.prod(sums_under)
     n = len(under[0])
     if n < 2 or not all(sums_over):
-        return Estimate(value, None)
+        return RatioEstimate(value, None)
     shares = [[x / total for x in each] for each, total in zip((*over, *under), (*sums_over, *sums_under), strict=True)]
     signs = [1] * len(over) + [-1] * len(under)
     errors = [sum(sign * share for sign, share in zip(signs, unit, strict=True)) for unit in zip(*shares, strict=True)]
-    return Estimate(value, value * math.sqrt(n / (n - 1) * sum(error * error for error in errors)))
+    return RatioEstimate(value, value * math.sqrt(n / (n - 1) * sum(error * error for error in errors)))
 
 
 @dataclasses.dataclass
-class Conversation:
+class Answers:
     """What a method replied to the turns of one conversation."""
 
     replies: list[Reply] = dataclasses.field(default_factory=list)
@@ -54,11 +54,11 @@ class Conversation:
 
 
 @dataclasses.dataclass
-class Work:
+class Tally:
     """What a method did for the conversations that are decoded together. tokens: of all replies; passes: of the target after the
     prefill, each for all rows."""
 
-    conversations: list[Conversation]
+    conversations: list[Answers]
     tokens: int = 0
     seconds: float = 0.0
     round_seconds: float = 0.0
@@ -73,7 +73,7 @@ class Work:
         self.passes += max(reply.rounds for reply in replies)
 
 
-def tokens_per_step(conversations: Sequence[Conversation]) -> Estimate:
+def tokens_per_step(conversations: Sequence[Answers]) -> RatioEstimate:
     """τ over conversations."""
     return ratio([[each.delivered for each in conversations]], [[each.rounds for each in conversations]])
 
@@ -89,7 +89,7 @@ def acceptance(counts: Sequence[int]) -> list[float]:
     return [sum(counts[i:]) / rounds for i in range(1, len(counts))] if rounds else []
 
 
-def row(own: Sequence[Work], plain: Sequence[Work]) -> dict:
+def row(own: Sequence[Tally], plain: Sequence[Tally]) -> dict:
     """The figures of a method over some batches of conversations, beside plain decoding of the same."""
     conversations = [each for work in own for each in work.conversations]
     replies = [reply for each in conversations for reply in each.replies]
@@ -120,7 +120,7 @@ def row(own: Sequence[Work], plain: Sequence[Work]) -> dict:
     }
 
 
-def _all(works: Sequence[Work], name: str) -> list[float]:
+def _all(works: Sequence[Tally], name: str) -> list[float]:
     return [getattr(work, name) for work in works]
 
 

@@ -33,7 +33,7 @@ LITERALS = (ast.Dict, ast.List, ast.Tuple, ast.Set)
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Excerpt:
     """Lines ``first`` to ``last`` of a file, counted from 1; within: the last line that the prompt may not reach."""
 
     category: str
@@ -85,7 +85,7 @@ def _test_files() -> list[SourceFile]:
     ]
 
 
-def _pieces(source: SourceFile) -> Iterator[Piece]:
+def _pieces(source: SourceFile) -> Iterator[Excerpt]:
     try:
         tree = ast.parse(source.text)
     except SyntaxError:  # of files that test the parser
@@ -103,22 +103,22 @@ def _pieces(source: SourceFile) -> Iterator[Piece]:
     yield from _imports_and_data(tree)
 
 
-def _piece(category: str, node: ast.stmt, within: int | None = None) -> Piece:
+def _piece(category: str, node: ast.stmt, within: int | None = None) -> Excerpt:
     first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
-    return Piece(category, first, node.end_lineno, within or node.end_lineno)
+    return Excerpt(category, first, node.end_lineno, within or node.end_lineno)
 
 
-def _imports_and_data(tree: ast.Module) -> Iterator[Piece]:
+def _imports_and_data(tree: ast.Module) -> Iterator[Excerpt]:
     """The statements from a module's first import on, and each literal of several lines."""
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     if imports:
-        yield Piece("imports and data", imports[0].lineno, tree.body[-1].end_lineno, tree.body[-1].end_lineno)
+        yield Excerpt("imports and data", imports[0].lineno, tree.body[-1].end_lineno, tree.body[-1].end_lineno)
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, LITERALS):
             yield _piece("imports and data", node)
 
 
-def _prompt(source: SourceFile, piece: Piece) -> tuple[str, str] | None:
+def _prompt(source: SourceFile, piece: Excerpt) -> tuple[str, str] | None:
     """The first lines of a piece, moved to the left and as they stand; None where it has no prompt."""
     lines = source.text.splitlines(keepends=True)[piece.first - 1 : piece.last]
     if sum(map(len, lines)) < MIN_PIECE_CHARACTERS:

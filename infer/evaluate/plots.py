@@ -25,7 +25,7 @@ def speedup_by_category(result: Mapping):
     axes.set_xticks(range(len(places)), labels, rotation=30 if len(places) > 4 else 0, ha="right" if len(places) > 4 else "center")
     axes.set_ylabel("speed-up over plain decoding")
     if names:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return axes.figure
 
 
@@ -36,14 +36,18 @@ def tau_by_temperature(result: Mapping):
     for row in result["rows"]:
         if row["suite"] == suite and row["category"] is None and row["tokens_per_step"] is not None:
             lines.setdefault(row["method"], {})[row["temperature"]] = row["tokens_per_step"]
-    return plot_lines(lines, "temperature", "tokens per step")
+    figure = plot_lines(lines, "temperature", "tokens per step")
+    figure.axes[0].set_xticks(sorted({temperature for points in lines.values() for temperature in points}))
+    return figure
 
 
 def acceptance_by_position(result: Mapping):
     """A line for each method, of the first suite at the first temperature: the share of rounds that accepted at least i."""
     rows = [row for row in _in_all(result) if row["acceptance_by_position"]]
     lines = {row["method"]: dict(enumerate(row["acceptance_by_position"], 1)) for row in rows}
-    return plot_lines(lines, "drafted position i", "share of rounds that accepted at least i drafts")
+    figure = plot_lines(lines, "drafted position i", "share of rounds that accepted at least i drafts")
+    figure.axes[0].set_xticks(range(1, 1 + max(map(len, lines.values()), default=0)))
+    return figure
 
 
 def tau_by_bytes(result: Mapping):
@@ -54,9 +58,8 @@ def tau_by_bytes(result: Mapping):
         if row["tokens_per_step"] is None:
             continue
         at = (sizes[row["method"]] / 1e6, row["tokens_per_step"])
-        axes.errorbar(*at, yerr=row["tokens_per_step_error"] or 0, fmt="o", color="#1f77b4", ecolor="black")
-        axes.annotate(row["method"], at, xytext=(5, 5), textcoords="offset points", fontsize="small")
-    axes.margins(x=0.25)
+        axes.errorbar(*at, yerr=row["tokens_per_step_error"] or 0, fmt="o", ecolor="black", label=row["method"])
+    axes.legend(fontsize="small")
     axes.set_xlabel("MB of the drafter's weights")
     axes.set_ylabel("tokens per step")
     axes.grid(alpha=0.3)

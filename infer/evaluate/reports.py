@@ -13,6 +13,11 @@ tokens/s over plain decoding's, prefill included, on the same prompts in turn, w
 and a target pass, in plain steps; at i: share of rounds that accepted at least i drafts; same: replies whose tokens are plain
 decoding's."""
 
+NOTES = {  # by whether the rule is exact
+    True: "\\* need not be the same: by this rule the tokens depend on the drafts too, and their distribution is the target's.",
+    False: "\\** this rule changes the distribution of the text.",
+}
+
 
 def write(result: Mapping, folder: pathlib.Path) -> None:
     """Writes results.json, report.md and, with matplotlib, the plots."""
@@ -75,12 +80,12 @@ def _in_all(rows: Sequence[Mapping]) -> str:
     for row in rows:
         shares = row["acceptance_by_position"]
         at = [f"{shares[i - 1]:.2f}" if i <= len(shares) else "-" for i in depths]
-        same = f"{row['identical_replies']}/{row['replies']}" + ("" if row["same_text"] else " *")
+        same = f"{row['identical_replies']}/{row['replies']}" + ("" if row["same_text"] else " *" if row["exact"] else " **")
         speed = _number(row["tokens_per_second"], 1)
         round = _number(row["round_over_plain"], 2)
         cells.append([row["method"], _tau(row), *at, speed, _speedup(row), round, same])
-    note = "\n\n\\* need not be the same: of this rule the tokens depend on the drafts." * any(not row["same_text"] for row in rows)
-    return _table(head, cells) + note
+    notes = [NOTES[row["exact"]] for row in rows if not row["same_text"]]
+    return "\n\n".join([_table(head, cells), *dict.fromkeys(notes)])
 
 
 def _by_category(rows: Sequence[Mapping]) -> str:

@@ -10,6 +10,7 @@ from infer.evaluate import contest, entrants, figures, held_out, metrics
 from infer.evaluate.checks import COMMAND, Asked
 from infer.evaluate.contest import Heat, Terms
 from infer.evaluate.entrants import Entrant
+from infer.turns import Turns
 from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.request import Limits, require, wrong_for_context
 from redrafter_jax.devices import placement
@@ -32,9 +33,8 @@ def run(options, asked: Asked) -> dict:
     def encode(prompt: prompts.Prompt) -> list[int]:
         return prompts.encode(prompt, tokenizer, first.target_config.vocab_size, context, asked.template)
 
-    known = [len(encode(prompt)) for suite in asked.suites for prompt in suite.given]
-    has_turns = any(prompt.kind == "turns" and len(prompt.content) > 1 for suite in asked.suites for prompt in suite.given)
-    entrants.check_room(entries, context - 1 if has_turns else max(known), new, rows)
+    longest = max(Turns(suite.given, encode).longest(new, context) for suite in asked.suites)
+    entrants.check_room(entries, longest, new, rows)
     stream = None
     if options.text:
         stream = held_out.read_stream(held_out.files_of(options), first.target, first.target_config.vocab_size)

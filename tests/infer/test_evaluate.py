@@ -10,11 +10,12 @@ from infer.evaluate import checks, entrants
 from infer.evaluate.entrants import Entrant
 from infer.text import load_tokenizer
 from redrafter_jax.decode.reply import Progress
+from redrafter_jax.files import medusa, weights
+from tests import support
 from tests.fakes import REPLY, Fake
-from tests.support import MODELS
 from tests.texts import with_tokenizer
 
-TARGET, HEAD = str(MODELS / "target_mha"), str(MODELS / "drafter_mha_rnn")
+TARGET, HEAD = str(support.MODELS / "target_mha"), str(support.MODELS / "drafter_mha_rnn")
 LINES = [
     {"category": "a", "token_ids": [1, 5, 9], "question_id": 81},
     {"category": "b", "token_ids": [4, 8, 100, 200, 7, 7]},
@@ -119,7 +120,7 @@ def test_a_rule_whose_text_may_differ_does_not_fail_the_run(tmp_path, capsys, en
         Echo, "reply", lambda self, ids: dataclasses.replace(REPLY, token_ids=[5, 6 + (self is engines["lookup@typical"])])
     )
     printed = run(capsys, "--suite", suite, "--method", "lookup@typical", "--temperature", 1)
-    assert "0/4 * |" in printed.out and "need not be the same" in printed.out
+    assert "0/4 ** |" in printed.out and "this rule changes the distribution" in printed.out
 
 
 TALK = [
@@ -150,7 +151,7 @@ def test_later_questions_stand_behind_plain_replies_and_all_methods_read_the_sam
 
 MISUSE = [
     (["--method", f"medusa:{HEAD}:64"], f"--method medusa:{HEAD}:64: {HEAD} holds a recurrent head; write recurrent:{HEAD}"),
-    (["--method", f"recurrent:{MODELS / 'drafter_gqa_proj'}:2x2"], "the head is for a target with hidden_size"),
+    (["--method", f"recurrent:{support.MODELS / 'drafter_gqa_proj'}:2x2"], "the head is for a target with hidden_size"),
     (["--method", "recurrent:/nowhere:2x2"], "--method recurrent:/nowhere:2x2: its folder"),
     (["--method", f"recurrent:{HEAD}:600x2"], "width should be at most the target's vocabulary of 503, not 600"),
     (["--max-new-tokens", "513"], "--max-new-tokens should be at most the target's context of 512"),
@@ -178,3 +179,39 @@ def test_files_of_others_are_kept(tmp_path, capsys):
         err = run(capsys, "--suite", suite, "--output", tmp_path / "out", code=2).err
         assert err.startswith("error: --output: ") and name in err and "is kept" in err
         (tmp_path / "out" / name).unlink()
+
+
+@pytest.mark.slow
+def test_beside_methods_a_text_gives_their_tokens_per_step_along_it(tmp_path, capsys):
+    target = with_tokenizer(tmp_path / "target")
+    (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}. " for n in range(200)))
+    given = ["--target", target, "--suite", write(tmp_path / "suite.jsonl"), "--limit", 1, "--method", "lookup"]
+    result = json.loads(run(capsys, *given, "--text", tmp_path / "text.txt", "--contexts", 40, "--json").out)
+    along = result["along_text"]
+    assert along["contexts"] == 40 and along["tokens_per_step"]["plain"] == 1 <= along["tokens_per_step"]["lookup"] <= 7
+
+
+def test_the_text_beside_methods_has_to_be_long_enough(tmp_path, capsys):
+    target = with_tokenizer(tmp_path / "target")
+    (tmp_path / "text.txt").write_text("too short")
+    given = ["--target", target, "--suite", write(tmp_path / "suite.jsonl"), "--method", "lookup", "--text", tmp_path / "text.txt"]
+    assert "--text: 10 tokens are too few to measure on" in run(capsys, *given, code=2).err
+
+
+def test_medusas_heads_and_a_small_model_are_of_their_kind_and_no_deeper_than_they_are(tmp_path, capsys, engines):
+    medusa.save_medusa(support.medusa_heads(support.load_target("mha").config, heads=2), tmp_path / "heads")
+    weights.save_target(support.small_model(), tmp_path / "small")
+    suite = write(tmp_path / "suite.jsonl")
+    for method, said in {
+        f"medusa:{tmp_path / 'heads'}:1x3": "a tree of depth 3 needs as many heads, but there are 2",
+        f"medusa:{tmp_path / 'heads'}:64": "the tree of these heads has 39 nodes, fewer than 64",
+        f"small:{tmp_path / 'heads'}:1x4": f"holds Medusa's heads; write medusa:{tmp_path / 'heads'}",
+        f"recurrent:{tmp_path / 'small'}:1x4": f"holds a small model; write small:{tmp_path / 'small'}",
+    }.items():
+        err = run(capsys, "--suite", suite, "--method", method, code=2).err
+        assert err.startswith(f"error: --method {method}: ") and said in err
+    fine = [f"medusa:{tmp_path / 'heads'}:39", f"medusa:{tmp_path / 'heads'}:2x2", f"small:{tmp_path / 'small'}:1x4@rejection"]
+    given = [word for method in fine for word in ("--method", method)]
+    described = json.loads(run(capsys, "--suite", suite, *given, "--json").out)["methods"]
+    assert [each["kind"] for each in described] == ["plain", "medusa", "medusa", "small"]
+    assert all(each["drafter_bytes"] > 0 for each in described[1:])

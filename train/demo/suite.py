@@ -42,6 +42,20 @@ class Excerpt:
     within: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A prompt, moved to the left and as it stands in its file, where it begins at a line."""
+
+    file: str
+    line: int
+    prompt: str
+    as_it_stands: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
 def make() -> list[dict[str, str]]:
     """The lines of the suite.
 
@@ -50,24 +64,26 @@ def make() -> list[dict[str, str]]:
     """
     text = corpus.read()
     trained = "\0".join(source.text for source in text.train)
-    found: dict[str, list[tuple[str, dict]]] = {category: [] for category in CATEGORIES}
+    found: dict[str, list[Candidate]] = {category: [] for category in CATEGORIES}
     for source in [*text.held_out, *_test_files()]:
         for piece in _pieces(source):
             prompt = _prompt(source, piece)
-            if prompt is not None and not any(part in trained for part in prompt):
-                place = f"{source.name}:{piece.first}"
-                key = hashlib.sha256(place.encode()).hexdigest()
-                found[piece.category].append((key, {"category": piece.category, "prompt": prompt[0], "source": place}))
-    return [line for category in CATEGORIES for line in _chosen(category, found[category])]
+            if prompt is not None:
+                found[piece.category].append(Candidate(source.name, piece.first, *prompt))
+    return [
+        {"category": category, "prompt": each.prompt, "source": each.place}
+        for category in CATEGORIES
+        for each in _chosen(category, found[category], trained)
+    ]
 
 
-def _chosen(category: str, candidates: list[tuple[str, dict]]) -> list[dict]:
+def _chosen(category: str, candidates: list[Candidate], trained: str) -> list[Candidate]:
     taken, per_file = [], Counter()
-    for _, line in sorted(candidates, key=lambda each: each[0]):
-        file = line["source"].partition(":")[0]
-        if len(taken) < COUNT and per_file[file] < PER_FILE:
-            taken.append(line)
-            per_file[file] += 1
+    for each in sorted(candidates, key=lambda each: hashlib.sha256(each.place.encode()).hexdigest()):
+        is_wanted = len(taken) < COUNT and per_file[each.file] < PER_FILE
+        if is_wanted and each.prompt not in trained and each.as_it_stands not in trained:
+            taken.append(each)
+            per_file[each.file] += 1
     if len(taken) < COUNT:
         has = "has no test package" if category == "tests" and not taken else f"has {len(taken)} pieces of {category}"
         raise BadInput(f"the standard library of this Python {has}, and {COUNT} are needed; use CPython 3.11.7 from source")

@@ -106,12 +106,12 @@ def _main(options: Options) -> int:
         held_out.run(options)
         return 0
     asked = checks.read(options)
-    from infer.evaluate import reports, session  # JAX is imported here
+    from infer.evaluate import session, tables  # JAX is imported here
 
     result = session.run(options, asked)
     if options.output is not None:
-        reports.write(result, options.output)
-    print(json.dumps(result, indent=1) if options.json else reports.markdown(result))
+        tables.write(result, options.output)
+    print(json.dumps(result, indent=1) if options.json else tables.markdown(result))
     is_wrong = result["dtype"] == "float32"
     for sentence in result["differences"]:
         print(f"{'error' if is_wrong else 'note'}: {sentence}", file=sys.stderr)

@@ -76,6 +76,7 @@ class Entrant:
             "method": self.method.text,
             "name": self.name,
             "kind": self.method.kind,
+            "tree": self.method.tree_kind if self.entry.shape is not None else None,
             "rule": self.method.rule,
             "length": round.length,
             "nodes": round.nodes,

@@ -1,5 +1,5 @@
 """The report of `infer.evaluate` along held-out text: τ of each head, how well the target predicts the text, and how often its
-greedy text ends in a loop, which flatters every head. Not here: the figures (`metrics.py`), the table (`report.py`).
+greedy text ends in a loop, which flatters every head. Not here: the figures (`metrics.py`), the table (`held_out_table.py`).
 """
 
 import json
@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 from infer import text_files
-from infer.evaluate import report
+from infer.evaluate import held_out_table
 from infer.options import check_range, read_beams
 from infer.terminal import counted
 from infer.text import require_tokenizer
@@ -51,12 +51,12 @@ def run(options) -> None:
         "heads": {},
     }
     say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))  # rows as they are measured
-    say(report.heading(result))
+    say(held_out_table.heading(result))
     for drafter in options.drafter:
         head = heads.load_head(drafter, what="--drafter")
         rows = metrics.tau_table(target, head, prompts, contexts, shapes, options.trees, options.new_tokens)
         result["heads"][str(drafter)] = rows
-        say("\n".join(report.line(drafter, row) for row in rows))
+        say("\n".join(held_out_table.line(drafter, row) for row in rows))
     if options.json:
         print(json.dumps(result, indent=1))
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from infer.evaluate import __main__ as evaluate
-from infer.evaluate import checks, entrants
+from infer.evaluate import checks, entrants, session
 from infer.evaluate.entrants import Entrant
 from infer.text import load_tokenizer
 from redrafter_jax.decode.reply import Progress
@@ -99,6 +99,7 @@ def engines(monkeypatch):
         return [Entrant(entry, made[entry.name], 0) for entry in entries]
 
     monkeypatch.setattr(entrants, "fill", fill)
+    monkeypatch.setattr(session.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     return made
 
 
@@ -112,6 +113,12 @@ def test_an_exact_method_that_differs_fails_the_run_and_is_named(tmp_path, capsy
     assert "| lookup | 1.00 | 4/4 |" not in printed.out and "4/4 |" in printed.out and "0/4 |" in printed.out
     assert "note: lookup@independent" in run(capsys, *given, "--dtype", "bfloat16").err
     assert run(capsys, *given[:-2]).err == ""
+
+
+def test_a_busy_machine_is_noted(tmp_path, capsys, engines, monkeypatch):
+    monkeypatch.setattr(session.os, "getloadavg", lambda: (session.os.cpu_count() * 0.6, 0.0, 0.0))
+    given = ["--suite", write(tmp_path / "suite.jsonl"), "--method", "lookup"]
+    assert run(capsys, *given).err.startswith("note: this machine is busy (load average ")
 
 
 def test_a_rule_whose_text_may_differ_does_not_fail_the_run(tmp_path, capsys, engines, monkeypatch):

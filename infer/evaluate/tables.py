@@ -41,8 +41,8 @@ def markdown(result: Mapping) -> str:
     parts = [
         "# Methods side by side",
         f"`{result['command']}`",
-        f"Target: {result['target']}, {size} in {result['dtype']}; {result['device']}; {result['max_new_tokens']} new tokens,"
-        f" {result['batch_size']} at a time.",
+        f"Target: {result['target']}, {size} in {result['dtype']}; {result['device']}, load average {result['load_average']:.1f}"
+        f" before it began; {result['max_new_tokens']} new tokens, {result['batch_size']} at a time.",
         LEGEND,
         _methods(result["methods"]),
     ]

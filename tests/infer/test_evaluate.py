@@ -6,7 +6,7 @@ import json
 import pytest
 
 from infer.evaluate import __main__ as evaluate
-from infer.evaluate import checks, entrants, session
+from infer.evaluate import checks, contest, entrants, session
 from infer.evaluate.entrants import Entrant
 from infer.text import load_tokenizer
 from redrafter_jax.decode.reply import Progress
@@ -36,10 +36,19 @@ def run(capsys, *arguments, code=0):
     return capsys.readouterr()
 
 
-def test_methods_and_suites_become_rows_replies_and_files(tmp_path, capsys):
+def test_methods_and_suites_become_rows_replies_and_files(tmp_path, capsys, monkeypatch):
+    real, compiled = contest.run, []
+
+    def watched(*given):
+        with support.compilations() as found:
+            real(*given)
+        compiled.extend(found)
+
+    monkeypatch.setattr(contest, "run", watched)
     given = ["--suite", write(tmp_path / "suite.jsonl"), "--method", METHOD, "--method", f"recurrent:{HEAD}:1x2@rejection"]
     given += ["--temperature", 0, 1, "--json", "--ignore-eos", "--output", tmp_path / "out"]
     result = json.loads(run(capsys, *given).out)
+    assert compiled == []  # before anything was timed
     assert [each["name"] for each in result["methods"]] == ["plain", NAME, "recurrent:drafter_mha_rnn:1x2@rejection"]
     assert [(each["nodes"], each["length"], bool(each["drafter_bytes"])) for each in result["methods"]] == [
         (1, 0, False), (7, 3, True), (3, 2, True),

@@ -14,6 +14,7 @@ from infer.evaluate import contest, entrants, held_out, metrics, results
 from infer.evaluate.checks import COMMAND, Asked
 from infer.evaluate.contest import Terms
 from infer.evaluate.entrants import Entrant, Nominee
+from infer.terminal import counted
 from infer.turns import Turns
 from redrafter_jax.decode.request import Limits, require, wrong_for_context
 from redrafter_jax.devices import placement
@@ -43,6 +44,8 @@ def run(options, asked: Asked) -> dict:
     heats = [contest.prepare(suite, temperature, plain, terms) for suite in asked.suites for temperature in options.temperature]
     for sentence in results.refused(heats):
         print(f"note: {sentence}; it and those behind it are left out", file=sys.stderr)
+    replies = counted(sum(len(batch) for heat in heats for batch in heat.batches), "reply")
+    print(f"compiling for {counted(len(field), 'method')}, then {replies} of each in turn ...", file=sys.stderr, flush=True)
     contest.compile_all(field, heats, terms)
     contest.run(field, heats, terms)
     result = {

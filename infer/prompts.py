@@ -35,23 +35,23 @@ class Prompt:
     metadata: dict = dataclasses.field(default_factory=dict)
 
 
-def read(texts: tuple[str, ...], file: str | None) -> list[Prompt]:
+def read(texts: tuple[str, ...], file: str | None, option: str = "--prompts") -> list[Prompt]:
     """What the options name: ``texts`` are prompts (`-`: all of standard input is one), ``file`` is JSONL (`-`: standard
-    input). Neither: a prompt that is piped in, or nothing.
+    input). Neither: a prompt that is piped in, or nothing. ``option``: what named the file, for errors.
 
     Raises:
       BadInput: a file is missing, empty or not JSONL, or a prompt is none or no text.
     """
-    found = _found(texts, file)
+    found = _found(texts, file, option)
     for prompt in found:
         check_text(prompt)
     return found
 
 
-def _found(texts: tuple[str, ...], file: str | None) -> list[Prompt]:
+def _found(texts: tuple[str, ...], file: str | None, option: str) -> list[Prompt]:
     if file is not None:
         name = "standard input" if file == "-" else file
-        return list(_lines(_stdin("--prompts") if file == "-" else _text(file), f"--prompts {name}"))
+        return list(_lines(_stdin(option) if file == "-" else _text(file, option), f"{option} {name}"))
     if texts:
         return [_given(text, number) for number, text in enumerate(texts, 1)]
     piped = _unread_pipe()
@@ -84,14 +84,14 @@ def _unread_pipe() -> str:
     return _stdin("--prompt").removesuffix("\n")
 
 
-def _text(file: str) -> str:
+def _text(file: str, option: str) -> str:
     path = pathlib.Path(file)
     if not path.exists():
-        raise BadInput(f"--prompts: there is no file {file}")
+        raise BadInput(f"{option}: there is no file {file}")
     try:
         return path.read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK)
     except (OSError, ValueError) as error:
-        raise BadInput(f"--prompts: {file} cannot be read as UTF-8 text ({error})") from None
+        raise BadInput(f"{option}: {file} cannot be read as UTF-8 text ({error})") from None
 
 
 def _lines(text: str, name: str) -> Iterator[Prompt]:

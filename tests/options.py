@@ -1,7 +1,7 @@
 """Options and prompts with which tests start `infer.generate` on a golden pair."""
 
-from infer.generate.turns import Turns
 from infer.prompts import Prompt
+from infer.turns import Turns
 from tests.support import MODELS
 
 PAIR = ["--target", str(MODELS / "target_mha"), "--drafter", str(MODELS / "drafter_mha_rnn")]

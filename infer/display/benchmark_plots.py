@@ -15,7 +15,8 @@ STAGES = {  # of a round, in their order, with their colours; what is no search 
 }
 
 
-def _figure(size: tuple[float, float]):
+def make_figure(size: tuple[float, float]):
+    """An empty Figure of so many inches. Raises BadInput where there is no matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -27,7 +28,7 @@ def plot_ways(report: Mapping):
     """For each way to draft its speed beside plain decoding's, tokens per step, and what a round spends its time on; a Figure in
     which black lines are plain decoding."""
     rows, names = report["rows"], [row["shape"] for row in report["rows"]]
-    figure = _figure((13, 1.6 + 0.36 * len(rows)))
+    figure = make_figure((13, 1.6 + 0.36 * len(rows)))
     speed, steps, time = figure.subplots(1, 3, sharey=True)
     speed.barh(names, [row["speedup"] for row in rows], color=[FASTER if row["speedup"] > 1 else SLOWER for row in rows])
     speed.errorbar([row["speedup"] for row in rows], names, xerr=_spread(rows), fmt="none", ecolor="black", elinewidth=0.8)
@@ -67,7 +68,7 @@ def plot_lines(series: Mapping[str, Mapping[float, float]], across: str, up: str
       across, up: what the axes measure.
       plain: where plain decoding stands, as a line across.
     """
-    axes = _figure((6.5, 4)).subplots()
+    axes = make_figure((6.5, 4)).subplots()
     for name, points in series.items():
         axes.plot(list(points), list(points.values()), "o-", label=name)
     if plain is not None:

@@ -1,59 +1,98 @@
-"""`python -m infer.evaluate`: a target and its heads on text that neither was trained on.
+"""`python -m infer.evaluate`: ways to draft, side by side on the same target and suites of prompts; and heads along held-out text.
 
-Tokens per step of every head, side by side on the same contexts; how well the target predicts the text, and how often
-its greedy text ends in a loop, which flatters every head. Not here: the figures (`metrics.py`), the table (`report.py`), speed.
+Two reports: methods x suites (`contest.py`, `figures.py`), and heads along text that nothing was trained on (`held_out.py`). Not
+here: what a method (`methods.py`) and a suite (`suites.py`) are, checks (`checks.py`). JAX is imported only once the options are
+known to be good.
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from infer import text_files
+import tyro
+
 from infer.command import read_options, run_command
-from infer.evaluate import report
-from infer.options import check_range, read_beams
-from infer.terminal import counted
-from infer.text import require_tokenizer
-from redrafter_jax.errors import BadInput
-
-PROMPT_TOKENS = 64  # of a context (`metrics.Prompts`)
-MIN_NEW_TOKENS = 48  # a loop shows in the last 48 tokens of a reply
-MIN_TEXT_TOKENS = 1000
-MAX_CONTEXTS = 100_000
+from infer.evaluate import checks, held_out
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Tokens per step of draft heads on held-out text."""
+    """Compare ways to draft (methods) on suites of prompts: tokens per step, speed, acceptance by position, identical tokens.
+    Without options: the embedded pair on its own suite. With --drafter: heads along held-out text."""
 
-    VALUES: ClassVar = {"target": "MODEL", "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ..."}
+    GROUPS: ClassVar = {
+        "models": "target",
+        "methods_and_suites": "method",
+        "decoding": "max_new_tokens",
+        "report": "json",
+        "along_held_out_text": "text",
+    }
+    VALUES: ClassVar = {
+        "target": "MODEL", "method": "METHOD", "suite": "FILE ...", "categories": "NAME ...", "limit": "N", "temperature": "T ...",
+        "mesh": "D M", "output": "FOLDER", "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ...",
+        "chat_template": "FILE",
+    }  # fmt: skip
     EXAMPLES: ClassVar = (
-        "python -m infer.evaluate --target MODEL --drafter HEAD OTHER_HEAD --text held-out.txt",
-        "python -m infer.evaluate --target MODEL --drafter HEAD --text docs --glob '*.md' --beams 2x2 4x4",
+        "python -m infer.evaluate",
+        "python -m infer.evaluate --method recurrent:embedded:8x5 --method lookup:1x8 --limit 2",
+        "python -m infer.evaluate --target MODEL --method medusa:HEADS:64 --suite spec_bench.jsonl",
+        "python -m infer.evaluate --target MODEL --drafter HEAD --text docs --glob '*.md' --beams 2x2",
     )
 
-    target: pathlib.Path
-    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
-    drafter: tuple[pathlib.Path, ...]
-    """Folders of the heads."""
-    text: tuple[pathlib.Path, ...]
-    """Text files, or folders of them, that nothing was trained on; binary files in folders are passed over."""
+    target: str | None = None
+    """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer; the embedded one if not given."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere. Along held-out text float32."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which a batch (D) and the models (M) are split; by default what suits the target and the first drafter."""
+    method: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """May be repeated: KIND[:FOLDER][:SHAPE][:TREE][@RULE][+lookup:WxL], such as recurrent:HEAD:8x5, recurrent:HEAD:4x4/17:beams
+    (at most 17 nodes, the paper's tree), medusa:HEADS:64 (nodes), small:FOLDER:1x4@rejection, lookup:1x8,
+    recurrent:HEAD:4x4+lookup:1x6. HEAD embedded: the embedded pair's. TREE: search, beams or chains. RULE: coupled, independent,
+    rejection or typical. Plain decoding is always one of them. By default the embedded head, where the target is the embedded
+    one, and lookup."""
+    suite: tuple[str, ...] = ("embedded",)
+    """JSONL files of prompts with a `category`, as for infer.generate --prompts (Spec-Bench, MT-bench, SPEED-bench: `turns`), or
+    embedded: starts of held-out Python in five categories."""
+    categories: tuple[str, ...] = ()
+    """Only these categories of the suites."""
+    limit: int | None = None
+    """Conversations of each category at most, the first of the file; by default all."""
+    chat_template: str | None = None
+    """Jinja file that messages and turns are written with, or `vicuna`; by default the tokenizer's own, or Vicuna's."""
+    max_new_tokens: int = 128
+    """New tokens per reply at most."""
+    temperature: tuple[float, ...] = (0.0,)
+    """Temperatures; 0 is greedy."""
+    seed: int = 0
+    """Conversation i of a suite, counted from 0, is sampled with seed + i."""
+    ignore_eos: bool = False
+    """Go on after an end-of-text token."""
+    batch_size: int = 1
+    """Conversations of one category that are decoded together."""
+    json: bool = False
+    """Print JSON instead of tables; of methods it has a line for each reply, with vLLM's metrics."""
+    output: pathlib.Path | None = None
+    """Folder for results.json, report.md and plots."""
+    text: tuple[pathlib.Path, ...] = ()
+    """Text files, or folders of them, that nothing was trained on; binary files in folders are passed over. Beside --method: tokens
+    per step along this text too."""
+    drafter: tuple[pathlib.Path, ...] = ()
+    """Instead of methods: folders of heads, whose tokens per step along --text and behind it are tabled."""
     glob: tuple[str, ...] = ()
     """Which files of folders are read, such as '*.md' '*.py'; by default all."""
-    beams: tuple[str, ...] = ("1x3", "4x4", "8x5")
-    """Beam shapes, W x L."""
-    trees: tuple[str, ...] = ("search", "beams")
-    """Trees: search, and beams (the paper's), whose drafts are cut to the 50 likeliest tokens as in Apple's code."""
-    prompts: int = 64
-    """Contexts that are continued by --new-tokens tokens."""
     contexts: int = 512
     """Contexts along the text, one round from each."""
+    beams: tuple[str, ...] = ("1x3", "4x4", "8x5")
+    """With --drafter: beam shapes, W x L."""
+    trees: tuple[str, ...] = ("search", "beams")
+    """With --drafter: search, and beams (the paper's), whose drafts are cut to the 50 likeliest tokens as in Apple's code."""
+    prompts: int = 64
+    """With --drafter: contexts that are continued by --new-tokens tokens."""
     new_tokens: int = 128
-    """Tokens that each prompt is continued by."""
-    json: bool = False
-    """Print JSON instead of a table."""
+    """With --drafter: tokens that each prompt is continued by."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,113 +100,22 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(lambda: _main(read_options(Options, "infer.evaluate", arguments)))
 
 
-def _main(options: Options) -> None:
-    shapes = read_beams(options.beams)
-    check(options)
-    chosen = text_files.texts(options.text, options.glob)
-    if chosen.binary:
-        print(chosen.note(), file=sys.stderr)
-    files = chosen.files
-    import jax  # only once the options are known to be good
+def _main(options: Options) -> int:
+    checks.together(options)
+    if options.drafter:
+        held_out.run(options)
+        return 0
+    asked = checks.read(options)
+    from infer.evaluate import session, tables  # JAX is imported here
 
-    from infer.evaluate import metrics
-    from redrafter_jax.devices.mesh import make_mesh
-    from redrafter_jax.files import heads, hub, weights
-
-    jax.set_mesh(make_mesh())
-    folder = hub.locate(options.target, "--target")
-    config = check_pairs(folder, options)
-    stream = read_stream(files, folder, config.vocab_size)
-    size = sum(len(file.read_bytes()) for file in files)
-    prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
-    check_memory(config, options.new_tokens, max(length for _, length in shapes))
-    count = len(options.drafter) * len(shapes) * len(options.trees)
-    rows = counted(count, "row")
-    note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {rows} of the table ..."
-    print(note, file=sys.stderr, flush=True)
-    target = weights.load_target(folder, what="--target")
-    result = {
-        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-        "tokens": len(stream),
-        "bits_per_byte": metrics.bits_per_byte(target, stream, size),
-        "loops": metrics.loop_share(metrics.greedy_replies(target, prompts, options.new_tokens)),
-        "heads": {},
-    }
-    say = (lambda _: None) if options.json else (lambda text: print(text, flush=True))  # rows as they are measured
-    say(report.heading(result))
-    for drafter in options.drafter:
-        head = heads.load_head(drafter, what="--drafter")
-        rows = metrics.tau_table(target, head, prompts, contexts, shapes, options.trees, options.new_tokens)
-        result["heads"][str(drafter)] = rows
-        say("\n".join(report.line(drafter, row) for row in rows))
-    if options.json:
-        print(json.dumps(result, indent=1))
-
-
-def check(options: Options) -> None:
-    """Raises BadInput for options out of range."""
-    for name in ("prompts", "contexts"):
-        check_range(name, getattr(options, name), 1, MAX_CONTEXTS)
-    if options.new_tokens < MIN_NEW_TOKENS:
-        raise BadInput(f"--new-tokens should be {MIN_NEW_TOKENS} or more, not {options.new_tokens}")
-    for name in options.trees:
-        if name not in ("search", "beams"):
-            raise BadInput(f"--trees: {name!r} should be search or beams")
-    if not options.drafter or not options.text:
-        raise BadInput("give at least one --drafter and one --text")
-
-
-def check_pairs(folder: pathlib.Path, options: Options):
-    """The target's config. Raises BadInput where the replies do not fit its context, or a head does not fit the target."""
-    from redrafter_jax.files import config as configs
-    from redrafter_jax.files import heads
-
-    config = configs.target_config(configs.read_json(folder, "--target"), "--target")
-    room = config.max_position_embeddings - PROMPT_TOKENS
-    if options.new_tokens > room:
-        raise BadInput(
-            f"--new-tokens should be at most {room}, which the target's context leaves after {PROMPT_TOKENS} tokens of a prompt,"
-            f" not {options.new_tokens}"
-        )
-    for drafter in options.drafter:
-        configs.check_pair(config, heads.read_config(drafter, "--drafter"), "--drafter")
-    return config
-
-
-def read_stream(files: list[pathlib.Path], target: pathlib.Path, vocab_size: int):
-    """The token ids of all files, one after the other, as one array.
-
-    Raises:
-      BadInput: the target has no tokenizer or does not know all ids, a file holds no text, or they are too few.
-    """
-    import numpy as np
-
-    tokenizer, wrong = require_tokenizer(target, "text to evaluate on"), []
-    read = list(text_files.tokenise(files, tokenizer, lambda name, reason: wrong.append(f"{name}: {reason}")))
-    if wrong:
-        raise BadInput(f"--text: {wrong[0]}; it should be text, in UTF-8")
-    for name, ids in read:
-        text_files.check_known(ids, name, vocab_size)
-    stream = np.concatenate([np.asarray(ids, np.int32) for _, ids in read])
-    if len(stream) < MIN_TEXT_TOKENS:
-        raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give {MIN_TEXT_TOKENS:,} or more")
-    return stream
-
-
-def check_memory(target, new_tokens: int, length: int) -> None:
-    """Raises BadInput for a target (a `TargetConfig`) that does not fit in memory with the cache of a batch of contexts;
-    ``length``: drafted tokens per beam at most."""
-    from infer.evaluate import metrics
-    from redrafter_jax.decode import prefill
-    from redrafter_jax.devices import memory, placement
-
-    slots = prefill.bucket(PROMPT_TOKENS, new_tokens, length).slots
-    load = placement.to_decode(target, None, "float32", metrics.BATCH, slots)
-    shorter = placement.to_decode(
-        target, None, "float32", metrics.BATCH, prefill.bucket(PROMPT_TOKENS, MIN_NEW_TOKENS, length).slots
-    )
-    what = f"--target in float32, with the cache of {metrics.BATCH} contexts,"
-    memory.check(load, (1, 1), what, {f"--new-tokens {MIN_NEW_TOKENS}": shorter}, "a smaller target")
+    result = session.run(options, asked)
+    if options.output is not None:
+        tables.write(result, options.output)
+    print(json.dumps(result, indent=1) if options.json else tables.markdown(result))
+    is_wrong = result["dtype"] == "float32"
+    for sentence in result["differences"]:
+        print(f"{'error' if is_wrong else 'note'}: {sentence}", file=sys.stderr)
+    return int(is_wrong and bool(result["differences"]))
 
 
 if __name__ == "__main__":

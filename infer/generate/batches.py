@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 
 from infer import pair, terminal
 from infer.generate.task import Decoding, Task
-from infer.generate.turns import Turns
 from infer.replies import ReplyFile, line_of
 from infer.stopping import Stopper
+from infer.turns import Turns
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes

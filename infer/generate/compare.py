@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from infer.generate.turns import Turns
 from infer.terminal import Totals, counted
+from infer.turns import Turns
 from redrafter_jax.decode.engine import Engine, Reply
 
 MIN_RUNS = 3  # of each kind, so that a single slow one does not decide the ratio

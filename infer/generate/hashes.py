@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from infer import pair
 from infer.generate.task import Decoding
-from infer.generate.turns import Turns
 from infer.replies import run_of
+from infer.turns import Turns
 from redrafter_jax.files import config, fingerprint
 
 

@@ -14,11 +14,6 @@ LINE_BEGINS = re.compile(rb'\{"run": "([^"]*)"')  # of every line, whole or cut 
 BEGINNING_BYTES = 4096  # of a part, that are read to tell whose it is
 
 
-def shares(count: int, batch: int, parts: int) -> list[list[int]]:
-    """The numbers of the prompts that each of the processes decodes: full batches, assigned round-robin."""
-    return [[number for number in range(count) if number // batch % parts == index] for index in range(parts)]
-
-
 def part(path: pathlib.Path, index: int, parts: int) -> pathlib.Path:
     """The file of one process's replies until they are merged: in the folder of the output's real path."""
     real = _real(path)

@@ -15,11 +15,11 @@ from infer import failures, model_sampling, pair, prompts, proposers, room, temp
 from infer.generate import chat, checks, compare, hashes, parts, tuning
 from infer.generate.batches import Batches, decode, open_stream
 from infer.generate.task import Task
-from infer.generate.turns import Turns
 from infer.options import read_seeds
 from infer.replies import Owner, ReplyFile
 from infer.stopping import Stopper
 from infer.text import load_tokenizer
+from infer.turns import Turns
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import processes

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infer import turns
 from infer.distributed import LOST_EXIT_CODE, LOST_SENTENCE
 from infer.generate import __main__ as generate
 from infer.generate import parts
@@ -213,13 +214,13 @@ def test_a_mesh_that_leaves_a_process_out_is_refused_by_both(target, talk, tmp_p
 
 
 def test_shares_are_whole_batches_in_turn():
-    assert parts.shares(7, 2, 2) == [[0, 1, 4, 5], [2, 3, 6]]
-    assert parts.shares(1, 4, 2) == [[0], []]
+    assert turns.shares_of(7, 2, 2) == [[0, 1, 4, 5], [2, 3, 6]]
+    assert turns.shares_of(1, 4, 2) == [[0], []]
 
 
 def test_parts_are_merged_in_order_or_not_at_all(tmp_path):
     path, runs = tmp_path / "out.jsonl", [f"run {n}" for n in range(5)]
-    shares = parts.shares(5, 1, 2)
+    shares = turns.shares_of(5, 1, 2)
     for index, share in enumerate(shares):
         lines = ReplyFile(parts.part(path, index, 2), Owner.of_runs({n: runs[n] for n in share}))
         for number in share[: 1 if index else None]:

@@ -71,7 +71,6 @@ def test_a_command_of_the_pages_has_the_options_that_are_named(found, monkeypatc
 
 
 NEEDED = {
-    "infer.evaluate": ("--target", "--drafter", "--text"),
     "infer.fit": ("--model",),
     "train.distill": ("--target", "--output"),
     "train.export": ("--run", "--target", "--output"),
@@ -119,7 +118,8 @@ def test_the_two_commands_of_the_readme_are_word_for_word_what_ci_and_users_know
 SMALL = {
     "infer.generate": ["--max-new-tokens", "8"],
     "infer.benchmark": ["--repeats", "1", "--max-new-tokens", "8", "--beams", "2x2", "--nodes", "1"],
-    "infer.evaluate": ["--beams", "2x2", "--trees", "search", "--prompts", "2", "--contexts", "4", "--new-tokens", "48"],
+    "infer.evaluate": ["--limit", "1", "--max-new-tokens", "8"],
+    "infer.evaluate --drafter": ["--beams", "2x2", "--trees", "search", "--prompts", "2", "--contexts", "4", "--new-tokens", "48"],
     "infer.fit": ["--batch", "8", "--beams", "2x2", "--unchecked"],
     "train.fit": ["--row-length", "128", "--positions", "2"],
     "train.main": ["--steps", "4", "--batch", "2", "--row-length", "64", "--evaluate-every", "0", "--save-every", "2"],
@@ -179,7 +179,8 @@ def fill(folder: pathlib.Path) -> None:
 def small(part: str) -> str:
     """A command with less to do."""
     named = pages.module_of(part)
-    more = list(SMALL.get(named[0], [])) if named else []
+    kind = " --drafter" if named and named[0] == "infer.evaluate" and "--drafter" in named[1] else ""
+    more = list(SMALL.get(named[0] + kind, [])) if named else []
     if named and "--floors" in named[1]:
         more = []
     if named and "--interactive" in named[1]:

@@ -9,8 +9,8 @@ import pytest
 from infer import prompts, templates
 from infer.generate import compare, session
 from infer.generate.__main__ import main
-from infer.generate.turns import Turns
 from infer.prompts import Prompt
+from infer.turns import Turns
 from redrafter_jax.decode.reply import Progress
 from redrafter_jax.errors import BadInput
 from tests.fakes import REPLY, Fake

@@ -1,7 +1,7 @@
 """The replies that are asked for: one for each prompt, and of a conversation one for each question, behind the earlier replies.
 
 They are numbered in the order of the prompts; where a prompt has several replies, each is a conversation of its own.
-Not here: what a prompt is (`infer/prompts.py`), decoding (`batches.py`).
+Not here: what a prompt is (`infer/prompts.py`), decoding (each command).
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from infer import prompts
-from infer.generate import parts
 from redrafter_jax.errors import BadInput
 
 
@@ -105,7 +104,7 @@ class Turns(Sequence):
     def shares(self, batch: int, processes: int) -> list[list[int]]:
         """The numbers that each of several processes decodes: a conversation stays in one of them."""
         prompt_count = 1 + max(turn.index for turn in self.all)
-        shares = map(set, parts.shares(prompt_count, batch, processes))
+        shares = map(set, shares_of(prompt_count, batch, processes))
         return [[turn.number for turn in self.all if turn.index in share] for share in shares]
 
     def longest(self, new: int, context: int) -> int:
@@ -127,3 +126,8 @@ class Turns(Sequence):
 
 def _count(prompt: prompts.Prompt) -> int:
     return len(prompt.content) if prompt.kind == "turns" else 1
+
+
+def shares_of(count: int, batch: int, parts: int) -> list[list[int]]:
+    """The numbers of the prompts that each of the processes decodes: full batches, assigned round-robin."""
+    return [[number for number in range(count) if number // batch % parts == index] for index in range(parts)]

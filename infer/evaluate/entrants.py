@@ -113,7 +113,7 @@ def _find_one(method: Method, name: str, bare: Resolved) -> Nominee:
     if method.folder is None:
         return Nominee(method, name, bare)
     is_embedded = method.folder == EMBEDDED
-    folder = pair.embedded(pair.default_head(jax.default_backend())) if is_embedded else hub.locate(method.folder, "its folder")
+    folder = pair.embedded(embedded_part(method.kind)) if is_embedded else hub.locate(method.folder, "its folder")
     drafter = heads.read_config(folder, "its folder")
     kind = KIND_OF[type(drafter)]
     if kind != method.kind:
@@ -127,6 +127,11 @@ def _find_one(method: Method, name: str, bare: Resolved) -> Nominee:
     if shape.length >= context:
         raise BadInput(f"its beams should be shorter than the target's context of {context}, not {shape.length}")
     return Nominee(method, name, resolved, shape)
+
+
+def embedded_part(kind: str) -> str:
+    """Which folder of the embedded pair drafts in this way."""
+    return {"medusa": pair.MEDUSA, "small": pair.SMALL_MODEL}.get(kind) or pair.default_head(jax.default_backend())
 
 
 def shape_of(method: Method, drafter: DraftsConfig, otherwise: Shape) -> Shape:

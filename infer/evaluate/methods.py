@@ -2,7 +2,7 @@
 
     KIND[:FOLDER][:SHAPE][:TREE][@RULE][+lookup[:WxL]]
 
-    recurrent:HEAD:8x5            the recurrent head in a folder, 8 beams of 5 tokens; HEAD `embedded`: the embedded pair's
+    recurrent:HEAD:8x5            the recurrent head in a folder, 8 beams of 5 tokens; a folder `embedded` is the embedded pair's
     recurrent:HEAD:4x4/17:beams   at most 17 nodes, the paper's tree
     medusa:HEADS:64               the 64 first nodes of Medusa's tree
     small:FOLDER:1x4@rejection    a small model, whose drafts are drawn
@@ -125,8 +125,6 @@ def _read(text: str) -> Method:
         return Method(text, kind)
     if not parts or not parts[0]:
         raise BadInput(f"the folder of {WITH_FOLDER[kind]} is missing, as in {kind}:FOLDER{':64' if kind == 'medusa' else ':1x4'}")
-    if parts[0] == EMBEDDED and kind != "recurrent":
-        raise BadInput(f"the embedded pair has recurrent heads alone; write recurrent:{EMBEDDED}")
     folder, *parts = parts
     tree = parts.pop() if parts and parts[-1] in TREES else "search"
     given = _last(parts, "behind the folder stand a shape such as 8x5 or 4x4/17, and a tree (search, beams or chains)")

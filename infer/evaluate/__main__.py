@@ -31,7 +31,8 @@ class Options:
     }
     VALUES: ClassVar = {
         "target": "MODEL", "method": "METHOD", "suite": "FILE ...", "categories": "NAME ...", "limit": "N", "temperature": "T ...",
-        "mesh": "D M", "output": "FOLDER", "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ...",
+        "mesh": "D M", "output": "FOLDER", "cache_dir": "FOLDER",
+        "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ...",
         "chat_template": "FILE",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
@@ -72,6 +73,9 @@ class Options:
     """Go on after an end-of-text token."""
     batch_size: int = 1
     """Conversations of one category that are decoded together."""
+    cache_dir: pathlib.Path | None = None
+    """Folder for compiled programs, as of infer.generate, so that the next run compiles nothing; by default
+    ~/.cache/redrafter_jax."""
     json: bool = False
     """Print JSON instead of tables; of methods it has a line for each reply, with vLLM's metrics."""
     output: pathlib.Path | None = None
@@ -106,8 +110,10 @@ def _main(options: Options) -> int:
         held_out.run(options)
         return 0
     asked = checks.read(options)
-    from infer.evaluate import session, tables  # JAX is imported here
+    from infer import programs  # JAX is imported here
+    from infer.evaluate import session, tables
 
+    programs.use_cache(options.cache_dir)
     result = session.run(options, asked)
     if options.output is not None:
         tables.write(result, options.output)

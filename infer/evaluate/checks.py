@@ -17,7 +17,7 @@ MARK = f"<!-- {COMMAND} -->"  # begins report.md
 RESULTS, REPORT = "results.json", "report.md"
 PLOTS = ("speedup_by_category.png", "tau_by_temperature.png", "acceptance_by_position.png", "tau_by_bytes.png")
 OF_METHODS = ("dtype", "mesh", "method", "suite", "categories", "limit", "chat_template", "max_new_tokens", "temperature", "seed",
-              "ignore_eos", "batch_size", "output")  # fmt: skip
+              "ignore_eos", "batch_size", "cache_dir", "output")  # fmt: skip
 OF_HEADS = ("beams", "trees", "prompts", "new_tokens")
 OF_TEXT = ("glob", "contexts")
 MAX_LIMIT = 10**6

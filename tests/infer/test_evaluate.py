@@ -32,8 +32,16 @@ def write(path, lines=LINES) -> str:
 
 
 def run(capsys, *arguments, code=0):
-    assert evaluate.main(["--target", TARGET, "--mesh", "1", "1", "--max-new-tokens", "12", *map(str, arguments)]) == code
+    given = ["--target", TARGET, "--mesh", "1", "1", "--max-new-tokens", "12", *arguments]
+    if "--drafter" not in arguments:
+        given += ["--cache-dir", run.cache]
+    assert evaluate.main(list(map(str, given))) == code
     return capsys.readouterr()
+
+
+@pytest.fixture(autouse=True)
+def programs(cache):
+    run.cache = cache
 
 
 def test_methods_and_suites_become_rows_replies_and_files(tmp_path, capsys, monkeypatch):

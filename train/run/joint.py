@@ -21,6 +21,7 @@ from redrafter_jax.model.target import Target, TargetConfig
 from train.data.rows import Batch
 from train.run import step as steps
 from train.run.recipe import Recipe
+from train.run.shapes import make_lora_config
 
 ADAPTER_KEY, THROUGH_KEY = 1, 2  # folded into the run's seed: two streams of random numbers beside the head's
 
@@ -43,8 +44,7 @@ class JointSchedule:
         own = dataclasses.replace(
             head, steps=recipe.steps - recipe.joint_from, rate=recipe.rate * recipe.lora_rate, weight_decay=0.0
         )
-        shape = lora.LoraConfig(recipe.lora_rank, recipe.lora_alpha)
-        return cls(head, own, shape, recipe.through, recipe.kl_weight, recipe.text_weight, recipe.seed)
+        return cls(head, own, make_lora_config(recipe), recipe.through, recipe.kl_weight, recipe.text_weight, recipe.seed)
 
     def lets_through(self, step: jax.Array) -> jax.Array:
         """Whether a step, counted from 0, lets the head's gradient into the target: a function of seed and step."""

@@ -1,4 +1,4 @@
-"""`python -m train.drift`: how far a target has moved from another, such as a merged one from the original that it was trained from.
+"""`python -m train.drift`: how far a target has moved from another, such as a merged one from the original.
 
 KL in nats per token, bits per byte of both, and how often both find the same token the likeliest, on text. Not here: the figures
 (`redrafter_jax/drift.py`), what speed was gained (`infer.evaluate`, `infer.benchmark`).

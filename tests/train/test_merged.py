@@ -18,20 +18,7 @@ from tests.texts import with_tokenizer
 from train import drift, export, main
 
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "1", "--log-every", "1", "--head", "slim"]
-JOINT = [
-    "--train-target",
-    "lora",
-    "--lora-rank",
-    "4",
-    "--lora-alpha",
-    "8",
-    "--lora-rate",
-    "2",
-    "--lora-start",
-    "0",
-    "--through",
-    "1",
-]
+JOINT = ["--train-target", "lora", "--lora-rank", "4", "--lora-alpha", "8", "--lora-rate", "2", "--lora-start", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +41,7 @@ def training(target, text, output, *more) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(target, text, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main.command(training(target, text, folder, *JOINT)) == 0
+    assert main.command(training(target, text, folder, *JOINT, "--through", "1")) == 0
     return folder
 
 

@@ -17,7 +17,7 @@ from redrafter_jax import families
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config as configs
-from redrafter_jax.files import fingerprint, tensors
+from redrafter_jax.files import fingerprint, json_files, tensors
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.weight_files import files_of_tensors, is_finite
 from redrafter_jax.model.lora import ADAPTED, Adapter
@@ -78,6 +78,13 @@ def save_merged(adapter: Adapter, folder: pathlib.Path, source: pathlib.Path, ba
     with replacing(folder / "config.json") as new:  # the last: without it the folder is no model
         how = {"from": base, "rank": adapter.config.rank, "alpha": adapter.config.alpha}
         new.write_text(json.dumps(configs.read_json(source, what) | {MERGED_KEY: how}, indent=2) + "\n")
+
+
+def original_of(folder: pathlib.Path) -> str | None:
+    """What the original of a merged target was called; None: the target in the folder is not merged."""
+    found = (json_files.find_object(folder / "config.json") or {}).get(MERGED_KEY)
+    base = found.get("from") if isinstance(found, dict) else None
+    return base if isinstance(base, str) else None
 
 
 def tensor_names(source: pathlib.Path, what: str, layers: int) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import infer
+from infer.generate import __main__ as generate
 from redrafter_jax.files import adapters, fingerprint, weights
 from redrafter_jax.model import lora
 from tests.texts import with_tokenizer
@@ -45,7 +46,7 @@ def trained(target, text, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def test_a_run_leaves_a_merged_target_that_decodes_its_own_text_and_a_head_that_says_whose_it_is(target, trained):
+def test_a_run_leaves_a_merged_target_that_decodes_its_own_text_and_a_head_that_says_whose_it_is(target, trained, capsys):
     merged = weights.load_target(trained / "merged")
     assert not np.array_equal(merged.blocks[0].q.weight, weights.load_target(target).blocks[0].q.weight)
     pair = infer.load(str(trained / "merged"), str(trained / "head"))
@@ -55,6 +56,11 @@ def test_a_run_leaves_a_merged_target_that_decodes_its_own_text_and_a_head_that_
     assert "text of the merged target, and not that of `target`" in card
     assert fingerprint.fingerprint(trained / "merged") in card
     assert "not the original's" in (trained / "merged" / "README.md").read_text()
+    said, plainly = [], ["--decoding", "autoregressive"]
+    for folder in (trained / "merged", target):
+        assert generate.main(["--target", str(folder), "--prompt", "3 1 4", "--max-new-tokens", "4", *plainly]) == 0
+        said.append("exactly that of the merged target" in capsys.readouterr().err)
+    assert said == [True, False]
 
 
 def test_the_adapter_in_pefts_format_makes_of_the_original_what_the_merged_target_is(target, trained):

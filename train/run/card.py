@@ -68,8 +68,8 @@ def _whose(target: pathlib.Path, merged: str | None) -> str:
     if merged is None:
         return f"It is of use only with the target it was trained for, `{target.name}`"
     return (
-        f"It belongs to a *merged* target, `{target.name}` with the adapter that was\n"
-        f"trained beside it (fingerprint: {merged}). {ALWAYS.format(f'`{target.name}`')} Decode with the merged target"
+        f"It belongs to a *merged* target: `{target.name}` with the\nadapter that was trained beside it. Fingerprint of the merged"
+        f" target: {merged}.\n{ALWAYS.format(f'`{target.name}`')}\nDecode with the merged target"
     )
 
 

@@ -73,6 +73,7 @@ def test_a_command_of_the_pages_has_the_options_that_are_named(found, monkeypatc
 NEEDED = {
     "infer.evaluate": ("--target", "--drafter", "--text"),
     "infer.fit": ("--model",),
+    "train.drift": ("--target", "--against", "--text"),
     "train.distill": ("--target", "--output"),
     "train.export": ("--run", "--target", "--output"),
     "train.fit": ("--model",),

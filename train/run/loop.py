@@ -23,13 +23,13 @@ from redrafter_jax.model.target import Target, TargetConfig
 from train.data.rows import Rows, find_most_frequent, read_batches
 from train.run import joint, log, step
 from train.run.evaluation import Evaluation
+from train.run.profile import Profile
 from train.run.recipe import Recipe
 from train.run.shapes import make_head_config
 from train.run.stop import Stop, Stopped
 
 MAX_LOSS_RATIO = 3.0  # times the loss of the first step
 HELD_OUT_SCORE = "held_out_loss"  # a checkpoint's score, where the run evaluates
-PROFILED_UPDATES = (5, 8)  # a trace begins and ends after these updates; the first ones compile
 
 
 class Diverged(BadInput):
@@ -91,7 +91,7 @@ def train_pair(
             ids = find_most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
             state = jax.jit(functools.partial(start, ids=ids))()
         run = _Run(target, rows, recipe, folder, saved, Evaluation(target, recipe, held_out))
-        with _Profile(profile) as trace:
+        with Profile(profile) as trace:
             return run.go(state, trace)
 
 
@@ -132,7 +132,7 @@ class _Run:
         self.recent: list[tuple[int, np.ndarray, step.UpdateMetrics]] = []  # since the last check: step, rows read, metrics
         self.first_loss: float | None = None
 
-    def go(self, state: step.HeadState, trace: "_Profile") -> step.HeadState:
+    def go(self, state: step.HeadState, trace: Profile) -> step.HeadState:
         recipe, parts = self.recipe, self.recipe.accumulate
         first, of_update = int(state.step) // parts, []
         self.first_loss = self._loss_at_start(first)
@@ -222,31 +222,6 @@ class _Run:
 
 def _loss_of(metrics: step.UpdateMetrics) -> float:
     return float(np.asarray(metrics.loss.loss).sum())
-
-
-class _Profile:
-    """A trace of updates PROFILED_UPDATES[0] + 1 to PROFILED_UPDATES[1] after the start; a context manager."""
-
-    def __init__(self, folder: str | None):
-        self.folder, self.is_on = folder, False
-
-    def __enter__(self) -> "_Profile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.is_on:
-            jax.profiler.stop_trace()
-
-    def after(self, count: int, state: step.HeadState) -> None:
-        """Starts or stops the trace after ``count`` updates of this process."""
-        if self.folder is None or count not in PROFILED_UPDATES:
-            return
-        jax.block_until_ready(state)
-        if self.is_on:
-            jax.profiler.stop_trace()
-        else:
-            jax.profiler.start_trace(self.folder)
-        self.is_on = not self.is_on
 
 
 def read_last_evaluation(folder: pathlib.Path, step: int) -> dict:

@@ -23,7 +23,7 @@ class Options:
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m train.export --run head-run --target MODEL --output head --step 800",
-        "python -m train.export --run joint-run --target MODEL --output head --merged merged --adapter adapter",
+        "python -m train.export --run joint-run --target MODEL --output head --merged merged",
     )
 
     run: pathlib.Path

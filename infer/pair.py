@@ -7,6 +7,7 @@ Not here: what a pair does (`completion.py`), the tokenizer (`text.py`), the hub
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -21,10 +22,10 @@ from redrafter_jax.decode.propose.heads import default_shape_of
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import is_whole, require
-from redrafter_jax.devices import memory, mesh_choice, placement
+from redrafter_jax.devices import memory, mesh_choice, placement, processes
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.files import config, heads, hub, weights
+from redrafter_jax.files import adapters, config, heads, hub, weights
 from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.model.target import TargetConfig
 
@@ -159,6 +160,14 @@ def find(target: str | None, drafter: str | None, with_head: bool, dtype: str) -
         if isinstance(head_config, TargetConfig):
             text.check_same_tokens(folder, head, "--drafter")
     return Resolved(folder, target_config, head, head_config, dtype=dtype)
+
+
+def note_merged(folder: pathlib.Path) -> None:
+    """Says of a merged target (`train.main --train-target lora`) that its text is not the original's."""
+    original = adapters.original_of(folder)
+    if original is not None:
+        text_is = "its text is exactly that of the merged target, not the original's"
+        processes.say(f"note: the target is {shown(original)} merged with an adapter; {text_is}", sys.stderr)
 
 
 def plan(

@@ -59,7 +59,8 @@ def draft_loss(
 
     Args:
       labels_BT: the tokens, or IGNORED where the prediction of this token does not count.
-      hidden_BTD: the target's hidden states after its last norm; no gradient flows into them.
+      hidden_BTD: the target's hidden states after its last norm. Their gradient is that of the head's input; none flows in
+        through soft labels.
       segments_BT: which example of its row each token belongs to, examples being contiguous; None where a row is one example.
       paths_BTK: ``[B, T, K + 1]``, tokens to read and to predict after each text position in place of the text's own: the
         target's greedy ones, as in the paper's section 3.3. Hard labels only; the text's labels still decide which positions
@@ -74,7 +75,7 @@ def draft_loss(
     pad = functools.partial(_pad_to_chunks, chunk=chunk)
     tokens_BT, labels_BT, segments_BT, paths_BTK = jax.tree.map(pad, (tokens_BT, labels_BT, segments_BT, paths_BTK))
     drafter = _added_once(drafter)
-    hidden_BTD = pad(jax.lax.stop_gradient(hidden_BTD))
+    hidden_BTD = pad(hidden_BTD)
 
     def read(i: int) -> jax.Array:
         read_BT = _shifted(tokens_BT, -1 - i) if paths_BTK is None else paths_BTK[:, :, i]
@@ -109,12 +110,18 @@ def _shifted(x_BT: jax.Array, by: int) -> jax.Array:
 
 
 def _chunk_length(config: LossConfig, head: DrafterConfig | MedusaConfig, B: int, T: int) -> int:
-    """N, positions in a chunk. Each chunk reads the LM head and adds to its gradient once, so small chunks waste bandwidth.
-    Chunks are multiples of a TPU's tile (eight rows) and about equal, so that the last one has little padding."""
+    """N, positions in a chunk. Each chunk reads the LM head and adds to its gradient once, so small chunks waste bandwidth."""
     if config.chunk:
         return min(config.chunk, T)
+    return chunk_length(B * config.positions * (head.draft_vocab or head.vocab_size), T)
+
+
+def chunk_length(logits: int, T: int) -> int:
+    """How many of T positions have their float32 logits at a time, so that a device makes `MAX_LOGIT_BYTES` bytes of them at most
+    (but those of eight positions at least), where a position of all rows has so many ``logits``. Chunks are multiples of a TPU's
+    tile (eight rows) and about equal, so that the last one has little padding."""
     mesh = jax.sharding.get_abstract_mesh().shape
-    each = 4 * B * config.positions * (head.draft_vocab or head.vocab_size) // (mesh["data"] * mesh["model"])
+    each = 4 * logits // (mesh["data"] * mesh["model"])
     most = max(8, MAX_LOGIT_BYTES // each // 8 * 8)
     return min(T, 8 * -(-T // (8 * -(-T // most))))
 

@@ -17,8 +17,14 @@ from redrafter_jax.files import claims
 class Options:
     """Write the head of a run's checkpoint as a folder that infer.generate reads."""
 
-    VALUES: ClassVar = {"run": "FOLDER", "target": "MODEL", "output": "FOLDER", "checkpoints": "FOLDER", "step": "N"}
-    EXAMPLES: ClassVar = ("python -m train.export --run head-run --target MODEL --output head --step 800",)
+    VALUES: ClassVar = {
+        "run": "FOLDER", "target": "MODEL", "output": "FOLDER", "checkpoints": "FOLDER", "step": "N", "merged": "FOLDER",
+        "adapter": "FOLDER",
+    }  # fmt: skip
+    EXAMPLES: ClassVar = (
+        "python -m train.export --run head-run --target MODEL --output head --step 800",
+        "python -m train.export --run joint-run --target MODEL --output head --merged merged",
+    )
 
     run: pathlib.Path
     """Folder of the run (train.main's --output)."""
@@ -35,6 +41,10 @@ class Options:
     whole: bool = False
     """Write the head so that Apple's code and TensorRT-LLM's converter can read it: a slim head with the target's LM head, and a
     draft vocabulary as the whole one (the same drafts, from an exit a few features wider)."""
+    merged: pathlib.Path | None = None
+    """Of a run that trained the target too: folder for the merged target, to which the head belongs."""
+    adapter: pathlib.Path | None = None
+    """Of such a run: folder for the target's adapter in PEFT's format."""
 
 
 def main(options: Options) -> None:
@@ -48,13 +58,14 @@ def main(options: Options) -> None:
     from redrafter_jax.devices import memory, placement
     from redrafter_jax.devices.mesh import make_mesh
     from redrafter_jax.files import checkpoint, config, fingerprint, hub, weights
-    from train.run import card, evaluation, shapes
+    from train.run import card, evaluation, merged, shapes
     from train.run import configuration as configurations
     from train.run import loop as run
 
     if options.best and options.step is not None:
         raise BadInput("--best chooses the checkpoint that --step names; give one of them")
     claims.check_head(options.output, "--output")
+    merged.check(options.merged, options.adapter, ("--merged", "--adapter"))
     checkpoints = checkpoint.resolve_folder(options.checkpoints or options.run / "checkpoints")
     if options.checkpoints is not None:
         configurations.check_place(options.checkpoints, "--checkpoints")
@@ -75,8 +86,13 @@ def main(options: Options) -> None:
         load = placement.to_decode(target_config, None, "float32")
         memory.check(load, (1, 1), "--target, whose LM head --whole takes over,", {}, "an export without --whole")
     recipe = configurations.read_recipe(configuration, checkpoints / configurations.CONFIGURATION_FILE)
+    if not recipe.trains_target and (options.merged or options.adapter):
+        option = "--merged" if options.merged else "--adapter"
+        raise BadInput(
+            f"{option}: {options.run} did not train its target (--train-target lora), so there is no adapter; leave it out"
+        )
     jax.set_mesh(make_mesh())
-    like = jax.eval_shape(lambda: shapes.make_head_config(target_config, recipe).make(jax.random.key(0)))
+    like = shapes.artefacts_to_decode(target_config, recipe)
     step = choose(options, checkpoints, like)
     if not is_comparable:
         print(
@@ -85,21 +101,26 @@ def main(options: Options) -> None:
             file=sys.stderr,
         )
     last = run.read_last_evaluation(options.run, step)
+    found = checkpoint.restore(checkpoints, step, **like)
+    whose = None
+    if recipe.trains_target:
+        places = (options.merged, options.adapter)
+        whose = merged.write(found["adapter"], options.target, name.name, step, *places) or "not written with it, see --merged"
     card.write(
-        evaluation.with_tree(checkpoint.restore(checkpoints, step, head=like)["head"], last),
+        evaluation.with_tree(found["head"], last),
         weights.load_target(options.target, what="--target") if options.whole else None,
         options.output,
-        card.compose(name, configuration, last, step),
+        card.compose(name, configuration, last, step, whose),
     )
     print(f"the head of step {step} is in {options.output}")
 
 
-def choose(options: Options, checkpoints: epath.Path, like) -> int:
+def choose(options: Options, checkpoints: epath.Path, like: dict) -> int:
     """The step to export: the one that was asked for, else the first that can be read, the best or the newest first;
     says which could not be read.
 
     Args:
-      like: the head's shapes.
+      like: the shapes of each artefact that is exported, by its name.
 
     Raises:
       BadInput: there is no such step, it cannot be read, there were no evaluations, or the head is of another target.
@@ -117,7 +138,7 @@ def choose(options: Options, checkpoints: epath.Path, like) -> int:
     losses = held_out_losses(options, checkpoints, steps) if options.best else {}
     wanted = sorted(losses, key=losses.get) if options.best else steps[::-1] if options.step is None else [options.step]
     try:
-        step, damaged = checkpoint.find_newest_sound(checkpoints, wanted, head=like)
+        step, damaged = checkpoint.find_newest_sound(checkpoints, wanted, **like)
     except damage.ShapeMismatch as error:
         raise BadInput(f"--target: the head of {options.run} does not fit {options.target} ({error})") from None
     if step is None and options.step is not None:

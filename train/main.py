@@ -50,13 +50,16 @@ def _train(options: Options) -> int:
     from redrafter_jax.devices import mesh as meshes
     from redrafter_jax.files import config, fingerprint, hub, weights
     from train.data import datasets
-    from train.run import card, evaluation, footprint, loop
+    from train.run import card, evaluation, footprint, loop, merged
     from train.run import configuration as configurations
 
     name = options.target
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     options = dataclasses.replace(options, target=hub.locate(name, "--target"), dtype=dtype)
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
+    of_target = {"merged": options.output / merged.MERGED_FOLDER, "alone": options.output / merged.ADAPTER_FOLDER}
+    if options.recipe.trains_target:
+        merged.check(*of_target.values(), ("--output", "--output"))
     longest = target_config.max_position_embeddings
     if options.recipe.row_length > longest:
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {options.recipe.row_length}")
@@ -88,13 +91,16 @@ def _train(options: Options) -> int:
     processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
-        head = loop.train_head(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
+        state = loop.train_pair(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
     except stop.Stopped as stopped:
         processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
         return stopped.code
     last = loop.read_last_evaluation(options.output, steps)
-    head = evaluation.with_tree(head, last)
-    card.write(head, None, folder, card.compose(name, configuration, last, steps))
+    head = evaluation.with_tree(state.drafter, last)
+    whose = None
+    if state.lora is not None:
+        whose = merged.write(state.lora.adapter, options.target, name.name, steps, **of_target)
+    card.write(head, None, folder, card.compose(name, configuration, last, steps, whose))
     processes.say(f"the head is in {folder}")
     return 0
 
@@ -114,7 +120,7 @@ def check(options: Options) -> None:
 
 def load_of(options: Options, target):
     """What a mesh has to carry (a `placement.Footprint`) in a run with this target (a `TargetConfig`): its weights; the
-    head's, their gradients and both moments in float32; the rows that are read at a time.
+    head's, and the adapter's where there is one, their gradients and both moments in float32; the rows that are read at a time.
 
     Raises:
       BadInput: see `shapes.make_head_config`.
@@ -125,9 +131,11 @@ def load_of(options: Options, target):
     recipe = options.recipe
     head = shapes.make_head_config(target, recipe)
     size = placement.bytes_of_target(target, options.dtype or "float32") + 4 * placement.bytes_of_head(head, "float32")
+    size += 4 * placement.bytes_of_adapter(target, recipe.lora_rank) if recipe.trains_target else 0
     rows = recipe.batch // recipe.accumulate
     option = "--batch" if recipe.accumulate == 1 else "--batch / --accumulate"
-    return placement.Footprint(target, head, rows, option, size, options.shard_target == "data,model")
+    spread = options.shard_target == "data,model"
+    return placement.Footprint(target, head, rows, option, size, spread, repeats_heads=not recipe.trains_target)
 
 
 def smaller(options: Options, target) -> dict:

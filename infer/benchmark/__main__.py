@@ -155,6 +155,8 @@ def run(options: Options) -> dict:
     task = tuning.apply(task_of(options, jax.default_backend()), settings.source_of(options.settings), bool(options.beams))
     what = subject.subject_of(task)
     mesh = what.target.norm[...].sharding.mesh.shape
+    if what.folder is not None:
+        pair.note_merged(what.folder)
     theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None
     report = {
         "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `checks.is_report`

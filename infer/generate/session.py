@@ -109,6 +109,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
     if decoding.kind == "compare" and decoding.is_exact and not decoding.sampling.same_text:
         processes.say("note: with --acceptance rejection the distribution is the target's, but drafts change the text", sys.stderr)
+    pair.note_merged(prepared.resolved.target)
     note_template(prepared, given)
     check_room(prepared, turns)
     loaded = prepared.fill()

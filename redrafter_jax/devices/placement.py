@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from redrafter_jax.devices.mesh import on_paper
 from redrafter_jax.model import cache, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.lora import Adapter, LoraConfig
 from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
 from redrafter_jax.model.target import Target, TargetConfig
 
@@ -29,7 +30,8 @@ class Footprint:
 
     option: the name of what decides the rows; size: bytes of weights and what goes with them (`bytes_of_target`,
     `bytes_of_head`), split over ``model``, or over both axes if ``spread``; cache: bytes of keys and values
-    (`bytes_of_token`), split over ``data``, and over ``model`` as far as there are key-value heads.
+    (`bytes_of_token`), split over ``data``, and over ``model`` as far as there are key-value heads; repeats_heads: whether these
+    may be repeated, where there are fewer than shards (`repeat_kv_heads`), which is not so where their weights are trained.
     """
 
     target: TargetConfig
@@ -39,6 +41,7 @@ class Footprint:
     size: float = 0.0
     spread: bool = False
     cache: float = 0.0
+    repeats_heads: bool = True
 
     def bytes_per_device(self, data: int, model: int) -> float:
         """Bytes that a device of such a mesh holds."""
@@ -53,7 +56,7 @@ class Footprint:
         for owner, config in whose.items():
             for name in SHARDED:
                 size = getattr(config, name)
-                repeats = name == "num_key_value_heads" and model % size == 0
+                repeats = name == "num_key_value_heads" and model % size == 0 and self.repeats_heads
                 if size % model and not repeats:
                     return f"{model} does not divide the {owner}'s {name} {size}"
         if self.head is None or isinstance(self.head, TargetConfig):
@@ -113,6 +116,15 @@ def abstract_head(config: DrafterConfig | MedusaConfig, dtype: str = "float32") 
 def bytes_of_target(config: TargetConfig, dtype: str) -> int:
     """Bytes of a target's weights."""
     return bytes_of(abstract_target(config, dtype).embedding) + bytes_read_by_step(config, dtype)
+
+
+@functools.cache
+def bytes_of_adapter(config: TargetConfig, rank: int) -> int:
+    """Bytes of a target's low-rank adapter in float32."""
+    one = dataclasses.replace(config, num_hidden_layers=1)
+    with on_paper(1, 1):
+        made = jax.eval_shape(lambda: Adapter(jax.random.key(0), one, LoraConfig(rank, 1.0)))
+    return config.num_hidden_layers * bytes_of(made.blocks)
 
 
 def bytes_read_by_step(config: TargetConfig, dtype: str) -> int:

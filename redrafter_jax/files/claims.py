@@ -18,6 +18,9 @@ from redrafter_jax.files import json_files
 MAX_SIGNATURE_BYTES = 4096  # read from the start of a file to tell whose it is
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CARD_SIGNATURE = "---\nlibrary_name: redrafter_jax\n"  # begins the README.md of every exported head
+MERGED_SIGNATURE = "---\nlibrary_name: transformers\ntags: [redrafter_jax, merged]\n"  # the same of a merged target
+ADAPTER_SIGNATURE = "---\nlibrary_name: peft\ntags: [redrafter_jax, adapter]\n"  # the same of an adapter
+CARD_FILE = "README.md"
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.gguf")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -118,6 +121,14 @@ def _is_head_config(config: dict) -> bool:
     from redrafter_jax.files.config import DRAFTER_TYPE  # imports JAX, which nothing else here needs
 
     return config.get("model_type") == DRAFTER_TYPE
+
+
+def check_own(folder: pathlib.Path, what: str, signature: str) -> None:
+    """Raises BadInput unless the folder has no file, or a card that begins with this signature, and files can be written there."""
+    check_folder(folder, what)
+    card = folder / CARD_FILE
+    if not (card.is_file() and card.read_bytes().startswith(signature.encode())):
+        check_empty(folder, what, "an earlier export")
 
 
 def check_empty(folder: pathlib.Path, what: str, whose: str) -> None:

@@ -48,12 +48,17 @@ def fingerprint(folder: pathlib.Path | None) -> str:
     Raises:
       OSError: a file cannot be read.
     """
-    small = [path for path in _match(folder, SMALL_FILES) if path.is_file()] if folder else []
+    small = list_small_files(folder) if folder else []
     large = _list_weights(folder) if folder else []
     digest = hashlib.sha256()
     for path, found in [(path, _hash(path)) for path in small] + list(zip(large, _hash_or_recall(large), strict=True)):
         digest.update(f"{os.path.relpath(path, folder)} {found}\n".encode())
     return VERSION_PREFIX + digest.hexdigest()
+
+
+def list_small_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a model besides its weights."""
+    return [path for path in _match(folder, SMALL_FILES) if path.is_file()]
 
 
 def is_current(found: object) -> bool:

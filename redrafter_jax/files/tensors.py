@@ -31,6 +31,7 @@ def write(
     arrays: dict[tuple[str, bool], jax.Array],
     fields: dict[str, object],
     file: str = "model.safetensors",
+    config_file: str = "config.json",
 ) -> None:
     """A model's folder: tensors by their name in the file and whether it holds them transposed, and config.json. All processes
     call it; the first writes."""
@@ -40,7 +41,7 @@ def write(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
-    with replacing(folder / "config.json") as config, replacing(folder / file) as tensors:
+    with replacing(folder / config_file) as config, replacing(folder / file) as tensors:
         safetensors.numpy.save_file(host, tensors, metadata={"format": "pt"})
         config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
         tensors.chmod(stat.S_IMODE(config.stat().st_mode))  # safetensors makes a file that only its owner may read

@@ -107,5 +107,5 @@ def test_an_evaluation_leaves_out_the_tokens_per_step_that_there_are_not(mha, mo
     monkeypatch.setattr(evaluate, "Engine", Fake)
     evaluation = evaluate.Evaluation(target, None, None)
     evaluation.prompts = [[1, 2], [3, 4]]
-    monkeypatch.setattr(evaluation, "_metrics", lambda _: {"loss": 2.0})
+    monkeypatch.setattr(evaluation, "_metrics", lambda *_: {"loss": 2.0})
     assert evaluation.measure(drafter) == {"loss": 2.0}

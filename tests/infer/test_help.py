@@ -13,7 +13,7 @@ from infer.benchmark import __main__ as benchmark
 from infer.command import read_options
 from infer.evaluate import __main__ as evaluate
 from infer.generate import __main__ as generate
-from train import export, plot
+from train import drift, export, plot
 from train.distill import __main__ as distill
 from train.main import parse
 from train.run import options as training
@@ -27,6 +27,7 @@ KINDS = {
     "train.distill": distill.Options,
     "train.plot": plot.Options,
     "train.export": export.Options,
+    "train.drift": drift.Options,
 }
 
 

@@ -34,6 +34,7 @@ LIBRARY_IMPORTS = {
     "devices": EVERYBODY | {"model"},  # what a mesh has to carry is counted from a model's shapes
     "files": EVERYBODY | {"model", "families", "devices"},  # weights are read shard by shard onto the mesh
     "loss": EVERYBODY | {"model", "families", "cross_entropy"},
+    "drift": EVERYBODY | {"model", "loss"},
     "decode": EVERYBODY | {"model", "families", "devices"},  # the engine asks which processes decode together
     "slices": EVERYBODY | {"model", "families", "devices", "files"},  # compiles programs on paper
     "__init__": {"version", "errors", "model", "families", "devices", "files", "loss", "decode", "slices"},  # the public names

@@ -188,7 +188,7 @@ def test_nothing_to_train_on_names_the_option(target, tmp_path, capsys, monkeypa
 
 
 def test_a_run_without_held_out_examples_says_so(target, text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "train_head", stopped)
+    monkeypatch.setattr(loop, "train_pair", stopped)
     assert main.command(training(target, text, tmp_path / "run", "--steps", 1, "--held-out", 0)) == 143
     assert capsys.readouterr().err.count("no example is held out") == 1
 

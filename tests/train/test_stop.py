@@ -62,7 +62,7 @@ def test_a_run_that_is_not_finished_does_not_look_finished(code, arguments, tmp_
     def stopped(*_):
         raise stop.Stopped(7, code)
 
-    monkeypatch.setattr(loop, "train_head", stopped)
+    monkeypatch.setattr(loop, "train_pair", stopped)
     assert main.command([*arguments, "--steps", "9"]) == code
     assert f"stopped; the same command goes on from step 7 of 9, which is in {tmp_path / 'run'}" in capsys.readouterr().out
     assert not (tmp_path / "run" / "head").exists()

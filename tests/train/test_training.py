@@ -91,7 +91,7 @@ def test_a_loss_that_is_no_number_names_the_step_what_it_read_and_the_last_good_
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
-    monkeypatch.setattr(evaluation.Evaluation, "loss", lambda self, drafter: next(scores))
+    monkeypatch.setattr(evaluation.Evaluation, "loss", lambda self, *models: next(scores))
     run.train_head(load_target("mha"), examples(), recipe(12), tmp_path)
     with checkpoint.Checkpoints(tmp_path / "checkpoints") as kept:
         assert sorted(kept.steps) == [4, 10, 12]

@@ -12,11 +12,12 @@ from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims
 from redrafter_jax.files.atomic import replacing
+from redrafter_jax.files.claims import CARD_FILE
 from train.run.configuration import DATA_OPTIONS, NOT_COMPARED
+from train.run.merged import ALWAYS
 from train.run.options import Options
 from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
 
-CARD_FILE = "README.md"
 SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
 NO_FIGURES = "None: there was no evaluation (`--held-out`, `--evaluate-every`)."
 CARD_OPTIONS = ("glob", "held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
@@ -33,10 +34,11 @@ def write(head, target, folder: pathlib.Path, content: str) -> None:
     heads.save_head(head, folder, target)
 
 
-def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int) -> str:
+def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int, merged: str | None = None) -> str:
     """The text of the model card: base model, data, steps, figures, command. Files are named without their folders.
 
     Args:
+      merged: where the target was trained too, the fingerprint of the merged target, or that it was not written.
       configuration: as saved with the run.
       figures: of the last evaluation before the checkpoint, with its step.
       step: of the checkpoint.
@@ -48,15 +50,26 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int)
     measured = "\n".join(f"| {name.removeprefix('held_out_').replace('_', ' ')} | {value:.3f} |" for name, value in shown.items())
     table = f"| figure | value |\n|---|---|\n{measured}"
     after = f" after {figures['step']} updates" if shown else ""
+    decoded = target.name if merged is None else "MERGED"
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
         f"{claims.CARD_SIGNATURE}tags: [speculative-decoding, redrafter]\n---\n"
         f"# A ReDrafter head for {target.name}\n\n"
         "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
-        f"`train.main` of redrafter_jax. It is of use only with the target it was trained for, `{target.name}`:\n\n"
-        f"    python -m infer.generate --target {target.name} --drafter THIS_FOLDER --prompt ...\n\n"
+        f"`train.main` of redrafter_jax. {_whose(target, merged)}:\n\n"
+        f"    python -m infer.generate --target {decoded} --drafter THIS_FOLDER --prompt ...\n\n"
         f"## Figures on held-out examples{after}\n\n{table if shown else NO_FIGURES}\n\n"
         f"## Training\n\n{step} updates of `train.main`:{begun}{SETTINGS_HEADER}{_table(compared)}"
+    )
+
+
+def _whose(target: pathlib.Path, merged: str | None) -> str:
+    """Which target the head belongs to."""
+    if merged is None:
+        return f"It is of use only with the target it was trained for, `{target.name}`"
+    return (
+        f"It belongs to a *merged* target: `{target.name}` with the\nadapter that was trained beside it. Fingerprint of the merged"
+        f" target: {merged}.\n{ALWAYS.format(f'`{target.name}`')}\nDecode with the merged target"
     )
 
 

@@ -14,13 +14,15 @@ from redrafter_jax.decode.propose.heads import fit_shape, proposer_of_head
 from redrafter_jax.decode.propose.medusa import MAX_CHILDREN, grow
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.reply import mean_tokens_per_step
+from redrafter_jax.drift import Drift
 from redrafter_jax.files.heads import Head
 from redrafter_jax.loss import LossConfig, Metrics
 from redrafter_jax.model import vocabulary
+from redrafter_jax.model.lora import Adapter, adapt
 from redrafter_jax.model.medusa import MedusaHeads
 from redrafter_jax.model.target import Target
 from train.data.rows import Rows, put_batch
-from train.run import step
+from train.run import joint, step
 from train.run.recipe import Recipe
 
 EVALUATED_SHAPES = (Shape(1, 4), Shape(4, 4))
@@ -53,24 +55,30 @@ class Evaluation:
         every = self.recipe.evaluate_every
         return bool(self.batches) and (index % every == 0 or index == self.recipe.steps)
 
-    def loss(self, drafter: Head) -> float | None:
+    def loss(self, drafter: Head, adapter: Adapter | None = None) -> float | None:
         """Cross-entropy against the text, in nats, summed over drafted positions; None: no examples are held out."""
-        return self._metrics(drafter)["loss"] if self.batches else None
+        return self._metrics(drafter, self._adapted(adapter))["loss"] if self.batches else None
 
-    def measure(self, drafter: Head) -> dict:
+    def measure(self, drafter: Head, adapter: Adapter | None = None) -> dict:
         """The loss, top-1..5 accuracies per position, and, where there are prompts, tokens per step of greedy decoding
-        by beam shape."""
-        figures = self._metrics(drafter)
+        by beam shape; with an adapter all of them of the adapted target, and how far that is from the original."""
+        target = self._adapted(adapter)
+        figures = self._metrics(drafter, target)
+        if adapter is not None:
+            figures |= join_drifts([joint.measure_drift(self.target, adapter, batch) for batch in self.batches])
         narrow = vocabulary.cast(drafter, self.target.norm[...].dtype)
         for shape in EVALUATED_SHAPES if self.prompts else ():
             shape = fit_shape(drafter.config, shape)
-            found = measure_tokens_per_step(self.target, narrow, shape, self.prompts)
+            found = measure_tokens_per_step(target, narrow, shape, self.prompts)
             if found is not None:
                 figures[f"tokens_per_step_{shape.width}x{shape.length}"] = found
         return figures
 
-    def _metrics(self, drafter: Head) -> dict:
-        return join_metrics([self.update(drafter, self.target, batch)[1] for batch in self.batches])
+    def _adapted(self, adapter: Adapter | None) -> Target:
+        return self.target if adapter is None else adapt(self.target, adapter)
+
+    def _metrics(self, drafter: Head, target: Target) -> dict:
+        return join_metrics([self.update(drafter, target, batch)[1] for batch in self.batches])
 
 
 def with_tree(head: Head, last: dict) -> Head:
@@ -93,6 +101,14 @@ def join_metrics(parts: list[Metrics]) -> dict:
     loss_K = (loss * inside).sum(0) / np.maximum(inside.sum(0), 1)
     accuracy_KR = (accuracy * scored[..., None]).sum(0) / np.maximum(scored.sum(0), 1)[:, None]
     return {"loss": float(loss_K.sum()), "accuracy": accuracy_KR.round(4).tolist()}
+
+
+def join_drifts(parts: list[Drift]) -> dict:
+    """The figures of a drift over several batches, as if they were one: means weighted by places."""
+    host = [{field.name: float(getattr(part, field.name)) for field in dataclasses.fields(Drift)} for part in parts]
+    places = np.array([part.pop("places") for part in host])
+    means = {name: float(np.array([part[name] for part in host]) @ places / max(1, places.sum())) for name in host[0]}
+    return {name: round(value, 5) for name, value in means.items()}
 
 
 def cut_prompts(examples, count: int, context: int) -> list[list[int]]:

@@ -29,16 +29,18 @@ LEGEND = "loss: mean over {} drafted positions, in nats; first: how often the fi
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # fits 80 columns
 
 
-def flops(target: Target, drafter: Head, recipe: Recipe) -> float:
-    """FLOPs of an update that the mathematics needs: the target forward, K drafted positions forward and backward; what
-    is computed again in the backward pass, and attention over the context, are not counted."""
+def flops(target: Target, drafter: Head, recipe: Recipe, is_joint: bool = False) -> float:
+    """FLOPs of an update that the mathematics needs: the target forward, K drafted positions forward and backward, and where
+    the update is of the target too (``is_joint``) another pass of it forward and backward to the activations, and the logits of
+    both. What is computed again in the backward pass, attention over the context and the adapters are not counted."""
     body = sum(leaf.size for leaf in jax.tree.leaves(target.blocks))
     unembedding = jax.eval_shape(lambda: target.columns(drafter.ids)).size
     head = drafter.weights_per_position() + (unembedding if drafter.own_columns() is None else 0)
     teacher = 2 * unembedding if recipe.distill_weight > 0 else 0
     if recipe.labels == "greedy":
         teacher += 2 * (recipe.positions * (body + target.lm_head[...].size) + target.lm_head[...].size)
-    return recipe.batch * recipe.row_length * (2 * body + teacher + 6 * recipe.positions * head)
+    joint = 4 * body + 6 * target.lm_head[...].size if is_joint else 0
+    return recipe.batch * recipe.row_length * (2 * body + teacher + 6 * recipe.positions * head + joint)
 
 
 def peak() -> float | None:
@@ -75,11 +77,11 @@ class Log:
     """The log of one run from step ``first`` on; a context manager. Lines that a stopped run wrote after its last
     checkpoint are dropped, since those steps are done again."""
 
-    def __init__(self, folder: pathlib.Path, recipe: Recipe, first: int, flops_per_step: float):
+    def __init__(self, folder: pathlib.Path, recipe: Recipe, first: int, flops_per_step: float, flops_of_joint: float = 0.0):
         kept = [line for line in read(folder) if line["step"] <= first]
         with replacing(path(folder)) as new:
             new.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.folder, self.recipe, self.first, self.flops = folder, recipe, first, flops_per_step
+        self.folder, self.recipe, self.first, self.flops = folder, recipe, first, (flops_per_step, flops_of_joint)
         self.peak = peak()
 
     def __enter__(self) -> "Log":
@@ -122,8 +124,10 @@ class Log:
             "fill": round(float(host.fill), 4),
             "tokens_per_second": round(pace * self.recipe.batch * self.recipe.row_length, 1),
         }
+        if host.joint is not None:
+            line |= _describe_joint(host.joint)
         if self.peak:
-            line["peak_share"] = round(pace * self.flops / self.peak, 4)
+            line["peak_share"] = round(pace * self.flops[host.joint is not None] / self.peak, 4)
         self.bar.set_postfix_str(describe_step(line, self.recipe.positions))
         self._write(line)
 
@@ -138,6 +142,14 @@ class Log:
         for name, value in line.items():
             for key, scalar in _scalars(name, value):
                 self.board.add_scalar(key, scalar, line["step"])
+
+
+def _describe_joint(joint) -> dict:
+    """What a line of training says of a target that is trained too (`step.JointMetrics`), in nats; ``through``: whether the
+    head's gradient went into it (of an update in parts, in which share of them)."""
+    names = {"kl": joint.drift.kl, "text_loss": joint.drift.text, "agreement": joint.drift.agreement}
+    names |= {"through": joint.is_through, "adapter_gradient_norm": joint.gradient_norm}
+    return {name: round(float(value), 5) for name, value in names.items()}
 
 
 def describe_step(line: dict, positions: int) -> str:

@@ -1,10 +1,11 @@
-"""A training run of a head: the loop, its checkpoints, its log, and how it ends.
+"""A training run of a head, and perhaps of its target: the loop, its checkpoints, its log, and how it ends.
 
 Resuming is exact: a checkpoint has the head, the optimizer's state and the step, and the step decides what is read. Not
-here: the update (`step.py`), rows (`data/rows.py`), evaluations (`evaluation.py`), the log (`log.py`), the saved
+here: the update (`step.py`, `joint.py`), rows (`data/rows.py`), evaluations (`evaluation.py`), the log (`log.py`), the saved
 configuration (`configuration.py`), how a run is asked to end (`stop.py`).
 """
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -18,17 +19,17 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import checkpoint
 from redrafter_jax.files.heads import Head, HeadConfig
 from redrafter_jax.loss import LossConfig
-from redrafter_jax.model.target import Target
+from redrafter_jax.model.target import Target, TargetConfig
 from train.data.rows import Rows, find_most_frequent, read_batches
-from train.run import log, step
+from train.run import joint, log, step
 from train.run.evaluation import Evaluation
+from train.run.profile import Profile
 from train.run.recipe import Recipe
 from train.run.shapes import make_head_config
 from train.run.stop import Stop, Stopped
 
 MAX_LOSS_RATIO = 3.0  # times the loss of the first step
 HELD_OUT_SCORE = "held_out_loss"  # a checkpoint's score, where the run evaluates
-PROFILED_UPDATES = (5, 8)  # a trace begins and ends after these updates; the first ones compile
 
 
 class Diverged(BadInput):
@@ -39,7 +40,22 @@ def make_schedule(recipe: Recipe) -> step.Schedule:
     return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate)
 
 
-def train_head(
+def make_updates(recipe: Recipe) -> tuple:
+    """`step.step`, and `joint.step` where the target is trained too, as functions of a state, the target and a batch."""
+    config = LossConfig(recipe.positions, recipe.distill_weight, decay=recipe.decay)
+    schedule = make_schedule(recipe)
+    alone = functools.partial(step.step, schedule=schedule, config=config, labels=recipe.labels)
+    if not recipe.trains_target:
+        return alone, None
+    return alone, functools.partial(joint.step, schedule=joint.JointSchedule.of(recipe, schedule), config=config)
+
+
+def train_head(*arguments, **options) -> Head:
+    """The head that `train_pair` trains."""
+    return train_pair(*arguments, **options).drafter
+
+
+def train_pair(
     target: Target,
     examples,
     recipe: Recipe,
@@ -47,9 +63,9 @@ def train_head(
     held_out=None,
     checkpoints: str | None = None,
     profile: str | None = None,
-) -> Head:
-    """Trains a head, from the newest readable checkpoint in ``folder`` or from random weights, and returns it.
-    Unreadable checkpoints are renamed, and printed.
+) -> step.HeadState:
+    """Trains a head, and the target's adapter where the recipe says so, from the newest readable checkpoint in ``folder`` or from
+    random weights, and returns the state at the end. Unreadable checkpoints are renamed, and printed.
 
     Args:
       examples, held_out: sequences of `tokens` and `labelled` (`rows.Rows`); ``held_out`` may be None.
@@ -64,7 +80,7 @@ def train_head(
     config = make_head_config(target.config, recipe)
     rows = Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
-    start = functools.partial(_start, recipe, config, mesh.is_spread(target))
+    start = functools.partial(start_state, recipe, target.config, config, mesh.is_spread(target))
     place = checkpoints or folder / "checkpoints"
     for sentence in checkpoint.set_aside_damaged(place, **_artefacts(jax.eval_shape(start))):
         processes.say(sentence, sys.stderr)
@@ -75,24 +91,33 @@ def train_head(
             ids = find_most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
             state = jax.jit(functools.partial(start, ids=ids))()
         run = _Run(target, rows, recipe, folder, saved, Evaluation(target, recipe, held_out))
-        with _Profile(profile) as trace:
+        with Profile(profile) as trace:
             return run.go(state, trace)
 
 
-def _start(recipe: Recipe, config: HeadConfig, spread: bool, ids: np.ndarray | None = None) -> step.HeadState:
+def start_state(
+    recipe: Recipe, target: TargetConfig, config: HeadConfig, spread: bool, ids: np.ndarray | None = None
+) -> step.HeadState:
+    """The state before the first step."""
     key = jax.random.key(recipe.seed)  # inside jit, since a key made outside would span processes
-    return step.start(key, config, make_schedule(recipe), ids, spread)
+    schedule = make_schedule(recipe)
+    state = step.start(key, config, schedule, ids, spread)
+    if not recipe.trains_target:
+        return state
+    return dataclasses.replace(state, lora=joint.start(target, joint.JointSchedule.of(recipe, schedule), spread))
 
 
 def resume(saved: checkpoint.Checkpoints, start) -> step.HeadState:
     """Restores the newest checkpoint's state."""
     loaded = saved.restore(**_artefacts(jax.eval_shape(start)))
-    return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1])
+    adapted = step.AdapterState(loaded["adapter"], loaded["train_adapter"]) if "adapter" in loaded else None
+    return step.HeadState(loaded["train"][0], loaded["head"], loaded["train"][1], adapted)
 
 
 def _artefacts(state: step.HeadState) -> dict:
     """The artefacts of a checkpoint, by name."""
-    return {"head": state.drafter, "train": (state.step, state.optimizer)}
+    of_target = {} if state.lora is None else {"adapter": state.lora.adapter, "train_adapter": state.lora.optimizer}
+    return {"head": state.drafter, "train": (state.step, state.optimizer), **of_target}
 
 
 class _Run:
@@ -101,20 +126,21 @@ class _Run:
     def __init__(self, target, rows: Rows, recipe: Recipe, folder, saved: checkpoint.Checkpoints, evaluation: Evaluation):
         self.target, self.rows, self.recipe, self.checkpoints, self.evaluation = target, rows, recipe, saved, evaluation
         self.folder = folder
-        config = LossConfig(recipe.positions, recipe.distill_weight, decay=recipe.decay)
-        update = functools.partial(step.step, schedule=make_schedule(recipe), config=config, labels=recipe.labels)
-        self.update = jax.jit(update, donate_argnums=0)
+        alone, joint_ = make_updates(recipe)
+        self.update = jax.jit(alone, donate_argnums=0)
+        self.joint_update = jax.jit(joint_, donate_argnums=0) if joint_ is not None else None
         self.recent: list[tuple[int, np.ndarray, step.UpdateMetrics]] = []  # since the last check: step, rows read, metrics
         self.first_loss: float | None = None
 
-    def go(self, state: step.HeadState, trace: "_Profile") -> Head:
+    def go(self, state: step.HeadState, trace: Profile) -> step.HeadState:
         recipe, parts = self.recipe, self.recipe.accumulate
         first, of_update = int(state.step) // parts, []
         self.first_loss = self._loss_at_start(first)
         batches = read_batches(self.rows, recipe.batch // parts, recipe.seed, first * parts, recipe.steps * parts)
         with self._log(first, state.drafter) as lines, Stop() as stop:
             for part, (batch, numbers) in enumerate(batches, start=first * parts + 1):
-                state, metrics = self.update(state, self.target, batch)
+                is_joint = self.joint_update is not None and part > recipe.joint_from * parts
+                state, metrics = (self.joint_update if is_joint else self.update)(state, self.target, batch)
                 of_update.append(metrics)
                 self.recent.append((-(-part // parts), numbers, metrics))
                 if part % parts:
@@ -138,7 +164,7 @@ class _Run:
                 if stops and index < recipe.steps:
                     raise Stopped(index, stop.code)
                 of_update = []
-        return state.drafter
+        return state
 
     def _loss_at_start(self, first: int) -> float | None:
         """The loss of the run's first step, in every process; None: the run starts, or its log does not have it."""
@@ -150,12 +176,14 @@ class _Run:
     def _log(self, first: int, drafter: Head) -> log.Log | log.Silent:
         if not processes.is_first():
             return log.Silent()
-        return log.Log(self.folder, self.recipe, first, log.flops(self.target, drafter, self.recipe))
+        costs = (log.flops(self.target, drafter, self.recipe, is_joint) for is_joint in (False, True))
+        return log.Log(self.folder, self.recipe, first, *costs)
 
     def _check(self) -> None:
         """Raises Diverged at a loss or gradient that is not finite, or a loss that is too high."""
         for index, numbers, metrics in self.recent:
             loss, norm = _loss_of(metrics), float(metrics.gradient_norm)
+            norm += 0.0 if metrics.joint is None else float(metrics.joint.gradient_norm)
             self.first_loss = loss if self.first_loss is None else self.first_loss
             is_sound = math.isfinite(loss) and loss <= MAX_LOSS_RATIO * self.first_loss
             if is_sound and math.isfinite(norm):
@@ -182,7 +210,7 @@ class _Run:
         """Figures of the head; their time does not count as training."""
         jax.block_until_ready(state)
         with lines.pause():
-            return figures_of(state.drafter)
+            return figures_of(state.drafter, None if state.lora is None else state.lora.adapter)
 
     def _save(self, index: int, state: step.HeadState, of_update: list[step.UpdateMetrics], held_out: float | None, lines) -> None:
         if held_out is None:
@@ -194,31 +222,6 @@ class _Run:
 
 def _loss_of(metrics: step.UpdateMetrics) -> float:
     return float(np.asarray(metrics.loss.loss).sum())
-
-
-class _Profile:
-    """A trace of updates PROFILED_UPDATES[0] + 1 to PROFILED_UPDATES[1] after the start; a context manager."""
-
-    def __init__(self, folder: str | None):
-        self.folder, self.is_on = folder, False
-
-    def __enter__(self) -> "_Profile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.is_on:
-            jax.profiler.stop_trace()
-
-    def after(self, count: int, state: step.HeadState) -> None:
-        """Starts or stops the trace after ``count`` updates of this process."""
-        if self.folder is None or count not in PROFILED_UPDATES:
-            return
-        jax.block_until_ready(state)
-        if self.is_on:
-            jax.profiler.stop_trace()
-        else:
-            jax.profiler.start_trace(self.folder)
-        self.is_on = not self.is_on
 
 
 def read_last_evaluation(folder: pathlib.Path, step: int) -> dict:

@@ -1,7 +1,7 @@
 """Recipes: how a head is trained, for any target and text; and recipes that are known to work."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from redrafter_jax.errors import BadInput
 
@@ -20,6 +20,7 @@ MAX_VALUES = {  # of each integer of a recipe; a larger one is a typing error
     "head_vocab": 1 << 24,
     "warmup": 10**8,
     "evaluate_every": 10**8,
+    "lora_rank": 1 << 12,
 }
 MAY_BE_ZERO = ("head_vocab", "warmup", "evaluate_every")
 
@@ -27,6 +28,8 @@ MAY_BE_ZERO = ("head_vocab", "warmup", "evaluate_every")
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What decides the weights, and how often a run saves, logs and evaluates."""
+
+    GROUPS: ClassVar = {"the_target_too": "train_target"}
 
     method: Literal["recurrent", "medusa"] = "recurrent"
     """recurrent: ReDrafter's head; medusa: as many of Medusa's heads as there are drafted positions."""
@@ -77,10 +80,37 @@ class Recipe:
     """Updates between evaluations on held-out examples; 0: none."""
     evaluation_rows: int = 32
     """Held-out rows of an evaluation, and held-out prompts that it decodes to measure tokens per step."""
+    train_target: Literal["none", "lora"] = "none"
+    """lora: after the head alone, the target is trained beside it by low-rank adapters of its q, k, v, o and feed-forward. Then the
+    text is that of the merged target, and no longer the original's."""
+    lora_rank: int = 16
+    """Rank of the adapters (R)."""
+    lora_alpha: float = 16.0
+    """The adapters' products are multiplied by ALPHA / R."""
+    lora_rate: float = 0.1
+    """Highest learning rate of the adapters, as a factor of --rate."""
+    lora_start: float = 0.3
+    """Share of the updates in which the head learns alone, first."""
+    kl_weight: float = 1.0
+    """Weight of KL(original target || adapted target) in the loss, which keeps the target near the original (beta)."""
+    text_weight: float = 0.0
+    """Weight of the adapted target's own loss on the text."""
+    through: float = 0.5
+    """Probability that an update lets the head's gradient into the target. 0: never; 1: always, and then the target may make
+    itself easy to predict at the cost of what it says."""
 
     @property
     def is_medusa(self) -> bool:
         return self.method == "medusa"
+
+    @property
+    def trains_target(self) -> bool:
+        return self.train_target == "lora"
+
+    @property
+    def joint_from(self) -> int:
+        """The updates after which the target is trained too."""
+        return int(self.lora_start * self.steps)
 
     def check(self) -> None:
         """Raises BadInput for a number out of its range."""
@@ -111,8 +141,33 @@ class Recipe:
             raise BadInput(f"--clip should be above 0, not {self.clip}")
         if not 0 <= self.seed < 2**32:
             raise BadInput(f"--seed should be from 0 to {2**32 - 1}, not {self.seed}")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        """The same of what trains the target."""
+        changed = [name for name, usual in _TARGET_TOO.items() if getattr(self, name) != usual]
+        if changed and not self.trains_target:
+            raise BadInput(f"--{changed[0].replace('_', '-')} is of --train-target lora; give that too, or leave it out")
+        if not 0 < self.lora_alpha <= 1 << 12:
+            raise BadInput(f"--lora-alpha should be above 0 and at most {1 << 12}, not {self.lora_alpha}")
+        if not 0 < self.lora_rate <= 100 or not self.lora_rate * self.rate < 1:
+            raise BadInput(f"--lora-rate should be above 0 and at most 100, and --rate times it below 1, not {self.lora_rate}")
+        if not 0 <= self.lora_start < 1:
+            raise BadInput(f"--lora-start should be from 0 to below 1, not {self.lora_start}")
+        for name in ("kl_weight", "text_weight"):
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise BadInput(f"--{name.replace('_', '-')} should be from 0 to 1000000, not {getattr(self, name)}")
+        if not 0 <= self.through <= 1:
+            raise BadInput(f"--through should be from 0 to 1, not {self.through}")
+        if self.trains_target and self.through == self.kl_weight == self.text_weight == 0:
+            raise BadInput("--through, --kl-weight and --text-weight are all 0, so nothing trains the target; raise one of them")
+        if self.trains_target and self.labels == "greedy":
+            raise BadInput("--train-target lora changes what the target generates, so it does not go with --labels greedy")
 
 
+_TARGET_TOO = {  # the defaults of the options that say how a target is trained
+    field.name: field.default for field in dataclasses.fields(Recipe) if field.name.startswith("lora_")
+} | {name: getattr(Recipe, name) for name in ("kl_weight", "text_weight", "through")}
 DOES_NOT_CHANGE_WEIGHTS = ("save_every", "log_every", "evaluate_every", "evaluation_rows")
 """Fields that a resumed run may change."""
 

@@ -1,8 +1,11 @@
-"""The shapes of the head that a recipe trains: the one place where the methods differ before they are trained."""
+"""The shapes of what a recipe trains: the one place where the methods differ before they are trained."""
+
+import jax
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.model.drafter import DrafterConfig
+from redrafter_jax.model.lora import Adapter, LoraConfig
 from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import TargetConfig
 from train.run.recipe import Recipe
@@ -35,3 +38,16 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
         tied=recipe.head == "slim",
         draft_vocab=recipe.head_vocab,
     )
+
+
+def make_lora_config(recipe: Recipe) -> LoraConfig:
+    """The shapes of the target's adapter."""
+    return LoraConfig(recipe.lora_rank, recipe.lora_alpha)
+
+
+def artefacts_to_decode(target: TargetConfig, recipe: Recipe) -> dict:
+    """The shapes of what decoding needs of a checkpoint, by artefact: the head, and the adapter where there is one."""
+    found = {"head": jax.eval_shape(lambda: make_head_config(target, recipe).make(jax.random.key(0)))}
+    if recipe.trains_target:
+        found["adapter"] = jax.eval_shape(lambda: Adapter(jax.random.key(0), target, make_lora_config(recipe)))
+    return found

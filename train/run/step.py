@@ -8,8 +8,10 @@ import optax
 
 from redrafter_jax import loss
 from redrafter_jax.devices import mesh
+from redrafter_jax.drift import Drift
 from redrafter_jax.files.heads import Head, HeadConfig
 from redrafter_jax.model import attention, vocabulary
+from redrafter_jax.model.lora import Adapter
 from redrafter_jax.model.target import Pass, Target
 from train.data.rows import Batch
 from train.run import labels as greedy
@@ -44,22 +46,46 @@ def _matrices(drafter: Head):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class HeadState:
-    """What a step changes: the head, its optimizer's state, the number of calls of `step` so far."""
+class AdapterState:
+    """The target's adapter and its optimizer's state."""
 
-    step: jax.Array
-    drafter: Head
+    adapter: Adapter
     optimizer: optax.OptState
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class HeadState:
+    """What a step changes: the head, its optimizer's state, the number of calls of `step` so far; and, where the target is trained
+    too, its adapter, which is there from the first step and changes in those of `joint.step` alone."""
+
+    step: jax.Array
+    drafter: Head
+    optimizer: optax.OptState
+    lora: AdapterState | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class JointMetrics:
+    """Of a step that trains the target too: how far that is from the original; whether the head's gradient went into it; the norm
+    of the adapter's gradient before clipping."""
+
+    drift: Drift
+    is_through: jax.Array
+    gradient_norm: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class UpdateMetrics:
-    """Of one step: the loss's parts, the norm of the gradient before clipping, the share of the batch that is not padding."""
+    """Of one step: the loss's parts, the norm of the head's gradient before clipping, the share of the batch that is not padding,
+    and what there is to say of a target that is trained too."""
 
     loss: loss.Metrics
     gradient_norm: jax.Array
     fill: jax.Array
+    joint: JointMetrics | None = None
 
 
 def start(key: jax.Array, config: HeadConfig, schedule: Schedule, ids: jax.Array | None = None, spread: bool = False) -> HeadState:
@@ -84,20 +110,33 @@ def step(
 
     (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
     metrics = UpdateMetrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
+    return update_head(state, gradients, schedule), metrics
+
+
+def update_head(state: HeadState, gradients: Head, schedule: Schedule) -> HeadState:
+    """The state after an update of the head along its gradients."""
+    weights = vocabulary.trainable(state.drafter)
     updates, optimizer = schedule.optimizer().update(gradients, state.optimizer, weights)
     drafter = vocabulary.merge(optax.apply_updates(weights, updates), state.drafter)
-    return HeadState(state.step + 1, drafter, optimizer), metrics
+    return dataclasses.replace(state, step=state.step + 1, drafter=drafter, optimizer=optimizer)
 
 
 def evaluate(
     drafter: Head, target: Target, batch: Batch, config: loss.LossConfig, labels: Labels = "text"
 ) -> tuple[jax.Array, loss.Metrics]:
-    """The loss of a head on a batch, and its parts. The head's weights are float32 so that small updates add up; they are
-    multiplied as the device does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""
+    """The loss of a head on a batch, and its parts."""
     text = read(target, batch)
     paths_BTK = greedy.paths(target, batch, text, config.positions + 1) if labels == "greedy" else None
+    return head_loss(drafter, target, batch, text.hidden, config, paths_BTK)
+
+
+def head_loss(
+    drafter: Head, target: Target, batch: Batch, hidden_BTD: jax.Array, config: loss.LossConfig, paths_BTK: jax.Array | None = None
+) -> tuple[jax.Array, loss.Metrics]:
+    """`loss.draft_loss` of a batch. The head's weights are float32 so that small updates add up; they are multiplied as the device
+    does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""
     with jax.default_matmul_precision("default"):
-        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, text.hidden, config, batch.segments, paths_BTK)
+        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
 
 
 def read(target: Target, batch: Batch) -> Pass:

@@ -139,8 +139,8 @@ class Sampling:
         require("top_p", wrong_top_p(self.top_p))
         require("rule", wrong_rule(self.rule))
         require("repetition_penalty", wrong_repetition(self.repetition_penalty))
-        require("presence_penalty", wrong_penalty(self.presence_penalty))
-        require("frequency_penalty", wrong_penalty(self.frequency_penalty))
+        for name in ("presence_penalty", "frequency_penalty"):
+            require(name, wrong_penalty(getattr(self, name)))
         require("logprobs", wrong_number("logprobs", self.logprobs))
 
     @property
@@ -201,10 +201,9 @@ def check_seeds(seeds: Sequence[int], prompts: int) -> None:
 
 def check_stop_ids(stop_ids: Iterable[int], vocab_size: int, subject: str = "stop_ids") -> list[int]:
     """The ids that end a reply, as a list. Raises BadInput for one that the target does not know."""
-    ids = as_list(subject, stop_ids)
+    ids, span = as_list(subject, stop_ids), f"from 0 to {vocab_size - 1}"
     for token in ids:
         if not is_whole(token) or not 0 <= token < vocab_size:
-            span = f"from 0 to {vocab_size - 1}"
             raise BadInput(f"{subject} should be token ids of the target's vocabulary, {span}, not {shown(token)}")
     return [int(token) for token in ids]
 
@@ -245,10 +244,8 @@ def check_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: i
         raise BadInput(f"{where} should hold token ids, which are whole numbers, not {shown(strange[0])}")
     unknown = [token for token in ids if not 0 <= token < vocab_size]
     if unknown:
-        span = f"0 to {vocab_size - 1}"
-        raise BadInput(f"{where}: token id {shown(unknown[0])} is outside the target's vocabulary ({span})")
+        raise BadInput(f"{where}: token id {shown(unknown[0])} is outside the target's vocabulary (0 to {vocab_size - 1})")
     if not ids:
         raise BadInput(f"{where} is empty; a prompt should have at least one token")
     if len(ids) >= context:
-        room = f"at most {context - 1} fit in a context of {context} with a reply"
-        raise BadInput(f"{where} has {len(ids)} tokens; {room}")
+        raise BadInput(f"{where} has {len(ids)} tokens; at most {context - 1} fit in a context of {context} with a reply")

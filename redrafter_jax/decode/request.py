@@ -239,8 +239,7 @@ def check_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: i
     ids = np.asarray(prompt).tolist() if hasattr(prompt, "__array__") else prompt
     if not isinstance(ids, Sequence) or isinstance(ids, str | bytes | bytearray):
         raise BadInput(f"{where} should be a list of token ids, not {shown(prompt)}")
-    strange = [token for token in ids if not is_whole(token)]
-    if strange:
+    if strange := [token for token in ids if not is_whole(token)]:
         raise BadInput(f"{where} should hold token ids, which are whole numbers, not {shown(strange[0])}")
     unknown = [token for token in ids if not 0 <= token < vocab_size]
     if unknown:

@@ -12,7 +12,7 @@ from redrafter_jax.files import medusa as files
 from redrafter_jax.model.medusa import MedusaHeads
 from tests import support
 from tests.training import examples, recipe, same, stops_after
-from train.run import evaluation, loop
+from train.run import card, evaluation, loop
 from train.run.recipe import Recipe
 
 
@@ -53,6 +53,12 @@ def test_a_run_leaves_heads_that_decode(tmp_path):
     assert len(pair.engine.proposer.paths) == 63
     plain = infer.load(str(support.MODELS / "target_mha"))
     assert pair.complete([3, 1, 4], 16).reply.token_ids == plain.complete([3, 1, 4], 16).reply.token_ids
+
+
+def test_the_card_says_which_kind_of_head_it_is():
+    cards = [card.compose(support.MODELS / "target_mha", {"method": method}, {}, 1) for method in ("medusa", "recurrent")]
+    assert "# Medusa heads for target_mha" in cards[0] and "recurrent draft head" not in cards[0]
+    assert "# A ReDrafter head for target_mha" in cards[1]
 
 
 def test_a_decay_out_of_range_is_refused():

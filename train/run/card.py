@@ -21,6 +21,13 @@ from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
 SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
 NO_FIGURES = "None: there was no evaluation (`--held-out`, `--evaluate-every`)."
 CARD_OPTIONS = ("glob", "held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
+KINDS = {  # by the method: the title of a card, and what the head is
+    "recurrent": (
+        "A ReDrafter head",
+        "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter",
+    ),
+    "medusa": ("Medusa heads", "Medusa's heads (arXiv 2401.10774) in their v0.1 format"),
+}
 
 
 def write(head, target, folder: pathlib.Path, content: str) -> None:
@@ -51,11 +58,12 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int,
     table = f"| figure | value |\n|---|---|\n{measured}"
     after = f" after {figures['step']} updates" if shown else ""
     decoded = target.name if merged is None else "MERGED"
+    title, kind = KINDS[compared.get("method", "recurrent")]
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
         f"{claims.CARD_SIGNATURE}tags: [speculative-decoding, redrafter]\n---\n"
-        f"# A ReDrafter head for {target.name}\n\n"
-        "A recurrent draft head (Recurrent Drafter, arXiv 2403.09919) in the format of apple/ml-recurrent-drafter, trained by\n"
+        f"# {title} for {target.name}\n\n"
+        f"{kind}, trained by\n"
         f"`train.main` of redrafter_jax. {_whose(target, merged)}:\n\n"
         f"    python -m infer.generate --target {decoded} --drafter THIS_FOLDER --prompt ...\n\n"
         f"## Figures on held-out examples{after}\n\n{table if shown else NO_FIGURES}\n\n"

@@ -131,7 +131,7 @@ def _find_one(method: Method, name: str, bare: Resolved) -> Nominee:
 
 def embedded_part(kind: str) -> str:
     """Which folder of the embedded pair drafts in this way."""
-    return {"medusa": pair.MEDUSA, "small": pair.SMALL_MODEL}.get(kind) or pair.default_head(jax.default_backend())
+    return pair.MEDUSA if kind == "medusa" else pair.default_head(jax.default_backend())
 
 
 def shape_of(method: Method, drafter: DraftsConfig, otherwise: Shape) -> Shape:

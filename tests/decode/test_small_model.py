@@ -54,7 +54,11 @@ def paths_of(tree, row: int) -> dict[tuple[int, ...], float]:
     return {paths[node]: float(scores[node]) for node in range(1, len(tokens)) if valid[node]}
 
 
-@pytest.mark.parametrize("shape", [Shape(1, 4, draft_top_k=0), Shape(3, 3, draft_top_k=0)], ids=["chain", "search"])
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(1, 4, draft_top_k=0), pytest.param(Shape(3, 3, draft_top_k=0), marks=pytest.mark.slow)],
+    ids=["chain", "search"],
+)
 def test_each_round_drafts_what_a_slow_search_behind_the_same_text_finds(mha, shape):
     target, model = mha[0], support.small_model()
     proposer = SmallModel(model, shape)
@@ -93,6 +97,7 @@ def test_beside_another_proposer_it_reads_what_that_one_got_accepted(mha):
         state = loop.run(target, union, state, 1)
 
 
+@pytest.mark.slow
 def test_the_target_itself_as_the_draft_model_is_always_right(mha):
     replies = list(Engine(mha[0], SmallModel(mha[0], Shape(1, 3))).generate(PROMPTS, Sampling(1.0), Limits(41), batch=2))
     assert [reply.rounds for reply in replies] == [10, 10]

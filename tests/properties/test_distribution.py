@@ -106,7 +106,7 @@ def cut_head(target) -> Drafter:
         ("independent", "the head"),
         ("coupled", "the head and a lookup"),
         ("coupled", "medusa"),
-        ("rejection", "a small model's chain"),
+        pytest.param("rejection", "a small model's chain", marks=pytest.mark.slow),
         ("rejection", "the head's chains"),
         pytest.param("coupled", "a small model", marks=pytest.mark.slow),
         pytest.param("rejection", "a small model's chains", marks=pytest.mark.slow),

@@ -92,11 +92,12 @@ def decode_by(folder, shape: tuple[int, int], name: str, rule: str) -> list[list
 
 
 TREE = ((0,), (1,), (2,), (0, 0), (0, 1), (0, 0, 0))
-OTHERS = [("a small model's chain", "coupled"), ("a small model's chain", "rejection"), ("medusa", "coupled")]
+OTHERS = [("a small model's chain", "rejection"), ("medusa", "coupled")]
+SLOW_OTHERS = [("a small model's chain", "coupled"), ("a small model's search", "coupled")]
 
 
 @pytest.mark.parametrize("mesh_shape", [(2, 4), pytest.param((1, 8), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize(("name", "rule"), [*OTHERS, pytest.param("a small model's search", "coupled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "rule"), [*OTHERS, *(pytest.param(*other, marks=pytest.mark.slow) for other in SLOW_OTHERS)])
 def test_other_ways_to_draft_give_the_tokens_of_one_device(folder, name, rule, mesh_shape):
     assert decode_by(folder, mesh_shape, name, rule) == decode_by(folder, (1, 1), name, rule)
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from infer.text import require_tokenizer
 from redrafter_jax.errors import BadInput
 
 FILES_AT_ONCE = 256  # that are tokenised together, in parallel
 BEGINNING_BYTES = 8192  # of a file, in which a zero byte shows that it is no text (as git has it)
 NAMED_FILES = 3  # that are passed over
+MIN_TEXT_TOKENS = 1000  # that can be measured on
 
 
 def files(paths: Iterable[pathlib.Path], patterns: Sequence[str] = ()) -> list[pathlib.Path]:
@@ -126,3 +128,21 @@ def check_known(tokens: Sequence[int] | np.ndarray, where: str, vocab_size: int)
             f"--target: the tokenizer writes token id {highest} ({where}), but vocab_size in config.json is {vocab_size};"
             " it should be the tokenizer that the target was trained with"
         )
+
+
+def read_stream(files: Sequence[pathlib.Path], target: pathlib.Path, vocab_size: int) -> np.ndarray:
+    """The token ids of all files, one after the other, as one array.
+
+    Raises:
+      BadInput: the target has no tokenizer or does not know all ids, a file holds no text, or they are too few.
+    """
+    tokenizer, wrong = require_tokenizer(target, "text to evaluate on"), []
+    read = list(tokenise(files, tokenizer, lambda name, reason: wrong.append(f"{name}: {reason}")))
+    if wrong:
+        raise BadInput(f"--text: {wrong[0]}; it should be text, in UTF-8")
+    for name, ids in read:
+        check_known(ids, name, vocab_size)
+    stream = np.concatenate([np.asarray(ids, np.int32) for _, ids in read])
+    if len(stream) < MIN_TEXT_TOKENS:
+        raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give {MIN_TEXT_TOKENS:,} or more")
+    return stream

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 
 from infer import text_files
 from infer.command import read_options, run_command
-from infer.evaluate.__main__ import read_stream
 from infer.options import check_range
 from redrafter_jax.errors import BadInput
 
@@ -70,7 +69,7 @@ def main(options: Options) -> None:
     context = min(each.max_position_embeddings for each in shapes.values())
     if options.row_length > context:
         raise BadInput(f"--row-length should be at most the targets' context of {context}, not {options.row_length}")
-    ours, theirs = (read_stream(chosen.files, places[what], shapes[what].vocab_size) for what in places)
+    ours, theirs = (text_files.read_stream(chosen.files, places[what], shapes[what].vocab_size) for what in places)
     if shapes["--target"].vocab_size != shapes["--against"].vocab_size or not np.array_equal(ours, theirs):
         raise BadInput(f"--against: {options.against} has another vocabulary or tokenizer than --target {options.target}")
     size = sum(placement.bytes_of_target(each, options.dtype) for each in shapes.values())

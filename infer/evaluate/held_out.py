@@ -10,12 +10,10 @@ from infer import text_files
 from infer.evaluate import held_out_table
 from infer.options import check_range, read_beams
 from infer.terminal import counted
-from infer.text import require_tokenizer
 from redrafter_jax.errors import BadInput
 
 PROMPT_TOKENS = 64  # of a context (`metrics.Prompts`)
 MIN_NEW_TOKENS = 48  # a loop shows in the last 48 tokens of a reply
-MIN_TEXT_TOKENS = 1000
 MAX_CONTEXTS = 100_000
 
 
@@ -34,7 +32,7 @@ def run(options) -> None:
     jax.set_mesh(make_mesh())
     folder = pair.embedded("target") if options.target is None else hub.locate(options.target, "--target")
     config = check_pairs(folder, options)
-    stream = read_stream(files, folder, config.vocab_size)
+    stream = text_files.read_stream(files, folder, config.vocab_size)
     size = sum(len(file.read_bytes()) for file in files)
     prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
     check_memory(config, options.new_tokens, max(length for _, length in shapes))
@@ -97,26 +95,6 @@ def files_of(options) -> list[pathlib.Path]:
     if chosen.binary:
         print(chosen.note(), file=sys.stderr)
     return chosen.files
-
-
-def read_stream(files: list[pathlib.Path], target: pathlib.Path, vocab_size: int):
-    """The token ids of all files, one after the other, as one array.
-
-    Raises:
-      BadInput: the target has no tokenizer or does not know all ids, a file holds no text, or they are too few.
-    """
-    import numpy as np
-
-    tokenizer, wrong = require_tokenizer(target, "text to evaluate on"), []
-    read = list(text_files.tokenise(files, tokenizer, lambda name, reason: wrong.append(f"{name}: {reason}")))
-    if wrong:
-        raise BadInput(f"--text: {wrong[0]}; it should be text, in UTF-8")
-    for name, ids in read:
-        text_files.check_known(ids, name, vocab_size)
-    stream = np.concatenate([np.asarray(ids, np.int32) for _, ids in read])
-    if len(stream) < MIN_TEXT_TOKENS:
-        raise BadInput(f"--text: {len(stream)} tokens are too few to measure on; give {MIN_TEXT_TOKENS:,} or more")
-    return stream
 
 
 def check_memory(target, new_tokens: int, length: int) -> None:

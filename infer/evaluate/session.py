@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import pair, prompts, text
+from infer import pair, prompts, text, text_files
 from infer.evaluate import contest, entrants, held_out, metrics, results
 from infer.evaluate.checks import COMMAND, Asked
 from infer.evaluate.contest import Terms
@@ -36,7 +36,7 @@ def run(options, asked: Asked) -> dict:
     terms = _terms(options, asked, entries, tokenizer)
     stream = None
     if options.text:
-        stream = held_out.read_stream(held_out.files_of(options), first.target, first.target_config.vocab_size)
+        stream = text_files.read_stream(held_out.files_of(options), first.target, first.target_config.vocab_size)
         held_out.check_memory(first.target_config, held_out.MIN_NEW_TOKENS, max(entry.length for entry in entries))
     _note(asked, tokenizer, first.why, load)
     field = entrants.fill(entries, tokenizer, options.ignore_eos)

@@ -93,7 +93,8 @@ def test_a_row_is_alone_what_it_is_beside_others(engine, plain):
     assert alone.token_ids == plain[1].token_ids
 
 
-@pytest.mark.parametrize("mesh", [(2, 4), pytest.param((1, 8), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 4), (1, 8)], ids=str)
 def test_a_split_vocabulary_gives_the_tokens_of_one_device(models, plain, mesh):
     target, head = small.models(mesh)
     replies = list(Engine(target, Recurrent(head, Shape(2, 2))).generate(*GIVEN))

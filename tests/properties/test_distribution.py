@@ -284,6 +284,7 @@ def test_penalised_tokens_are_distributed_as_the_penalised_target_says(models):
     assert p_value(drawn, joint(models[0])) < 1e-6
 
 
+@pytest.mark.slow
 def test_penalties_without_the_path_to_a_node_are_noticed(models, monkeypatch):
     monkeypatch.setattr(adjust, "paths", lambda tokens, parent, depth, length: jnp.full((*tokens.shape, length), -1))
     drawn = draw_penalised(models, Shape(width=3, length=2, budget=6))  # a program of its own

@@ -53,6 +53,7 @@ def test_a_model_learns_and_drafts_for_its_target(given, finished, tmp_path, cap
     assert found["metrics"]["speculative_decoding"]["num_spec_tokens"] == 4  # a chain of four is the default
 
 
+@pytest.mark.slow
 def test_a_run_that_was_asked_to_end_goes_on_to_the_same_weights(given, finished, tmp_path, monkeypatch, capsys):
     batches = rows.read_batches
 

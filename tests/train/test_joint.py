@@ -99,6 +99,7 @@ def test_how_often_the_gradient_is_let_through_is_the_probability_and_follows_fr
     assert drawn[0.0].sum() == 0 and drawn[1.0].all()
 
 
+@pytest.mark.slow
 def test_a_large_weight_keeps_the_target_near_the_original():
     (target, _), how, found = small.models(), both(12, lora_start=0.0, through=1.0, rate=1e-2), {}
     batch = rows.put_unpacked(np.stack([example["tokens"] for example in examples(4)]))
@@ -117,6 +118,7 @@ def test_a_large_weight_keeps_the_target_near_the_original():
     assert found[100.0].kl < 0.2 * found[0.0].kl and found[100.0].agreement >= found[0.0].agreement
 
 
+@pytest.mark.slow
 def test_medusas_heads_are_trained_beside_a_target_too_and_an_evaluation_is_of_the_adapted_target(tmp_path):
     how = both(2, lora_start=0.0, through=1.0, rate=1e-2, method="medusa", blocks=1, warmup=0)
     how = dataclasses.replace(how, evaluate_every=2, evaluation_rows=4)

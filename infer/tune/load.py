@@ -54,7 +54,7 @@ def find(options, plan: TunePlan) -> Wanted:
     folders = name_heads(options.drafter)
     found = pair.find(options.target, str(next(iter(folders.values()))), True, dtype)
     target = found.target_config
-    configs = {name: heads.read_config(folder, "--drafter") for name, folder in folders.items()}
+    configs = {name: heads.read_head_config(folder, "--drafter") for name, folder in folders.items()}
     for name, head in configs.items():
         _check_head(target, head, name, plan)
     planned = plan_meshes(found, options)

@@ -78,8 +78,8 @@ def test_python_refuses_what_is_no_number_or_no_name(field):
 
 
 def test_the_rules_and_the_trees_are_named():
-    assert refusal(Sampling, rule="couple") == "rule should be coupled, independent or typical, not 'couple'"
-    assert refusal(Shape, tree="beam") == "tree should be beams or search, not 'beam'"
+    assert refusal(Sampling, rule="couple") == "rule should be coupled, independent, rejection or typical, not 'couple'"
+    assert refusal(Shape, tree="beam") == "tree should be beams, search or chains, not 'beam'"
 
 
 def test_numbers_of_numpy_and_the_ends_of_every_range_are_taken():

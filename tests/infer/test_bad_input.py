@@ -173,7 +173,8 @@ def test_heads_that_do_not_fit_are_refused(refuse, ids, tmp_path):
     (cut / "model.safetensors").write_bytes(b"")
     for head, sentence in (
         ("nowhere", "there is no folder nowhere"),
-        (TARGET, "model_type 'llama' is not a draft head"),
+        (broken(tmp_path / "other", DRAFTER, model_type="gpt2"), "model_type 'gpt2' is not a draft head"),
+        (MODELS / "target_tied", "a draft model should share the target's vocabulary"),
         (MODELS / "drafter_gqa_proj", "for a target with hidden_size 96, but this target has hidden_size 64"),
         (broken(tmp_path / "vocabulary", DRAFTER, vocab_size=7), "with vocab_size 7, but this target has vocab_size 503"),
         (cut, "is not a whole safetensors file"),

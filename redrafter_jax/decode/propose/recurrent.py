@@ -40,7 +40,8 @@ class Shape:
         require("budget", wrong_number("node_budget", self.budget, zero="all nodes"))
         require("draft_top_k", wrong_number("draft_top_k", self.draft_top_k))
         if self.tree not in get_args(pack.TreeKind):
-            raise BadInput(f"tree should be {' or '.join(get_args(pack.TreeKind))}, not {shown(self.tree)}")
+            *kinds, last = get_args(pack.TreeKind)
+            raise BadInput(f"tree should be {', '.join(kinds)} or {last}, not {shown(self.tree)}")
         if self.tree == "chains" and self.budget and self.budget < 1 + self.width * self.length:
             raise BadInput(f"budget {self.budget} would cut chains that were drawn; leave it out, or narrow or shorten them")
         if self.nodes > MAX_NODES:

@@ -72,6 +72,9 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     if head is None and files.head is not None:
         head = str(pair.embedded(HEADS[files.head]))
     found = pair.find(files.target, head, files.has_head, task.dtype)
+    if isinstance(found.drafter_config, TargetConfig):
+        other = f"python -m infer.evaluate --method small:{head} measures how it drafts"
+        raise BadInput(f"--drafter: {head} is a model, and infer.benchmark times the stages of a head; {other}")
     plan = pair.plan(found, task.mesh, task.batch, task.limits.new, task.length)
     _check_drafts(task.ways, plan.target_config, plan.drafter_config)
     tokenizer, new = text.load_tokenizer(plan.target), task.limits.new

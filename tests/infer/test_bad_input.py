@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from infer import pair as pairs
+from infer.benchmark import __main__ as benchmark
 from infer.generate.__main__ import main
+from infer.tune import __main__ as tune
 from tests.options import IDS, PAIR
 from tests.support import MODELS
 from tests.texts import with_tokenizer
@@ -182,6 +184,12 @@ def test_heads_that_do_not_fit_are_refused(refuse, ids, tmp_path):
         err = refuse("--prompts", ids, pair=["--target", TARGET, "--drafter", str(head)])
         assert "--drafter" in err and sentence in err
     assert "--drafter is missing" in refuse("--prompts", ids, pair=["--target", TARGET])
+
+
+@pytest.mark.parametrize("command", [benchmark.main, tune.main], ids=["benchmark", "tune"])
+def test_what_measures_heads_refuses_a_small_model(command, capsys):
+    assert command(["--target", str(TARGET), "--drafter", str(TARGET)]) == 2
+    assert "is a model" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_hub_name_that_cannot_be_had_is_refused(refuse, ids, monkeypatch):

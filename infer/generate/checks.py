@@ -148,6 +148,8 @@ def against(decoding: Decoding, target, shape, head=None) -> None:
         raise BadInput(
             f"{what} is not for Medusa's heads, whose tree is a constant that holds their likeliest tokens; leave it out"
         )
+    if getattr(head, "has_fixed_tree", False) and shape.width == 1 and shape.length > head.num_heads:
+        raise BadInput(f"--beam-length should be at most {head.num_heads}, as many as there are Medusa heads, not {shape.length}")
     draft_vocab = head.draft_vocab if head is not None else 0
     check_drafted("--beam-width", shape.width, vocabulary, draft_vocab)
     if shape.draft_top_k > DRAFT_TOP_K:

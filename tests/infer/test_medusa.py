@@ -67,6 +67,9 @@ def test_what_does_not_fit_is_one_sentence(heads, tmp_path, capsys):
             infer.load(TARGET, heads, shape)
     assert generate.main(["--target", TARGET, "--drafter", heads, "--prompt", "x", "--tree", "beams"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    chain = ["--beam-width", "1", "--beam-length", "9"]
+    assert generate.main(["--target", TARGET, "--drafter", heads, "--prompt", "x", *chain]) == 2
+    assert "--beam-length should be at most 4" in capsys.readouterr().err
     other = tmp_path / "other"
     files.save_medusa(support.medusa_heads(support.load_target("gqa").config, 2), other)
     config = json.loads((other / "config.json").read_text())

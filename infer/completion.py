@@ -6,8 +6,6 @@ Not here: loading one (`pair.py`), what a call may ask for (`calls.py`).
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-import jax
-
 from infer import text
 from infer.calls import Call, Prompt, are_many
 from infer.display import markup
@@ -16,6 +14,7 @@ from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.decode.request import require, wrong_number
 from redrafter_jax.decode.rules import DEFAULT_RULE
+from redrafter_jax.devices import placement
 from redrafter_jax.errors import BadInput
 
 
@@ -166,7 +165,7 @@ class Pair:
     def __repr__(self) -> str:
         """One line: sizes, what drafts, number format, mesh."""
         engine, mesh = self.engine, self.engine.mesh.shape
-        millions = sum(leaf.size for leaf in jax.tree.leaves(engine.target)) / 1e6
+        millions = placement.parameters_of(engine.target) / 1e6
         target = f"target of {millions:.1f} M parameters in {engine.target.norm[...].dtype}"
         drafts = f"{type(engine.proposer).__name__} with {engine.proposer.round.nodes} nodes"
         tokenizer = "a tokenizer" if self.tokenizer is not None else "no tokenizer"

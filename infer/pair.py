@@ -30,7 +30,7 @@ from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
-MEDUSA = "medusa"  # what else drafts for the embedded target
+MEDUSA, SMALL_MODEL = "medusa", "small_model"  # what else drafts for the embedded target
 CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=1, length=3), Shape(width=8, length=5)
 DEFAULT_CPU_CACHE_BYTES = 32 << 20  # bytes; of a CPU that does not say
 __all__ = ["Completion", "Pair", "load"]  # two of which are made in `completion.py`
@@ -39,7 +39,7 @@ PLANNED_PROMPT_TOKENS = 2048  # tokens; what a mesh leaves room for in the cache
 
 
 def embedded(part: str) -> pathlib.Path:
-    """A folder of the embedded pair: target, drafter, drafter_slim or medusa.
+    """A folder of the embedded pair: target, drafter, drafter_slim, medusa or small_model.
 
     Raises:
       BadInput: the pair is not there.

@@ -150,6 +150,7 @@ def run(options: Options) -> dict:
     from infer.benchmark import report as tables
     from infer.benchmark import transformers, tuning
     from infer.benchmark import trials as trial
+    from redrafter_jax.devices import placement
 
     options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
     task = tuning.apply(task_of(options, jax.default_backend()), settings.source_of(options.settings), bool(options.beams))
@@ -164,8 +165,8 @@ def run(options: Options) -> dict:
         "mesh_because": what.mesh_because,
         "subject": what.name,
         "prompts": what.prompts,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(what.target)),
-        "head_parameters": sum(leaf.size for leaf in jax.tree.leaves(what.drafter)),
+        "parameters": placement.parameters_of(what.target),
+        "head_parameters": placement.parameters_of(what.drafter),
         "acceptance": "synthetic" if options.shape else "real",
         "options": {name: str(value) for name, value in dataclasses.asdict(options).items()},
     }

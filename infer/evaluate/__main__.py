@@ -52,8 +52,8 @@ class Options:
     """May be repeated: KIND[:FOLDER][:SHAPE][:TREE][@RULE][+lookup:WxL], such as recurrent:HEAD:8x5, recurrent:HEAD:4x4/17:beams
     (at most 17 nodes, the paper's tree), medusa:HEADS:64 (nodes), small:FOLDER:1x4@rejection, lookup:1x8,
     recurrent:HEAD:4x4+lookup:1x6. HEAD embedded: the embedded pair's. TREE: search, beams or chains. RULE: coupled, independent,
-    rejection or typical. Plain decoding is always one of them. By default the embedded head, where the target is the embedded
-    one, and lookup."""
+    rejection or typical. Plain decoding is always one of them. By default lookup, and where the target is the embedded one all
+    that drafts for it."""
     suite: tuple[str, ...] = ("embedded",)
     """JSONL files of prompts with a `category`, as for infer.generate --prompts (Spec-Bench, MT-bench, SPEED-bench: `turns`), or
     embedded: starts of held-out Python in five categories."""

@@ -65,8 +65,8 @@ def read(options) -> Asked:
     check_once("suite", options.suite, options.suite)
     if not options.suite:
         raise BadInput(f"--suite should be a file, or {suites.EMBEDDED}")
-    default = ([f"recurrent:{methods.EMBEDDED}"] if options.target is None else []) + ["lookup"]
-    found = methods.read_all(options.method or default)
+    embedded = [f"{kind}:{methods.EMBEDDED}" for kind in methods.WITH_FOLDER] if options.target is None else []
+    found = methods.read_all(options.method or [*embedded, "lookup"])
     if options.output is not None:
         check_output(options.output)
     template = None if options.chat_template is None else templates.read(options.chat_template)

@@ -131,7 +131,7 @@ def _find_one(method: Method, name: str, bare: Resolved) -> Nominee:
 
 def embedded_part(kind: str) -> str:
     """Which folder of the embedded pair drafts in this way."""
-    return pair.MEDUSA if kind == "medusa" else pair.default_head(jax.default_backend())
+    return {"medusa": pair.MEDUSA, "small": pair.SMALL_MODEL}.get(kind) or pair.default_head(jax.default_backend())
 
 
 def shape_of(method: Method, drafter: DraftsConfig, otherwise: Shape) -> Shape:
@@ -189,7 +189,7 @@ def fill(entries: Sequence[Nominee], tokenizer, ignore_eos: bool) -> list[Entran
                     read[folder] = heads.load_head(folder, first.dtype, "its folder")
                 head, lookup = read.get(folder), proposers.lookup_of(entry.method.lookup)
                 engine = Engine(target, proposers.proposer_of(head, entry.shape or Shape(), lookup), stops)
-            found.append(Entrant(entry, engine, sum(leaf.size for leaf in jax.tree.leaves(head))))
+            found.append(Entrant(entry, engine, placement.parameters_of(head)))
     return found
 
 

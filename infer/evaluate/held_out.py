@@ -40,6 +40,7 @@ def run(options) -> None:
     rows = counted(count, "row")
     note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {rows} of the table ..."
     print(note, file=sys.stderr, flush=True)
+    pair.note_merged(folder)
     target = weights.load_target(folder, what="--target")
     result = {
         "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",

@@ -125,8 +125,6 @@ def _read(text: str) -> Method:
         return Method(text, kind)
     if not parts or not parts[0]:
         raise BadInput(f"the folder of {WITH_FOLDER[kind]} is missing, as in {kind}:FOLDER{':64' if kind == 'medusa' else ':1x4'}")
-    if parts[0] == EMBEDDED and kind == "small":
-        raise BadInput("the embedded pair has no small model; name a folder, such as one that train.demo.draft_model makes")
     folder, *parts = parts
     tree = parts.pop() if parts and parts[-1] in TREES else "search"
     given = _last(parts, "behind the folder stand a shape such as 8x5 or 4x4/17, and a tree (search, beams or chains)")

@@ -39,6 +39,7 @@ def run(options, asked: Asked) -> dict:
         stream = text_files.read_stream(held_out.files_of(options), first.target, first.target_config.vocab_size)
         held_out.check_memory(first.target_config, held_out.MIN_NEW_TOKENS, max(entry.length for entry in entries))
     _note(asked, tokenizer, first.why, load)
+    pair.note_merged(first.target)
     field = entrants.fill(entries, tokenizer, options.ignore_eos)
     plain = next(entrant for entrant in field if entrant.method.is_plain)
     heats = [contest.prepare(suite, temperature, plain, terms) for suite in asked.suites for temperature in options.temperature]
@@ -54,7 +55,7 @@ def run(options, asked: Asked) -> dict:
         "load_average": round(load, 2),
         "dtype": dtype,
         "target": options.target or "the embedded target",
-        "target_parameters": sum(leaf.size for leaf in jax.tree.leaves(field[0].engine.target)),
+        "target_parameters": placement.parameters_of(field[0].engine.target),
         "target_bytes": placement.bytes_of_target(first.target_config, dtype),
         "max_new_tokens": options.max_new_tokens,
         "batch_size": options.batch_size,

@@ -129,8 +129,8 @@ def _in_a_group(options) -> None:
 
 
 def against(decoding: Decoding, target, shape, head=None) -> None:
-    """Checks numbers against this target (a `TargetConfig`) and its head (a `DrafterConfig`); ``shape`` is None where no
-    head drafts."""
+    """Checks numbers against this target (a `TargetConfig`) and its head (a config of `files/heads.py`); ``shape`` is None where
+    no head drafts."""
     context, vocabulary = target.max_position_embeddings, target.vocab_size
     require("--max-length", wrong_for_context(decoding.limits.length, context))
     require("--max-new-tokens", wrong_for_context(decoding.limits.new, context))
@@ -143,16 +143,15 @@ def against(decoding: Decoding, target, shape, head=None) -> None:
         raise BadInput(f"--lookup-length should be below the target's context of {context}, not {decoding.lookup.length}")
     if shape is None:
         return
-    if getattr(head, "has_fixed_tree", False) and (decoding.sampling.draws or shape.tree != "search"):
+    if head.has_fixed_tree and (decoding.sampling.draws or shape.tree != "search"):
         what = "--acceptance rejection" if decoding.sampling.draws else f"--tree {shape.tree}"
         raise BadInput(
             f"{what} is not for Medusa's heads, whose tree is a constant that holds their likeliest tokens; leave it out"
         )
-    if getattr(head, "has_fixed_tree", False) and shape.width == 1 and shape.length > head.num_heads:
+    if head.has_fixed_tree and shape.width == 1 and shape.length > head.num_heads:
         raise BadInput(f"--beam-length should be at most {head.num_heads}, as many as there are Medusa heads, not {shape.length}")
-    draft_vocab = head.draft_vocab if head is not None else 0
-    check_drafted("--beam-width", shape.width, vocabulary, draft_vocab)
+    check_drafted("--beam-width", shape.width, vocabulary, head.draft_vocab)
     if shape.draft_top_k > DRAFT_TOP_K:
-        check_drafted("--draft-top-k", shape.draft_top_k, vocabulary, draft_vocab)
+        check_drafted("--draft-top-k", shape.draft_top_k, vocabulary, head.draft_vocab)
     if shape.length >= context:
         raise BadInput(f"--beam-length should be below the target's context of {context}, not {shape.length}")

@@ -122,7 +122,7 @@ def run(options: Options, path: pathlib.Path) -> None:
     """Measures, prints and writes."""
     import jax  # only once the options are known to be good
 
-    from infer import programs
+    from infer import pair, programs
     from infer.tune import load, report
     from infer.tune.kept import Kept
     from infer.tune.measure import TunePlan
@@ -143,6 +143,7 @@ def run(options: Options, path: pathlib.Path) -> None:
     if kept.is_resumed:
         print(f"going on with what {path} has of an interrupted run", flush=True)
     print(wanted.name, flush=True)
+    pair.note_merged(next(iter(wanted.planned.values()))[0].target)
     found = {mesh: _measure(options, wanted, mesh, plan, kept) for mesh in wanted.planned}
     outcomes = [outcome for measured in found.values() for _, outcome in measured]
     print(report.LEGEND)

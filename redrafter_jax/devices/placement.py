@@ -81,6 +81,12 @@ class Footprint:
         return [mesh for mesh in meshes if self.bytes_per_device(*mesh) <= USABLE_SHARE * memory]
 
 
+def parameters_of(model: Target | Drafter | MedusaHeads | None) -> int:
+    """Weights of a model, of which an LM head that is its embedding is no other; 0 for None."""
+    is_tied = isinstance(model, Target) and model.config.tie_word_embeddings
+    return sum(leaf.size for leaf in jax.tree.leaves(model)) - (model.lm_head[...].size if is_tied else 0)
+
+
 def bytes_of(tree) -> int:
     """Bytes of arrays, concrete or abstract, on one device of their mesh, without padding by layouts."""
     return sum(math.prod(_shard_shape(leaf)) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))

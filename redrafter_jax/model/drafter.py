@@ -46,6 +46,11 @@ class DrafterConfig:
         return Drafter(key, self, dtype, ids)
 
     @property
+    def has_fixed_tree(self) -> bool:
+        """Whether what is drafted is no search and no draw, as in the configs of all heads."""
+        return False
+
+    @property
     def projects(self) -> bool:
         """Whether the head has an ``input_proj``."""
         return self.exit_size != 2 * self.hidden_size

@@ -37,6 +37,11 @@ class TargetConfig:
         """Of a model that drafts for another, as in the configs of heads: 0, for it can draft every token."""
         return 0
 
+    @property
+    def has_fixed_tree(self) -> bool:
+        """Likewise: False, for its search has any shape."""
+        return False
+
 
 def wrong_draft_model(target: TargetConfig, model: TargetConfig) -> str | None:
     """Why a model cannot draft for a target, in words; None where it can."""

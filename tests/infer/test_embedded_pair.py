@@ -6,6 +6,8 @@ import infer
 from infer.pair import EMBEDDED
 from redrafter_jax.decode.engine import Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
+from redrafter_jax.devices import placement
+from redrafter_jax.files import weights
 
 PROMPTS = ["def read(self, size):\n", "class Node:\n    def __init__(self", "import os\nimport sys\n\n\ndef main():\n"]
 
@@ -28,6 +30,12 @@ def test_speculation_changes_no_token_of_the_embedded_target(pair, sampling):
 def test_it_writes_python(pair):
     text = pair.complete("class Node:\n    def __init__(self", max_new_tokens=60).text
     assert "self." in text and "\n" in text
+
+
+def test_a_tied_output_matrix_is_counted_once(pair):
+    """7.3 M and 1.2 M, as the README of the pair says."""
+    small = weights.load_target(EMBEDDED / "small_model")
+    assert [round(placement.parameters_of(model) / 1e6, 1) for model in (pair.engine.target, small, None)] == [7.3, 1.2, 0]
 
 
 def test_it_is_at_most_24_megabytes():

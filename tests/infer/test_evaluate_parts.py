@@ -44,7 +44,6 @@ WRONG = {
     "eagle:HEAD": "not 'eagle'",
     "recurrent": "the folder of a recurrent head is missing, as in recurrent:FOLDER:1x4",
     "medusa::64": "as in medusa:FOLDER:64",
-    "small:embedded": "the embedded pair has no small model; name a folder",
     "recurrent:H:8": "a shape should be beams and tokens such as 8x5",
     "recurrent:H:8x5/1": "the nodes behind / should be from 2 to",
     "recurrent:H:0x5": "from 1 to 1024 beams of from 1 to 64 tokens, not 0x5",

@@ -174,13 +174,14 @@ def test_points_are_worked_on_beside_each_other_and_dropped_where_one_fails():
 
 
 @needs_compiler
-def test_a_training_step_compiles_and_replaces_the_head_in_place(tmp_path, capsys):
-    options = train_fit.Options("", batch=(4,), row_length=64, positions=3)
+@pytest.mark.parametrize("train_target", ["none", "lora"])
+def test_a_training_step_compiles_and_replaces_what_it_trains_in_place(train_target):
+    options = train_fit.Options("", batch=(4,), row_length=64, positions=3, train_target=train_target)
     trained = step_points.StepSubject(subject().slice, TARGET, train_fit.recipe_of(options), options.dtype)
     program = step_points.compile_step(trained, MESH, 4)
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         state = step_points.arrays(trained, 4)[1]
-        size = placement.bytes_of((state.drafter, state.optimizer))
+        size = placement.bytes_of((state.drafter, state.optimizer, state.lora))
     assert program.aliased >= 0.99 * size
     assert program.held < 0.2 * subject().slice.chip.usable_bytes
 

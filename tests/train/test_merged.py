@@ -12,11 +12,13 @@ import torch
 import transformers
 
 import infer
+from infer.evaluate import __main__ as evaluate
 from infer.generate import __main__ as generate
 from redrafter_jax.files import adapters, fingerprint, weights
 from redrafter_jax.model import lora
 from tests.texts import with_tokenizer
 from train import drift, export, main
+from train.distill import __main__ as distill
 
 SMALL = ["--batch", "2", "--row-length", "32", "--positions", "2", "--warmup", "1", "--log-every", "1", "--head", "slim"]
 JOINT = ["--train-target", "lora", "--lora-rank", "4", "--lora-alpha", "8", "--lora-rate", "2", "--lora-start", "0"]
@@ -46,7 +48,7 @@ def trained(target, text, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def test_a_run_leaves_a_merged_target_that_decodes_its_own_text_and_a_head_that_says_whose_it_is(target, trained, capsys):
+def test_a_run_leaves_a_merged_target_that_decodes_its_own_text_and_a_head_that_says_whose_it_is(target, trained):
     merged = weights.load_target(trained / "merged")
     assert not np.array_equal(merged.blocks[0].q.weight, weights.load_target(target).blocks[0].q.weight)
     pair = infer.load(str(trained / "merged"), str(trained / "head"))
@@ -56,11 +58,25 @@ def test_a_run_leaves_a_merged_target_that_decodes_its_own_text_and_a_head_that_
     assert "text of the merged target, and not that of `target`" in card
     assert fingerprint.fingerprint(trained / "merged") in card
     assert "not the original's" in (trained / "merged" / "README.md").read_text()
-    said, plainly = [], ["--decoding", "autoregressive"]
-    for folder in (trained / "merged", target):
-        assert generate.main(["--target", str(folder), "--prompt", "3 1 4", "--max-new-tokens", "4", *plainly]) == 0
-        said.append("exactly that of the merged target" in capsys.readouterr().err)
-    assert said == [True, False]
+
+
+def test_every_command_says_that_a_target_is_a_merged_one(target, trained, text, tmp_path, capsys):
+    short = ["--max-new-tokens", "16"]
+    questions = ["--prompt-tokens", "8", "--stride", "2000"]
+    commands = {
+        generate.main: ["--prompt", "3 1 4", "--decoding", "autoregressive"],
+        evaluate.main: ["--method", "plain", "--limit", "1", "--suite", str(tmp_path / "suite.jsonl")],
+        distill.command: ["--text", str(text), "--output", str(tmp_path / "own.jsonl"), *questions],
+    }
+    (tmp_path / "suite.jsonl").write_text('{"prompt": "3 1 4"}\n')
+    for command, arguments in commands.items():
+        said = []
+        for folder in (trained / "merged", target):
+            (tmp_path / "own.jsonl").unlink(missing_ok=True)
+            (tmp_path / "own.jsonl.settings.json").unlink(missing_ok=True)
+            assert command(["--target", str(folder), *short, *arguments]) == 0
+            said.append("exactly that of the merged target" in capsys.readouterr().err)
+        assert said == [True, False]
 
 
 def test_the_adapter_in_pefts_format_makes_of_the_original_what_the_merged_target_is(target, trained):

@@ -131,6 +131,7 @@ def _main(options: Options) -> None:
         return
     if why is not None:
         print(why, file=sys.stderr)
+    pair.note_merged(options.target)
     jax.set_mesh(meshes.make_mesh(*shape))
     target = weights.load_target(options.target, options.dtype, "--target")
     head = None if options.drafter is None else heads.load_head(options.drafter, options.dtype, "--drafter")

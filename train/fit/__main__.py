@@ -40,6 +40,10 @@ class Options(SliceOptions):
     """As in train.main; greedy goes with --distill-weight 0."""
     shard_target: Literal["model", "data,model"] = "model"
     """As in train.main: data,model splits target, head and optimizer over all chips, and gathers weights as they are used."""
+    train_target: Literal["none", "lora"] = "none"
+    """As in train.main; lora: the updates in which the target is trained too, which are the larger ones."""
+    lora_rank: int = 16
+    """As in train.main, with --train-target lora."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the target; the head trains in float32."""
 
@@ -97,7 +101,7 @@ def recipe_of(options: Options):
         method=options.method, blocks=options.blocks, head=options.head,
         head_vocab=options.head_vocab, positions=options.positions, labels=options.labels,
         distill_weight=options.distill_weight, row_length=options.row_length, batch=options.accumulate * max(options.batch),
-        accumulate=options.accumulate,
+        accumulate=options.accumulate, train_target=options.train_target, lora_rank=options.lora_rank,
     )  # fmt: skip
     recipe.check()
     return recipe

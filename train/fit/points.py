@@ -1,6 +1,6 @@
 """The points of `train.fit`: a mesh and a batch, the training step compiled for a slice; and which of them is recommended.
 
-Not here: the step (`train/run/step.py`), compiling (`redrafter_jax/slices/compiler.py`), options, tables (`report.py`).
+Not here: the steps (`train/run/step.py`, `joint.py`), compiling (`redrafter_jax/slices/compiler.py`), tables (`report.py`).
 """
 
 import dataclasses
@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from infer.fitting import MAX_RETRIES
-from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler
 from redrafter_jax.slices.topology import Slice
 from train.data.rows import Batch
-from train.run import log, loop, shapes, step
+from train.run import log, loop, shapes
 from train.run.recipe import Recipe
 
 
@@ -87,7 +86,7 @@ def row(subject: StepSubject, mesh: tuple[int, int], batch: int, whole: bool) ->
 
 
 def compile_step(subject: StepSubject, mesh: tuple[int, int], batch: int) -> compiler.Program:
-    """`step.step` as the run compiles it, for a target of these shapes.
+    """The update as the run compiles it, for a target of these shapes; the one of head and target where both are trained.
 
     Raises:
       DoesNotFit: the compiler refused it for its memory.
@@ -95,18 +94,17 @@ def compile_step(subject: StepSubject, mesh: tuple[int, int], batch: int) -> com
     recipe = subject.recipe
     with jax.set_mesh(subject.slice.mesh(*mesh)):
         frozen, state, rows = arrays(subject, batch)
-        config = LossConfig(recipe.positions, recipe.distill_weight)
-        update = functools.partial(step.step, schedule=loop.make_schedule(recipe), config=config, labels=recipe.labels)
+        alone, joint = loop.make_updates(recipe)
+        update = alone if joint is None else joint
         return compiler.compile_program(jax.jit(update, donate_argnums=0), state, frozen, rows)
 
 
 def arrays(subject: StepSubject, batch: int) -> tuple:
-    """The shapes of the target, of the head's training state and of a batch, on the current mesh."""
+    """The shapes of the target, of the training state and of a batch, on the current mesh."""
     recipe = subject.recipe
     frozen = compiler.target(subject.target, subject.dtype, subject.spread)
-    head, schedule = shapes.make_head_config(subject.target, recipe), loop.make_schedule(recipe)
-    start = functools.partial(step.start, config=head, schedule=schedule, spread=subject.spread)
-    state = jax.eval_shape(lambda: start(jax.random.key(0)))
+    head = shapes.make_head_config(subject.target, recipe)
+    state = jax.eval_shape(functools.partial(loop.start_state, recipe, subject.target, head, subject.spread))
     tokens = compiler.abstract((batch, recipe.row_length), jnp.int32, jax.P("data", None))
     return frozen, state, Batch(tokens, tokens, tokens, tokens)
 
@@ -116,5 +114,5 @@ def _flops(subject: StepSubject, mesh: tuple[int, int], batch: int) -> float:
     with jax.set_mesh(subject.slice.mesh(*mesh)):
         frozen, state, _ = arrays(subject, batch)
         part, counted = dataclasses.replace(subject.recipe, batch=batch), []
-        jax.eval_shape(lambda *models: counted.append(log.flops(*models, part)), frozen, state.drafter)
+        jax.eval_shape(lambda *models: counted.append(log.flops(*models, part, part.trains_target)), frozen, state.drafter)
         return counted[0] / len(subject.slice.devices)

@@ -13,8 +13,9 @@ def heading(subject: StepSubject, model: str, topology: str) -> str:
     """The lines above the table."""
     recipe, slice_ = subject.recipe, subject.slice
     head = head_of(recipe.method, recipe.head, recipe.head_vocab, recipe.positions, recipe.blocks)
+    too = f" and the target by adapters of rank {recipe.lora_rank}" if recipe.trains_target else ""
     return (
-        f"{model}, {head} in float32, target in {subject.dtype}, rows of {recipe.row_length} tokens,"
+        f"{model}, {head} in float32{too}, target in {subject.dtype}, rows of {recipe.row_length} tokens,"
         f" {recipe.positions} positions, on {len(slice_.devices)} chips of {slice_.chip.name} ({topology},"
         f" {gib(slice_.chip.usable_bytes)} GiB usable each)\nAll figures but tokens/s are of one chip."
     )

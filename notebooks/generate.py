@@ -177,11 +177,11 @@ pair.complete(PROMPT, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, se
 # memory, and that is every larger model, the passes are what counts.
 
 # %%
-from infer.generate.compare import compare
+from infer.generate.compare import compare_prompt
 from redrafter_jax import Limits, Sampling
 
 prompt_ids = pair.tokenizer(PROMPT)["input_ids"]
-both = compare(pair.engine, [prompt_ids], Sampling(), Limits(new=MAX_NEW_TOKENS), seeds=[0], batch=1)
+both = compare_prompt(pair.engine, prompt_ids, Sampling(), Limits(new=MAX_NEW_TOKENS))
 print(both.report(pair.engine.target.norm.dtype.name))
 
 # %% [markdown]

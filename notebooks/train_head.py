@@ -234,10 +234,10 @@ prompt = "def read_lines(path):\n" if not TARGET else "The best way to learn a l
 completion = stream(pair, prompt, max_new_tokens=96)
 
 # %%
-from infer.generate.compare import compare
+from infer.generate.compare import compare_prompt
 from redrafter_jax import Limits, Sampling
 
-both = compare(pair.engine, [pair.tokenizer(prompt)["input_ids"]], Sampling(), Limits(new=96), seeds=[0], batch=1)
+both = compare_prompt(pair.engine, pair.tokenizer(prompt)["input_ids"], Sampling(), Limits(new=96))
 print(both.report(pair.engine.target.norm.dtype.name))
 
 # %% [markdown]

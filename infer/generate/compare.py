@@ -4,9 +4,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from infer.prompts import Prompt
 from infer.terminal import Totals, counted
 from infer.turns import Turns
-from redrafter_jax.decode.engine import Engine, Reply
+from redrafter_jax.decode.engine import Engine, Limits, Reply, Sampling
 
 MIN_RUNS = 3  # of each kind, so that a single slow one does not decide the ratio
 
@@ -66,6 +67,16 @@ def compare(engine: Engine, decode: Decode, turns: Turns, size: int, text_of: Ca
     result.replies = [found[number] for number in range(len(turns))]
     result.first_difference = _first_difference(result.replies)
     return result
+
+
+def compare_prompt(engine: Engine, token_ids: list[int], sampling: Sampling, limits: Limits, seed: int = 0) -> Comparison:
+    """The same of one prompt: what a notebook needs."""
+
+    def decode(one: Engine, numbers: Sequence[int]) -> list[Reply]:
+        return list(one.generate([token_ids for _ in numbers], sampling, limits, [seed for _ in numbers]))
+
+    turns = Turns([Prompt("the prompt", "token_ids", token_ids)], lambda prompt: prompt.content)
+    return compare(engine, decode, turns, 1, lambda number, reply: None)
 
 
 def _first_difference(replies: list[tuple[Reply, Reply]]) -> tuple[int, int] | None:

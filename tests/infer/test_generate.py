@@ -14,7 +14,8 @@ from infer import pair as pairs
 from infer.generate import compare
 from infer.generate.__main__ import DEFAULT_PROMPT, main
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.propose.recurrent import Recurrent
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from tests import small
 from tests.jsonl import replies, write_prompts
 from tests.options import IDS, PAIR, SHORT
 from tests.support import MODELS, load_pair
@@ -198,3 +199,11 @@ def test_the_command_itself_is_quiet_and_exits_as_told(prompts, cache):
     assert len(good.stderr.splitlines()) == 1  # the closing line
     bad = start("--prompts", "nowhere.jsonl")
     assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", "error: --prompts: there is no file nowhere.jsonl\n")
+
+
+def test_one_prompt_is_compared_as_a_notebook_does():
+    target, head = small.models()
+    engine = Engine(target, Recurrent(head, Shape(2, 2)))
+    both = compare.compare_prompt(engine, [1, 2, 3], Sampling(), Limits(8))
+    assert both.first_difference is None and both.speculative.prefills == both.autoregressive.prefills == compare.MIN_RUNS
+    assert "all 8 tokens of 1 prompt are identical (float32)" in both.report("float32")

@@ -1,5 +1,9 @@
 """Scripts and notebooks agree, and a notebook holds nothing that a run leaves behind beside its outputs."""
 
+import ast
+import importlib
+import inspect
+
 import nbformat
 import pytest
 
@@ -22,6 +26,29 @@ def test_a_notebook_has_the_cells_of_its_script(name):
     assert [(cell.id, cell.cell_type, cell.source) for cell in notebook.cells] == [
         (cell.id, cell.cell_type, cell.source) for cell in script.cells
     ], f"run python notebooks/make.py {name}"
+
+
+def attribute(module: str, name: str) -> object:
+    """What `from module import name` finds."""
+    found = importlib.import_module(module)
+    return getattr(found, name) if hasattr(found, name) else importlib.import_module(f"{module}.{name}")
+
+
+@pytest.mark.parametrize("name", make.names())
+def test_a_script_calls_what_it_imports_from_here_as_it_is(name):
+    """Without running it, which takes minutes: names that are there, and calls that their signatures take."""
+    tree, known = ast.parse((make.FOLDER / f"{name}.py").read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("infer", "redrafter_jax", "train"):
+            known |= {each.asname or each.name: attribute(node.module, each.name) for each in node.names}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    checked = [call for call in calls if callable(known.get(call.func.id))]
+    assert checked
+    for call in checked:
+        named = {word.arg: None for word in call.keywords if word.arg}
+        is_whole = len(named) == len(call.keywords) and not any(isinstance(each, ast.Starred) for each in call.args)
+        signature = inspect.signature(known[call.func.id])
+        (signature.bind if is_whole else signature.bind_partial)(*call.args, **named)
 
 
 @pytest.mark.parametrize("name", make.names())

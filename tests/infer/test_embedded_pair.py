@@ -3,6 +3,7 @@
 import pytest
 
 import infer
+from infer.evaluate import entrants, methods
 from infer.pair import EMBEDDED
 from redrafter_jax.decode.engine import Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
@@ -36,6 +37,13 @@ def test_a_tied_output_matrix_is_counted_once(pair):
     """7.3 M and 1.2 M, as the README of the pair says."""
     small = weights.load_target(EMBEDDED / "small_model")
     assert [round(placement.parameters_of(model) / 1e6, 1) for model in (pair.engine.target, small, None)] == [7.3, 1.2, 0]
+
+
+@pytest.mark.parametrize("kind", methods.WITH_FOLDER)
+def test_what_drafts_for_the_embedded_target_is_found_by_its_kind(kind):
+    method = methods.read(f"{kind}:embedded")
+    (nominee,) = entrants.find(None, [method], "float32", (1, 1), 1, 16)
+    assert entrants.KIND_OF[type(nominee.resolved.drafter_config)] == kind and nominee.shape.nodes > 1
 
 
 def test_it_is_at_most_24_megabytes():

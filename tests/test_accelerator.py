@@ -51,8 +51,9 @@ def test_ctrl_c_ends_the_part_that_runs_and_is_one_sentence(tmp_path):
         f"import os, time; open({str(pid)!r} + '.new', 'w').write(str(os.getpid())); os.rename({str(pid)!r} + '.new', {str(pid)!r})"
     )
     script = f"""
-import sys
+import signal, sys
 from scripts import accelerator
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it, and so would this
 accelerator.read_device = lambda: {DEVICE!r}
 accelerator.plan = lambda *_: [accelerator.Part("waits", (sys.executable, "-c", {waits + "; time.sleep(300)"!r}), 300)]
 sys.exit(accelerator.command(["--output", {str(tmp_path / "report")!r}]))

@@ -204,6 +204,8 @@ def test_the_command_itself_is_quiet_and_exits_as_told(prompts, cache):
 def test_one_prompt_is_compared_as_a_notebook_does():
     target, head = small.models()
     engine = Engine(target, Recurrent(head, Shape(2, 2)))
-    both = compare.compare_prompt(engine, [1, 2, 3], Sampling(), Limits(8))
+    both = compare.compare_prompt(engine, [1, 2, 3], Sampling(1.0), Limits(8), seed=5)
     assert both.first_difference is None and both.speculative.prefills == both.autoregressive.prefills == compare.MIN_RUNS
+    (reply,) = engine.generate([[1, 2, 3]], Sampling(1.0), Limits(8), [5])
+    assert both.replies[0][0].token_ids == reply.token_ids
     assert "all 8 tokens of 1 prompt are identical (float32)" in both.report("float32")

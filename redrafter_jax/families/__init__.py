@@ -8,6 +8,8 @@ A family is a file of this folder, listed in FAMILIES:
     NAMES                    leaf of `Target` (a regular expression) -> tensor in the file, and whether the file holds it transposed
     IGNORED                  tensors that follow from the config (a regular expression)
 
+What they have in common is read in `common.py`, which a family's file calls.
+
 What its layers do differently is a flag of `TargetConfig` that `model/target.py` acts on, not a class of its own. So a family
 is added by a file here and, if it does something new, by that flag and the lines it switches; nothing else names a family.
 """
@@ -15,9 +17,9 @@ is added by a file here and, if it does something new, by that flag and the line
 from types import ModuleType
 
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.families import llama
+from redrafter_jax.families import llama, qwen2, qwen3
 
-FAMILIES = (llama,)
+FAMILIES = (llama, qwen2, qwen3)
 
 
 def types() -> list[str]:
@@ -32,6 +34,5 @@ def of(model_type: object, what: str = "target") -> ModuleType:
       BadInput: there is none.
     """
     if model_type not in types():
-        only = f"only Llama-family configs (model_type {' or '.join(map(repr, types()))}) are"
-        raise BadInput(f"{what}: model_type {shown(model_type)} is not supported; {only}")
+        raise BadInput(f"{what}: model_type {shown(model_type)} is not supported; these are: {', '.join(types())}")
     return next(family for family in FAMILIES if model_type in family.TYPES)

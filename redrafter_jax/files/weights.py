@@ -98,7 +98,7 @@ def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | 
 def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> None:
     """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens)."""
     config: TargetConfig = target.config
-    family = families.llama  # of the targets that are made here
+    family = families.of(config.model_type)
     arrays = {tensors.rename(path, family.NAMES): leaf for path, leaf in tensors.leaves(target)}
     if config.tie_word_embeddings:
         del arrays["lm_head.weight", True]

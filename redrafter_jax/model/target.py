@@ -16,7 +16,13 @@ from redrafter_jax.model import attention, cache, layers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """The shapes of a target, under the names of a Hugging Face Llama ``config.json`` where it has one."""
+    """The shapes of a target, under the names of a Hugging Face Llama ``config.json`` where it has one, and what its family does
+    otherwise than Llama, whose flags are the defaults.
+
+    model_type: the family that wrote it; it computes nothing.
+    qkv_bias: queries, keys and values have a bias, and the output does not (``attention_bias``: all four).
+    qk_norm: an RMSNorm on queries and keys before they turn: of each head (``head``) or of all heads together (``width``).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -31,6 +37,9 @@ class TargetConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     max_position_embeddings: int = 2048
+    model_type: str = "llama"
+    qkv_bias: bool = False
+    qk_norm: str = ""
 
     @property
     def draft_vocab(self) -> int:
@@ -74,11 +83,14 @@ class Block(nnx.Module):
         keys = jax.random.split(key, 7)
         self.config = config
         self.input_norm = layers.ones((D,), dtype)
-        self.q = layers.Linear(keys[0], (D, H * C), layers.COLUMNS, dtype, config.attention_bias)
-        self.k = layers.Linear(keys[1], (D, K * C), layers.COLUMNS, dtype, config.attention_bias)
-        self.v = layers.Linear(keys[2], (D, K * C), layers.COLUMNS, dtype, config.attention_bias)
+        bias = config.attention_bias or config.qkv_bias
+        self.q = layers.Linear(keys[0], (D, H * C), layers.COLUMNS, dtype, bias)
+        self.k = layers.Linear(keys[1], (D, K * C), layers.COLUMNS, dtype, bias)
+        self.v = layers.Linear(keys[2], (D, K * C), layers.COLUMNS, dtype, bias)
         self.o = layers.Linear(keys[3], (H * C, D), layers.ROWS, dtype, config.attention_bias)
         self.post_norm = layers.ones((D,), dtype)
+        self.q_norm = layers.ones((C,), dtype) if config.qk_norm == "head" else None
+        self.k_norm = layers.ones((C,), dtype) if config.qk_norm == "head" else None
         self.gate = layers.Linear(keys[4], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
         self.up = layers.Linear(keys[5], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
         self.down = layers.Linear(keys[6], (F, D), layers.ROWS, dtype, config.mlp_bias)
@@ -88,8 +100,10 @@ class Block(nnx.Module):
         B, N, _ = x_BND.shape
         C, eps = config.head_dim, config.rms_norm_eps
         normed = layers.rms_norm(x_BND, self.input_norm[...], eps)
-        q_BNHC = layers.rotate(_heads(self.q(normed), C), table)
-        k_BNKC = layers.rotate(_heads(self.k(normed), C), table)
+        q_BNHC, k_BNKC = _heads(self.q(normed), C), _heads(self.k(normed), C)
+        if config.qk_norm == "head":
+            q_BNHC, k_BNKC = layers.rms_norm(q_BNHC, self.q_norm[...], eps), layers.rms_norm(k_BNKC, self.k_norm[...], eps)
+        q_BNHC, k_BNKC = layers.rotate(q_BNHC, table), layers.rotate(k_BNKC, table)
         v_BNKC = _heads(self.v(normed), C)
         k_BKNC, v_BKNC = k_BNKC.transpose(0, 2, 1, 3), v_BNKC.transpose(0, 2, 1, 3)
         mixed = attention.attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached, seen_BNS, prefixes)

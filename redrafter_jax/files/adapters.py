@@ -89,9 +89,10 @@ def original_of(folder: pathlib.Path) -> str | None:
 
 def tensor_names(source: pathlib.Path, what: str, layers: int) -> dict[str, str]:
     """The names that a target's files give to the matrices which an adapter changes, by their paths in both."""
-    family = families.of(configs.read_json(source, what)["model_type"], what)
+    fields = configs.read_json(source, what)
+    family, stored = families.read(fields, what)[0], families.stored_names(fields, files_of_tensors(source, what))
     paths = [f".blocks[{layer}].{name}" for layer in range(layers) for name in ADAPTED]
-    return {path: tensors.rename(f"{path}.weight", family.NAMES)[0] for path in paths}
+    return {path: stored[tensors.rename(f"{path}.weight", family.NAMES)[0]] for path in paths}
 
 
 def _merged(stored: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float, where: str) -> np.ndarray:

@@ -25,8 +25,8 @@ def zeros(shape: tuple[int, ...], spec: P, dtype: jnp.dtype) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, dtype, out_sharding=spec))
 
 
-def ones(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    return nnx.Param(jnp.ones(shape, dtype, out_sharding=P(None)))
+def ones(shape: tuple[int, ...], spec: P, dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape, dtype, out_sharding=spec))
 
 
 class Linear(nnx.Module):
@@ -97,11 +97,22 @@ def of_two_rows(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:
     return _times(padded, weight, spec)[:, :1]
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype."""
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, adds_one: bool = False) -> jax.Array:
+    """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype. With ``adds_one`` it is
+    times 1 + weight, all in float32, as in Gemma."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return weight * wide.astype(x.dtype)
+    return (wide * (1 + weight.astype(jnp.float32))).astype(x.dtype) if adds_one else weight * wide.astype(x.dtype)
+
+
+def scaled(x: jax.Array, by: float) -> jax.Array:
+    """x times a number that x's dtype need not have; the product is rounded once."""
+    return x if by == 1 else (x.astype(jnp.float32) * by).astype(x.dtype)
+
+
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap): a soft limit on scores and logits."""
+    return cap * jnp.tanh(x / cap)
 
 
 @dataclasses.dataclass(frozen=True)

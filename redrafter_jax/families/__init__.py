@@ -5,7 +5,8 @@ A family is a file of this folder, listed in FAMILIES:
     TYPES                    the model_types of its config.json
     config(fields, what)     the `TargetConfig`, from checked fields; what would have to be approximated is refused by name
     fields_of(config)        the inverse, for `save_target`
-    NAMES                    leaf of `Target` (a regular expression) -> tensor in the file, and whether the file holds it transposed
+    NAMES                    leaf of `Target` (a regular expression) -> tensor in the file, whether the file holds it transposed,
+                             and which part of it, or stack of several, the leaf is (`names.py`)
     IGNORED                  tensors that follow from the config (a regular expression)
 
 What they have in common is read in `common.py`, which a family's file calls.
@@ -17,9 +18,9 @@ is added by a file here and, if it does something new, by that flag and the line
 from types import ModuleType
 
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.families import llama, qwen2, qwen3
+from redrafter_jax.families import llama, phi3, qwen2, qwen3
 
-FAMILIES = (llama, qwen2, qwen3)
+FAMILIES = (llama, qwen2, qwen3, phi3)
 
 
 def types() -> list[str]:

@@ -34,8 +34,9 @@ REFUSED = ("sliding_window", "num_local_experts", "num_experts", "layer_types")
 FULL, SLIDING = "full_attention", "sliding_attention"  # of layer_types
 
 
-def shapes(fields: dict[str, Any], what: str) -> dict[str, Any]:
+def shapes(fields: dict[str, Any], what: str, turns_in_part: bool = False) -> dict[str, Any]:
     """The arguments of `TargetConfig` that every family has, in the classic layout or that of transformers 5 (`rope_parameters`).
+    ``turns_in_part``: whether `partial_rotary_factor` means something to the family.
 
     Raises:
       BadInput: a field is missing or out of range.
@@ -61,7 +62,7 @@ def shapes(fields: dict[str, Any], what: str) -> dict[str, Any]:
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "rms_norm_eps": number({"rms_norm_eps": 1e-6} | fields, "rms_norm_eps", what, high=1.0),
-        "rope": rope.read(fields, head_dim, context, what),
+        "rope": rope.read(fields, head_dim, context, what, turns_in_part),
         "tie_word_embeddings": flag(fields, "tie_word_embeddings", False, what),
         "max_position_embeddings": context,
     }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from redrafter_jax import families
 from redrafter_jax.devices import mesh, placement, processes
+from redrafter_jax.families import names
 from redrafter_jax.files import config as configs
 from redrafter_jax.files import tensors
 from redrafter_jax.files.weight_files import files_of_tensors
@@ -47,8 +48,9 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
     files = files_of_tensors(folder, what)
     stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
 
-    def name_of(path: str) -> tuple[str, bool]:
-        return tensors.rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", family.NAMES)
+    def name_of(path: str) -> names.Source:
+        path = path if stored_lm_head or path != ".lm_head" else ".embedding_transposed"
+        return names.source(path, family.NAMES, config, files)
 
     return tensors.fill(abstract, name_of, files, folder, what, family.IGNORED, (copies, config.head_dim))
 
@@ -99,9 +101,8 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
     """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens)."""
     config: TargetConfig = target.config
     family = families.of(config.model_type)
-    arrays = {tensors.rename(path, family.NAMES): leaf for path, leaf in tensors.leaves(target)}
-    if config.tie_word_embeddings:
-        del arrays["lm_head.weight", True]
+    kept = [(path, leaf) for path, leaf in tensors.leaves(target) if path != ".lm_head" or not config.tie_word_embeddings]
+    arrays = {names.sources(path, family.NAMES, config)[0]: leaf for path, leaf in kept}
     tensors.write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
 
 

@@ -1,6 +1,6 @@
 """The shapes of well-known targets, for figures and plans where no weights are at hand. Not here: any weight."""
 
-from redrafter_jax.model.layers import Rope
+from redrafter_jax.model.rope import Rope
 from redrafter_jax.model.target import TargetConfig
 
 _LLAMA1_AND_2 = dict(vocab_size=32000, head_dim=128)

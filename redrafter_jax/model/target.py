@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model import attention, cache, layers
+from redrafter_jax.model import attention, cache, layers, rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class TargetConfig:
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float = 1e-6
-    rope: layers.Rope = layers.Rope()
+    rope: rope.Rope = rope.Rope()
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -103,7 +103,7 @@ class Block(nnx.Module):
         q_BNHC, k_BNKC = _heads(self.q(normed), C), _heads(self.k(normed), C)
         if config.qk_norm == "head":
             q_BNHC, k_BNKC = layers.rms_norm(q_BNHC, self.q_norm[...], eps), layers.rms_norm(k_BNKC, self.k_norm[...], eps)
-        q_BNHC, k_BNKC = layers.rotate(q_BNHC, table), layers.rotate(k_BNKC, table)
+        q_BNHC, k_BNKC = rope.rotate(q_BNHC, table), rope.rotate(k_BNKC, table)
         v_BNKC = _heads(self.v(normed), C)
         k_BKNC, v_BKNC = k_BNKC.transpose(0, 2, 1, 3), v_BNKC.transpose(0, 2, 1, 3)
         mixed = attention.attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached, seen_BNS, prefixes)
@@ -156,15 +156,15 @@ class Target(nnx.Module):
         Args:
           visible_BNN: which of the N tokens each of them sees.
           kv: the cache, which is only read; None for an empty one.
-          lengths_BN: for `dynamic` rotary scaling, the length of the text that each token arrives with. A token that is
-            decoded arrives alone (position + 1, the default), the tokens of a prompt together.
+          lengths_BN: for rotary scaling that depends on it, the length of the text that each token arrives with. A token that
+            is decoded arrives alone (position + 1), the tokens of a prompt together; by default as `rope.lengths_alone` says.
           seen_BNS: which slots of the cache each token sees, if not all of the live ones.
           prefixes: see `attention.attend`.
           features: layers, counted from 0, whose outputs are returned as well.
         """
         config = self.config
-        lengths_BN = positions_BN + 1 if lengths_BN is None else lengths_BN
-        table = layers.rope_table(config.rope, config.head_dim, positions_BN, lengths_BN)
+        lengths_BN = rope.lengths_alone(config.rope, positions_BN, kv is not None) if lengths_BN is None else lengths_BN
+        table = rope.rope_table(config.rope, config.head_dim, positions_BN, lengths_BN)
         x_BND = self.embed(tokens_BN)
         keys, values, outputs = [], [], []
         for layer, block in enumerate(self.blocks):

@@ -9,7 +9,7 @@ from redrafter_jax import families
 from redrafter_jax.errors import BadInput
 from redrafter_jax.families import llama, rope
 from redrafter_jax.files import config
-from redrafter_jax.model.layers import Rope
+from redrafter_jax.model.rope import Rope
 from redrafter_jax.model.shapes import SHAPES
 from tests.support import MODELS
 

@@ -28,10 +28,16 @@ NAMES = [
     (r"\.blocks\[(\d+)\]\.(gate|up|down)\.weight", r"model.layers.\1.mlp.\2_proj.weight", True),
     (r"\.blocks\[(\d+)\]\.(gate|up|down)\.bias", r"model.layers.\1.mlp.\2_proj.bias", False),
 ]
-QK_NORM_NAMES = [(r"\.blocks\[(\d+)\]\.([qk])_norm", r"model.layers.\1.self_attn.\2_norm.weight", False)]
+QK_NORM_NAMES = [(r"\.blocks\[(\d+)\]\.([qk])_(?:width_)?norm", r"model.layers.\1.self_attn.\2_norm.weight", False)]
+NORM_AFTER_NAMES = [
+    (r"\.blocks\[(\d+)\]\.attention_norm", r"model.layers.\1.post_attention_layernorm.weight", False),
+    (r"\.blocks\[(\d+)\]\.mlp_norm", r"model.layers.\1.post_feedforward_layernorm.weight", False),
+]
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
-REFUSED = ("sliding_window", "num_local_experts", "num_experts", "layer_types")
+REFUSED = ("sliding_window", "num_local_experts", "num_experts", "layer_types", "use_bidirectional_attention")
+WINDOWS = ("sliding_window", "layer_types")  # what `windows` honours
 FULL, SLIDING = "full_attention", "sliding_attention"  # of layer_types
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours -> what files call it
 
 
 def shapes(fields: dict[str, Any], what: str, turns_in_part: bool = False) -> dict[str, Any]:
@@ -81,9 +87,45 @@ def refuse(fields: dict[str, Any], what: str, honoured: tuple[str, ...] = (), ac
         is_full = key == "layer_types" and isinstance(value, list) and all(kind == FULL for kind in value)
         if value and key not in honoured and not is_full:
             raise BadInput(f"{what}: {key} = {shown(value)} is not supported")
-    found = fields.get("hidden_act", activation)
-    if found != activation:
-        raise BadInput(f"{what}: hidden_act {shown(found)} is not supported; only {activation!r} is")
+    for key in ("hidden_act", "hidden_activation"):
+        found = fields.get(key, ACTIVATIONS[activation])
+        if found != ACTIVATIONS[activation]:
+            raise BadInput(f"{what}: {key} {shown(found)} is not supported; only {ACTIVATIONS[activation]!r} is")
+
+
+def windows(fields: dict[str, Any], what: str, layers: int, types: list[str]) -> tuple[int, ...]:
+    """`TargetConfig.windows` by the config's ``layer_types``, or by these where it has none, and its ``sliding_window``.
+
+    Raises:
+      BadInput: a layer is of another type, or one that slides has no window.
+    """
+    types = types if fields.get("layer_types") is None else fields["layer_types"]
+    if not isinstance(types, list) or len(types) != layers or any(kind not in (FULL, SLIDING) for kind in types):
+        kinds = f"{layers} times {FULL!r} or {SLIDING!r}"
+        raise BadInput(f"{what}: layer_types in config.json should be {kinds}, one for each layer, not {shown(types)}")
+    if SLIDING not in types:
+        return ()
+    window = whole(fields, "sliding_window", what, MAX_CONTEXT_TOKENS)
+    return tuple(window if kind == SLIDING else 0 for kind in types)
+
+
+def one_window(fields: dict[str, Any], what: str, shapes: dict[str, Any]) -> tuple[int, ...]:
+    """As `windows`, of a family whose ``sliding_window`` is that of all layers, or null. One in which the whole context fits is
+    none."""
+    if fields.get("sliding_window") is None:
+        return ()
+    window = whole(fields, "sliding_window", what, MAX_CONTEXT_TOKENS)
+    return () if window >= shapes["max_position_embeddings"] else (window,) * shapes["num_hidden_layers"]
+
+
+def optional_windows(fields: dict[str, Any], what: str, layers: int, types: list[str]) -> tuple[int, ...]:
+    """As `windows`, of a family whose ``use_sliding_window`` says whether there are any."""
+    if flag(fields, "use_sliding_window", False, what) and fields.get("sliding_window") is not None:
+        return windows(fields, what, layers, types)
+    if isinstance(fields.get("layer_types"), list) and SLIDING in fields["layer_types"]:
+        no_window = "use_sliding_window and sliding_window say that there is no window"
+        raise BadInput(f"{what}: layer_types in config.json has {SLIDING!r}, but {no_window}")
+    return windows(fields, what, layers, [FULL] * layers)
 
 
 def fields_of(config: TargetConfig, architecture: str, **others: Any) -> dict[str, Any]:
@@ -92,5 +134,16 @@ def fields_of(config: TargetConfig, architecture: str, **others: Any) -> dict[st
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings",
     )  # fmt: skip
-    kind = {"architectures": [architecture], "model_type": config.model_type, "hidden_act": "silu"}
+    kind = {"architectures": [architecture], "model_type": config.model_type, "hidden_act": ACTIVATIONS[config.activation]}
     return {name: getattr(config, name) for name in names} | kind | rope.fields_of(config.rope) | others
+
+
+def fields_of_optional_windows(config: TargetConfig) -> dict[str, Any]:
+    """The inverse of `optional_windows`."""
+    return {"use_sliding_window": bool(config.windows)} | fields_of_windows(config)
+
+
+def fields_of_windows(config: TargetConfig) -> dict[str, Any]:
+    """The inverse of `windows`."""
+    types = [SLIDING if config.window_of(layer) else FULL for layer in range(config.num_hidden_layers)]
+    return {"layer_types": types, "sliding_window": max(config.windows, default=None)}

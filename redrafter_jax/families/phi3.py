@@ -9,7 +9,7 @@ from redrafter_jax.families import common
 from redrafter_jax.families.fields import flag
 from redrafter_jax.families.names import Heights, Part, Table
 from redrafter_jax.families.rope import ORIGINAL
-from redrafter_jax.model.target import TargetConfig
+from redrafter_jax.model.target_config import TargetConfig
 
 TYPES = ("phi3",)
 EARLIER_NAMES = ("su", "yarn")  # of longrope, in the files of Phi-3
@@ -42,7 +42,7 @@ def config(fields: dict[str, Any], what: str) -> TargetConfig:
     """The config.json of a Phi-3, as `llama.config` reads a Llama's.
 
     Raises:
-      BadInput: as there; or it has a bias, a window that is shorter than its context, or another rope than Phi's.
+      BadInput: as there; or it has a bias, or another rope than Phi's.
     """
     fields = DEFAULTS | {key: value for key, value in fields.items() if value is not None}
     for key in ("rope_parameters", "rope_scaling"):
@@ -52,13 +52,13 @@ def config(fields: dict[str, Any], what: str) -> TargetConfig:
         if flag(fields, key, False, what):
             raise BadInput(f"{what}: {key} = true is not supported for model_type 'phi3', which has no biases")
     shapes = common.shapes(fields, what, turns_in_part=True)
-    window, context = fields.get("sliding_window"), shapes["max_position_embeddings"]
-    common.refuse(fields, what, honoured=("sliding_window",) if type(window) is int and window >= context else ())
+    common.refuse(fields, what, honoured=("sliding_window",))
+    windows = common.one_window(fields, what, shapes)
     kind = shapes["rope"].kind
     if kind not in ("default", "longrope"):
         raise BadInput(f"{what}: rope type {shown(kind)} is not supported for model_type 'phi3'; default and longrope are")
     rope = dataclasses.replace(shapes["rope"], rereads=kind == "longrope")
-    return TargetConfig(**shapes | {"rope": rope}, model_type="phi3")
+    return TargetConfig(**shapes | {"rope": rope}, windows=windows, model_type="phi3")
 
 
 def _renamed(scaling: dict[str, Any]) -> dict[str, Any]:
@@ -69,5 +69,6 @@ def _renamed(scaling: dict[str, Any]) -> dict[str, Any]:
 
 def fields_of(config: TargetConfig) -> dict[str, Any]:
     """The inverse of `config`."""
-    others = {ORIGINAL: config.rope.original_length, "pad_token_id": None}  # else transformers takes 32000
+    others = {"sliding_window": max(config.windows, default=None), ORIGINAL: config.rope.original_length}
+    others["pad_token_id"] = None  # else transformers takes 32000
     return common.fields_of(config, "Phi3ForCausalLM", **others)

@@ -10,6 +10,7 @@ from redrafter_jax.model.target_config import TargetConfig
 
 TYPES = ("qwen3_moe",)
 MAX_EXPERTS = 10**4
+DEFAULTS = {"num_key_value_heads": 4, "max_position_embeddings": 32768}  # transformers'
 _EXPERTS, _LAYER = r"\.blocks\[(\d+)\]\.experts\.", r"model.layers.\1.mlp."
 
 
@@ -46,8 +47,12 @@ def config(fields: dict[str, Any], what: str) -> TargetConfig:
         "decoder_sparse_step": step,
         "mlp_only_layers": _layers(fields.get("mlp_only_layers") or [], what),
     }
-    common.refuse(fields, what, honoured=(*common.WINDOWS, "num_experts", "num_local_experts"))
-    return TargetConfig(**qwen3.shapes(fields, what), **sizes, model_type="qwen3_moe")
+    common.refuse(fields, what, honoured=("sliding_window", "num_experts", "num_local_experts"))
+    shapes = common.shapes(DEFAULTS | fields, what)
+    slides = flag(fields, "use_sliding_window", False, what)
+    windows = common.one_window({"sliding_window": 4096} | fields, what, shapes) if slides else ()
+    bias = flag(fields, "attention_bias", False, what)
+    return TargetConfig(**shapes, **sizes, attention_bias=bias, qk_norm="head", windows=windows, model_type="qwen3_moe")
 
 
 def _layers(found: object, what: str) -> tuple[int, ...]:
@@ -60,4 +65,5 @@ def fields_of(config: TargetConfig) -> dict[str, Any]:
     """The inverse of `config`."""
     names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step")
     others = {name: getattr(config, name) for name in names} | {"mlp_only_layers": list(config.mlp_only_layers)}
-    return qwen3.fields_of(config) | {"architectures": ["Qwen3MoeForCausalLM"]} | others
+    windows = {"use_sliding_window": bool(config.windows), "sliding_window": max(config.windows, default=None)}
+    return common.fields_of(config, "Qwen3MoeForCausalLM", attention_bias=config.attention_bias, **windows, **others)

@@ -100,11 +100,11 @@ def _by_tensor(adapter: Adapter, source: pathlib.Path, what: str) -> dict[str, l
     """The matrices which an adapter changes, by the tensors in which a target's files have them: their paths in both, and the rows
     at which they begin, ascending."""
     fields = configs.read_json(source, what)
-    config, family = configs.target_config(fields, what), families.of(fields["model_type"], what)
+    (family, config), stored = families.read(fields, what), families.stored_names(fields, files_of_tensors(source, what))
     found: dict[str, list[tuple[str, int]]] = {}
     for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in tensors.leaves(adapter)):
-        place = names.sources(f"{path}.weight", family.NAMES, config)[0]
-        found.setdefault(place.name, []).append((path, place.first))
+        place = names.source(f"{path}.weight", family.NAMES, config, stored)
+        found.setdefault(stored.get(place.name, place.name), []).append((path, place.first))
     return {name: sorted(parts, key=lambda part: part[1]) for name, parts in found.items()}
 
 

@@ -13,7 +13,7 @@ from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
 from redrafter_jax.files import json_files
 from redrafter_jax.model.drafter import DrafterConfig
-from redrafter_jax.model.target import TargetConfig, wrong_draft_model
+from redrafter_jax.model.target_config import TargetConfig, wrong_draft_model
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
@@ -68,8 +68,8 @@ def target_config(config: dict[str, Any], what: str = "target") -> TargetConfig:
     """
     kind = config.get("model_type")
     if kind == DRAFTER_TYPE:
-        raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a Llama-family model")
-    return families.of(kind, what).config(config, what)
+        raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a language model")
+    return families.read(config, what)[1]
 
 
 def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConfig:

@@ -22,7 +22,7 @@ from redrafter_jax.families.names import Source
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.weight_files import Stored, StoredStack
 
-KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.[kv]\.")  # leaves whose rows are those of key-value heads
+KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.([kv]\.|k_width_norm$)")  # leaves whose rows are those of key-value heads
 NOTHING = re.compile(r"(?!)")
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 

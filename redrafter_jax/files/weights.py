@@ -36,23 +36,27 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
       spread: split the weights over ``data`` too; they are gathered as they are used.
 
     Raises:
-      BadInput: a file is missing or broken, the config is not Llama-like, tensors are missing, extra or misshapen, or
+      BadInput: a file is missing or broken, the config is of no family, tensors are missing, extra or misshapen, or
         one holds NaN or Inf.
     """
     folder = pathlib.Path(folder)
     fields = configs.read_json(folder, what)
-    config, family = configs.target_config(fields, what), families.of(fields["model_type"], what)
+    config = configs.target_config(fields, what)
+    family = families.of(config.model_type, what)
     fitted = placement.repeat_kv_heads(config, jax.sharding.get_abstract_mesh().shape["model"])
     copies = fitted.num_key_value_heads // config.num_key_value_heads
     abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
     files = files_of_tensors(folder, what)
-    stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
+    stored = families.stored_names(fields, files)
+    stored_lm_head = "lm_head.weight" in stored or not config.tie_word_embeddings
 
     def name_of(path: str) -> names.Source:
         path = path if stored_lm_head or path != ".lm_head" else ".embedding_transposed"
-        return names.source(path, family.NAMES, config, files)
+        place = names.source(path, family.NAMES, config, stored)
+        return place._replace(name=stored.get(place.name, place.name))
 
-    return tensors.fill(abstract, name_of, files, folder, what, family.IGNORED, (copies, config.head_dim))
+    ignored = families.ignored(fields, family)
+    return tensors.fill(abstract, name_of, files, folder, what, ignored, (copies, config.head_dim))
 
 
 @mesh.current_or_single()

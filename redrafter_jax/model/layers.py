@@ -24,8 +24,8 @@ def zeros(shape: tuple[int, ...], spec: P, dtype: jnp.dtype) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, dtype, out_sharding=spec))
 
 
-def ones(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    return nnx.Param(jnp.ones(shape, dtype, out_sharding=P(None)))
+def ones(shape: tuple[int, ...], spec: P, dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape, dtype, out_sharding=spec))
 
 
 class Linear(nnx.Module):
@@ -66,10 +66,15 @@ def gather_features(x: jax.Array) -> jax.Array:
 
 
 def einsum(subscripts: str, x: jax.Array, y: jax.Array, **options) -> jax.Array:
-    """`jnp.einsum` of two arrays, through which every product goes. Float32 operands are multiplied as float32 on every device,
-    unless `jax.default_matmul_precision` says otherwise: TPUs and GPUs would round them to bfloat16 or TF32 first."""
+    """`jnp.einsum` of two arrays, through which every product goes but that of experts, at `precision_of` them."""
+    return jnp.einsum(subscripts, x, y, precision=precision_of(x, y), **options)
+
+
+def precision_of(x: jax.Array, y: jax.Array) -> jax.lax.Precision | None:
+    """Float32 operands are multiplied as float32 on every device, unless `jax.default_matmul_precision` says otherwise: TPUs and
+    GPUs would round them to bfloat16 or TF32 first."""
     is_exact = jnp.result_type(x, y) == jnp.float32 and jax.config.jax_default_matmul_precision is None
-    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST if is_exact else None, **options)
+    return jax.lax.Precision.HIGHEST if is_exact else None
 
 
 def product(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:
@@ -96,11 +101,22 @@ def of_two_rows(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:
     return _times(padded, weight, spec)[:, :1]
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype."""
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, adds_one: bool = False) -> jax.Array:
+    """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype. With ``adds_one`` it is
+    times 1 + weight, all in float32, as in Gemma."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return weight * wide.astype(x.dtype)
+    return (wide * (1 + weight.astype(jnp.float32))).astype(x.dtype) if adds_one else weight * wide.astype(x.dtype)
+
+
+def scaled(x: jax.Array, by: float) -> jax.Array:
+    """x times a number that x's dtype need not have; the product is rounded once."""
+    return x if by == 1 else (x.astype(jnp.float32) * by).astype(x.dtype)
+
+
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap): a soft limit on scores and logits."""
+    return cap * jnp.tanh(x / cap)
 
 
 def take_rows(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from redrafter_jax.model.target import TargetConfig
 
-
 Heights = Callable[[TargetConfig], tuple[int, ...]]
 
 

@@ -1,4 +1,4 @@
-"""Qwen3's mixtures of experts, such as 30B-A3B: a Qwen3 whose layers, or some of them, have experts in place of the feed-forward."""
+"""Qwen3's mixtures of experts, such as 30B-A3B: a Qwen3 whose layers, or some of them, have experts instead of a feed-forward."""
 
 from typing import Any
 

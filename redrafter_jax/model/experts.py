@@ -1,5 +1,5 @@
-"""A mixture of experts in place of a layer's feed-forward: a router chooses for each token k of E gated feed-forwards, and what they
-make is added up by the router's weights.
+"""A mixture of experts in place of a layer's feed-forward: a router chooses for each token k of E gated feed-forwards, and what
+they make is added up by the router's weights.
 
     probabilities  softmax(x router)             [B, N, E], in float32
     chosen         the k largest of each token, perhaps divided by their sum

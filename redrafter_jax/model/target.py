@@ -34,8 +34,8 @@ class Pass:
 
 
 class Block(nnx.Module):
-    """Attention and the gated feed-forward, or experts in its place, each added to the stream, with RMSNorms before them, after them
-    or both."""
+    """Attention and the gated feed-forward, or experts in its place, each added to the stream, with RMSNorms before them, after
+    them or both."""
 
     def __init__(self, key, config: TargetConfig, dtype, has_experts: bool = False):
         D, F, C = config.hidden_size, config.intermediate_size, config.head_dim

@@ -59,6 +59,12 @@ class Experts(nnx.Module):
         return weights_BNX.astype(x_BND.dtype), chosen_BNX
 
 
+def weights_per_token(blocks, config: TargetConfig) -> float:
+    """How many weights of a target's layers a token meets: of experts those of the chosen ones."""
+    chosen = config.num_experts_per_tok / config.num_experts if config.num_experts else 1
+    return sum(leaf.size * (chosen if leaf.ndim == len(SPLIT) else 1) for leaf in jax.tree.leaves(blocks))
+
+
 def _mix(x_BND, weights_BNX, chosen_BNX, gate_EDF, up_EDF, down_EFD, act) -> jax.Array:
     """What the experts of this shard add, in float32."""
     (B, N, D), E = x_BND.shape, gate_EDF.shape[0]

@@ -10,7 +10,13 @@ from redrafter_jax.model.target_config import TargetConfig
 
 TYPES = ("qwen3_moe",)
 MAX_EXPERTS = 10**4
-DEFAULTS = {"num_key_value_heads": 4, "max_position_embeddings": 32768}  # transformers'
+DEFAULTS = {  # transformers'
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "decoder_sparse_step": 1,
+}
 _EXPERTS, _LAYER = r"\.blocks\[(\d+)\]\.experts\.", r"model.layers.\1.mlp."
 
 
@@ -36,19 +42,19 @@ def config(fields: dict[str, Any], what: str) -> TargetConfig:
     Raises:
       BadInput: as there; or a number of the experts is missing or out of range.
     """
-    key = "num_experts" if fields.get("num_experts") is not None else "num_local_experts"  # as transformers 5 calls it
-    experts = whole(fields, key, what, MAX_EXPERTS)
-    step = whole({"decoder_sparse_step": 1} | fields, "decoder_sparse_step", what, MAX_LAYERS)
+    fields = DEFAULTS | fields
+    key = "num_local_experts" if "num_local_experts" in fields and "num_experts" not in fields else "num_experts"
+    experts = whole({"num_experts": 128} | fields, key, what, MAX_EXPERTS)
     sizes = {
         "num_experts": experts,
         "num_experts_per_tok": whole(fields, "num_experts_per_tok", what, experts),
         "moe_intermediate_size": whole(fields, "moe_intermediate_size", what, MAX_FEATURES),
         "norm_topk_prob": flag(fields, "norm_topk_prob", False, what),
-        "decoder_sparse_step": step,
+        "decoder_sparse_step": whole(fields, "decoder_sparse_step", what, MAX_LAYERS),
         "mlp_only_layers": _layers(fields.get("mlp_only_layers") or [], what),
     }
     common.refuse(fields, what, honoured=("sliding_window", "num_experts", "num_local_experts"))
-    shapes = common.shapes(DEFAULTS | fields, what)
+    shapes = common.shapes(fields, what)
     slides = flag(fields, "use_sliding_window", False, what)
     windows = common.one_window({"sliding_window": 4096} | fields, what, shapes) if slides else ()
     bias = flag(fields, "attention_bias", False, what)

@@ -42,7 +42,9 @@ class Experts(nnx.Module):
         rows = P("data", None, None)
 
         def of_shard(x_BND, weights_BNX, chosen_BNX, *matrices):
-            mixed_BND = _mix(jax.lax.pcast(x_BND, "model", to="varying"), weights_BNX, chosen_BNX, *matrices, act)
+            # Said before they are indexed: JAX 0.10 forgets to add up the gradients of what an index makes differ by shard.
+            x_BND, weights_BNX = (jax.lax.pcast(each, "model", to="varying") for each in (x_BND, weights_BNX))
+            mixed_BND = _mix(x_BND, weights_BNX, chosen_BNX, *matrices, act)
             return jax.lax.psum(mixed_BND, "model").astype(x_BND.dtype)
 
         with jax.named_scope("experts"):

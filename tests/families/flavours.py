@@ -23,7 +23,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 GEMMA3 = GEMMA | {"layer_types": [SLIDING, FULL, SLIDING], "rope_parameters": TWO_ROPES}
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 3.0, 6.0, 12.0]}
 LONGROPE = {"partial_rotary_factor": 0.8, "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4} | FACTORS}
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 22}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 
 # name: (the model's class of transformers without its ending, what its config says besides SIZES)
 FLAVOURS = {

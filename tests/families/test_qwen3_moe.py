@@ -93,7 +93,8 @@ def test_gradients_flow_through_the_chosen_experts(mesh):
     def aim(x_BND, layer):
         return jnp.sum(jnp.sin(layer(x_BND)))
 
-    of_x = np.asarray(jax.jit(jax.grad(aim))(put(inputs()), layer(mesh)))
+    split = layer(mesh)
+    of_x = np.asarray(jax.jit(jax.grad(aim))(put(inputs()), split))
     ours, step = layer(), 1e-2
     for place in ((0, 0, 0), (3, 4, 7)):
         moved = [inputs() for _ in range(2)]
@@ -127,7 +128,7 @@ def test_every_device_reads_its_own_experts(tmp_path, spread):
     for path in (folder, tmp_path):
         split = weights.load_target(path, spread=spread)
         matrix = split.blocks[0].experts.gate[...]
-        assert matrix.sharding.shard_shape(matrix.shape) == (2, 20 if spread else 40, 22)
+        assert matrix.sharding.shard_shape(matrix.shape) == (2, 20 if spread else 40, 20)
         np.testing.assert_array_equal(matrix, expected.blocks[0].experts.gate[...])
         np.testing.assert_array_equal(split.blocks[2].experts.down[...], expected.blocks[2].experts.down[...])
 
@@ -147,7 +148,7 @@ def test_experts_whose_tensors_are_missing_or_misshapen_are_named(tmp_path):
     gone = "model.layers.2.mlp.experts.5.up_proj.weight"
     assert f"lacks the tensor {gone} (1 missing in all)" in said({}, (gone,))
     wide = said({"moe_intermediate_size": 23})
-    assert "experts.0.gate_proj.weight in" in wide and "has shape [22, 40]; its config.json asks for [23, 40]" in wide
+    assert "experts.0.down_proj.weight in" in wide and "has shape [40, 20]; its config.json asks for [40, 23]" in wide
     assert "has the tensor model.layers.0.mlp.experts.7" in said({"num_experts": 7, "num_local_experts": 7})
 
 

@@ -5,7 +5,8 @@ A family is a file of this folder, listed in FAMILIES:
     TYPES                    the model_types of its config.json
     config(fields, what)     the `TargetConfig`, from checked fields; what would have to be approximated is refused by name
     fields_of(config)        the inverse, for `save_target`
-    NAMES                    leaf of `Target` (a regular expression) -> tensor in the file, and whether the file holds it transposed
+    NAMES                    leaf of `Target` (a regular expression) -> tensor in the file, whether the file holds it transposed,
+                             and which part of it, or stack of several, the leaf is (`names.py`)
     IGNORED                  tensors that follow from the config (a regular expression)
 
 What they have in common is read in `common.py`, which a family's file calls.
@@ -20,10 +21,23 @@ from types import ModuleType
 from typing import Any
 
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.families import gemma2, gemma3, granite, llama, mistral, multimodal, olmo2, qwen2, qwen3, smollm3
+from redrafter_jax.families import (
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    mistral,
+    multimodal,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from redrafter_jax.model.target import TargetConfig
 
-FAMILIES = (llama, mistral, qwen2, qwen3, gemma2, gemma3, olmo2, granite, smollm3)
+FAMILIES = (llama, mistral, qwen2, qwen3, gemma2, gemma3, olmo2, granite, smollm3, phi3, qwen3_moe)
 
 
 def types() -> list[str]:

@@ -40,8 +40,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # of layer_types
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours -> what files call it
 
 
-def shapes(fields: dict[str, Any], what: str) -> dict[str, Any]:
+def shapes(fields: dict[str, Any], what: str, turns_in_part: bool = False) -> dict[str, Any]:
     """The arguments of `TargetConfig` that every family has, in the classic layout or that of transformers 5 (`rope_parameters`).
+    ``turns_in_part``: whether `partial_rotary_factor` means something to the family.
 
     Raises:
       BadInput: a field is missing or out of range.
@@ -67,7 +68,7 @@ def shapes(fields: dict[str, Any], what: str) -> dict[str, Any]:
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "rms_norm_eps": number({"rms_norm_eps": 1e-6} | fields, "rms_norm_eps", what, high=1.0),
-        "rope": rope.read(fields, head_dim, context, what),
+        "rope": rope.read(fields, head_dim, context, what, turns_in_part),
         "tie_word_embeddings": flag(fields, "tie_word_embeddings", False, what),
         "max_position_embeddings": context,
     }
@@ -106,6 +107,15 @@ def windows(fields: dict[str, Any], what: str, layers: int, types: list[str]) ->
         return ()
     window = whole(fields, "sliding_window", what, MAX_CONTEXT_TOKENS)
     return tuple(window if kind == SLIDING else 0 for kind in types)
+
+
+def one_window(fields: dict[str, Any], what: str, shapes: dict[str, Any]) -> tuple[int, ...]:
+    """As `windows`, of a family whose ``sliding_window`` is that of all layers, or null. One in which the whole context fits is
+    none."""
+    if fields.get("sliding_window") is None:
+        return ()
+    window = whole(fields, "sliding_window", what, MAX_CONTEXT_TOKENS)
+    return () if window >= shapes["max_position_embeddings"] else (window,) * shapes["num_hidden_layers"]
 
 
 def optional_windows(fields: dict[str, Any], what: str, layers: int, types: list[str]) -> tuple[int, ...]:

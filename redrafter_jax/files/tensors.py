@@ -18,8 +18,9 @@ import safetensors.numpy
 
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.families.names import Source
 from redrafter_jax.files.atomic import replacing
-from redrafter_jax.files.weight_files import Stored
+from redrafter_jax.files.weight_files import Stored, StoredStack
 
 KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.([kv]\.|k_width_norm$)")  # leaves whose rows are those of key-value heads
 NOTHING = re.compile(r"(?!)")
@@ -28,23 +29,33 @@ FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 
 def write(
     folder: pathlib.Path | str,
-    arrays: dict[tuple[str, bool], jax.Array],
+    arrays: dict[tuple, jax.Array],
     fields: dict[str, object],
     file: str = "model.safetensors",
     config_file: str = "config.json",
 ) -> None:
-    """A model's folder: tensors by their name in the file and whether it holds them transposed, and config.json. All processes
-    call it; the first writes."""
-    host = {name: processes.fetch(leaf) for (name, _), leaf in arrays.items()}
+    """A model's folder: leaves by their places in the file (`Source`, or a name and whether the file holds it transposed), and
+    config.json. All processes call it; the first writes."""
+    host = {Source(*at): processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf for at, leaf in arrays.items()}
     if not processes.is_first():
         return
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
     with replacing(folder / config_file) as config, replacing(folder / file) as tensors:
-        safetensors.numpy.save_file(host, tensors, metadata={"format": "pt"})
+        safetensors.numpy.save_file(_as_stored(host), tensors, metadata={"format": "pt"})
         config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
         tensors.chmod(stat.S_IMODE(config.stat().st_mode))  # safetensors makes a file that only its owner may read
+
+
+def _as_stored(host: dict[Source, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a file: leaves turned over, taken apart or joined, as their places say."""
+    parts: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for source, array in host.items():
+        array = array.swapaxes(-1, -2) if source.transposed else array
+        for number, name in enumerate(source.names):
+            parts.setdefault(name, []).append((source.first, array[number] if source.count else array))
+    joined = {name: [array for _, array in sorted(found, key=lambda part: part[0])] for name, found in parts.items()}
+    return {name: np.ascontiguousarray(np.concatenate(found, axis=max(found[0].ndim - 2, 0))) for name, found in joined.items()}
 
 
 def rename(path: str, table: list[tuple[str, str, bool]]) -> tuple[str, bool]:
@@ -61,17 +72,16 @@ def leaves(module) -> Iterator[tuple[str, jax.Array]]:
         yield re.sub(r"\.value$|\.raw_value$|\.get_value\(\)$", "", jax.tree_util.keystr(path)), leaf
 
 
-def fill(
-    abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, ignored=NOTHING, repeated=(1, 1)
-):
+def fill(abstract, name_of: Callable[[str], tuple], files, folder: pathlib.Path, what: str, ignored=NOTHING, repeated=(1, 1)):
     """A model with these leaves from the tensors of a folder.
 
     Args:
+      name_of: the place of a leaf, as `write` takes it.
       ignored: names of tensors that need no place.
       repeated: how often each key-value head is wanted, and its width.
     """
-    wanted = {path: name_of(path) for path, _ in leaves(abstract)}
-    names = {name for name, _ in wanted.values()}
+    wanted = {path: Source(*name_of(path)) for path, _ in leaves(abstract)}
+    names = {name for source in wanted.values() for name in source.names}
     missing = sorted(name for name in names if name not in files)
     extra = sorted(name for name in files if name not in names and not ignored.search(name))
     if missing:
@@ -80,18 +90,31 @@ def fill(
         raise BadInput(f"{what}: {folder} has the tensor {extra[0]}, which its config.json has no place for ({len(extra)} in all)")
     stored = []
     for path, leaf in leaves(abstract):
-        name, transposed = wanted[path]
         copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
-        with safetensors.safe_open(files[name], framework="numpy") as opened:
-            _check(opened.get_slice(name), name, leaf, transposed, copies, folder, what)
-        stored.append(Stored(files[name], name, transposed, copies, width, what))
+        stored.append(_find(leaf, wanted[path], files, copies, width, folder, what))
     placed = [_place(leaf, each) for (_, leaf), each in zip(leaves(abstract), stored, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(abstract), placed)
 
 
-def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathlib.Path, what: str) -> None:
-    first, *rest = like.shape[::-1] if transposed else like.shape
-    shape = (first // copies, *rest)
+def _find(leaf, source: Source, files, copies: int, width: int, folder: pathlib.Path, what: str) -> Stored | StoredStack:
+    """The tensors of a leaf, whose shapes and number formats are right."""
+    *planes, first, last = leaf.shape if leaf.ndim > 1 else (*leaf.shape, None)
+    first, *rest = (last, first) if source.transposed else (first, last)
+    matrix = (source.height or first // copies, *(size for size in rest if size is not None))
+    shape = matrix if source.count else (*planes, *matrix)
+    for name in source.names:
+        with safetensors.safe_open(files[name], framework="numpy") as opened:
+            _check(opened.get_slice(name), name, leaf, shape, folder, what)
+
+    def stored(name: str, plane: int | None = None) -> Stored:
+        return Stored(files[name], name, source.transposed, copies, width, what, source.first, plane)
+
+    if source.count:
+        return StoredStack(tuple(map(stored, source.names)))
+    return StoredStack(tuple(stored(source.name, plane) for plane in range(planes[0]))) if planes else stored(source.name)
+
+
+def _check(tensor, name: str, like, shape: tuple[int, ...], folder: pathlib.Path, what: str) -> None:
     if tuple(tensor.get_shape()) != shape:
         found = list(tensor.get_shape())
         raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {list(shape)}")
@@ -102,7 +125,7 @@ def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathl
         raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; only floating-point weights are supported")
 
 
-def _place(like, stored: Stored) -> jax.Array:
+def _place(like, stored: Stored | StoredStack) -> jax.Array:
     """A leaf on the current mesh, from the parts of it that this process's devices hold, each read once."""
     sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
     by_device = sharding.addressable_devices_indices_map(like.shape)

@@ -100,7 +100,8 @@ def conversion(folder: pathlib.Path) -> str:
 class Stored:
     """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many.
 
-    ``what``: the option that names the folder, for errors.
+    ``what``: the option that names the folder, for errors; ``first``: the row of the tensor at which it begins; ``plane``: the
+    matrix that it is part of, where the tensor has three axes.
     """
 
     file: pathlib.Path
@@ -109,6 +110,8 @@ class Stored:
     copies: int
     width: int
     what: str
+    first: int = 0
+    plane: int | None = None
 
     def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
         """The part ``index`` of a leaf of ours, read a few rows at a time.
@@ -124,14 +127,16 @@ class Stored:
         rows = self.width if self.copies > 1 else max(1, CHUNK_BYTES // row)
         for at in range(first, last, rows):
             end = min(at + rows, last)
-            source = at if self.copies == 1 else at // (rows * self.copies) * rows
+            source = self.first + (at if self.copies == 1 else at // (rows * self.copies) * rows)
             as_stored[at - first : end - first] = self._finite(self._read((source, source + end - at), *columns), dtype)
         return part
 
     def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
         """Opened for each chunk: until it is closed, pages of a file stay mapped and count as this process's memory."""
         with safetensors.safe_open(self.file, framework="numpy") as opened:
-            return opened.get_slice(self.name)[tuple(slice(*each) for each in ranges)]
+            index = tuple(slice(*each) for each in ranges)
+            tensor = opened.get_slice(self.name)
+            return tensor[index] if self.plane is None else tensor[slice(self.plane, self.plane + 1), *index][0]
 
     def _finite(self, chunk: np.ndarray, dtype) -> np.ndarray:
         """The chunk in ``dtype``."""
@@ -143,6 +148,22 @@ class Stored:
         value = float(chunk.ravel()[first])
         why = f"{value:g} is too large for {np.dtype(dtype)}" if np.isfinite(value) else f"the first is {value:g}"
         raise BadInput(f"{self.what}: {self.name} in {self.file} holds NaN or Inf ({why})")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredStack:
+    """Matrices of a leaf with three axes, along its first."""
+
+    each: tuple[Stored, ...]
+
+    def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
+        """As `Stored.part`, one matrix after the other."""
+        wanted = self.each[index[0]]
+        size = [len(range(*one.indices(length))) for one, length in zip(index, shape, strict=True)]
+        part = np.empty(size, dtype)
+        for number, stored in enumerate(wanted):
+            part[number] = stored.part(index[1:], shape[1:], dtype)
+        return part
 
 
 def is_finite(values: np.ndarray) -> bool:

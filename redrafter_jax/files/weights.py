@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from redrafter_jax import families
 from redrafter_jax.devices import mesh, placement, processes
+from redrafter_jax.families import names
 from redrafter_jax.files import config as configs
 from redrafter_jax.files import tensors
 from redrafter_jax.files.weight_files import files_of_tensors
@@ -49,10 +50,10 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
     stored = families.stored_names(fields, files)
     stored_lm_head = "lm_head.weight" in stored or not config.tie_word_embeddings
 
-    def name_of(path: str) -> tuple[str, bool]:
+    def name_of(path: str) -> names.Source:
         path = path if stored_lm_head or path != ".lm_head" else ".embedding_transposed"
-        name, transposed = tensors.rename(path, family.NAMES)
-        return stored.get(name, name), transposed
+        place = names.source(path, family.NAMES, config, stored)
+        return place._replace(name=stored.get(place.name, place.name))
 
     ignored = families.ignored(fields, family)
     return tensors.fill(abstract, name_of, files, folder, what, ignored, (copies, config.head_dim))
@@ -104,9 +105,8 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
     """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens)."""
     config: TargetConfig = target.config
     family = families.of(config.model_type)
-    arrays = {tensors.rename(path, family.NAMES): leaf for path, leaf in tensors.leaves(target)}
-    if config.tie_word_embeddings:
-        del arrays["lm_head.weight", True]
+    kept = [(path, leaf) for path, leaf in tensors.leaves(target) if path != ".lm_head" or not config.tie_word_embeddings]
+    arrays = {names.sources(path, family.NAMES, config)[0]: leaf for path, leaf in kept}
     tensors.write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
 
 

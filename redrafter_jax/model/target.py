@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model import attention, cache, layers
+from redrafter_jax.model import attention, cache, layers, rope
+from redrafter_jax.model.experts import Experts
 from redrafter_jax.model.target_config import TargetConfig
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -33,9 +34,10 @@ class Pass:
 
 
 class Block(nnx.Module):
-    """Attention and the gated feed-forward, each added to the stream, with RMSNorms before them, after them or both."""
+    """Attention and the gated feed-forward, or experts in its place, each added to the stream, with RMSNorms before them, after
+    them or both."""
 
-    def __init__(self, key, config: TargetConfig, dtype):
+    def __init__(self, key, config: TargetConfig, dtype, has_experts: bool = False):
         D, F, C = config.hidden_size, config.intermediate_size, config.head_dim
         H, K = config.num_attention_heads, config.num_key_value_heads
         keys = jax.random.split(key, 7)
@@ -53,9 +55,11 @@ class Block(nnx.Module):
         self.o = layers.Linear(keys[3], (H * C, D), layers.ROWS, dtype, config.attention_bias)
         self.attention_norm = _norm(config, D, dtype) if after else None
         self.post_norm = _norm(config, D, dtype) if before else None
-        self.gate = layers.Linear(keys[4], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
-        self.up = layers.Linear(keys[5], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
-        self.down = layers.Linear(keys[6], (F, D), layers.ROWS, dtype, config.mlp_bias)
+        self.experts = Experts(keys[4], config, dtype) if has_experts else None
+        if not has_experts:
+            self.gate = layers.Linear(keys[4], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
+            self.up = layers.Linear(keys[5], (D, F), layers.COLUMNS, dtype, config.mlp_bias)
+            self.down = layers.Linear(keys[6], (F, D), layers.ROWS, dtype, config.mlp_bias)
         self.mlp_norm = _norm(config, D, dtype) if after else None
 
     def __call__(self, x_BND, table, visible_BNN, cached, seen_BNS=None, prefixes=()) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -68,14 +72,14 @@ class Block(nnx.Module):
         v_BNKC = _heads(self.v(normed), C)
         q_BNHC, k_BNKC = self._normed(q_BNHC, self.q_norm), self._normed(k_BNKC, self.k_norm)
         if table is not None:
-            q_BNHC, k_BNKC = layers.rotate(q_BNHC, table), layers.rotate(k_BNKC, table)
+            q_BNHC, k_BNKC = rope.rotate(q_BNHC, table), rope.rotate(k_BNKC, table)
         k_BKNC, v_BKNC = k_BNKC.transpose(0, 2, 1, 3), v_BNKC.transpose(0, 2, 1, 3)
         scores = attention.Scores(config.attention_scale, config.attention_cap)
         mixed = attention.attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached, seen_BNS, prefixes, scores)
         added_BND = self.o(jnp.reshape(mixed, (B, N, -1), out_sharding=P("data", None, "model")))
         x_BND = x_BND + layers.scaled(self._normed(added_BND, self.attention_norm), config.residual_scale)
         normed = self._normed(x_BND, self.post_norm)
-        added_BND = self.down(act(self.gate(normed)) * self.up(normed))
+        added_BND = self.experts(normed, act) if self.experts else self.down(act(self.gate(normed)) * self.up(normed))
         x_BND = x_BND + layers.scaled(self._normed(added_BND, self.mlp_norm), config.residual_scale)
         return x_BND, k_BKNC, v_BKNC
 
@@ -106,7 +110,7 @@ class Target(nnx.Module):
         V, D = config.vocab_size, config.hidden_size
         self.config = config
         self.embedding = layers.param(keys[0], (V, D), layers.COLUMNS, dtype, scale=D**-0.5)
-        self.blocks = nnx.List([Block(k, config, dtype) for k in keys[2:]])
+        self.blocks = nnx.List([Block(k, config, dtype, config.has_experts(layer)) for layer, k in enumerate(keys[2:])])
         self.norm = _norm(config, D, dtype)
         self.lm_head = layers.param(keys[1], (D, V), layers.COLUMNS, dtype)
 
@@ -134,17 +138,17 @@ class Target(nnx.Module):
         Args:
           visible_BNN: which of the N tokens each of them sees.
           kv: the cache, which is only read; None for an empty one.
-          lengths_BN: for `dynamic` rotary scaling, the length of the text that each token arrives with. A token that is
-            decoded arrives alone (position + 1, the default), the tokens of a prompt together.
+          lengths_BN: for rotary scaling that depends on it, the length of the text that each token arrives with. A token that
+            is decoded arrives alone (position + 1), the tokens of a prompt together; by default as `rope.lengths_alone` says.
           seen_BNS: which slots of the cache each token sees, if not all of the live ones.
           prefixes: see `attention.attend`.
           features: layers, counted from 0, whose outputs are returned as well.
           slot_positions_BS: the position of the token in each slot of the cache, for the windows; by default that of the slot.
         """
         config = self.config
-        lengths_BN = positions_BN + 1 if lengths_BN is None else lengths_BN
-        ropes = dict.fromkeys(map(config.rope_of, range(len(self.blocks))))
-        tables = {rope: rope and layers.rope_table(rope, config.head_dim, positions_BN, lengths_BN) for rope in ropes}
+        lengths_BN = rope.lengths_alone(config.rope, positions_BN, kv is not None) if lengths_BN is None else lengths_BN
+        kinds = dict.fromkeys(map(config.rope_of, range(len(self.blocks))))
+        tables = {kind: kind and rope.rope_table(kind, config.head_dim, positions_BN, lengths_BN) for kind in kinds}
         views = {0: (visible_BNN, seen_BNS)}
         for window in filter(None, dict.fromkeys(config.windows)):
             views[window] = _within(window, positions_BN, visible_BNN, kv, seen_BNS, slot_positions_BS)

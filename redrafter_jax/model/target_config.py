@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from redrafter_jax.model import layers
+from redrafter_jax.model.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,9 @@ class TargetConfig:
     windows: for each layer how many tokens a token sees, itself included; 0: all before it. (): all layers see all.
     window_rope: the rotary positions of the layers with a window; None: ``rope``, as of the others.
     unrotated: the layers, counted from 0, whose queries and keys do not turn.
+    num_experts, num_experts_per_tok, moe_intermediate_size: experts of a layer, 0 for a feed-forward of ``intermediate_size`` in
+    their place; how many of them a token has; and the width of each. norm_topk_prob: a token's weights of them are divided by
+    their sum. decoder_sparse_step, mlp_only_layers: only every so many layers have experts, and these have none.
     """
 
     vocab_size: int
@@ -34,7 +37,7 @@ class TargetConfig:
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float = 1e-6
-    rope: layers.Rope = layers.Rope()
+    rope: Rope = Rope()
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -52,8 +55,14 @@ class TargetConfig:
     attention_cap: float | None = None
     logits_cap: float | None = None
     windows: tuple[int, ...] = ()
-    window_rope: layers.Rope | None = None
+    window_rope: Rope | None = None
     unrotated: tuple[int, ...] = ()
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] = ()
 
     @property
     def draft_vocab(self) -> int:
@@ -65,11 +74,15 @@ class TargetConfig:
         """Likewise: False, for its search has any shape."""
         return False
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts in place of its feed-forward."""
+        return self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+
     def window_of(self, layer: int) -> int:
         """How many tokens a token of this layer sees; 0: all."""
         return self.windows[layer] if self.windows else 0
 
-    def rope_of(self, layer: int) -> layers.Rope | None:
+    def rope_of(self, layer: int) -> Rope | None:
         """The rotary positions of a layer; None: it has none."""
         if layer in self.unrotated:
             return None

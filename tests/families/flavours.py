@@ -21,6 +21,9 @@ TWO_ROPES = {
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
 GEMMA3 = GEMMA | {"layer_types": [SLIDING, FULL, SLIDING], "rope_parameters": TWO_ROPES}
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 3.0, 6.0, 12.0]}
+LONGROPE = {"partial_rotary_factor": 0.8, "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4} | FACTORS}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 
 # name: (the model's class of transformers without its ending, what its config says besides SIZES)
 FLAVOURS = {
@@ -54,6 +57,15 @@ FLAVOURS = {
     ),
     "gemma3": ("Gemma3", GEMMA3),
     "gemma3 with a cap": ("Gemma3", GEMMA3 | {"final_logit_softcapping": 3.0, "num_key_value_heads": 1}),
+    "phi3": ("Phi3", {}),
+    "phi3 with a window": ("Phi3", {"sliding_window": WINDOW, "num_key_value_heads": 4}),
+    "phi3 with longrope": ("Phi3", {"original_max_position_embeddings": 30, "tie_word_embeddings": True} | LONGROPE),
+    "qwen3_moe": ("Qwen3Moe", EXPERTS | {"head_dim": 14, "norm_topk_prob": True}),
+    "qwen3_moe in every other layer": (
+        "Qwen3Moe",
+        EXPERTS | {"decoder_sparse_step": 2, "attention_bias": True, "use_sliding_window": True, "sliding_window": WINDOW},
+    ),
+    "qwen3_moe in the layers that are not named": ("Qwen3Moe", EXPERTS | {"mlp_only_layers": [1], "tie_word_embeddings": True}),
     "gemma3 in a multimodal model": ("Gemma3", GEMMA3),
     "mistral in a multimodal model": ("Mistral3", {"sliding_window": None, "head_dim": 14}),
 }  # fmt: skip

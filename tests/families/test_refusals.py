@@ -22,6 +22,8 @@ ONE_OF_EACH = {
     "smollm3": "smollm3",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
+    "phi3": "phi3 with longrope",
+    "qwen3_moe": "qwen3_moe",
 }
 
 
@@ -69,7 +71,7 @@ def test_a_size_that_is_missing_or_negative_is_named(kind):
         *((kind, {"rms_norm_eps": NAN}, "rms_norm_eps in config.json should be") for kind in ONE_OF_EACH),
         *((kind, {"tie_word_embeddings": "no"}, "tie_word_embeddings in config.json should be true or") for kind in ONE_OF_EACH),
         *((kind, {"quantization_config": {"bits": 4}}, "quantised weights (quantization_config)") for kind in ONE_OF_EACH),
-        *((kind, {"num_experts": 8}, "num_experts = 8 is not supported") for kind in ONE_OF_EACH),
+        *((kind, {"num_experts": 8}, "num_experts = 8 is not supported") for kind in ONE_OF_EACH if kind != "qwen3_moe"),
         *((kind, {"use_bidirectional_attention": True}, "use_bidirectional_attention = True") for kind in ONE_OF_EACH),
         *((kind, {"hidden_act": "relu"}, "hidden_act 'relu' is not supported") for kind in ONE_OF_EACH),
         *((kind, {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported") for kind in ONE_OF_EACH),
@@ -77,7 +79,7 @@ def test_a_size_that_is_missing_or_negative_is_named(kind):
         *((kind, {"layer_types": 5}, "layer_types") for kind in ONE_OF_EACH),
         *((kind, {"sliding_window": 4}, "sliding_window = 4 is not supported") for kind in ("olmo2", "granite")),
         *((kind, {"sliding_window": value}, "sliding_window in config.json should be a whole number from 1")
-          for kind in ("qwen2", "mistral", "gemma2", "gemma3_text") for value in (0, -4, "4", 1.5)),
+          for kind in ("qwen2", "mistral", "gemma2", "gemma3_text", "phi3") for value in (0, -4, "4", 1.5)),
         *((kind, {"sliding_window": None}, "sliding_window in config.json should be a whole number from 1")
           for kind in ("gemma2", "gemma3_text")),
         *((kind, {"layer_types": [common.FULL] * 2}, "layer_types in config.json should be 3") for kind in ("qwen2", "gemma2")),
@@ -102,6 +104,19 @@ def test_a_size_that_is_missing_or_negative_is_named(kind):
         ("gemma3_text", {"rope_parameters": {common.SLIDING: LINEAR}}, "rope type 'linear' of layers with a window"),
         ("gemma3_text", {"rope_local_base_freq": -1}, "rope_local_base_freq in config.json should be a number above 0"),
         ("gemma3_text", {"rope_scaling": LINEAR}, "rope_parameters and rope_scaling in config.json differ"),
+        *(("phi3", {key: True}, f"{key} = true is not supported for model_type 'phi3'")
+          for key in ("attention_bias", "mlp_bias", "lm_head_bias")),
+        ("phi3", {"rope_parameters": LINEAR}, "rope type 'linear' is not supported for model_type 'phi3'"),
+        ("phi3", {"rope_parameters": {"rope_type": "su", "short_factor": [1] * 4}}, "long_factor in config.json should be a list"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.3}}, "partial_rotary_factor in config.json should turn an even"),
+        ("phi3", {"original_max_position_embeddings": "4k"}, "original_max_position_embeddings in config.json should be a whole"),
+        *(("qwen3_moe", {key: value}, f"{key} in config.json should be a whole number from 1")
+          for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
+          for value in (0, -1, "3")),
+        ("qwen3_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok in config.json should be a whole number from 1 to 8, not 9"),
+        ("qwen3_moe", {"norm_topk_prob": 1}, "norm_topk_prob in config.json should be true or false"),
+        *(("qwen3_moe", {"mlp_only_layers": value}, "mlp_only_layers in config.json should be a list of layers")
+          for value in ([-1], "1", [0.5], {"0": 1})),
         ("qwen3", {"rope_parameters": {"rope_type": "spiral"}}, "rope type 'spiral' is not supported"),
         ("qwen3", {"head_dim": 13}, "head_dim should be even"),
     ],

@@ -11,7 +11,7 @@ import sys
 
 import tyro
 
-from infer import distributed
+from infer import distributed, templates
 from infer.command import read_options, run_command
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -111,6 +111,9 @@ def check(options: Options) -> None:
     options.group.check()
     if not (options.conversations or options.text or options.token_ids):
         raise BadInput("there is nothing to train on: give --conversations, --text or --token-ids")
+    templates.read_kwargs(options.chat_template_kwargs)
+    if options.chat_template_kwargs is not None and not options.conversations:
+        raise BadInput("--chat-template-kwargs is for --conversations; give these, or leave it out")
     if options.glob and not options.text:
         raise BadInput("--glob says which files of --text folders are read; give --text, or leave it out")
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):
@@ -151,7 +154,9 @@ def sources(options: Options) -> list:
     kinds = ("conversations", "text", "token_ids")
     common = (str(options.target), options.held_out, options.max_malformed)
     patterns = {"text": options.glob}
-    return [Source(kind, getattr(options, kind), *common, patterns.get(kind, ())) for kind in kinds if getattr(options, kind)]
+    kwargs = {"conversations": templates.read_kwargs(options.chat_template_kwargs)}
+    of_kind = {kind: (getattr(options, kind), *common, patterns.get(kind, ()), kwargs.get(kind)) for kind in kinds}
+    return [Source(kind, *given) for kind, given in of_kind.items() if given[0]]
 
 
 def as_json(options: Options) -> dict:

@@ -33,7 +33,7 @@ class Options:
         "target": "MODEL", "method": "METHOD", "suite": "FILE ...", "categories": "NAME ...", "limit": "N", "temperature": "T ...",
         "mesh": "D M", "output": "FOLDER", "cache_dir": "FOLDER",
         "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ...",
-        "chat_template": "FILE",
+        "chat_template": "FILE", "chat_template_kwargs": "JSON",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m infer.evaluate",
@@ -63,6 +63,8 @@ class Options:
     """Conversations of each category at most, the first of the file; by default all."""
     chat_template: str | None = None
     """Jinja file that messages and turns are written with, or `vicuna`; by default the tokenizer's own, or Vicuna's."""
+    chat_template_kwargs: str | None = None
+    """JSON object of further variables that the chat template reads, such as '{"enable_thinking": false}'."""
     max_new_tokens: int = 128
     """New tokens per reply at most."""
     temperature: tuple[float, ...] = (0.0,)

@@ -71,7 +71,7 @@ def _terms(options, asked: Asked, entries: Sequence[Nominee], tokenizer) -> Term
     require("--max-new-tokens", wrong_for_context(new, context))
 
     def encode(prompt: prompts.Prompt) -> list[int]:
-        return prompts.encode(prompt, tokenizer, target.vocab_size, context, asked.template)
+        return prompts.encode(prompt, tokenizer, target.vocab_size, context, asked.template, asked.template_kwargs)
 
     longest = max(Turns(suite.given, encode).longest(new, context) for suite in asked.suites)
     entrants.check_room(entries, longest, new, options.batch_size)

@@ -57,4 +57,5 @@ def later_settings(decoding: Decoding) -> dict:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "logprobs": sampling.logprobs,
+        "chat_template_kwargs": dict(decoding.chat_template_kwargs),
     }

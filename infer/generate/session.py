@@ -46,7 +46,8 @@ class Prepared:
 
     def encode(self, prompt: prompts.Prompt) -> list[int]:
         """The ids of a prompt. Raises BadInput as `prompts.encode`."""
-        return prompts.encode(prompt, self.tokenizer, self.resolved.target_config.vocab_size, self.context, self.template)
+        how = self.template, self.task.decoding.chat_template_kwargs
+        return prompts.encode(prompt, self.tokenizer, self.resolved.target_config.vocab_size, self.context, *how)
 
     def fill(self) -> pair.Pair:
         """The pair with its weights."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Literal
 
 from infer.settings import SettingsFile
@@ -37,8 +38,8 @@ class WantedShape:
 class Decoding:
     """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together; ``lookup``:
     drafts too, or alone; ``own_sampling``: the model's generation_config.json decides the sampling but for these fields (None: it
-    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own; ``stops``: strings that end
-    a reply; ``n``: replies to each prompt."""
+    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own;
+    ``chat_template_kwargs``: further variables of it; ``stops``: strings that end a reply; ``n``: replies to each prompt."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
@@ -50,6 +51,7 @@ class Decoding:
     ignore_eos: bool = False
     own_sampling: tuple[str, ...] | None = None
     chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, object] = dataclasses.field(default_factory=dict)
     stops: Stops = Stops()
     n: int = 1
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax
 
-from infer import pair, text_files
+from infer import pair, templates, text_files
 from infer.command import read_options, run_command
 from infer.options import check_number, check_range, check_temperature, wrong_dtype
 from infer.proposers import proposer_of
@@ -35,6 +35,7 @@ from train.distill import answers
 from train.run import stop
 
 MAX_TOKENS = 10**7  # of a prompt, and from one to the next
+KWARGS = "chat_template_kwargs"  # a field of the options, and of the settings beside a file of replies
 QUESTION_TOKENS = 2048  # what a mesh leaves room for in the cache, before any question is known
 FILES = ("output", "target", "conversations", "text", "glob", "drafter")  # compared by their contents, not by their names
 SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
@@ -47,7 +48,8 @@ class Options:
     GROUPS: ClassVar = {"models_and_data": "target", "replies": "temperature", "machine": "batch_size"}
     VALUES: ClassVar = {
         "target": "MODEL", "drafter": "HEAD", "output": "FILE", "conversations": "FILE ...", "text": "PATH ...",
-        "glob": "PATTERN ...", "beam": "W L", "shard": "PART PARTS", "mesh": "D M", "temperature": "T",
+        "glob": "PATTERN ...", "chat_template_kwargs": "JSON", "beam": "W L", "shard": "PART PARTS", "mesh": "D M",
+        "temperature": "T",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m train.distill --target MODEL --conversations talk.json --output replies.jsonl",
@@ -63,6 +65,8 @@ class Options:
     """Conversations whose first questions are asked (--turns)."""
     turns: int = 1
     """With --conversations: how many questions of each are asked, each behind the conversation as the file has it up to there."""
+    chat_template_kwargs: str | None = None
+    """With --conversations: JSON object of further variables that the chat template reads, such as '{"enable_thinking": false}'."""
     text: tuple[pathlib.Path, ...] = ()
     """Text files, or folders of them, less binary files; each is continued from --prompt-tokens tokens every --stride tokens."""
     glob: tuple[str, ...] = ()
@@ -120,7 +124,8 @@ def _main(options: Options) -> None:
     stops = config.stop_ids(options.target, tokenizer, "--target")
     pieces = questions.Pieces(options.prompt_tokens, options.stride, options.glob)
     files = (options.conversations, options.text)
-    found = list(questions.read(*files, pieces, tokenizer, room, target_config.vocab_size, options.turns))
+    kwargs = templates.read_kwargs(options.chat_template_kwargs)
+    found = list(questions.read(*files, pieces, tokenizer, room, target_config.vocab_size, options.turns, kwargs))
     prompts = answers.share(found, options.seed, *options.shard)
     if not prompts:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
@@ -179,6 +184,9 @@ def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> d
     settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in FILES}
     if options.turns == 1:
         settings.pop("turns")  # a run of an earlier version has none
+    settings[KWARGS] = templates.read_kwargs(settings[KWARGS])
+    if not settings[KWARGS]:
+        settings.pop(KWARGS)  # the same
     settings |= {
         "eos_token_id": sorted(stops),
         "mesh": shape,
@@ -198,6 +206,9 @@ def check(options: Options) -> None:
         check_number(name, getattr(options, name))
     if options.glob and not options.text:
         raise BadInput("--glob says which files of --text folders are read; give --text, or leave it out")
+    templates.read_kwargs(options.chat_template_kwargs)
+    if options.chat_template_kwargs is not None and not options.conversations:
+        raise BadInput("--chat-template-kwargs is for --conversations; give these, or leave it out")
     if options.turns > 1 and not options.conversations:
         raise BadInput("--turns counts the questions of --conversations; give these, or leave it out")
     for name in ("prompt_tokens", "stride", "turns"):

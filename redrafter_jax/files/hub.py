@@ -80,9 +80,7 @@ def _say(error: Exception, name: str, option: str) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, huggingface_hub.errors.GatedRepoError):
         page = f"https://huggingface.co/{name}"
-        return (
-            f"{option}: {name} is open to those alone who accept its terms: do so on {page}, and set HF_TOKEN to a token of yours"
-        )
+        return f"{option}: {name} is for those who accept its terms: do so on {page}, and set HF_TOKEN to a token of yours"
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return f"{option}: there is no folder {name}, and {_say_offline(name)}"
     return f"{option}: there is no folder {name}, and the hub did not give a model of that name ({reason})"

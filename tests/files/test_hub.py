@@ -14,10 +14,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
          "chat_template.jinja", "tokenizer.model"]  # fmt: skip
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-OTHERS = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "consolidated.00.pth", "params.json", "tekken.json",
-          "original/params.json", "original/tokenizer.model", "original/consolidated.00.pth", "pytorch_model-00001-of-00002.bin",
-          "pytorch_model.bin.index.json", "model.fp16.safetensors", "onnx/model.onnx", "README.md", "picture.png", ".gitattributes",
-          "tokenizer.bin"]  # fmt: skip
+OTHERS = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "consolidated.00.pth", "params.json",
+          "tekken.json", "original/params.json", "original/tokenizer.model", "original/consolidated.00.pth",
+          "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "model.fp16.safetensors", "onnx/model.onnx",
+          "README.md", "picture.png", ".gitattributes", "tokenizer.bin"]  # fmt: skip
 
 
 @pytest.fixture

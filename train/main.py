@@ -48,12 +48,12 @@ def _train(options: Options) -> int:
     from infer import pair
     from redrafter_jax.devices import memory, mesh_choice
     from redrafter_jax.devices import mesh as meshes
-    from redrafter_jax.files import config, fingerprint, hub, weights
+    from redrafter_jax.files import config, fingerprint, hub, provenance, weights
     from train.data import datasets
     from train.run import card, evaluation, footprint, loop, merged
     from train.run import configuration as configurations
 
-    name = options.target
+    name, adapter = options.target, pair.read_adapter(options.lora)
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     options = dataclasses.replace(options, target=hub.locate(name, "--target"), dtype=dtype)
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
@@ -75,19 +75,22 @@ def _train(options: Options) -> int:
         raise BadInput(f"--held-out {options.held_out} leaves no example to train on; give a smaller share, or more data")
     if held_out is None and options.recipe.evaluate_every > 0:
         processes.say("no example is held out, so there are no evaluations (--held-out, or more data)", sys.stderr)
-    target = weights.load_target(options.target, options.dtype, "--target", spread=options.shard_target == "data,model")
+    is_spread = options.shard_target == "data,model"
+    target = weights.load_target(options.target, options.dtype, "--target", is_spread, adapter)
     if why is not None:
         processes.say(why, sys.stderr)
     configuration = {
         **as_json(options)["recipe"],
         "dtype": options.dtype,
-        "target": fingerprint.fingerprint(options.target),
+        "target": fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None),
         "data": [part.parent.name for part in parts],
     }
     processes.check_same(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
+    variables = templates.read_kwargs(options.chat_template_kwargs) if options.conversations else None
+    trained_for = provenance.describe(options.target, options.dtype, "--target", adapter, variables)
     configuration[configurations.NOT_COMPARED] = {
         name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
-    }
+    } | {configurations.TRAINED_FOR: trained_for}
     processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
@@ -100,7 +103,8 @@ def _train(options: Options) -> int:
     whose = None
     if state.lora is not None:
         whose = merged.write(state.lora.adapter, options.target, name.name, steps, **of_target)
-    card.write(head, None, folder, card.compose(name, configuration, last, steps, whose))
+        trained_for = provenance.of_merged(trained_for, options.target, of_target["merged"], of_target["alone"])
+    card.write(head, None, folder, card.compose(name, configuration, last, steps, whose), trained_for)
     processes.say(f"the head is in {folder}")
     return 0
 
@@ -114,6 +118,8 @@ def check(options: Options) -> None:
     templates.read_kwargs(options.chat_template_kwargs)
     if options.chat_template_kwargs is not None and not options.conversations:
         raise BadInput("--chat-template-kwargs is for --conversations; give these, or leave it out")
+    if options.lora is not None and options.recipe.trains_target:
+        raise BadInput("--train-target lora trains an adapter of the target as it is in its folder; leave out --lora")
     if options.glob and not options.text:
         raise BadInput("--glob says which files of --text folders are read; give --text, or leave it out")
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):

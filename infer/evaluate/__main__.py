@@ -30,7 +30,8 @@ class Options:
         "along_held_out_text": "text",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "method": "METHOD", "suite": "FILE ...", "categories": "NAME ...", "limit": "N", "temperature": "T ...",
+        "target": "MODEL", "lora": "FOLDER", "method": "METHOD", "suite": "FILE ...", "categories": "NAME ...", "limit": "N",
+        "temperature": "T ...",
         "mesh": "D M", "output": "FOLDER", "cache_dir": "FOLDER",
         "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ...",
         "chat_template": "FILE", "chat_template_kwargs": "JSON",
@@ -44,6 +45,8 @@ class Options:
 
     target: str | None = None
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer; the embedded one if not given."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere. Along held-out text float32."""
     mesh: tuple[int, int] | None = None

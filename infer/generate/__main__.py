@@ -44,7 +44,8 @@ class Options:
         "machine_and_screen": "batch_size",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompt": "TEXT", "prompts": "FILE",
+        "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompt": "TEXT",
+        "prompts": "FILE",
         "chat_template": "FILE", "chat_template_kwargs": "JSON",
         "output": "FILE", "cache_dir": "FOLDER", "mesh": "D M", "beam_width": "W", "beam_length": "L",
         "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P", "temperature": "T",
@@ -61,6 +62,8 @@ class Options:
 
     target: str | None = None
     """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it; the head stays as it is."""
     drafter: str | None = None
     """Folder or hub name of what drafts: a head in Apple's format, Medusa's heads, or a small model of the target's vocabulary;
     one of the embedded heads if not given. `lookup`: none; what followed the last tokens where they stood before is drafted (a
@@ -179,7 +182,7 @@ def task_of(options: Options) -> Task:
     lookup = None if options.decoding == "autoregressive" else lookup
     says_how = checks.chooses_search(options)
     return Task(
-        Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
+        Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh, options.lora),
         Decoding(
             options.decoding or "speculative",
             beams,

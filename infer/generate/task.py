@@ -14,13 +14,14 @@ from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 @dataclasses.dataclass(frozen=True)
 class Models:
     """A pair by folders or hub names (None: the embedded one), its number format and mesh (None: what suits the devices);
-    ``has_head``: a head drafts, perhaps with a lookup beside it."""
+    ``has_head``: a head drafts, perhaps with a lookup beside it; ``lora``: an adapter that is merged into the target."""
 
     target: str | None = None
     drafter: str | None = None
     has_head: bool = True
     dtype: Literal["float32", "bfloat16"] | None = None
     mesh: tuple[int, int] | None = None
+    lora: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

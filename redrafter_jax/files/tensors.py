@@ -19,11 +19,11 @@ import safetensors.numpy
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.atomic import replacing
-from redrafter_jax.files.weight_files import Stored
+from redrafter_jax.files.peft import StoredAdapter
+from redrafter_jax.files.weight_files import FLOATS, INTEGERS, Stored
 
 KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.[kv]\.")  # leaves whose rows are those of key-value heads
 NOTHING = re.compile(r"(?!)")
-FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 
 
 def write(
@@ -62,13 +62,21 @@ def leaves(module) -> Iterator[tuple[str, jax.Array]]:
 
 
 def fill(
-    abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, ignored=NOTHING, repeated=(1, 1)
+    abstract,
+    name_of: Callable[[str], tuple[str, bool]],
+    files,
+    folder: pathlib.Path,
+    what: str,
+    ignored=NOTHING,
+    repeated=(1, 1),
+    adapter: StoredAdapter | None = None,
 ):
     """A model with these leaves from the tensors of a folder.
 
     Args:
       ignored: names of tensors that need no place.
       repeated: how often each key-value head is wanted, and its width.
+      adapter: what it adds is added to the tensors as they are read.
     """
     wanted = {path: name_of(path) for path, _ in leaves(abstract)}
     names = {name for name, _ in wanted.values()}
@@ -78,13 +86,17 @@ def fill(
         raise BadInput(f"{what}: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all)")
     if extra:
         raise BadInput(f"{what}: {folder} has the tensor {extra[0]}, which its config.json has no place for ({len(extra)} in all)")
+    if adapter is not None:
+        adapter.check_names(names, folder)
     stored = []
     for path, leaf in leaves(abstract):
         name, transposed = wanted[path]
         copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
         with safetensors.safe_open(files[name], framework="numpy") as opened:
-            _check(opened.get_slice(name), name, leaf, transposed, copies, folder, what)
-        stored.append(Stored(files[name], name, transposed, copies, width, what))
+            tensor = opened.get_slice(name)
+            _check(tensor, name, leaf, transposed, copies, folder, what)
+            delta = adapter.check(name, tensor.get_shape(), tensor.get_dtype()) if adapter is not None else None
+        stored.append(Stored(files[name], name, transposed, copies, width, what, delta))
     placed = [_place(leaf, each) for (_, leaf), each in zip(leaves(abstract), stored, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(abstract), placed)
 

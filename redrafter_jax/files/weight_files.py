@@ -15,6 +15,7 @@ from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import json_files
 
 WEIGHT_INDEX = "model.safetensors.index.json"
+FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 CHUNK_BYTES = 1 << 23  # bytes of a file that are read, cast and turned over at a time
 
 
@@ -34,6 +35,37 @@ def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -
                 raise BadInput(f"{what}: {files[tensor].name} and {name} in {folder} both have the tensor {tensor}")
             files[tensor] = path
     return files
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: bytes ``start`` to ``end`` - 1 of a file, in C order. dtype: as safetensors calls it."""
+
+    file: pathlib.Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def read_middle(self, size: int) -> bytes:
+        """Up to ``size`` bytes from its middle."""
+        size = min(size, self.end - self.start)
+        with open(self.file, "rb") as opened:
+            opened.seek(self.start + (self.end - self.start - size) // 2)
+            return opened.read(size)
+
+
+def places(file: pathlib.Path) -> dict[str, Place]:
+    """Where each tensor of a file lies, whose header is known to be sound (`files_of_tensors`)."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    found = {}
+    for name, fields in header.items():
+        if name != "__metadata__":
+            start, end = (8 + length + offset for offset in fields["data_offsets"])
+            found[name] = Place(file, fields["dtype"], tuple(fields["shape"]), start, end)
+    return found
 
 
 def _names(folder: pathlib.Path, what: str) -> list[str]:
@@ -97,10 +129,27 @@ def conversion(folder: pathlib.Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Delta:
+    """What is added to a matrix ``[out, in]`` of a file: scale B A, with a ``[R, in]`` and b ``[out, R]`` in float32."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
+
+    def part(self, rows: slice, columns: slice) -> np.ndarray:
+        """Some rows and columns of it."""
+        return np.float32(self.scale) * (self.b[rows] @ self.a[:, columns])
+
+
+@dataclasses.dataclass(frozen=True)
 class Stored:
     """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many.
 
-    ``what``: the option that names the folder, for errors.
+    ``what``: the option that names the folder, for errors; ``delta``: what is added to it, where an adapter changes it.
     """
 
     file: pathlib.Path
@@ -109,6 +158,7 @@ class Stored:
     copies: int
     width: int
     what: str
+    delta: Delta | None = None
 
     def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
         """The part ``index`` of a leaf of ours, read a few rows at a time.
@@ -130,8 +180,10 @@ class Stored:
 
     def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
         """Opened for each chunk: until it is closed, pages of a file stay mapped and count as this process's memory."""
+        index = tuple(slice(*each) for each in ranges)
         with safetensors.safe_open(self.file, framework="numpy") as opened:
-            return opened.get_slice(self.name)[tuple(slice(*each) for each in ranges)]
+            chunk = opened.get_slice(self.name)[index]
+        return chunk if self.delta is None else chunk.astype(np.float32) + self.delta.part(*index)
 
     def _finite(self, chunk: np.ndarray, dtype) -> np.ndarray:
         """The chunk in ``dtype``."""

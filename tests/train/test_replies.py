@@ -180,7 +180,7 @@ def test_lines_may_come_in_any_order_and_each_prompt_once(command, tmp_path, ask
 def distilling(model, tmp_path, monkeypatch, capsys):
     """Runs `train.distill` on six questions, with the fake engine; returns exit code and the last line on stderr."""
     monkeypatch.setattr(distill, "Engine", Fake)
-    monkeypatch.setattr(distill.weights, "load_target", lambda *_: None)
+    monkeypatch.setattr(distill.weights, "load_target", lambda *_, **__: None)
     turns = [[("user", f"{n} and {n}?"), ("assistant", "x")] for n in range(6)]
     talks = [{"messages": [{"role": role, "content": said} for role, said in talk]} for talk in turns]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))

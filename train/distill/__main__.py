@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax
 
-from infer import pair, templates, text_files
+from infer import notes, pair, templates, text_files
 from infer.command import read_options, run_command
 from infer.options import check_number, check_range, check_temperature, wrong_dtype
 from infer.proposers import proposer_of
@@ -29,6 +29,7 @@ from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, fingerprint, heads, hub, lock, weights
 from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.files.peft import StoredAdapter
 from redrafter_jax.model.target import TargetConfig
 from train.data import datasets, questions, records
 from train.distill import answers
@@ -37,7 +38,7 @@ from train.run import stop
 MAX_TOKENS = 10**7  # of a prompt, and from one to the next
 KWARGS = "chat_template_kwargs"  # a field of the options, and of the settings beside a file of replies
 QUESTION_TOKENS = 2048  # what a mesh leaves room for in the cache, before any question is known
-FILES = ("output", "target", "conversations", "text", "glob", "drafter")  # compared by their contents, not by their names
+FILES = ("output", "target", "lora", "conversations", "text", "glob", "drafter")  # compared by their contents, not by their names
 SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
 
 
@@ -47,9 +48,9 @@ class Options:
 
     GROUPS: ClassVar = {"models_and_data": "target", "replies": "temperature", "machine": "batch_size"}
     VALUES: ClassVar = {
-        "target": "MODEL", "drafter": "HEAD", "output": "FILE", "conversations": "FILE ...", "text": "PATH ...",
-        "glob": "PATTERN ...", "chat_template_kwargs": "JSON", "beam": "W L", "shard": "PART PARTS", "mesh": "D M",
-        "temperature": "T",
+        "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "output": "FILE", "conversations": "FILE ...",
+        "text": "PATH ...", "glob": "PATTERN ...", "chat_template_kwargs": "JSON", "beam": "W L", "shard": "PART PARTS",
+        "mesh": "D M", "temperature": "T",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m train.distill --target MODEL --conversations talk.json --output replies.jsonl",
@@ -61,6 +62,8 @@ class Options:
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     output: pathlib.Path
     """JSON Lines file for the replies: `token_ids`, `prompt_tokens`, `number`."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it."""
     conversations: tuple[pathlib.Path, ...] = ()
     """Conversations whose first questions are asked (--turns)."""
     turns: int = 1
@@ -129,16 +132,17 @@ def _main(options: Options) -> None:
     prompts = answers.share(found, options.seed, *options.shard)
     if not prompts:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
-    settings = settings_of(options, stops, shape)
+    adapter = pair.read_adapter(options.lora)
+    settings = settings_of(options, stops, shape, adapter)
     file = ReplyFile(options.output, Owner.of_settings(settings, [prompt.number for prompt in prompts]))
     if len(file.done) == len(prompts):
         print(f"all {len(prompts)} replies are in {options.output} already")
         return
     if why is not None:
         print(why, file=sys.stderr)
-    pair.note_merged(options.target)
+    notes.say(options.target, [options.drafter], options.dtype, adapter, variables=kwargs if options.conversations else None)
     jax.set_mesh(meshes.make_mesh(*shape))
-    target = weights.load_target(options.target, options.dtype, "--target")
+    target = weights.load_target(options.target, options.dtype, "--target", adapter=adapter)
     head = None if options.drafter is None else heads.load_head(options.drafter, options.dtype, "--drafter")
     beams = Shape(*options.beam)
     engine = Engine(target, proposer_of(head, beams if head is None else fit_shape(head.config, beams)), stops)
@@ -177,7 +181,7 @@ def load_of(options: Options, target: TargetConfig, head: HeadConfig | None) -> 
     return placement.to_decode(target, head, options.dtype, options.batch_size, slots, "--batch-size")
 
 
-def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:
+def settings_of(options: Options, stops: list[int], shape: tuple[int, int], adapter: StoredAdapter | None = None) -> dict:
     """All that decides the replies, as JSON holds it: options, the ids that end one, the mesh, what is in the files."""
     kind = "conversations" if options.conversations else "text"
     data = datasets.Source(kind, options.conversations or options.text, str(options.target), patterns=options.glob)
@@ -191,7 +195,7 @@ def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> d
         "eos_token_id": sorted(stops),
         "mesh": shape,
         "prompts": data.fingerprint(),
-        "target": fingerprint.fingerprint(options.target),
+        "target": fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None),
         "drafter": fingerprint.fingerprint(options.drafter),
     }
     free = SAME_REPLIES if options.dtype == "float32" else ()

@@ -22,7 +22,7 @@ class Options:
         "other": "profile",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "conversations": "FILE ...", "chat_template_kwargs": "JSON",
+        "target": "MODEL", "lora": "FOLDER", "conversations": "FILE ...", "chat_template_kwargs": "JSON",
         "text": "PATH ...", "glob": "PATTERN ...", "token_ids": "FILE ...",
         "output": "FOLDER", "checkpoints": "FOLDER", "profile": "FOLDER", "mesh": "D M",
     }  # fmt: skip
@@ -35,6 +35,8 @@ class Options:
 
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it: the head is for both."""
     conversations: tuple[pathlib.Path, ...] = ()
     """Files of conversations to train on: ShareGPT, `messages` or Alpaca records, as JSON or JSON Lines."""
     chat_template_kwargs: str | None = None

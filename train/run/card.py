@@ -20,7 +20,8 @@ from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
 
 SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
 NO_FIGURES = "None: there was no evaluation (`--held-out`, `--evaluate-every`)."
-CARD_OPTIONS = ("lora", "chat_template_kwargs", "glob", "held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
+# in the card's command, beside the recipe's
+CARD_OPTIONS = ("lora", "chat_template_kwargs", "glob", "held_out", "max_malformed", "mesh", "shard_target")
 KINDS = {  # by the method: the title of a card, and what the head is
     "recurrent": (
         "A ReDrafter head",

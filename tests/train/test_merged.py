@@ -64,7 +64,8 @@ def test_a_head_knows_its_merged_target_which_the_original_with_the_adapter_is_t
     head, prompt = str(trained / "head"), [3, 1, 4]
     given, replies = {"merged": (trained / "merged",), "adapted": (target, trained / "adapter"), "other": (target,)}, {}
     for name, (folder, *adapter) in given.items():
-        replies[name] = infer.load(str(folder), head, lora=str(adapter[0]) if adapter else None).complete(prompt, 16).reply.token_ids
+        loaded = infer.load(str(folder), head, lora=str(adapter[0]) if adapter else None)
+        replies[name] = loaded.complete(prompt, 16).reply.token_ids
         told = capsys.readouterr().err
         assert ("was trained for other weights; acceptance may be low" in told) == (name == "other")
     assert replies["merged"] == replies["adapted"]

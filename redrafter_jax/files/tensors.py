@@ -1,9 +1,10 @@
 """A model's leaves from the tensors of a folder, and back: names, shapes and number formats are checked, the rest is the caller's.
 
-One device's part of one tensor at a time goes from the file to its place: a process reads the bytes that its own devices
-need, and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
+Devices' parts of tensors go from the file to their places, a few at a time: a process reads the bytes that its own devices need,
+and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -18,9 +19,10 @@ import safetensors.numpy
 
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import reading, weight_files
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.peft import StoredAdapter
-from redrafter_jax.files.weight_files import FLOATS, INTEGERS, Stored
+from redrafter_jax.files.weight_files import FLOATS, INTEGERS, Place, Stored
 
 KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.[kv]\.")  # leaves whose rows are those of key-value heads
 NOTHING = re.compile(r"(?!)")
@@ -92,31 +94,31 @@ def fill(
     for path, leaf in leaves(abstract):
         name, transposed = wanted[path]
         copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
-        with safetensors.safe_open(files[name], framework="numpy") as opened:
-            tensor = opened.get_slice(name)
-            _check(tensor, name, leaf, transposed, copies, folder, what)
-            delta = adapter.check(name, tensor.get_shape(), tensor.get_dtype()) if adapter is not None else None
+        place = weight_files.places(files[name])[name]
+        _check(place, name, leaf, transposed, copies, folder, what)
+        delta = adapter.check(name, place.shape, place.dtype) if adapter is not None else None
         stored.append(Stored(files[name], name, transposed, copies, width, what, delta))
-    placed = [_place(leaf, each) for (_, leaf), each in zip(leaves(abstract), stored, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
+    found, current = [leaf for _, leaf in leaves(abstract)], jax.sharding.get_mesh()
+    tasks = [functools.partial(_place, leaf, each, current) for leaf, each in zip(found, stored, strict=True)]
+    placed = reading.in_turn(tasks, [leaf.size * leaf.dtype.itemsize for leaf in found])
+    return jax.tree.unflatten(jax.tree.structure(abstract), list(placed))
 
 
-def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathlib.Path, what: str) -> None:
+def _check(place: Place, name: str, like, transposed: bool, copies: int, folder: pathlib.Path, what: str) -> None:
     first, *rest = like.shape[::-1] if transposed else like.shape
     shape = (first // copies, *rest)
-    if tuple(tensor.get_shape()) != shape:
-        found = list(tensor.get_shape())
-        raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {list(shape)}")
+    if place.shape != shape:
+        raise BadInput(f"{what}: {name} in {folder} has shape {list(place.shape)}; its config.json asks for {list(shape)}")
     if jnp.issubdtype(like.dtype, jnp.integer):
-        if tensor.get_dtype() not in INTEGERS:
-            raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; it should hold whole numbers")
-    elif tensor.get_dtype() not in FLOATS:
-        raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; only floating-point weights are supported")
+        if place.dtype not in INTEGERS:
+            raise BadInput(f"{what}: {name} in {folder} is {place.dtype}; it should hold whole numbers")
+    elif place.dtype not in FLOATS:
+        raise BadInput(f"{what}: {name} in {folder} is {place.dtype}; only floating-point weights are supported")
 
 
-def _place(like, stored: Stored) -> jax.Array:
-    """A leaf on the current mesh, from the parts of it that this process's devices hold, each read once."""
-    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
+def _place(like, stored: Stored, mesh: jax.sharding.Mesh) -> jax.Array:
+    """A leaf on the mesh, from the parts of it that this process's devices hold, each read once."""
+    sharding = jax.sharding.NamedSharding(mesh, like.sharding.spec)
     by_device = sharding.addressable_devices_indices_map(like.shape)
     places: dict[tuple, list] = {}
     for device, index in by_device.items():

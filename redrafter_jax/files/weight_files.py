@@ -4,10 +4,13 @@ Whatever is wrong with a file is one sentence. Not here: what the tensors are fo
 """
 
 import dataclasses
+import functools
 import json
+import math
+import os
 import pathlib
 
-import ml_dtypes  # noqa: F401  (names bfloat16 for NumPy)
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -16,7 +19,9 @@ from redrafter_jax.files import json_files
 
 WEIGHT_INDEX = "model.safetensors.index.json"
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
-CHUNK_BYTES = 1 << 23  # bytes of a file that are read, cast and turned over at a time
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+          "I64": np.int64, "I32": np.int32, "I16": np.int16, "U16": np.uint16}  # fmt: skip
+CHUNK_BYTES = 1 << 20  # bytes that are read, cast and turned over at a time, such that they stay in a core's cache
 
 
 def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -> dict[str, pathlib.Path]:
@@ -39,7 +44,7 @@ def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: bytes ``start`` to ``end`` - 1 of a file, in C order. dtype: as safetensors calls it."""
+    """Where a tensor lies: bytes ``start`` to ``end`` - 1 of a file, in C order. dtype: as safetensors calls it, of `DTYPES`."""
 
     file: pathlib.Path
     dtype: str
@@ -54,9 +59,32 @@ class Place:
             opened.seek(self.start + (self.end - self.start - size) // 2)
             return opened.read(size)
 
+    def read(self, first: int, last: int, columns: tuple[int, int] | None = None) -> np.ndarray:
+        """Rows ``first`` to ``last`` - 1; of a matrix, these columns of them. Raises OSError."""
+        dtype, shape = np.dtype(DTYPES[self.dtype]), (last - first, *self.shape[1:])
+        start = self.start + first * math.prod(self.shape[1:]) * dtype.itemsize
+        if columns is not None and columns != (0, self.shape[1]):
+            return np.array(np.memmap(self.file, dtype, "r", start, shape)[:, slice(*columns)])
+        found = np.empty(shape, dtype)
+        rest = memoryview(found.reshape(-1).view(np.uint8))
+        with open(self.file, "rb", buffering=0) as opened:
+            while rest:
+                count = os.preadv(opened.fileno(), [rest], start)
+                if not count:
+                    raise OSError(f"it ends before byte {start}")
+                rest, start = rest[count:], start + count
+        return found
+
 
 def places(file: pathlib.Path) -> dict[str, Place]:
     """Where each tensor of a file lies, whose header is known to be sound (`files_of_tensors`)."""
+    found = file.stat()
+    return _places(file, (found.st_size, found.st_mtime_ns, found.st_ino))
+
+
+@functools.lru_cache(maxsize=256)
+def _places(file: pathlib.Path, state: tuple[int, ...]) -> dict[str, Place]:
+    """``state``: changes when the file does."""
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
@@ -179,11 +207,12 @@ class Stored:
         return part
 
     def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
-        """Opened for each chunk: until it is closed, pages of a file stay mapped and count as this process's memory."""
-        index = tuple(slice(*each) for each in ranges)
-        with safetensors.safe_open(self.file, framework="numpy") as opened:
-            chunk = opened.get_slice(self.name)[index]
-        return chunk if self.delta is None else chunk.astype(np.float32) + self.delta.part(*index)
+        rows, *columns = ranges
+        try:
+            chunk = places(self.file)[self.name].read(*rows, *columns)
+        except (OSError, ValueError, KeyError) as error:  # it has changed since its header was read
+            raise BadInput(f"{self.what}: {self.file} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        return chunk if self.delta is None else chunk.astype(np.float32) + self.delta.part(*(slice(*each) for each in ranges))
 
     def _finite(self, chunk: np.ndarray, dtype) -> np.ndarray:
         """The chunk in ``dtype``."""

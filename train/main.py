@@ -11,10 +11,11 @@ import sys
 
 import tyro
 
-from infer import distributed, templates
+from infer import distributed, replies, templates
 from infer.command import read_options, run_command
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import json_files
 from train.run import stop
 from train.run.options import Options
 from train.run.recipe import PRESETS, Recipe
@@ -86,8 +87,7 @@ def _train(options: Options) -> int:
         "data": [part.parent.name for part in parts],
     }
     processes.check_same(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
-    variables = templates.read_kwargs(options.chat_template_kwargs) if options.conversations else None
-    trained_for = provenance.describe(options.target, options.dtype, "--target", adapter, variables)
+    trained_for = provenance.describe(options.target, options.dtype, "--target", adapter, template_kwargs(options))
     configuration[configurations.NOT_COMPARED] = {
         name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
     } | {configurations.TRAINED_FOR: trained_for}
@@ -151,6 +151,16 @@ def smaller(options: Options, target) -> dict:
     """Options with which a run needs less memory, and what a mesh has to carry then."""
     changes = {"--dtype bfloat16": {"dtype": "bfloat16"}, "--shard-target data,model": {"shard_target": "data,model"}}
     return {name: load_of(dataclasses.replace(options, **change), target) for name, change in changes.items()}
+
+
+def template_kwargs(options: Options) -> dict | None:
+    """The variables of the chat template that conversations are written with, here or by `train.distill`; None: there are none,
+    as far as is known."""
+    if options.conversations:
+        return templates.read_kwargs(options.chat_template_kwargs)
+    beside = (json_files.find_object(replies.settings_file(file)) or {} for file in options.token_ids)
+    found = (settings.get("chat_template_kwargs") for settings in beside)
+    return next((kwargs for kwargs in found if isinstance(kwargs, dict)), None)
 
 
 def sources(options: Options) -> list:

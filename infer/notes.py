@@ -26,8 +26,6 @@ def say(
     Args:
       template, variables: that messages are written with (`provenance.compare`); None: the target's own, or no messages.
     """
-    if not processes.is_first():
-        return
     say_adapted(target, adapter)
     for head in dict.fromkeys(heads):
         found = None if head is None else provenance.compare(head, target, dtype, "--target", adapter, template, variables)

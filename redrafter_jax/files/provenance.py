@@ -75,13 +75,14 @@ def compare(
 
     Args:
       template: the source that messages are written with; None: the target's own chat template.
-      variables: of the chat template; None: nothing is written with it.
+      variables: of the chat template; None: nothing is written with it, and it is not compared.
     """
     then = read(head)
     if then is None:
         return None
     now = describe(folder, dtype, what, adapter, variables) | ({} if template is None else {TEMPLATE: _hash(template)})
     differ = {name for name in then.keys() & now.keys() if then[name] != now[name]}
+    differ -= {TEMPLATE, VARIABLES} if variables is None else set()
     parts = [f"{name} {then[name]} (this has {now[name]})" for name in ("model_type", *SIZES) if name in differ]
     parts += ["another tokenizer"] if "tokenizer" in differ else []
     is_listed = isinstance(then.get("weights"), list) and now["weights"][0] in then["weights"]

@@ -55,9 +55,9 @@ def change_template(target):
     ],
 )
 def test_what_differs_of_a_target_is_said_in_one_sentence(target, head, change, words):
-    assert provenance.compare(head, target, "float32") is None
+    assert provenance.compare(head, target, "float32", variables={}) is None
     change(target)
-    assert provenance.compare(head, target, "float32") == f"the head in {head} was trained for {words}; acceptance may be low"
+    assert provenance.compare(head, target, "float32", variables={}) == f"the head in {head} was trained for {words}; acceptance may be low"
 
 
 def test_several_differences_are_listed_with_the_number_format(target, head):
@@ -97,8 +97,10 @@ def test_variables_of_the_chat_template_are_compared_where_both_write_conversati
     assert provenance.compare(head, target, "float32", variables={"enable_thinking": False}) is None
     told = provenance.compare(head, target, "float32", variables={})
     assert 'trained for chat_template_kwargs {"enable_thinking": false} (these are {})' in told
-    assert "another chat template" in provenance.compare(head, target, "float32", template=THINKING)
-    assert provenance.compare(head, target, "float32", template=TEMPLATE) is None
+    same = {"enable_thinking": False}
+    assert "another chat template" in provenance.compare(head, target, "float32", template=THINKING, variables=same)
+    assert provenance.compare(head, target, "float32", template=TEMPLATE, variables=same) is None
+    assert provenance.compare(head, target, "float32", template=THINKING) is None
 
 
 def test_the_sample_of_the_weights_is_of_each_tensor_and_not_of_how_they_lie_in_files(target):

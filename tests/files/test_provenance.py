@@ -57,7 +57,8 @@ def change_template(target):
 def test_what_differs_of_a_target_is_said_in_one_sentence(target, head, change, words):
     assert provenance.compare(head, target, "float32", variables={}) is None
     change(target)
-    assert provenance.compare(head, target, "float32", variables={}) == f"the head in {head} was trained for {words}; acceptance may be low"
+    said = provenance.compare(head, target, "float32", variables={})
+    assert said == f"the head in {head} was trained for {words}; acceptance may be low"
 
 
 def test_several_differences_are_listed_with_the_number_format(target, head):

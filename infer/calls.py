@@ -4,11 +4,11 @@ Not here: the checks of numbers (`redrafter_jax/decode/request.py`), loading (`p
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from infer import prompts
+from infer import prompts, templates
 from infer.options import read_seeds
 from infer.stopping import Stops
 from redrafter_jax.decode.request import (
@@ -53,8 +53,11 @@ class Call:
     frequency_penalty: float = 0.0
     logprobs: int = 0
     n: int = 1
+    chat_template_kwargs: Mapping[str, object] | None = None
 
     def __post_init__(self):
+        if self.chat_template_kwargs is not None:
+            templates.check_kwargs(self.chat_template_kwargs, "chat_template_kwargs")
         require("max_new_tokens", wrong_number("max_new_tokens", self.max_new_tokens))
         require("acceptance", wrong_rule(self.acceptance))
         require("seed", wrong_number("seed", self.seed))
@@ -113,7 +116,7 @@ class Call:
             content = prompt if isinstance(prompt, str) else list(prompt)
             prompts.check_content(where, kind, content)
             given = prompts.Prompt(where, kind, content)
-            return prompts.encode(given, tokenizer, target.vocab_size, context, self.chat_template)
+            return prompts.encode(given, tokenizer, target.vocab_size, context, self.chat_template, self.chat_template_kwargs)
         check_prompt(prompt, target.vocab_size, context, where)
         return [int(token) for token in prompt]
 

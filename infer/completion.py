@@ -4,7 +4,7 @@ Not here: loading one (`pair.py`), what a call may ask for (`calls.py`).
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from infer import text
 from infer.calls import Call, Prompt, are_many
@@ -62,6 +62,7 @@ class Pair:
         frequency_penalty: float = 0.0,
         logprobs: int = 0,
         n: int = 1,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         batch_size: int = 8,
     ) -> Completion | list[Completion] | list[list[Completion]]:
         """The reply to a text, to token ids, or to messages (`[{"role": "user", "content": "..."}]`); to a list of any of these, a
@@ -73,6 +74,7 @@ class Pair:
           max_length: tokens of prompt and reply at most; None: the target's context.
           ignore_eos: go on after an end-of-text token.
           chat_template: Jinja source for messages; None: the tokenizer's, or Vicuna's where it has none.
+          chat_template_kwargs: further variables of the chat template, such as `{"enable_thinking": False}`.
           stop: texts that end a reply where they appear; the text ends before them, or behind with ``include_stop``.
           min_new_tokens: tokens before which nothing ends a reply.
           repetition_penalty, presence_penalty, frequency_penalty, logprobs: as of `Sampling`.
@@ -84,7 +86,7 @@ class Pair:
         """
         call = Call(max_new_tokens, temperature, top_k, top_p, acceptance, seed, max_length, ignore_eos, chat_template,
                     stop, include_stop, min_new_tokens, repetition_penalty, presence_penalty, frequency_penalty,
-                    logprobs, n)  # fmt: skip
+                    logprobs, n, chat_template_kwargs)  # fmt: skip
         require("batch_size", wrong_number("batch_size", batch_size))
         many = are_many(prompt)
         ids = self._encode(call, {f"prompt {i}": each for i, each in enumerate(prompt)} if many else {"prompt": prompt})
@@ -111,6 +113,7 @@ class Pair:
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> Iterator[str]:
         """Pieces of the text of the reply to one prompt, as they are decided; joined they are the text of `complete`. What may be
         the beginning of a stop string is kept back until it is known.
@@ -119,7 +122,8 @@ class Pair:
           BadInput: as `complete`, at once; or there is no tokenizer.
         """
         call = Call(max_new_tokens, temperature, top_k, top_p, acceptance, seed, max_length, ignore_eos, chat_template,
-                    stop, include_stop, min_new_tokens, repetition_penalty, presence_penalty, frequency_penalty)  # fmt: skip
+                    stop, include_stop, min_new_tokens, repetition_penalty, presence_penalty, frequency_penalty,
+                    chat_template_kwargs=chat_template_kwargs)  # fmt: skip
         if self.tokenizer is None:
             raise BadInput("there is no text to stream: the target's folder has no tokenizer; use complete, or engine.stream")
         return self._pieces(call, self._encode(call, {"prompt": prompt}))

@@ -7,12 +7,11 @@ Not here: what a pair does (`completion.py`), the tokenizer (`text.py`), the hub
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import jax
 
-from infer import text
+from infer import notes, text
 from infer.completion import Completion, Pair
 from infer.options import wrong_dtype
 from infer.proposers import check_drafting, drafted_length, named_lookup, proposer_of
@@ -22,11 +21,12 @@ from redrafter_jax.decode.propose.heads import default_shape_of
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import is_whole, require
-from redrafter_jax.devices import memory, mesh_choice, placement, processes
+from redrafter_jax.devices import memory, mesh_choice, placement
 from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.files import adapters, config, heads, hub, weights
+from redrafter_jax.files import config, fingerprint, heads, hub, peft, weights
 from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.files.peft import StoredAdapter
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
@@ -100,6 +100,12 @@ class Resolved:
     mesh: tuple[int, int] = (1, 1)
     dtype: str = "float32"
     why: str | None = None  # of a mesh that was not asked for
+    adapter: StoredAdapter | None = None  # merged into the target as it is read
+
+    @property
+    def target_fingerprint(self) -> str:
+        """Of all that decides what the target writes; its files are read where they were not before."""
+        return fingerprint.fingerprint(self.target, self.adapter.fingerprint if self.adapter else None)
 
 
 def load(
@@ -110,12 +116,14 @@ def load(
     mesh: tuple[int, int] = (1, 1),
     ignore_eos: bool = False,
     beside: str | Lookup | None = None,
+    lora: str | None = None,
 ) -> Pair:
     """A pair by folders or hub names; the embedded one if nothing is named; plain decoding for a target without a head.
     Any number of pairs, each on a mesh of its own, can be used in one process, from any thread.
 
     ``drafter`` "lookup" (a folder that is called so is "./lookup"), or a `Lookup`, drafts without a head; ``beside`` takes
-    the same, and drafts together with the head.
+    the same, and drafts together with the head. ``lora``: a folder or hub name of a low-rank adapter in PEFT's format, which is
+    merged into the target.
 
     Raises:
       BadInput: something is missing, broken, or does not fit together.
@@ -125,12 +133,13 @@ def load(
     alone, lookup = named_lookup(drafter), named_lookup(beside)
     with_head = alone is None and (target is None or drafter is not None)
     check_drafting(shape, with_head, alone, beside, lookup)
-    found = find(target, None if alone else drafter, with_head, dtype)
+    found = find(target, None if alone else drafter, with_head, dtype, lora)
     if with_head:
         shape = shape_of(found) if shape is None else shape
         shape.check_vocabulary(found.target_config.vocab_size, found.drafter_config.draft_vocab)
     lookup = alone or lookup
     resolved = plan(found, mesh, rows=mesh[0], length=drafted_length(shape if with_head else None, lookup))
+    notes.say(resolved.target, [resolved.drafter], dtype, resolved.adapter)
     return fill(resolved, text.load_tokenizer(resolved.target), shape or Shape(), ignore_eos, lookup)
 
 
@@ -143,8 +152,9 @@ def _check_loading(shape: Shape | None, dtype: str, mesh: tuple[int, int]) -> No
         raise BadInput(f"mesh should be two whole numbers from 1 up, such as (1, 1), not {shown(mesh)}")
 
 
-def find(target: str | None, drafter: str | None, with_head: bool, dtype: str) -> Resolved:
+def find(target: str | None, drafter: str | None, with_head: bool, dtype: str, lora: str | None = None) -> Resolved:
     """Finds the folders, reads their configs and checks that they fit each other. Which mesh is not known yet (`plan`).
+    ``lora``: of an adapter, which is read.
 
     Raises:
       BadInput: as for `load`.
@@ -159,15 +169,12 @@ def find(target: str | None, drafter: str | None, with_head: bool, dtype: str) -
         config.check_pair(target_config, head_config, "--drafter")
         if isinstance(head_config, TargetConfig):
             text.check_same_tokens(folder, head, "--drafter")
-    return Resolved(folder, target_config, head, head_config, dtype=dtype)
+    return Resolved(folder, target_config, head, head_config, dtype=dtype, adapter=read_adapter(lora))
 
 
-def note_merged(folder: pathlib.Path) -> None:
-    """Says of a merged target (`train.main --train-target lora`) that its text is not the original's."""
-    original = adapters.original_of(folder)
-    if original is not None:
-        text_is = "its text is exactly that of the merged target, not the original's"
-        processes.say(f"note: the target is {shown(original)} merged with an adapter; {text_is}", sys.stderr)
+def read_adapter(lora: str | pathlib.Path | None) -> StoredAdapter | None:
+    """The adapter of a folder or hub name; None of None. Raises BadInput as `peft.read`."""
+    return None if lora is None else peft.read(hub.locate(lora, "--lora"), "--lora")
 
 
 def plan(
@@ -201,5 +208,5 @@ def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, 
     stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
         head = heads.load_head(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
-        target = weights.load_target(resolved.target, resolved.dtype, "--target")
+        target = weights.load_target(resolved.target, resolved.dtype, "--target", adapter=resolved.adapter)
     return Pair(Engine(target, proposer_of(head, shape, lookup), stops), tokenizer)

@@ -9,7 +9,7 @@ import pathlib
 import select
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from infer import templates
 from redrafter_jax.decode.request import check_prompt
@@ -181,22 +181,30 @@ def turn_of(prompt: Prompt, replies: Sequence[str]) -> Prompt:
     return dataclasses.replace(prompt, where=where, kind="messages", content=[*messages, asked])
 
 
-def encode(prompt: Prompt, tokenizer, vocabulary: int, context: int, template: str | None = None) -> list[int]:
+def encode(
+    prompt: Prompt,
+    tokenizer,
+    vocabulary: int,
+    context: int,
+    template: str | None = None,
+    template_kwargs: Mapping[str, object] | None = None,
+) -> list[int]:
     """The prompt's token ids, which leave room for a new token in ``context``; of turns, those of the first.
 
     Args:
       template: writes messages, in place of the tokenizer's chat template (Vicuna's where it has none).
+      template_kwargs: further variables of the template.
 
     Raises:
       BadInput: text without a tokenizer or that is none, messages that the chat template refuses, an id that the target does not
         know, an empty or too long prompt.
     """
-    ids = _ids(turn_of(prompt, ()) if prompt.kind == "turns" else prompt, tokenizer, template)
+    ids = _ids(turn_of(prompt, ()) if prompt.kind == "turns" else prompt, tokenizer, template, template_kwargs)
     check_prompt(ids, vocabulary, context, prompt.where)
     return ids
 
 
-def _ids(prompt: Prompt, tokenizer, template: str | None) -> list[int]:
+def _ids(prompt: Prompt, tokenizer, template: str | None, kwargs: Mapping[str, object] | None) -> list[int]:
     if prompt.kind == "token_ids":
         return prompt.content
     check_text(prompt)
@@ -205,7 +213,7 @@ def _ids(prompt: Prompt, tokenizer, template: str | None) -> list[int]:
     if prompt.kind == "prompt":
         return tokenizer(prompt.content, verbose=False)["input_ids"]
     try:
-        text = templates.render(tokenizer, prompt.content, asks=True, template=templates.choose(tokenizer, template))
+        text = templates.render(tokenizer, prompt.content, True, templates.choose(tokenizer, template), kwargs)
     except templates.Refused as error:
         raise BadInput(f"{prompt.where}: the chat template refuses these messages ({error})") from None
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

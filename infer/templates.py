@@ -12,9 +12,10 @@ import functools
 import pathlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from redrafter_jax.errors import BadInput
+from redrafter_jax.errors import BadInput, shown
+from redrafter_jax.files import json_files
 
 VICUNA = (
     "{{ bos_token }}A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -29,6 +30,10 @@ NAMED = {"vicuna": VICUNA}
 MAX_CHARACTERS = 1 << 24  # that a template writes, or makes by repeating something; some 4 million tokens
 MAX_SECONDS = 10.0  # that a template runs
 MAX_REASON_CHARACTERS = 200
+EXAMPLE_KWARGS = '{"enable_thinking": false}'
+NO_VARIABLES = ("messages", "conversation", "tools", "documents", "add_generation_prompt", "continue_final_message",
+                "chat_template", "tokenize")  # fmt: skip
+"""Names that mean something else to a chat template, or to transformers' `apply_chat_template`, than a variable."""
 
 
 class Refused(ValueError):
@@ -37,6 +42,10 @@ class Refused(ValueError):
 
 class _BeyondBounds(Exception):
     """The template has written too much, or run too long."""
+
+
+class _NotRead(Exception):
+    """A variable is given that the template does not read; its name."""
 
 
 def read(given: str) -> str:
@@ -55,29 +64,81 @@ def read(given: str) -> str:
         raise BadInput(f"--chat-template: {given} cannot be read as a template ({error}); give a file, or {names}") from None
 
 
+def read_kwargs(text: str | None, option: str = "--chat-template-kwargs") -> dict[str, object]:
+    """The variables of a chat template, from a JSON object; none of None.
+
+    Raises:
+      BadInput: as `check_kwargs`, or it is not JSON.
+    """
+    if text is None:
+        return {}
+    try:
+        found = json_files.parse(text)
+    except ValueError as error:
+        raise BadInput(f"{option} should be a JSON object such as {EXAMPLE_KWARGS}, not {shown(text)} ({error})") from None
+    return check_kwargs(found, option)
+
+
+def check_kwargs(found: object, option: str) -> dict[str, object]:
+    """The variables of a chat template.
+
+    Raises:
+      BadInput: they are no object, or one of them is the conversation itself.
+    """
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise BadInput(f"{option} should be a JSON object such as {EXAMPLE_KWARGS}, not {shown(found)}")
+    taken = [name for name in NO_VARIABLES if name in found]
+    if taken:
+        raise BadInput(f"{option} should hold variables of the chat template, and {taken[0]} is not one of them; leave it out")
+    return found
+
+
 def choose(tokenizer, given: str | None = None) -> str | None:
     """The template to write messages with: the one that is given, the tokenizer's own (None), or else Vicuna's."""
     return given if given is not None or tokenizer.chat_template else VICUNA
 
 
-def render(tokenizer, messages: list[dict], asks: bool, template: str | None = None) -> str:
-    """The messages as the tokenizer's chat template, or ``template``, writes them; ``asks`` for a reply at the end.
+def render(
+    tokenizer, messages: list[dict], asks: bool, template: str | None = None, kwargs: Mapping[str, object] | None = None
+) -> str:
+    """The messages as the tokenizer's chat template, or ``template``, writes them; ``asks`` for a reply at the end; ``kwargs`` are
+    further variables, as of transformers' `apply_chat_template`.
 
     Raises:
       Refused: the template raises an error, for instance about the order of roles.
-      BadInput: the template writes or runs beyond bounds.
+      BadInput: the template writes or runs beyond bounds, or does not read one of ``kwargs``.
     """
+    kwargs = dict(kwargs or {})
     given = [{key: value for key, value in message.items() if value is not None} for message in messages]
     try:
         with _deadline():
-            compiled = _compiled(tokenizer.get_chat_template(template))
-            return compiled.render(
-                messages=given, tools=None, documents=None, add_generation_prompt=asks, **tokenizer.special_tokens_map
-            )
+            source = tokenizer.get_chat_template(template)
+            compiled = _compiled(source)
+            if kwargs:
+                _check_reads(source, kwargs)
+            variables = tokenizer.special_tokens_map | kwargs
+            return compiled.render(messages=given, tools=None, documents=None, add_generation_prompt=asks, **variables)
     except _BeyondBounds as error:
         raise BadInput(f"--target: its chat template {error}") from None
+    except _NotRead as error:
+        raise BadInput(f"--chat-template-kwargs: the chat template reads no variable {error}; leave it out") from None
     except Exception as error:  # a template may raise anything
         raise Refused(" ".join(str(error).split())[:MAX_REASON_CHARACTERS]) from None
+
+
+def _check_reads(source: str, kwargs: Mapping[str, object]) -> None:
+    """Raises _NotRead for a variable that would change nothing, such as a misspelt one."""
+    unread = sorted(kwargs.keys() - _variables(source))
+    if unread:
+        raise _NotRead(shown(unread[0]))
+
+
+@functools.lru_cache(maxsize=8)
+def _variables(source: str) -> frozenset[str]:
+    """The names that a template reads and does not set itself."""
+    import jinja2.meta  # of transformers, too
+
+    return frozenset(jinja2.meta.find_undeclared_variables(_compiled(source).environment.parse(source)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -42,7 +42,7 @@ def choose(
         return list(marks)
 
     try:
-        found = find(source, machine, lambda: fingerprint.fingerprint(resolved.target), fingerprints, wanted)
+        found = find(source, machine, lambda: resolved.target_fingerprint, fingerprints, wanted)
     except BadInput as error:
         if source.is_named:
             raise

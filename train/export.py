@@ -18,7 +18,8 @@ class Options:
     """Write the head of a run's checkpoint as a folder that infer.generate reads."""
 
     VALUES: ClassVar = {
-        "run": "FOLDER", "target": "MODEL", "output": "FOLDER", "checkpoints": "FOLDER", "step": "N", "merged": "FOLDER",
+        "run": "FOLDER", "target": "MODEL", "output": "FOLDER", "lora": "FOLDER", "checkpoints": "FOLDER", "step": "N",
+        "merged": "FOLDER",
         "adapter": "FOLDER",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
@@ -32,6 +33,8 @@ class Options:
     """Folder or hub name of the target that the head was trained for."""
     output: pathlib.Path
     """Folder for the head."""
+    lora: str | None = None
+    """The adapter that train.main was given, if it was given one."""
     checkpoints: str | None = None
     """Folder of the run's checkpoints, where train.main was given one."""
     step: int | None = None
@@ -55,9 +58,10 @@ def main(options: Options) -> None:
     """
     import jax
 
+    from infer import pair
     from redrafter_jax.devices import memory, placement
     from redrafter_jax.devices.mesh import make_mesh
-    from redrafter_jax.files import checkpoint, config, fingerprint, hub, weights
+    from redrafter_jax.files import checkpoint, config, fingerprint, hub, provenance, weights
     from train.run import card, evaluation, merged, shapes
     from train.run import configuration as configurations
     from train.run import loop as run
@@ -76,11 +80,13 @@ def main(options: Options) -> None:
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
+    adapter = pair.read_adapter(options.lora)
     is_comparable = fingerprint.is_current(configuration.get("target"))
-    if is_comparable and configuration["target"] != fingerprint.fingerprint(options.target):
+    now = fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None)
+    if is_comparable and configuration["target"] != now:
         raise BadInput(
             f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights"
-            " or tokenizer differ; give the folder that train.main was given, as it was then"
+            " or tokenizer differ; give the folder that train.main was given, as it was then, and its --lora"
         )
     if options.whole:
         load = placement.to_decode(target_config, None, "float32")
@@ -102,15 +108,17 @@ def main(options: Options) -> None:
         )
     last = run.read_last_evaluation(options.run, step)
     found = checkpoint.restore(checkpoints, step, **like)
-    whose = None
+    whose, trained_for = None, configurations.read_trained_for(configuration)
     if recipe.trains_target:
         places = (options.merged, options.adapter)
         whose = merged.write(found["adapter"], options.target, name.name, step, *places) or "not written with it, see --merged"
+        trained_for = trained_for and provenance.of_merged(trained_for, options.target, *places)
     card.write(
         evaluation.with_tree(found["head"], last),
-        weights.load_target(options.target, what="--target") if options.whole else None,
+        weights.load_target(options.target, what="--target", adapter=adapter) if options.whole else None,
         options.output,
         card.compose(name, configuration, last, step, whose),
+        trained_for,
     )
     print(f"the head of step {step} is in {options.output}")
 

@@ -11,10 +11,11 @@ import sys
 
 import tyro
 
-from infer import distributed
+from infer import distributed, replies, templates
 from infer.command import read_options, run_command
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.files import json_files
 from train.run import stop
 from train.run.options import Options
 from train.run.recipe import PRESETS, Recipe
@@ -48,12 +49,12 @@ def _train(options: Options) -> int:
     from infer import pair
     from redrafter_jax.devices import memory, mesh_choice
     from redrafter_jax.devices import mesh as meshes
-    from redrafter_jax.files import config, fingerprint, hub, weights
+    from redrafter_jax.files import config, fingerprint, hub, provenance, weights
     from train.data import datasets
     from train.run import card, evaluation, footprint, loop, merged
     from train.run import configuration as configurations
 
-    name = options.target
+    name, adapter = options.target, pair.read_adapter(options.lora)
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     options = dataclasses.replace(options, target=hub.locate(name, "--target"), dtype=dtype)
     target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
@@ -75,19 +76,21 @@ def _train(options: Options) -> int:
         raise BadInput(f"--held-out {options.held_out} leaves no example to train on; give a smaller share, or more data")
     if held_out is None and options.recipe.evaluate_every > 0:
         processes.say("no example is held out, so there are no evaluations (--held-out, or more data)", sys.stderr)
-    target = weights.load_target(options.target, options.dtype, "--target", spread=options.shard_target == "data,model")
+    is_spread = options.shard_target == "data,model"
+    target = weights.load_target(options.target, options.dtype, "--target", is_spread, adapter)
     if why is not None:
         processes.say(why, sys.stderr)
     configuration = {
         **as_json(options)["recipe"],
         "dtype": options.dtype,
-        "target": fingerprint.fingerprint(options.target),
+        "target": fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None),
         "data": [part.parent.name for part in parts],
     }
     processes.check_same(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
+    trained_for = provenance.describe(options.target, options.dtype, "--target", adapter, template_kwargs(options))
     configuration[configurations.NOT_COMPARED] = {
         name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
-    }
+    } | {configurations.TRAINED_FOR: trained_for}
     processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
@@ -100,7 +103,8 @@ def _train(options: Options) -> int:
     whose = None
     if state.lora is not None:
         whose = merged.write(state.lora.adapter, options.target, name.name, steps, **of_target)
-    card.write(head, None, folder, card.compose(name, configuration, last, steps, whose))
+        trained_for = provenance.of_merged(trained_for, options.target, of_target["merged"], of_target["alone"])
+    card.write(head, None, folder, card.compose(name, configuration, last, steps, whose), trained_for)
     processes.say(f"the head is in {folder}")
     return 0
 
@@ -111,6 +115,11 @@ def check(options: Options) -> None:
     options.group.check()
     if not (options.conversations or options.text or options.token_ids):
         raise BadInput("there is nothing to train on: give --conversations, --text or --token-ids")
+    templates.read_kwargs(options.chat_template_kwargs)
+    if options.chat_template_kwargs is not None and not options.conversations:
+        raise BadInput("--chat-template-kwargs is for --conversations; give these, or leave it out")
+    if options.lora is not None and options.recipe.trains_target:
+        raise BadInput("--train-target lora trains an adapter of the target as it is in its folder; leave out --lora")
     if options.glob and not options.text:
         raise BadInput("--glob says which files of --text folders are read; give --text, or leave it out")
     for name, high in (("held_out", 0.5), ("max_malformed", 1.0)):
@@ -144,6 +153,16 @@ def smaller(options: Options, target) -> dict:
     return {name: load_of(dataclasses.replace(options, **change), target) for name, change in changes.items()}
 
 
+def template_kwargs(options: Options) -> dict | None:
+    """The variables of the chat template that conversations are written with, here or by `train.distill`; None: there are none,
+    as far as is known."""
+    if options.conversations:
+        return templates.read_kwargs(options.chat_template_kwargs)
+    beside = (json_files.find_object(replies.settings_file(file)) or {} for file in options.token_ids)
+    found = (settings.get("chat_template_kwargs") for settings in beside)
+    return next((kwargs for kwargs in found if isinstance(kwargs, dict)), None)
+
+
 def sources(options: Options) -> list:
     """What the datasets are made of."""
     from train.data.datasets import Source
@@ -151,7 +170,9 @@ def sources(options: Options) -> list:
     kinds = ("conversations", "text", "token_ids")
     common = (str(options.target), options.held_out, options.max_malformed)
     patterns = {"text": options.glob}
-    return [Source(kind, getattr(options, kind), *common, patterns.get(kind, ())) for kind in kinds if getattr(options, kind)]
+    kwargs = {"conversations": templates.read_kwargs(options.chat_template_kwargs)}
+    of_kind = {kind: (getattr(options, kind), *common, patterns.get(kind, ()), kwargs.get(kind)) for kind in kinds}
+    return [Source(kind, *given) for kind, given in of_kind.items() if given[0]]
 
 
 def as_json(options: Options) -> dict:

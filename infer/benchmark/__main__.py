@@ -43,7 +43,8 @@ class Options:
         "report": "output",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompts": "FILE", "output": "FILE",
+        "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompts": "FILE",
+        "output": "FILE",
         "plot": "FILE", "mesh": "D M", "beams": "WxL ...", "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P",
         "temperature": "T",
     }  # fmt: skip
@@ -55,6 +56,8 @@ class Options:
 
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it."""
     drafter: str | None = None
     """Folder or hub name of its head. `lookup`: no head; what followed the last tokens where they stood before is drafted (a
     folder that is called lookup is ./lookup)."""
@@ -158,8 +161,6 @@ def run(options: Options) -> dict:
     task = tuning.apply(task_of(options, jax.default_backend()), settings.source_of(options.settings), bool(options.beams))
     what = subject.subject_of(task)
     mesh = what.target.norm[...].sharding.mesh.shape
-    if what.folder is not None:
-        pair.note_merged(what.folder)
     theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None
     report = {
         "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `checks.is_report`
@@ -199,7 +200,7 @@ def task_of(options: Options, platform: str):
     from redrafter_jax.decode.propose.recurrent import Shape
 
     head, has_head = options.head, drafting.has_head(options.drafter)
-    models = task.Files(options.target, options.drafter if has_head else None, head, has_head, options.prompts)
+    models = task.Files(options.target, options.drafter if has_head else None, head, has_head, options.prompts, options.lora)
     if options.shape is not None:
         rates, prompts = task.Rates(options.rates, options.tokens_per_step), (options.prompt_length, options.prompt_count)
         models = task.Random(options.shape, options.layers, head, options.head_vocab, *prompts, rates)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer import pair, prompts, room, stages, synthetic, text
+from infer import notes, pair, prompts, room, stages, synthetic, text
 from infer.benchmark.task import BenchmarkTask, Files, Random, Way
 from infer.options import check_drafted
 from redrafter_jax.decode import prefill
@@ -71,7 +71,7 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     head = files.drafter
     if head is None and files.head is not None:
         head = str(pair.embedded(HEADS[files.head]))
-    found = pair.find(files.target, head, files.has_head, task.dtype)
+    found = pair.find(files.target, head, files.has_head, task.dtype, files.lora)
     if isinstance(found.drafter_config, TargetConfig):
         other = f"python -m infer.evaluate --method small:{head} measures how it drafts"
         raise BadInput(f"--drafter: {head} is a model, and infer.benchmark times the stages of a head; {other}")
@@ -86,6 +86,7 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     which += ", the first questions alone" if any(each.kind == "turns" and len(each.content) > 1 for each in given) else ""
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, longest + 1) for prompt in given]
     room.check(plan, max(map(len, ids)), new, task.batch, task.length)
+    notes.say(plan.target, [plan.drafter], plan.dtype, plan.adapter)
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine
     jax.set_mesh(loaded.mesh)
     drafter = loaded.proposer.head if files.has_head else None

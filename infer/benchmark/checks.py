@@ -43,12 +43,14 @@ def check(options) -> None:
     read_beams(options.beams)
     if options.shape is None and (options.rates or options.layers is not None or options.head_vocab):
         raise BadInput("--rates, --layers and --head-vocab go with --shape: real weights have their own layers, head and drafts")
-    if options.shape is not None and (options.target or options.drafter or options.prompts):
-        raise BadInput("--shape has random weights and prompts; leave out --target, --drafter and --prompts")
+    if options.shape is not None and (options.target or options.drafter or options.prompts or options.lora):
+        raise BadInput("--shape has random weights and prompts; leave out --target, --lora, --drafter and --prompts")
     if options.shape is not None and options.beside is not None:
         raise BadInput("--with lookup needs real prompts and a target that reads them; leave out --shape")
     if options.shape is not None and options.against_transformers:
         raise BadInput("--against-transformers needs weights on disk; leave out --shape")
+    if options.lora is not None and options.against_transformers:
+        raise BadInput("--against-transformers reads the target's own files; leave it out with --lora")
     if options.target is not None and options.drafter is None:
         raise BadInput("--drafter is missing: name the head for --target")
     if not 1 <= options.tokens_per_step <= 65:

@@ -14,7 +14,8 @@ from redrafter_jax.decode.request import Limits, Sampling
 class Files:
     """A pair by folders or hub names (None: the embedded one) and a JSONL file of prompts (None: the embedded pair's).
 
-    head: which of the embedded heads (None: what suits the device); has_head: False where no head drafts.
+    head: which of the embedded heads (None: what suits the device); has_head: False where no head drafts; lora: an adapter that
+    is merged into the target.
     """
 
     target: str | None = None
@@ -22,6 +23,7 @@ class Files:
     head: Literal["slim", "full"] | None = None
     has_head: bool = True
     prompts: str | None = None
+    lora: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

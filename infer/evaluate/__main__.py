@@ -30,10 +30,11 @@ class Options:
         "along_held_out_text": "text",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "method": "METHOD", "suite": "FILE ...", "categories": "NAME ...", "limit": "N", "temperature": "T ...",
+        "target": "MODEL", "lora": "FOLDER", "method": "METHOD", "suite": "FILE ...", "categories": "NAME ...", "limit": "N",
+        "temperature": "T ...",
         "mesh": "D M", "output": "FOLDER", "cache_dir": "FOLDER",
         "drafter": "HEAD ...", "text": "PATH ...", "glob": "PATTERN ...", "beams": "WxL ...",
-        "chat_template": "FILE",
+        "chat_template": "FILE", "chat_template_kwargs": "JSON",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m infer.evaluate",
@@ -44,6 +45,8 @@ class Options:
 
     target: str | None = None
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer; the embedded one if not given."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere. Along held-out text float32."""
     mesh: tuple[int, int] | None = None
@@ -63,6 +66,8 @@ class Options:
     """Conversations of each category at most, the first of the file; by default all."""
     chat_template: str | None = None
     """Jinja file that messages and turns are written with, or `vicuna`; by default the tokenizer's own, or Vicuna's."""
+    chat_template_kwargs: str | None = None
+    """JSON object of further variables that the chat template reads, such as '{"enable_thinking": false}'."""
     max_new_tokens: int = 128
     """New tokens per reply at most."""
     temperature: tuple[float, ...] = (0.0,)

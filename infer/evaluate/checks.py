@@ -16,8 +16,8 @@ SOFTWARE = "redrafter_jax infer.evaluate"  # as a picture names it
 MARK = f"<!-- {COMMAND} -->"  # begins report.md
 RESULTS, REPORT = "results.json", "report.md"
 PLOTS = ("speedup_by_category.png", "tau_by_temperature.png", "acceptance_by_position.png", "tau_by_bytes.png")
-OF_METHODS = ("dtype", "mesh", "method", "suite", "categories", "limit", "chat_template", "max_new_tokens", "temperature", "seed",
-              "ignore_eos", "batch_size", "cache_dir", "output")  # fmt: skip
+OF_METHODS = ("dtype", "mesh", "method", "suite", "categories", "limit", "chat_template", "chat_template_kwargs",
+              "max_new_tokens", "temperature", "seed", "ignore_eos", "batch_size", "cache_dir", "output")  # fmt: skip
 OF_HEADS = ("beams", "trees", "prompts", "new_tokens")
 OF_TEXT = ("glob", "contexts")
 MAX_LIMIT = 10**6
@@ -25,11 +25,13 @@ MAX_LIMIT = 10**6
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """The methods and the suites that the options name; template: Jinja source that messages are written with."""
+    """The methods and the suites that the options name; template: Jinja source that messages are written with; template_kwargs:
+    further variables of it."""
 
     methods: list[methods.Method]
     suites: list[suites.Suite]
     template: str | None
+    template_kwargs: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
 def together(options) -> None:
@@ -70,7 +72,8 @@ def read(options) -> Asked:
     if options.output is not None:
         check_output(options.output)
     template = None if options.chat_template is None else templates.read(options.chat_template)
-    return Asked(found, [suites.read(name, options.categories, options.limit) for name in options.suite], template)
+    kwargs = templates.read_kwargs(options.chat_template_kwargs)
+    return Asked(found, [suites.read(name, options.categories, options.limit) for name in options.suite], template, kwargs)
 
 
 def check_output(folder: pathlib.Path) -> None:

@@ -85,14 +85,16 @@ class Entrant:
         }
 
 
-def find(target: str | None, methods: Sequence[Method], dtype: str, mesh, rows: int, new: int) -> list[Nominee]:
+def find(
+    target: str | None, methods: Sequence[Method], dtype: str, mesh, rows: int, new: int, lora: str | None = None
+) -> list[Nominee]:
     """The folders of all methods, with the mesh that they all decode on: ``mesh``, or None for one that suits the first.
 
     Raises:
       BadInput: as `pair.find` and `pair.plan`, or a folder has another kind of drafter than its method says, or a tree does
         not fit.
     """
-    bare = pair.find(target, None, False, dtype)
+    bare = pair.find(target, None, False, dtype, lora)
     entries = []
     for method, name in zip(methods, names_of(methods), strict=True):
         with naming(method):
@@ -181,7 +183,7 @@ def fill(entries: Sequence[Nominee], tokenizer, ignore_eos: bool) -> list[Entran
     read: dict[pathlib.Path, object] = {}
     found = []
     with jax.set_mesh(meshes.make_mesh(*first.mesh)):
-        target = weights.load_target(first.target, first.dtype, "--target")
+        target = weights.load_target(first.target, first.dtype, "--target", adapter=first.adapter)
         for entry in entries:
             folder = entry.resolved.drafter
             with naming(entry.method):

@@ -24,7 +24,7 @@ def run(options) -> None:
     files = files_of(options)
     import jax  # only once the options are known to be good
 
-    from infer import pair
+    from infer import notes, pair
     from infer.evaluate import metrics
     from redrafter_jax.devices.mesh import make_mesh
     from redrafter_jax.files import heads, hub, weights
@@ -40,8 +40,9 @@ def run(options) -> None:
     rows = counted(count, "row")
     note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {rows} of the table ..."
     print(note, file=sys.stderr, flush=True)
-    pair.note_merged(folder)
-    target = weights.load_target(folder, what="--target")
+    adapter = pair.read_adapter(options.lora)
+    notes.say(folder, options.drafter, "float32", adapter)
+    target = weights.load_target(folder, what="--target", adapter=adapter)
     result = {
         "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
         "tokens": len(stream),

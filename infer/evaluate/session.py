@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import pair, prompts, text, text_files
+from infer import notes, pair, prompts, text, text_files
 from infer.evaluate import contest, entrants, held_out, metrics, results
 from infer.evaluate.checks import COMMAND, Asked
 from infer.evaluate.contest import Terms
@@ -30,7 +30,8 @@ def run(options, asked: Asked) -> dict:
     """
     load = os.getloadavg()[0]
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
-    entries = entrants.find(options.target, asked.methods, dtype, options.mesh, options.batch_size, options.max_new_tokens)
+    sizes = options.mesh, options.batch_size, options.max_new_tokens
+    entries = entrants.find(options.target, asked.methods, dtype, *sizes, options.lora)
     first = entries[0].resolved
     tokenizer = text.load_tokenizer(first.target)
     terms = _terms(options, asked, entries, tokenizer)
@@ -39,7 +40,9 @@ def run(options, asked: Asked) -> dict:
         stream = text_files.read_stream(held_out.files_of(options), first.target, first.target_config.vocab_size)
         held_out.check_memory(first.target_config, held_out.MIN_NEW_TOKENS, max(entry.length for entry in entries))
     _note(asked, tokenizer, first.why, load)
-    pair.note_merged(first.target)
+    is_chat = any(prompts.uses_template(prompt) for suite in asked.suites for prompt in suite.given)
+    how = first.adapter, asked.template, asked.template_kwargs if is_chat else None
+    notes.say(first.target, [entry.resolved.drafter for entry in entries], dtype, *how)
     field = entrants.fill(entries, tokenizer, options.ignore_eos)
     plain = next(entrant for entrant in field if entrant.method.is_plain)
     heats = [contest.prepare(suite, temperature, plain, terms) for suite in asked.suites for temperature in options.temperature]
@@ -54,7 +57,7 @@ def run(options, asked: Asked) -> dict:
         "device": f"{jax.devices()[0].device_kind}, mesh {first.mesh[0]} x {first.mesh[1]}, jax {jax.__version__}",
         "load_average": round(load, 2),
         "dtype": dtype,
-        "target": options.target or "the embedded target",
+        "target": (options.target or "the embedded target") + (f" with {options.lora}" if options.lora else ""),
         "target_parameters": placement.parameters_of(field[0].engine.target),
         "target_bytes": placement.bytes_of_target(first.target_config, dtype),
         "max_new_tokens": options.max_new_tokens,
@@ -71,7 +74,7 @@ def _terms(options, asked: Asked, entries: Sequence[Nominee], tokenizer) -> Term
     require("--max-new-tokens", wrong_for_context(new, context))
 
     def encode(prompt: prompts.Prompt) -> list[int]:
-        return prompts.encode(prompt, tokenizer, target.vocab_size, context, asked.template)
+        return prompts.encode(prompt, tokenizer, target.vocab_size, context, asked.template, asked.template_kwargs)
 
     longest = max(Turns(suite.given, encode).longest(new, context) for suite in asked.suites)
     entrants.check_room(entries, longest, new, options.batch_size)

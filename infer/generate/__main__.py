@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from infer import distributed, drafting, prompts, settings
+from infer import distributed, drafting, prompts, settings, templates
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
@@ -44,8 +44,10 @@ class Options:
         "machine_and_screen": "batch_size",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompt": "TEXT", "prompts": "FILE",
-        "chat_template": "FILE", "output": "FILE", "cache_dir": "FOLDER", "mesh": "D M", "beam_width": "W", "beam_length": "L",
+        "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "lookup_match": "LONGEST SHORTEST", "prompt": "TEXT",
+        "prompts": "FILE",
+        "chat_template": "FILE", "chat_template_kwargs": "JSON",
+        "output": "FILE", "cache_dir": "FOLDER", "mesh": "D M", "beam_width": "W", "beam_length": "L",
         "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P", "temperature": "T",
         "stop": "TEXT", "logprobs": "K", "n": "N",
     }  # fmt: skip
@@ -60,6 +62,8 @@ class Options:
 
     target: str | None = None
     """Folder or hub name (owner/model) of a target in safetensors (Llama, Qwen, Gemma ...); the embedded one if not given."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it; the head stays as it is."""
     drafter: str | None = None
     """Folder or hub name of what drafts: a head in Apple's format, Medusa's heads, or a small model of the target's vocabulary;
     one of the embedded heads if not given. `lookup`: none; what followed the last tokens where they stood before is drafted (a
@@ -78,6 +82,8 @@ class Options:
     chat_template: str | None = None
     """Jinja file that messages, turns and a chat are written with, or `vicuna`; by default the tokenizer's own, and for messages
     and turns Vicuna's where it has none."""
+    chat_template_kwargs: str | None = None
+    """JSON object of further variables that the chat template reads, such as '{"enable_thinking": false}' of Qwen3."""
     interactive: bool = False
     """Converse: a chat where there is a chat template, else completion. /help lists what can be typed; Ctrl-D ends."""
     output: pathlib.Path | None = None
@@ -176,7 +182,7 @@ def task_of(options: Options) -> Task:
     lookup = None if options.decoding == "autoregressive" else lookup
     says_how = checks.chooses_search(options)
     return Task(
-        Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh),
+        Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh, options.lora),
         Decoding(
             options.decoding or "speculative",
             beams,
@@ -188,6 +194,7 @@ def task_of(options: Options) -> Task:
             options.ignore_eos,
             own_sampling=None if options.sampling == "given" else tuple(own),
             chat_template=options.chat_template,
+            chat_template_kwargs=templates.read_kwargs(options.chat_template_kwargs),
             stops=Stops(options.stop, options.include_stop),
             n=options.n,
         ),

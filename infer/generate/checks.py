@@ -3,7 +3,7 @@
 Raises BadInput, one sentence that names the option. Not here: ranges (`infer/options.py`), prompts, folders, the output file.
 """
 
-from infer import drafting
+from infer import drafting, templates
 from infer.generate.task import Decoding
 from infer.options import changed, check_drafted, check_number, flag, given
 from infer.settings import NONE
@@ -40,6 +40,7 @@ def alone(options) -> None:
     for name, value in given(options, tuple(REALS)).items():
         require(flag(name), REALS[name](value))
     _replies(options)
+    templates.read_kwargs(options.chat_template_kwargs)
     drafting.check(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     drafting.check_search(options.drafter, changed(options, OF_A_SEARCH))
     _drawn(options)

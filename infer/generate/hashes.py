@@ -19,7 +19,7 @@ def runs_of(prepared, turns: Turns, seeds: Sequence[int]) -> list[str]:
         return [""] * len(turns)  # there are no lines, and large files take long to read
     decoding = prepared.task.decoding
     stops = [] if decoding.ignore_eos else sorted(config.stop_ids(resolved.target, prepared.tokenizer, "--target"))
-    models = [fingerprint.fingerprint(resolved.target), fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
+    models = [resolved.target_fingerprint, fingerprint.fingerprint(resolved.drafter), str(prepared.shape)]
     models += [] if prepared.lookup is None else [str(prepared.lookup)]  # as in lines of earlier versions
     common = run_of(decides_text(decoding, resolved), stops, models)
     return [run_of(common, *turns.name(turn, prepared.template), *turns.seed_and_sample(turn, seeds)) for turn in turns.all]
@@ -57,4 +57,5 @@ def later_settings(decoding: Decoding) -> dict:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "logprobs": sampling.logprobs,
+        "chat_template_kwargs": dict(decoding.chat_template_kwargs),
     }

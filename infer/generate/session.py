@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import failures, model_sampling, pair, prompts, proposers, room, templates, terminal
+from infer import failures, model_sampling, notes, pair, prompts, proposers, room, templates, terminal
 from infer.generate import chat, checks, compare, hashes, parts, tuning
 from infer.generate.batches import Batches, decode, open_stream
 from infer.generate.task import Task
@@ -46,7 +46,8 @@ class Prepared:
 
     def encode(self, prompt: prompts.Prompt) -> list[int]:
         """The ids of a prompt. Raises BadInput as `prompts.encode`."""
-        return prompts.encode(prompt, self.tokenizer, self.resolved.target_config.vocab_size, self.context, self.template)
+        how = self.template, self.task.decoding.chat_template_kwargs
+        return prompts.encode(prompt, self.tokenizer, self.resolved.target_config.vocab_size, self.context, *how)
 
     def fill(self) -> pair.Pair:
         """The pair with its weights."""
@@ -66,7 +67,7 @@ def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
     models, decoding = task.models, task.decoding
     template = None if decoding.chat_template is None else templates.read(decoding.chat_template)
     dtype = models.dtype or pair.default_dtype(jax.default_backend())
-    found = pair.find(models.target, models.drafter, models.has_head and decoding.kind != "autoregressive", dtype)
+    found = pair.find(models.target, models.drafter, models.has_head and decoding.kind != "autoregressive", dtype, models.lora)
     lookup = proposers.lookup_of(decoding.lookup)
     shape = tuning.shape_of(decoding.beams, found, lookup, decoding.sampling.draws) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
@@ -109,8 +110,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
         processes.say("note: --acceptance typical changes the distribution of the text", sys.stderr)
     if decoding.kind == "compare" and decoding.is_exact and not decoding.sampling.same_text:
         processes.say("note: with --acceptance rejection the distribution is the target's, but drafts change the text", sys.stderr)
-    pair.note_merged(prepared.resolved.target)
-    note_template(prepared, given)
+    note(prepared, any(map(prompts.uses_template, given)))
     check_room(prepared, turns)
     loaded = prepared.fill()
     if prepared.resolved.why is not None:
@@ -137,10 +137,13 @@ def finish(file: ReplyFile, runs: Sequence[str]) -> int:
     return exit_code(file.failed, len(runs))
 
 
-def note_template(prepared: Prepared, given: Sequence[prompts.Prompt]) -> None:
-    """Says where Vicuna's template stands in for one that is missing."""
+def note(prepared: Prepared, uses_template: bool) -> None:
+    """Says what a person should know of the pair, and where Vicuna's template stands in for one that is missing."""
+    found = prepared.resolved
+    variables = prepared.task.decoding.chat_template_kwargs if uses_template else None
+    notes.say(found.target, [found.drafter], found.dtype, found.adapter, prepared.template, variables)
     is_missing = prepared.template is None and prepared.tokenizer is not None and not prepared.tokenizer.chat_template
-    if is_missing and any(map(prompts.uses_template, given)):
+    if is_missing and uses_template:
         processes.say("note: the tokenizer has no chat template; Vicuna's is used (--chat-template names another)", sys.stderr)
 
 
@@ -200,6 +203,8 @@ def converse(task: Task) -> int:
     task = prepared.task
     if prepared.tokenizer is None:
         raise BadInput(f"--interactive needs text, but {prepared.resolved.target} has no tokenizer; use --prompts with token_ids")
+    is_chat = bool(prepared.template or prepared.tokenizer.chat_template)
+    note(prepared, is_chat)
     engine, tokenizer, coloured = prepared.fill().engine, prepared.tokenizer, terminal.coloured(task.destination.no_color)
     stopper, legend = Stopper(tokenizer, task.decoding.stops), terminal.Legend(coloured)
 
@@ -215,5 +220,5 @@ def converse(task: Task) -> int:
         exit_code(replies[0].finish_reason == "error", 1)
         return stopper.text_of(ids, replies[0]) or ""
 
-    chat.converse(bool(prepared.template or tokenizer.chat_template), answer)
+    chat.converse(is_chat, answer)
     return 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Literal
 
 from infer.settings import SettingsFile
@@ -13,13 +14,14 @@ from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 @dataclasses.dataclass(frozen=True)
 class Models:
     """A pair by folders or hub names (None: the embedded one), its number format and mesh (None: what suits the devices);
-    ``has_head``: a head drafts, perhaps with a lookup beside it."""
+    ``has_head``: a head drafts, perhaps with a lookup beside it; ``lora``: an adapter that is merged into the target."""
 
     target: str | None = None
     drafter: str | None = None
     has_head: bool = True
     dtype: Literal["float32", "bfloat16"] | None = None
     mesh: tuple[int, int] | None = None
+    lora: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ class WantedShape:
 class Decoding:
     """How to decode. Prompt i, counted from 0, is sampled with ``seed`` + i; ``batch`` prompts are decoded together; ``lookup``:
     drafts too, or alone; ``own_sampling``: the model's generation_config.json decides the sampling but for these fields (None: it
-    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own; ``stops``: strings that end
-    a reply; ``n``: replies to each prompt."""
+    does not); ``chat_template``: a file or a name (`templates.read`), in place of the tokenizer's own;
+    ``chat_template_kwargs``: further variables of it; ``stops``: strings that end a reply; ``n``: replies to each prompt."""
 
     kind: Literal["speculative", "autoregressive", "compare"] = "speculative"
     beams: WantedShape = WantedShape()
@@ -50,6 +52,7 @@ class Decoding:
     ignore_eos: bool = False
     own_sampling: tuple[str, ...] | None = None
     chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, object] = dataclasses.field(default_factory=dict)
     stops: Stops = Stops()
     n: int = 1
 

@@ -30,6 +30,8 @@ class Options:
 
     target: str | None = None
     """Folder or hub name of the target; the embedded one if not given."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it."""
     drafter: tuple[str, ...] = ()
     """Folder or hub name of its draft head, recurrent or Medusa's, or of several, of which the fastest is found; by default the
     embedded ones."""
@@ -122,7 +124,7 @@ def run(options: Options, path: pathlib.Path) -> None:
     """Measures, prints and writes."""
     import jax  # only once the options are known to be good
 
-    from infer import pair, programs
+    from infer import notes, programs
     from infer.tune import load, report
     from infer.tune.kept import Kept
     from infer.tune.measure import TunePlan
@@ -143,7 +145,8 @@ def run(options: Options, path: pathlib.Path) -> None:
     if kept.is_resumed:
         print(f"going on with what {path} has of an interrupted run", flush=True)
     print(wanted.name, flush=True)
-    pair.note_merged(next(iter(wanted.planned.values()))[0].target)
+    resolved, _ = next(iter(wanted.planned.values()))
+    notes.say(resolved.target, list(wanted.folders.values()), resolved.dtype, resolved.adapter)
     found = {mesh: _measure(options, wanted, mesh, plan, kept) for mesh in wanted.planned}
     outcomes = [outcome for measured in found.values() for _, outcome in measured]
     print(report.LEGEND)

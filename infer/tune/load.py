@@ -52,7 +52,7 @@ def find(options, plan: TunePlan) -> Wanted:
     """
     dtype = options.dtype or pair.default_dtype(jax.default_backend())
     folders = name_heads(options.drafter)
-    found = pair.find(options.target, str(next(iter(folders.values()))), True, dtype)
+    found = pair.find(options.target, str(next(iter(folders.values()))), True, dtype, options.lora)
     target = found.target_config
     configs = {name: heads.read_head_config(folder, "--drafter") for name, folder in folders.items()}
     for name, head in configs.items():
@@ -68,7 +68,7 @@ def find(options, plan: TunePlan) -> Wanted:
     for resolved, batches in planned.values():
         drafted = max(point.length for point in candidates.grid(configs, plan.beams, plan.nodes))
         room.check(resolved, longest, plan.new, max(batches), drafted)
-    marks = {"": fingerprint.fingerprint(found.target)} | {name: fingerprint.fingerprint(at) for name, at in folders.items()}
+    marks = {"": found.target_fingerprint} | {name: fingerprint.fingerprint(at) for name, at in folders.items()}
     name = f"{found.target.parent.name}/{found.target.name} with {', '.join(folders)}; {len(ids)} prompts"
     return Wanted(name, folders, marks, ids, tokenizer, planned)
 

@@ -17,6 +17,7 @@ from redrafter_jax.model.target_config import TargetConfig, wrong_draft_model
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
+TRAINED_FOR_KEY = "redrafter_jax_target"  # ours: which target the head was trained for (`provenance.py`)
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
 
 

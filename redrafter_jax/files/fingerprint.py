@@ -1,4 +1,4 @@
-"""The fingerprint of a model's folder: a hash of every byte that decides what the model writes.
+"""The fingerprint of a model's folder: a hash of every byte that decides what the model writes; and hashes of its parts.
 
 To hash large weights takes as long as to read them (2.0 GB/s on one core, AMD EPYC with SHA instructions; files are
 hashed in parallel). So the hash of a weight file is cached in the user's cache folder, with the file's size, inode and
@@ -15,12 +15,14 @@ import tempfile
 import time
 
 from redrafter_jax.devices import processes
+from redrafter_jax.files import json_files, weight_files
+from redrafter_jax.files.weight_files import WEIGHT_INDEX
 
 VERSION_PREFIX = "2:"  # begins a fingerprint; it changes when other bytes are hashed, to recognise earlier versions
 CACHE_FILE = pathlib.Path("~/.cache/redrafter_jax/fingerprints.json")
 MIN_AGE_SECONDS = 2.0  # a younger file may change again within the same tick of its file system's clock
 MAX_HASH_THREADS = 4  # hashing releases Python's lock; more threads read no faster from one disk
-WEIGHT_INDEX = "model.safetensors.index.json"
+SAMPLE_BYTES, MAX_SAMPLED_TENSORS = 4096, 1024  # of each tensor, and of how many of them (`sample_weights`)
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -37,10 +39,13 @@ SMALL_FILES = (
 )
 
 
-def fingerprint(folder: pathlib.Path | None) -> str:
+def fingerprint(folder: pathlib.Path | None, adapter: str | None = None) -> str:
     """`VERSION_PREFIX` and the SHA-256 of the names and contents of a model's files: configuration, generation
     configuration, tokenizer, chat templates, index, and weights. Other files of the folder do not count. ``None``: no
     model.
+
+    Args:
+      adapter: the fingerprint of what is added to the weights.
 
     Any changed byte changes it, with one exception: a weight file that was hashed before, and then changed in place by
     a program that restored its size and both its times (of content and of inode), counts as unchanged.
@@ -53,12 +58,57 @@ def fingerprint(folder: pathlib.Path | None) -> str:
     digest = hashlib.sha256()
     for path, found in [(path, _hash(path)) for path in small] + list(zip(large, _hash_or_recall(large), strict=True)):
         digest.update(f"{os.path.relpath(path, folder)} {found}\n".encode())
+    if adapter is not None:
+        digest.update(f"adapter {adapter}\n".encode())
     return VERSION_PREFIX + digest.hexdigest()
 
 
 def list_small_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of a model besides its weights."""
     return [path for path in _match(folder, SMALL_FILES) if path.is_file()]
+
+
+def sample_weights(folder: pathlib.Path, what: str) -> str:
+    """The SHA-256 of the names, number formats and shapes of a model's tensors, and of some bytes from the middle of each, or of
+    enough of them. Other weights have another; it does not depend on how they are divided into files, and reads a few megabytes.
+
+    Raises:
+      BadInput: the weights are missing or broken; ``what`` is the option that named the folder.
+    """
+    files = sorted(set(weight_files.files_of_tensors(folder, what).values()))
+    places = dict(sorted((name, place) for file in files for name, place in weight_files.places(file).items()))
+    digest = hashlib.sha256(repr([(name, place.dtype, place.shape) for name, place in places.items()]).encode())
+    for place in list(places.values())[:: -(-len(places) // MAX_SAMPLED_TENSORS) or 1]:
+        digest.update(place.read_middle(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def hash_tokenizer(folder: pathlib.Path) -> str | None:
+    """The SHA-256 of what decides which token is which; None: the folder has no tokenizer."""
+    for names in (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt")):
+        paths = [folder / name for name in names if (folder / name).is_file()]
+        if paths:
+            return hash_text(" ".join(map(_hash, paths)))
+    return None
+
+
+def read_chat_template(folder: pathlib.Path) -> str | None:
+    """The source of a tokenizer's chat template, in whichever file it is; None: there is none."""
+    source = folder / "chat_template.jinja"
+    if source.is_file():
+        return source.read_text(encoding="utf-8", errors="replace")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = (json_files.find_object(folder / name) or {}).get("chat_template")
+        if isinstance(found, list):  # several, by their names
+            named = (each for each in found if isinstance(each, dict))
+            found = next((each.get("template") for each in named if each.get("name") == "default"), None)
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_current(found: object) -> bool:

@@ -61,13 +61,14 @@ def load_head(folder: pathlib.Path | str, dtype: str = "float32", what: str = "d
     return (weights.load_target if is_model(fields) else weights.load_drafter)(folder, dtype, what)
 
 
-def save_head(head: Head, folder: pathlib.Path | str, target: Target | None = None) -> None:
+def save_head(head: Head, folder: pathlib.Path | str, target: Target | None = None, trained_for: dict | None = None) -> None:
     """Writes a head as `weights.save_drafter` does, or Medusa's as v0.1.
 
     Args:
       target: the recurrent head is written so that Apple's code can read it.
+      trained_for: the target that it was trained for (`provenance.describe`).
     """
     if isinstance(head, MedusaHeads):
-        medusa.save_medusa(head, folder)
+        medusa.save_medusa(head, folder, trained_for=trained_for)
     else:
-        weights.save_drafter(head, folder, target)
+        weights.save_drafter(head, folder, target, trained_for)

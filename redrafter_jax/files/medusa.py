@@ -93,12 +93,14 @@ def save_medusa(
     layout: Layout = "medusa",
     base: str = "",
     target: Target | None = None,
+    trained_for: dict | None = None,
 ) -> None:
     """Writes heads as Medusa's own code (v0.1) or vLLM reads them.
 
     Args:
       base: the target's name, which Medusa's own code loads by.
       target: gives its LM head to each head that has none, which the readers of vLLM's layout need.
+      trained_for: as of `weights.save_drafter`.
 
     Raises:
       BadInput: there is no such layout, or it needs ``target`` and has none.
@@ -114,6 +116,7 @@ def save_medusa(
         columns = target.columns(heads.ids)
         arrays |= {(_LAYOUTS["vllm"][_LM_HEAD].format(k=k), True): columns for k in range(config.num_heads)}
     fields = _fields(config, layout, base, heads.blocks[0][0].weight[...].dtype)
+    fields |= {} if trained_for is None else {configs.TRAINED_FOR_KEY: trained_for}
     tensors.write(folder, arrays, fields, HEAD_FILE if layout == "medusa" else "model.safetensors")
 
 

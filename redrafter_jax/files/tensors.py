@@ -1,14 +1,15 @@
 """A model's leaves from the tensors of a folder, and back: names, shapes and number formats are checked, the rest is the caller's.
 
-One device's part of one tensor at a time goes from the file to its place: a process reads the bytes that its own devices
-need, and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
+Devices' parts of tensors go from the file to their places, a few at a time: a process reads the bytes that its own devices need,
+and holds no tensor whole unless a device does. Files keep matrices ``[out, in]``; we keep ``[in, out]``.
 """
 
+import functools
 import json
 import pathlib
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,13 @@ import safetensors.numpy
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.families.names import Source
+from redrafter_jax.files import reading, weight_files
 from redrafter_jax.files.atomic import replacing
-from redrafter_jax.files.weight_files import Stored, StoredStack
+from redrafter_jax.files.peft import StoredAdapter
+from redrafter_jax.files.weight_files import FLOATS, INTEGERS, Place, Stored, StoredStack
 
 KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.([kv]\.|k_width_norm$)")  # leaves whose rows are those of key-value heads
 NOTHING = re.compile(r"(?!)")
-FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 
 
 def write(
@@ -72,13 +74,23 @@ def leaves(module) -> Iterator[tuple[str, jax.Array]]:
         yield re.sub(r"\.value$|\.raw_value$|\.get_value\(\)$", "", jax.tree_util.keystr(path)), leaf
 
 
-def fill(abstract, name_of: Callable[[str], tuple], files, folder: pathlib.Path, what: str, ignored=NOTHING, repeated=(1, 1)):
+def fill(
+    abstract,
+    name_of: Callable[[str], tuple],
+    files: Mapping[str, pathlib.Path],
+    folder: pathlib.Path,
+    what: str,
+    ignored: re.Pattern = NOTHING,
+    repeated: tuple[int, int] = (1, 1),
+    adapter: StoredAdapter | None = None,
+):
     """A model with these leaves from the tensors of a folder.
 
     Args:
       name_of: the place of a leaf, as `write` takes it.
       ignored: names of tensors that need no place.
       repeated: how often each key-value head is wanted, and its width.
+      adapter: what it adds is added to the tensors as they are read.
     """
     wanted = {path: Source(*name_of(path)) for path, _ in leaves(abstract)}
     names = {name for source in wanted.values() for name in source.names}
@@ -88,46 +100,53 @@ def fill(abstract, name_of: Callable[[str], tuple], files, folder: pathlib.Path,
         raise BadInput(f"{what}: {folder} lacks the tensor {missing[0]} ({len(missing)} missing in all)")
     if extra:
         raise BadInput(f"{what}: {folder} has the tensor {extra[0]}, which its config.json has no place for ({len(extra)} in all)")
+    if adapter is not None:
+        adapter.check_names(names, folder)
     stored = []
     for path, leaf in leaves(abstract):
         copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
-        stored.append(_find(leaf, wanted[path], files, copies, width, folder, what))
-    placed = [_place(leaf, each) for (_, leaf), each in zip(leaves(abstract), stored, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
+        stored.append(_find(leaf, wanted[path], files, copies, width, folder, what, adapter))
+    found, current = [leaf for _, leaf in leaves(abstract)], jax.sharding.get_mesh()
+    tasks = [functools.partial(_place, leaf, each, current) for leaf, each in zip(found, stored, strict=True)]
+    placed = reading.in_turn(tasks, [leaf.size * leaf.dtype.itemsize for leaf in found])
+    return jax.tree.unflatten(jax.tree.structure(abstract), list(placed))
 
 
-def _find(leaf, source: Source, files, copies: int, width: int, folder: pathlib.Path, what: str) -> Stored | StoredStack:
+def _find(
+    leaf, source: Source, files, copies: int, width: int, folder: pathlib.Path, what: str, adapter: StoredAdapter | None
+) -> Stored | StoredStack:
     """The tensors of a leaf, whose shapes and number formats are right."""
     *planes, first, last = leaf.shape if leaf.ndim > 1 else (*leaf.shape, None)
     first, *rest = (last, first) if source.transposed else (first, last)
     matrix = (source.height or first // copies, *(size for size in rest if size is not None))
     shape = matrix if source.count else (*planes, *matrix)
+    deltas = {}
     for name in source.names:
-        with safetensors.safe_open(files[name], framework="numpy") as opened:
-            _check(opened.get_slice(name), name, leaf, shape, folder, what)
+        place = weight_files.places(files[name])[name]
+        _check(place, name, leaf, shape, folder, what)
+        deltas[name] = adapter.check(name, place.shape, place.dtype) if adapter is not None else None
 
     def stored(name: str, plane: int | None = None) -> Stored:
-        return Stored(files[name], name, source.transposed, copies, width, what, source.first, plane)
+        return Stored(files[name], name, source.transposed, copies, width, what, source.first, plane, deltas[name])
 
     if source.count:
         return StoredStack(tuple(map(stored, source.names)))
     return StoredStack(tuple(stored(source.name, plane) for plane in range(planes[0]))) if planes else stored(source.name)
 
 
-def _check(tensor, name: str, like, shape: tuple[int, ...], folder: pathlib.Path, what: str) -> None:
-    if tuple(tensor.get_shape()) != shape:
-        found = list(tensor.get_shape())
-        raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {list(shape)}")
+def _check(place: Place, name: str, like, shape: tuple[int, ...], folder: pathlib.Path, what: str) -> None:
+    if place.shape != shape:
+        raise BadInput(f"{what}: {name} in {folder} has shape {list(place.shape)}; its config.json asks for {list(shape)}")
     if jnp.issubdtype(like.dtype, jnp.integer):
-        if tensor.get_dtype() not in INTEGERS:
-            raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; it should hold whole numbers")
-    elif tensor.get_dtype() not in FLOATS:
-        raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; only floating-point weights are supported")
+        if place.dtype not in INTEGERS:
+            raise BadInput(f"{what}: {name} in {folder} is {place.dtype}; it should hold whole numbers")
+    elif place.dtype not in FLOATS:
+        raise BadInput(f"{what}: {name} in {folder} is {place.dtype}; only floating-point weights are supported")
 
 
-def _place(like, stored: Stored | StoredStack) -> jax.Array:
-    """A leaf on the current mesh, from the parts of it that this process's devices hold, each read once."""
-    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
+def _place(like, stored: Stored | StoredStack, mesh: jax.sharding.Mesh) -> jax.Array:
+    """A leaf on the mesh, from the parts of it that this process's devices hold, each read once."""
+    sharding = jax.sharding.NamedSharding(mesh, like.sharding.spec)
     by_device = sharding.addressable_devices_indices_map(like.shape)
     places: dict[tuple, list] = {}
     for device, index in by_device.items():

@@ -4,10 +4,13 @@ Whatever is wrong with a file is one sentence. Not here: what the tensors are fo
 """
 
 import dataclasses
+import functools
 import json
+import math
+import os
 import pathlib
 
-import ml_dtypes  # noqa: F401  (names bfloat16 for NumPy)
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -15,7 +18,10 @@ from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import json_files
 
 WEIGHT_INDEX = "model.safetensors.index.json"
-CHUNK_BYTES = 1 << 23  # bytes of a file that are read, cast and turned over at a time
+FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+          "I64": np.int64, "I32": np.int32, "I16": np.int16, "U16": np.uint16}  # fmt: skip
+CHUNK_BYTES = 1 << 20  # bytes that are read, cast and turned over at a time, such that they stay in a core's cache
 
 
 def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -> dict[str, pathlib.Path]:
@@ -34,6 +40,61 @@ def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -
                 raise BadInput(f"{what}: {files[tensor].name} and {name} in {folder} both have the tensor {tensor}")
             files[tensor] = path
     return files
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: bytes ``start`` to ``end`` - 1 of a file, in C order. dtype: as safetensors calls it, of `DTYPES`."""
+
+    file: pathlib.Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def read_middle(self, size: int) -> bytes:
+        """Up to ``size`` bytes from its middle."""
+        size = min(size, self.end - self.start)
+        with open(self.file, "rb") as opened:
+            opened.seek(self.start + (self.end - self.start - size) // 2)
+            return opened.read(size)
+
+    def read(self, first: int, last: int, columns: tuple[int, int] | None = None, plane: int | None = None) -> np.ndarray:
+        """Rows ``first`` to ``last`` - 1; of a matrix, these columns of them; of three axes, in the matrix ``plane``. Raises OSError."""
+        height, *rest = self.shape if plane is None else self.shape[1:]
+        dtype, shape = np.dtype(DTYPES[self.dtype]), (last - first, *rest)
+        start = self.start + ((plane or 0) * height + first) * math.prod(rest) * dtype.itemsize
+        if columns is not None and columns != (0, rest[0]):
+            return np.array(np.memmap(self.file, dtype, "r", start, shape)[:, slice(*columns)])
+        found = np.empty(shape, dtype)
+        rest = memoryview(found.reshape(-1).view(np.uint8))
+        with open(self.file, "rb", buffering=0) as opened:
+            while rest:
+                count = os.preadv(opened.fileno(), [rest], start)
+                if not count:
+                    raise OSError(f"it ends before byte {start}")
+                rest, start = rest[count:], start + count
+        return found
+
+
+def places(file: pathlib.Path) -> dict[str, Place]:
+    """Where each tensor of a file lies, whose header is known to be sound (`files_of_tensors`)."""
+    found = file.stat()
+    return _places(file, (found.st_size, found.st_mtime_ns, found.st_ino))
+
+
+@functools.lru_cache(maxsize=256)
+def _places(file: pathlib.Path, state: tuple[int, ...]) -> dict[str, Place]:
+    """``state``: changes when the file does."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    found = {}
+    for name, fields in header.items():
+        if name != "__metadata__":
+            start, end = (8 + length + offset for offset in fields["data_offsets"])
+            found[name] = Place(file, fields["dtype"], tuple(fields["shape"]), start, end)
+    return found
 
 
 def _names(folder: pathlib.Path, what: str) -> list[str]:
@@ -97,11 +158,28 @@ def conversion(folder: pathlib.Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Delta:
+    """What is added to a matrix ``[out, in]`` of a file: scale B A, with a ``[R, in]`` and b ``[out, R]`` in float32."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
+
+    def part(self, rows: slice, columns: slice) -> np.ndarray:
+        """Some rows and columns of it."""
+        return np.float32(self.scale) * (self.b[rows] @ self.a[:, columns])
+
+
+@dataclasses.dataclass(frozen=True)
 class Stored:
     """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many.
 
     ``what``: the option that names the folder, for errors; ``first``: the row of the tensor at which it begins; ``plane``: the
-    matrix that it is part of, where the tensor has three axes.
+    matrix that it is part of, where the tensor has three axes; ``delta``: what is added to the tensor, where an adapter changes it.
     """
 
     file: pathlib.Path
@@ -112,6 +190,7 @@ class Stored:
     what: str
     first: int = 0
     plane: int | None = None
+    delta: Delta | None = None
 
     def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
         """The part ``index`` of a leaf of ours, read a few rows at a time.
@@ -132,11 +211,12 @@ class Stored:
         return part
 
     def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
-        """Opened for each chunk: until it is closed, pages of a file stay mapped and count as this process's memory."""
-        with safetensors.safe_open(self.file, framework="numpy") as opened:
-            index = tuple(slice(*each) for each in ranges)
-            tensor = opened.get_slice(self.name)
-            return tensor[index] if self.plane is None else tensor[slice(self.plane, self.plane + 1), *index][0]
+        rows, *columns = ranges
+        try:
+            chunk = places(self.file)[self.name].read(*rows, *columns, plane=self.plane)
+        except (OSError, ValueError, KeyError) as error:  # it has changed since its header was read
+            raise BadInput(f"{self.what}: {self.file} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        return chunk if self.delta is None else chunk.astype(np.float32) + self.delta.part(*(slice(*each) for each in ranges))
 
     def _finite(self, chunk: np.ndarray, dtype) -> np.ndarray:
         """The chunk in ``dtype``."""

@@ -10,6 +10,7 @@ from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.families import names
 from redrafter_jax.files import config as configs
 from redrafter_jax.files import tensors
+from redrafter_jax.files.peft import StoredAdapter
 from redrafter_jax.files.weight_files import files_of_tensors
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
@@ -27,17 +28,24 @@ _DRAFTER_NAMES = [
 
 
 @mesh.current_or_single()
-def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = "target", spread: bool = False) -> Target:
+def load_target(
+    folder: pathlib.Path | str,
+    dtype: str = "float32",
+    what: str = "target",
+    spread: bool = False,
+    adapter: StoredAdapter | None = None,
+) -> Target:
     """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh (one device, where
     no mesh is set). Where ``model`` has more shards than there are key-value heads, these are repeated, in the weights and in
     the config.
 
     Args:
       spread: split the weights over ``data`` too; they are gathered as they are used.
+      adapter: low-rank matrices that are added (`peft.read`), in float32, before the sum is rounded to ``dtype``.
 
     Raises:
-      BadInput: a file is missing or broken, the config is of no family, tensors are missing, extra or misshapen, or
-        one holds NaN or Inf.
+      BadInput: a file is missing or broken, the config is of no family, tensors are missing, extra or misshapen, one holds NaN or
+        Inf, or the adapter is for another target.
     """
     folder = pathlib.Path(folder)
     fields = configs.read_json(folder, what)
@@ -56,7 +64,7 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
         return place._replace(name=stored.get(place.name, place.name))
 
     ignored = families.ignored(fields, family)
-    return tensors.fill(abstract, name_of, files, folder, what, ignored, (copies, config.head_dim))
+    return tensors.fill(abstract, name_of, files, folder, what, ignored, (copies, config.head_dim), adapter)
 
 
 @mesh.current_or_single()
@@ -75,9 +83,15 @@ def load_drafter(folder: pathlib.Path | str, dtype: str = "float32", what: str =
     return drafter
 
 
-def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | None = None) -> None:
+def save_drafter(
+    drafter: Drafter, folder: pathlib.Path | str, target: Target | None = None, trained_for: dict | None = None
+) -> None:
     """Writes a head in Apple's format. With ``target`` it is written so that Apple's code can read it, a slim head with the
-    target's LM head and a draft vocabulary as the whole one (`vocabulary.expand`); without, as it is (for this project)."""
+    target's LM head and a draft vocabulary as the whole one (`vocabulary.expand`); without, as it is (for this project).
+
+    Args:
+      trained_for: the target that it was trained for (`provenance.describe`), where that is known.
+    """
     drafter = drafter if target is None else vocabulary.expand(drafter, target)
     config = drafter.config
     arrays = {_drafter_name(path, config): leaf for path, leaf in tensors.leaves(drafter)}
@@ -98,6 +112,8 @@ def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | 
         fields[configs.TIED_KEY] = True
     if config.draft_vocab:
         fields[configs.DRAFT_VOCAB_KEY] = config.draft_vocab
+    if trained_for is not None:
+        fields[configs.TRAINED_FOR_KEY] = trained_for
     tensors.write(folder, arrays, fields)
 
 

@@ -1,17 +1,22 @@
-"""A checkpoint of 2 GB in many files is loaded without a second copy of it in the host's memory."""
+"""A checkpoint of 2 GB in many files is loaded without a second copy of it in the host's memory; threads change nothing else."""
 
-import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import threading
+import time
 
+import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-D, F, V, H, K, C, LAYERS = 1024, 2816, 32000, 16, 8, 64, 36
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import reading, weight_files, weights
+from tests.support import MODELS
 
+ROOT = pathlib.Path(__file__).parents[2]
 MEASURE = """
 import pathlib, sys
 import jax
@@ -29,38 +34,124 @@ print(held, (kilobytes("VmHWM") - before) * 1024)
 """
 
 
-def write(folder: pathlib.Path) -> None:
-    """A Llama-like checkpoint, one file per layer."""
-    rng = np.random.default_rng(0)
-    part = lambda **shapes: {name.replace("__", "."): rng.random(shape, np.float32) for name, shape in shapes.items()}  # noqa: E731
-    parts = [part(model__embed_tokens__weight=(V, D)), part(lm_head__weight=(V, D), model__norm__weight=(D,))]
-    for layer in range(LAYERS):
-        names = {"input_layernorm": (D,), "post_attention_layernorm": (D,)}
-        names |= {f"self_attn.{n}_proj": s for n, s in {"q": (H * C, D), "k": (K * C, D), "v": (K * C, D), "o": (D, H * C)}.items()}
-        names |= {f"mlp.{name}_proj": shape for name, shape in {"gate": (F, D), "up": (F, D), "down": (D, F)}.items()}
-        parts.append(part(**{f"model.layers.{layer}.{name}.weight": shape for name, shape in names.items()}))
-    index = {}
-    for number, tensors in enumerate(parts):
-        save_file(tensors, folder / f"model-{number:05}.safetensors")
-        index |= dict.fromkeys(tensors, f"model-{number:05}.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    config = {
-        "model_type": "llama", "vocab_size": V, "hidden_size": D, "intermediate_size": F, "num_hidden_layers": LAYERS,
-        "num_attention_heads": H, "num_key_value_heads": K, "head_dim": C,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+@pytest.fixture
+def script(monkeypatch):
+    """`docs/scripts/loading.py`."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "scripts"))
+    import loading
+
+    yield loading
+    sys.modules.pop("loading")
 
 
 @pytest.mark.slow
-def test_the_peak_is_at_most_15_percent_above_the_models_own_bytes(tmp_path, record_property):
-    write(tmp_path)
+def test_the_peak_is_at_most_15_percent_above_the_models_own_bytes(script, tmp_path, record_property):
+    script.write(tmp_path)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     for mesh in (("1", "1"), ("1", "8"), ("2", "4")):
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, str(tmp_path), *mesh],
-            capture_output=True, text=True, check=True, env=environment, cwd=pathlib.Path(__file__).parents[2],
+            capture_output=True, text=True, check=True, env=environment, cwd=ROOT,
         )  # fmt: skip
         held, peak = map(int, done.stdout.split())
         record_property(f"peak over the model's bytes, mesh {' x '.join(mesh)}", peak / held)
         assert held >= 1.9e9
         assert peak <= 1.15 * held
+
+
+class Tasks:
+    """Tasks that say when they begin; each waits until it is let go."""
+
+    def __init__(self, sizes, hold: bool = False):
+        self.sizes, self.begun, self.gone = sizes, [], threading.Event()
+        if not hold:
+            self.gone.set()
+
+    def __iter__(self):
+        return iter([lambda number=number: self._run(number) for number in range(len(self.sizes))])
+
+    def _run(self, number: int) -> int:
+        self.begun.append(number)
+        assert self.gone.wait(10)
+        time.sleep(0.001 * (number % 3))
+        return number
+
+
+def test_results_come_in_the_order_of_the_tasks_and_a_bounded_number_of_bytes_is_ahead():
+    sizes = [3, 100, 1, 1, 1, 50, 50, 90, 2] * 8
+    tasks = Tasks(sizes)
+    limit, found = max(100, int(reading.MAX_SHARE_AHEAD * sum(sizes))), []
+    for number in reading.in_turn(list(tasks), sizes):
+        begun = [each for each in list(tasks.begun) if each > number]
+        assert sum(sizes[each] for each in begun) + sizes[number] <= limit
+        found.append(number)
+    assert found == list(range(len(sizes))) and sorted(tasks.begun) == found
+
+
+def test_several_tasks_run_at_once(monkeypatch):
+    monkeypatch.setattr(reading.processes, "count_cores", lambda: 4)
+    together = threading.Barrier(3)
+    tasks = [lambda: together.wait(10) for _ in range(3)]
+    assert len(list(reading.in_turn(tasks, [1, 1, 98]))) == 3
+
+
+def test_the_first_error_ends_the_reading_and_what_has_not_begun_is_left_out(monkeypatch):
+    monkeypatch.setattr(reading.processes, "count_cores", lambda: 1)
+    begun = []
+
+    def task(number: int):
+        begun.append(number)
+        if number in (2, 3):
+            raise BadInput(f"tensor {number}")
+        return number
+
+    found = []
+    with pytest.raises(BadInput, match="tensor 2"):
+        for each in reading.in_turn([lambda n=n: task(n) for n in range(100)], [1] * 100):
+            found.append(each)
+    assert found == [0, 1] and len(begun) < 20
+
+
+def test_a_reader_that_stops_ends_the_reading():
+    begun = []
+    tasks = [lambda n=n: begun.append(n) for n in range(1000)]
+    for _ in reading.in_turn(tasks, [1] * 1000):
+        break
+    assert len(begun) < 200
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_nothing_and_little_can_be_read(size):
+    assert list(reading.in_turn([lambda: 5] * size, [0] * size)) == [5] * size
+
+
+def test_a_bar_shows_bytes_on_a_terminal_alone_and_where_there_is_something_to_wait_for(monkeypatch, capsys):
+    monkeypatch.setattr(reading, "MIN_SHOWN_BYTES", 100)
+    monkeypatch.setattr(reading, "BAR_DELAY_SECONDS", 0)
+    shown = []
+    for is_terminal, size in ((True, 4096), (True, 10), (False, 4096)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        list(reading.in_turn([lambda: None] * 4, [size] * 4))
+        shown.append("loading weights" in capsys.readouterr().err)
+    assert shown == [True, False, False]
+
+
+@pytest.mark.parametrize("chunk", [64, 1000, 1 << 20])
+def test_however_many_bytes_are_read_at_a_time_the_weights_are_the_same(chunk, monkeypatch):
+    expected = weights.load_target(MODELS / "target_gqa")
+    monkeypatch.setattr(weight_files, "CHUNK_BYTES", chunk)
+    for ours, theirs in zip(jax.tree.leaves(weights.load_target(MODELS / "target_gqa")), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_one_sentence(tmp_path, monkeypatch):
+    folder, read = shutil.copytree(MODELS / "target_mha", tmp_path / "target"), weight_files.Place.read
+
+    def shrink(self, *given):
+        os.truncate(self.file, self.start)
+        return read(self, *given)
+
+    monkeypatch.setattr(weight_files.Place, "read", shrink)
+    with pytest.raises(BadInput, match="^target: .*model.safetensors cannot be read") as caught:
+        weights.load_target(folder)
+    assert "\n" not in str(caught.value)

@@ -193,8 +193,7 @@ def test_what_measures_heads_refuses_a_small_model(command, capsys):
 
 
 def test_a_hub_name_that_cannot_be_had_is_refused(refuse, ids, monkeypatch):
-    def unreachable(name, allow_patterns):
-        assert not any(pattern.endswith((".bin", ".pt", "*")) and not pattern.startswith("tokenizer") for pattern in allow_patterns)
+    def unreachable(name, **_):
         raise OSError("no route\nto the hub")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)

@@ -16,7 +16,7 @@ from redrafter_jax.decode.request import Limits
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
 from tests.support import MODELS
-from tests.texts import TEMPLATE, with_tokenizer
+from tests.texts import TEMPLATE, THINKING, with_tokenizer
 
 TARGET, HEAD = str(MODELS / "target_mha"), str(MODELS / "drafter_mha_rnn")
 
@@ -101,6 +101,15 @@ def test_a_list_of_prompts_of_any_kind_gets_a_list_of_the_same_replies(pair):
     in_words = pair.complete("<user>hi<assistant>", seed=9, **how)
     assert str(in_words) == pair.complete(given[2], seed=9, chat_template=TEMPLATE, **how).text
     assert [each.text for each in pair.complete(["def a"], seed=7, **how)] == [alone[0].text]
+
+
+def test_variables_of_the_chat_template_are_the_calls(pair):
+    talk, written = [{"role": "user", "content": "hi"}], "<user>hi<end><assistant><think>\n\n</think>\n\n"
+    how = {"chat_template": THINKING, "chat_template_kwargs": {"enable_thinking": False}}
+    quick = pair.complete(written, max_new_tokens=5)
+    assert pair.complete(talk, max_new_tokens=5, **how).reply.token_ids == quick.reply.token_ids
+    assert "".join(pair.stream(talk, max_new_tokens=5, **how)) == str(quick)
+    assert "chat_template_kwargs should be a JSON object" in refusal(pair.complete, talk, chat_template_kwargs="x")
 
 
 def test_pieces_of_a_stream_join_to_the_text(pair):

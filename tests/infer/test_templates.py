@@ -8,7 +8,7 @@ import pytest
 
 from infer import prompts, templates
 from redrafter_jax.errors import BadInput
-from tests.texts import TEMPLATE, with_tokenizer
+from tests.texts import TEMPLATE, THINKING, with_tokenizer
 from train.data import examples
 
 SAID = (("user", "a ß"), ("assistant", "b"), ("user", "c"))
@@ -36,6 +36,32 @@ def test_a_template_writes_what_transformers_has_it_write(tokenizer, template):
         how = {"chat_template": template, "tokenize": False, "add_generation_prompt": asks}
         assert templates.render(tokenizer, messages, asks, template) == tokenizer.apply_chat_template(messages, **how)
     assert templates.render(tokenizer, MESSAGES, True).startswith("<user>a ß<assistant>")
+
+
+@pytest.mark.parametrize("kwargs", [{"enable_thinking": False}, {"enable_thinking": True}, {}], ids=str)
+def test_variables_of_a_template_are_those_of_transformers(tokenizer, kwargs):
+    how = {"chat_template": THINKING, "tokenize": False, "add_generation_prompt": True}
+    written = templates.render(tokenizer, MESSAGES, True, THINKING, kwargs)
+    assert written == tokenizer.apply_chat_template(MESSAGES, **how, **kwargs)
+    assert written.endswith("</think>\n\n") == (kwargs == {"enable_thinking": False})
+    prompt = prompts.Prompt("a prompt", "messages", MESSAGES)
+    assert prompts.encode(prompt, tokenizer, 503, 512, THINKING, kwargs) == tokenizer(written)["input_ids"]
+
+
+@pytest.mark.parametrize("text", ["", "enable_thinking", "{enable_thinking: false}", '["a"]', "1", "null", '{"a": 1', "[" * 99999])
+def test_variables_that_are_no_json_object_are_refused(text):
+    with pytest.raises(BadInput, match=r"^--option should be a JSON object such as .*, not ") as caught:
+        templates.read_kwargs(text, "--option")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_variable_that_the_template_does_not_read_or_that_is_the_conversation_is_refused(tokenizer):
+    with pytest.raises(BadInput, match="^--chat-template-kwargs: the chat template reads no variable 'enable_thinkng'"):
+        templates.render(tokenizer, MESSAGES, True, THINKING, {"enable_thinking": False, "enable_thinkng": False})
+    with pytest.raises(BadInput, match="and messages is not one of them"):
+        templates.read_kwargs('{"messages": []}')
+    assert templates.read_kwargs('{"enable_thinking": false, "a": [1]}') == {"enable_thinking": False, "a": [1]}
+    assert templates.read_kwargs(None) == {}
 
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{% endfor %}"

@@ -150,8 +150,33 @@ def test_ids_are_compared_with_the_targets_vocabulary_not_the_tokenizers(tmp_pat
 def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at(tokenizer, tmp_path):
     tokenizer.chat_template = "{{ messages | length }}" + CHATML
     skips = examples.Skips(1.0)
-    with pytest.raises(BadInput, match="changes earlier turns"):
+    with pytest.raises(BadInput, match="does not write a reply behind its question"):
         list(examples.conversations([write(tmp_path / "t.jsonl", [record("messages")])], tokenizer, skips))
+
+
+@pytest.mark.parametrize("kwargs", [{"enable_thinking": False}, {}], ids=str)
+def test_a_template_that_leaves_out_what_was_thought_earlier_gives_an_example_for_each_reply(kwargs, tokenizer, tmp_path):
+    tokenizer.chat_template = texts.THINKING
+    file = write(tmp_path / "t.jsonl", [record("messages"), record("alpaca")])
+    found = list(examples.conversations([file], tokenizer, examples.Skips(0.0), kwargs))
+    thought = "<think>\n\n</think>\n\n"
+    labelled = ["A sequence.<end>", "No order.<end>", "A sequence.<end>"]
+    labelled = labelled if kwargs else [thought + text for text in labelled]
+    assert [tokenizer.decode(each.tokens[each.labelled]) for each in found] == labelled
+    assert [tokenizer.decode(each.tokens).count(thought) for each in found] == [1, 1, 1]
+    for number, each in enumerate(found[:2], 1):  # what is read before the reply is what the target is asked with
+        turns = [{"role": role, "content": text} for role, text in TURNS[: 2 * number - 1]]
+        asked = examples.template_writes(turns, tokenizer, True, kwargs)
+        assert tokenizer.decode(each.tokens[: each.labelled.argmax()]) == asked
+
+
+def test_a_dataset_of_other_variables_of_the_template_is_another(tmp_path):
+    file = write(tmp_path / "t.jsonl", [record("messages")])
+    names = [
+        datasets.Source("conversations", (file,), TARGET, template_kwargs=kwargs).fingerprint()
+        for kwargs in (None, {}, {"enable_thinking": False}, {"enable_thinking": True})
+    ]
+    assert names[0] == names[1] and len(set(names)) == 3
 
 
 @pytest.mark.parametrize(

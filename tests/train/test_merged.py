@@ -14,7 +14,7 @@ import transformers
 import infer
 from infer.evaluate import __main__ as evaluate
 from infer.generate import __main__ as generate
-from redrafter_jax.files import adapters, fingerprint, weights
+from redrafter_jax.files import adapters, fingerprint, peft, provenance, weights
 from redrafter_jax.model import lora
 from tests.texts import with_tokenizer
 from train import drift, export, main
@@ -58,6 +58,35 @@ def test_a_run_leaves_a_merged_target_that_decodes_its_own_text_and_a_head_that_
     assert "text of the merged target, and not that of `target`" in card
     assert fingerprint.fingerprint(trained / "merged") in card
     assert "not the original's" in (trained / "merged" / "README.md").read_text()
+
+
+def test_a_head_knows_its_merged_target_which_the_original_with_the_adapter_is_too(target, trained, capsys):
+    head, prompt = str(trained / "head"), [3, 1, 4]
+    given, replies = {"merged": (trained / "merged",), "adapted": (target, trained / "adapter"), "other": (target,)}, {}
+    for name, (folder, *adapter) in given.items():
+        loaded = infer.load(str(folder), head, lora=str(adapter[0]) if adapter else None)
+        replies[name] = loaded.complete(prompt, 16).reply.token_ids
+        told = capsys.readouterr().err
+        assert ("was trained for other weights; acceptance may be low" in told) == (name == "other")
+    assert replies["merged"] == replies["adapted"]
+
+
+def test_a_head_of_an_adapted_target_is_trained_resumed_and_exported_with_its_adapter(target, trained, text, tmp_path, capsys):
+    lora = ["--lora", str(trained / "adapter")]
+    run = training(target, text, tmp_path / "run")
+    assert main.command([*run, *lora]) == 0 and main.command([*run, *lora]) == 0
+    capsys.readouterr()
+    assert main.command(run) == 2
+    assert "holds a run of another configuration: target was" in capsys.readouterr().err
+    arguments = ["--run", str(tmp_path / "run"), "--target", str(target), "--output", str(tmp_path / "head")]
+    assert export.command(arguments) == 2
+    assert "as it was then, and its --lora" in capsys.readouterr().err
+    assert export.command([*arguments, *lora]) == 0
+    adapter = peft.read(trained / "adapter", "--lora")
+    for head in (tmp_path / "run" / "head", tmp_path / "head"):
+        assert provenance.compare(head, target, "float32", adapter=adapter) is None
+        assert "other weights" in provenance.compare(head, target, "float32")
+        assert "--lora adapter" in (head / "README.md").read_text()
 
 
 def test_every_command_says_that_a_target_is_a_merged_one(target, trained, text, tmp_path, capsys):

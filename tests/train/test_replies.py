@@ -13,7 +13,7 @@ from redrafter_jax.errors import BadInput
 from tests.damaged import flip
 from tests.fakes import Fake
 from tests.options import asked_for
-from tests.texts import with_tokenizer
+from tests.texts import THINKING, with_tokenizer
 from train import main
 from train.distill import __main__ as distill
 
@@ -69,6 +69,26 @@ def test_in_bfloat16_another_batch_is_another_run(command, tmp_path):
     assert command(*narrow, 1)[0] == 0 and command(*narrow, 1)[0] == 0
     code, told = command(*narrow, 2)
     assert code == 2 and "in bfloat16 also another --batch-size or --mesh" in told
+
+
+def test_other_variables_of_the_chat_template_are_another_run(command, distilling, tmp_path, model):
+    (model / "chat_template.jinja").write_text(THINKING)
+    off, on = '{"enable_thinking": false}', '{"enable_thinking": true}'
+    assert command()[0] == 0 and command("--chat-template-kwargs", "{}")[0] == 0
+    assert "belongs to another run" in command("--chat-template-kwargs", off)[1]
+    assert distilling()[0] == 0 and distilling("--chat-template-kwargs", "{}")[0] == 0
+    code, told = distilling("--chat-template-kwargs", off)
+    assert code == 2 and 'chat_template_kwargs was null and is {"enable_thinking": false}' in told
+    lengths = {}
+    for name, given in (("off", off), ("on", on)):
+        file = tmp_path / f"{name}.jsonl"
+        assert distilling("--chat-template-kwargs", given, output=file)[0] == 0
+        lengths[name] = [json.loads(line)["prompt_tokens"] for line in file.read_text().splitlines()]
+    thought = len("<think>\n\n</think>\n\n")  # a token is a byte
+    assert lengths["off"] == [length + thought for length in lengths["on"]]
+    for start in (command, distilling):
+        code, told = start("--chat-template-kwargs", "no")
+        assert code == 2 and "--chat-template-kwargs should be a JSON object" in told
 
 
 def test_files_are_not_hashed_where_no_line_is_written(monkeypatch, model, capsys):
@@ -160,7 +180,7 @@ def test_lines_may_come_in_any_order_and_each_prompt_once(command, tmp_path, ask
 def distilling(model, tmp_path, monkeypatch, capsys):
     """Runs `train.distill` on six questions, with the fake engine; returns exit code and the last line on stderr."""
     monkeypatch.setattr(distill, "Engine", Fake)
-    monkeypatch.setattr(distill.weights, "load_target", lambda *_: None)
+    monkeypatch.setattr(distill.weights, "load_target", lambda *_, **__: None)
     turns = [[("user", f"{n} and {n}?"), ("assistant", "x")] for n in range(6)]
     talks = [{"messages": [{"role": role, "content": said} for role, said in talk]} for talk in turns]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))

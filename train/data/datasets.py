@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import json
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -39,14 +40,16 @@ HELD_OUT_PARTS = 1000  # the share that is held out is counted in parts of this
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a dataset is made of. ``tokenizer`` is a folder (of the target); ``held_out``: the share of examples in the
-    split `validation`, chosen by a hash of their tokens; ``malformed``: the share of records that may be skipped."""
+    split `validation`, chosen by a hash of their tokens; ``malformed``: the share of records that may be skipped; ``patterns``: of
+    the files that are read in folders (none: all); ``template_kwargs``: further variables of the chat template."""
 
     kind: Kind
     paths: tuple[pathlib.Path, ...]
     tokenizer: str
     held_out: float = 0.02
     malformed: float = 0.01
-    patterns: tuple[str, ...] = ()  # of the files that are read in folders; none: all
+    patterns: tuple[str, ...] = ()
+    template_kwargs: examples.Kwargs = None
 
     def vocabulary(self) -> int:
         """How many token ids the target knows.
@@ -59,6 +62,8 @@ class Source:
     def fingerprint(self) -> str:
         """Changes with whatever decides the examples: the files, the tokenizer, the numbers."""
         digest = hashlib.sha256(f"{RELEASE} {self.kind} {self.held_out} {self.malformed}".encode())
+        if self.template_kwargs:
+            digest.update(json.dumps(dict(self.template_kwargs), sort_keys=True).encode())
         tokenizer = pathlib.Path(self.tokenizer)
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "config.json")
         for file in [*text_files.files(self.paths, self.patterns), *(tokenizer / name for name in names)]:
@@ -117,7 +122,8 @@ class ConversationsBuilder(_Builder):
     name = "conversations"  # of the dataset on disk
 
     def _read(self) -> Iterator[examples.Example]:
-        found = examples.conversations(text_files.files(self.source.paths), self._tokenizer(), self.skips)
+        files, kwargs = text_files.files(self.source.paths), self.source.template_kwargs
+        found = examples.conversations(files, self._tokenizer(), self.skips, kwargs)
         return examples.known(found, self.source.vocabulary())
 
 

@@ -9,7 +9,7 @@ tokens are the labels. Not here: reading files (`records.py`, `infer/text_files.
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from train.data import records
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
             "assistant": "assistant", "system": "system"}  # fmt: skip
 RECORDS_AT_ONCE = 256  # that are tokenised together, in parallel
+Kwargs = Mapping[str, object] | None  # further variables of a chat template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,44 +103,53 @@ def _string(value, name: str) -> str:
     return value
 
 
-def template_writes(turns: list[dict[str, str]], tokenizer, asks: bool = False) -> str:
-    """The turns as the tokenizer's chat template writes them (Vicuna's where it has none); ``asks`` for a reply at the end.
+def template_writes(turns: list[dict[str, str]], tokenizer, asks: bool = False, kwargs: Kwargs = None) -> str:
+    """The turns as the tokenizer's chat template writes them (Vicuna's where it has none); ``asks`` for a reply at the end;
+    ``kwargs``: further variables of the template.
 
     Raises:
       Malformed: the template refuses these turns.
       BadInput: the template writes or runs beyond bounds.
     """
     try:
-        return templates.render(tokenizer, turns, asks, templates.choose(tokenizer))
+        return templates.render(tokenizer, turns, asks, templates.choose(tokenizer), kwargs)
     except templates.Refused as error:
         raise Malformed(f"the chat template refuses it ({error})") from None
 
 
-def write_out(turns: list[dict[str, str]], tokenizer) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as its template writes it, and the assistant's stretches of it, as characters (start, end): each
-    from where the template asks for a reply to the end of the turn.
+Written = tuple[str, list[tuple[int, int]]]
+"""A text, and the stretches of it that are labels, as characters (start, end)."""
+
+
+def write_out(turns: list[dict[str, str]], tokenizer, kwargs: Kwargs = None) -> list[Written]:
+    """The conversation as its template writes it, and the assistant's stretches of it: each from where the template asks for a
+    reply to the end of the turn. Where the template writes earlier turns otherwise once later ones follow, as those do that leave
+    out what was thought, it is several texts: one for each reply, which ends there, as it is when the reply is generated.
 
     Raises:
-      Malformed: the template refuses these turns, or does not write a longer conversation as the continuation of a shorter.
+      Malformed: the template refuses these turns, or does not write a reply as the continuation of its question.
     """
-    whole, spans = template_writes(turns, tokenizer), []
+    whole, written = template_writes(turns, tokenizer, kwargs=kwargs), []
     for number, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            before, through = template_writes(turns[:number], tokenizer, asks=True), template_writes(turns[: number + 1], tokenizer)
-            if not (whole.startswith(through) and through.startswith(before)):
-                raise Malformed("the chat template changes earlier turns when later ones follow")
-            spans.append((len(before), len(through)))
-    return whole, spans
+            before = template_writes(turns[:number], tokenizer, asks=True, kwargs=kwargs)
+            through = template_writes(turns[: number + 1], tokenizer, kwargs=kwargs)
+            if not through.startswith(before):
+                raise Malformed("the chat template does not write a reply behind its question")
+            written.append((through, (len(before), len(through))))
+    if all(whole.startswith(through) for through, _ in written):
+        return [(whole, [span for _, span in written])]
+    return [(through, [span]) for through, span in written]
 
 
-def conversations(paths: Iterable[pathlib.Path], tokenizer, skips: Skips) -> Iterator[Example]:
-    """Examples from conversations, labelled on the assistant's tokens."""
+def conversations(paths: Iterable[pathlib.Path], tokenizer, skips: Skips, kwargs: Kwargs = None) -> Iterator[Example]:
+    """Examples from conversations, labelled on the assistant's tokens; ``kwargs``: further variables of the chat template."""
     for batch in _batches(record for path in paths for record in records.read(path)):
         written = []
         for record in batch:
             skips.read += 1
             try:
-                written.append((record.where, *write_out(messages(record.content), tokenizer)))
+                written += [(record.where, *text) for text in write_out(messages(record.content), tokenizer, kwargs)]
             except Malformed as reason:
                 skips.skip(record.where, str(reason))
         if not written:

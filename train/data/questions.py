@@ -28,9 +28,10 @@ def read(
     room: int,
     vocab_size: int,
     turns: int = 1,
+    template_kwargs: examples.Kwargs = None,
 ) -> Iterator[list[int]]:
     """The prompts as token ids, none longer than ``room``; says which records were passed over. Of a conversation they are the
-    first ``turns`` questions.
+    first ``turns`` questions, written with ``template_kwargs``.
 
     Raises:
       BadInput: a file cannot be read, or the tokenizer writes ids beyond the target's.
@@ -39,7 +40,7 @@ def read(
     for record in (record for path in text_files.files(conversations) for record in records.read(path)):
         skips.read += 1
         try:
-            asked, is_longer = _write_out(record, tokenizer, turns)
+            asked, is_longer = _write_out(record, tokenizer, turns, template_kwargs)
         except examples.Malformed as reason:
             skips.skip(record.where, str(reason))
             continue
@@ -69,7 +70,7 @@ def read(
         print(f"of {read}, {skips.skipped} malformed and {counted(long, 'prompt')} too long are passed over", file=sys.stderr)
 
 
-def _write_out(record: records.Record, tokenizer, count: int) -> tuple[list[str], bool]:
+def _write_out(record: records.Record, tokenizer, count: int, kwargs: examples.Kwargs) -> tuple[list[str], bool]:
     """The first questions of a conversation, each as the chat template writes it behind what was said before it in the record; and
     whether it has more of them.
 
@@ -79,4 +80,5 @@ def _write_out(record: records.Record, tokenizer, count: int) -> tuple[list[str]
     said = examples.messages(record.content)
     roles = [turn["role"] for turn in said]
     replies = [number for number, role in enumerate(roles) if role == "assistant" != roles[number - 1]]
-    return [examples.template_writes(said[:number], tokenizer, asks=True) for number in replies[:count]], len(replies) > count
+    asked = [examples.template_writes(said[:number], tokenizer, True, kwargs) for number in replies[:count]]
+    return asked, len(replies) > count

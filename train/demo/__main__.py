@@ -23,7 +23,7 @@ from infer.command import read_options, run_command
 from infer.evaluate import metrics
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import checkpoint, lock, weights
+from redrafter_jax.files import checkpoint, lock, provenance, weights
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import Target
@@ -149,7 +149,8 @@ def train_head(options: Options, target: Target, name: str, kind: str) -> None:
     recipe = dataclasses.replace(PRESETS["demo"](kind, steps), row_length=options.row_length)
     examples = head_examples(options, target)
     head = loop.train_head(target, examples, recipe, options.work / name, held_out_examples(options))
-    weights.save_drafter(narrow(head), options.work / "pair" / name)
+    trained_for = provenance.describe(options.work / "pair" / "target", "float32")
+    weights.save_drafter(narrow(head), options.work / "pair" / name, trained_for=trained_for)
 
 
 def head_examples(options: Options, target: Target) -> list[dict]:

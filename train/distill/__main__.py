@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax
 
-from infer import pair, text_files
+from infer import notes, pair, templates, text_files
 from infer.command import read_options, run_command
 from infer.options import check_number, check_range, check_temperature, wrong_dtype
 from infer.proposers import proposer_of
@@ -29,14 +29,16 @@ from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, fingerprint, heads, hub, lock, weights
 from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.files.peft import StoredAdapter
 from redrafter_jax.model.target import TargetConfig
 from train.data import datasets, questions, records
 from train.distill import answers
 from train.run import stop
 
 MAX_TOKENS = 10**7  # of a prompt, and from one to the next
+KWARGS = "chat_template_kwargs"  # a field of the options, and of the settings beside a file of replies
 QUESTION_TOKENS = 2048  # what a mesh leaves room for in the cache, before any question is known
-FILES = ("output", "target", "conversations", "text", "glob", "drafter")  # compared by their contents, not by their names
+FILES = ("output", "target", "lora", "conversations", "text", "glob", "drafter")  # compared by their contents, not by their names
 SAME_REPLIES = ("batch_size", "beam", "mesh", "drafter")  # in float32; bfloat16 rounds differently in another batch
 
 
@@ -46,8 +48,9 @@ class Options:
 
     GROUPS: ClassVar = {"models_and_data": "target", "replies": "temperature", "machine": "batch_size"}
     VALUES: ClassVar = {
-        "target": "MODEL", "drafter": "HEAD", "output": "FILE", "conversations": "FILE ...", "text": "PATH ...",
-        "glob": "PATTERN ...", "beam": "W L", "shard": "PART PARTS", "mesh": "D M", "temperature": "T",
+        "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "output": "FILE", "conversations": "FILE ...",
+        "text": "PATH ...", "glob": "PATTERN ...", "chat_template_kwargs": "JSON", "beam": "W L", "shard": "PART PARTS",
+        "mesh": "D M", "temperature": "T",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m train.distill --target MODEL --conversations talk.json --output replies.jsonl",
@@ -59,10 +62,14 @@ class Options:
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
     output: pathlib.Path
     """JSON Lines file for the replies: `token_ids`, `prompt_tokens`, `number`."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it."""
     conversations: tuple[pathlib.Path, ...] = ()
     """Conversations whose first questions are asked (--turns)."""
     turns: int = 1
     """With --conversations: how many questions of each are asked, each behind the conversation as the file has it up to there."""
+    chat_template_kwargs: str | None = None
+    """With --conversations: JSON object of further variables that the chat template reads, such as '{"enable_thinking": false}'."""
     text: tuple[pathlib.Path, ...] = ()
     """Text files, or folders of them, less binary files; each is continued from --prompt-tokens tokens every --stride tokens."""
     glob: tuple[str, ...] = ()
@@ -120,20 +127,22 @@ def _main(options: Options) -> None:
     stops = config.stop_ids(options.target, tokenizer, "--target")
     pieces = questions.Pieces(options.prompt_tokens, options.stride, options.glob)
     files = (options.conversations, options.text)
-    found = list(questions.read(*files, pieces, tokenizer, room, target_config.vocab_size, options.turns))
+    kwargs = templates.read_kwargs(options.chat_template_kwargs)
+    found = list(questions.read(*files, pieces, tokenizer, room, target_config.vocab_size, options.turns, kwargs))
     prompts = answers.share(found, options.seed, *options.shard)
     if not prompts:
         raise BadInput(f"there is no prompt of at most {room} tokens to answer")
-    settings = settings_of(options, stops, shape)
+    adapter = pair.read_adapter(options.lora)
+    settings = settings_of(options, stops, shape, adapter)
     file = ReplyFile(options.output, Owner.of_settings(settings, [prompt.number for prompt in prompts]))
     if len(file.done) == len(prompts):
         print(f"all {len(prompts)} replies are in {options.output} already")
         return
     if why is not None:
         print(why, file=sys.stderr)
-    pair.note_merged(options.target)
+    notes.say(options.target, [options.drafter], options.dtype, adapter, variables=kwargs if options.conversations else None)
     jax.set_mesh(meshes.make_mesh(*shape))
-    target = weights.load_target(options.target, options.dtype, "--target")
+    target = weights.load_target(options.target, options.dtype, "--target", adapter=adapter)
     head = None if options.drafter is None else heads.load_head(options.drafter, options.dtype, "--drafter")
     beams = Shape(*options.beam)
     engine = Engine(target, proposer_of(head, beams if head is None else fit_shape(head.config, beams)), stops)
@@ -172,18 +181,21 @@ def load_of(options: Options, target: TargetConfig, head: HeadConfig | None) -> 
     return placement.to_decode(target, head, options.dtype, options.batch_size, slots, "--batch-size")
 
 
-def settings_of(options: Options, stops: list[int], shape: tuple[int, int]) -> dict:
+def settings_of(options: Options, stops: list[int], shape: tuple[int, int], adapter: StoredAdapter | None = None) -> dict:
     """All that decides the replies, as JSON holds it: options, the ids that end one, the mesh, what is in the files."""
     kind = "conversations" if options.conversations else "text"
     data = datasets.Source(kind, options.conversations or options.text, str(options.target), patterns=options.glob)
     settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in FILES}
     if options.turns == 1:
         settings.pop("turns")  # a run of an earlier version has none
+    settings[KWARGS] = templates.read_kwargs(settings[KWARGS])
+    if not settings[KWARGS]:
+        settings.pop(KWARGS)  # the same
     settings |= {
         "eos_token_id": sorted(stops),
         "mesh": shape,
         "prompts": data.fingerprint(),
-        "target": fingerprint.fingerprint(options.target),
+        "target": fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None),
         "drafter": fingerprint.fingerprint(options.drafter),
     }
     free = SAME_REPLIES if options.dtype == "float32" else ()
@@ -198,6 +210,9 @@ def check(options: Options) -> None:
         check_number(name, getattr(options, name))
     if options.glob and not options.text:
         raise BadInput("--glob says which files of --text folders are read; give --text, or leave it out")
+    templates.read_kwargs(options.chat_template_kwargs)
+    if options.chat_template_kwargs is not None and not options.conversations:
+        raise BadInput("--chat-template-kwargs is for --conversations; give these, or leave it out")
     if options.turns > 1 and not options.conversations:
         raise BadInput("--turns counts the questions of --conversations; give these, or leave it out")
     for name in ("prompt_tokens", "stride", "turns"):

@@ -20,7 +20,8 @@ from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
 
 SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
 NO_FIGURES = "None: there was no evaluation (`--held-out`, `--evaluate-every`)."
-CARD_OPTIONS = ("glob", "held_out", "max_malformed", "mesh", "shard_target")  # in the card's command, beside the recipe's
+# in the card's command, beside the recipe's
+CARD_OPTIONS = ("lora", "chat_template_kwargs", "glob", "held_out", "max_malformed", "mesh", "shard_target")
 KINDS = {  # by the method: the title of a card, and what the head is
     "recurrent": (
         "A ReDrafter head",
@@ -30,15 +31,16 @@ KINDS = {  # by the method: the title of a card, and what the head is
 }
 
 
-def write(head, target, folder: pathlib.Path, content: str) -> None:
-    """Writes the head and its card; with ``target`` in a form that Apple's code can read."""
+def write(head, target, folder: pathlib.Path, content: str, trained_for: dict | None = None) -> None:
+    """Writes the head and its card; with ``target`` in a form that Apple's code can read. ``trained_for``: the target that it was
+    trained for (`provenance.describe`); None: it is not known."""
     from redrafter_jax.files import heads
 
     if processes.is_first():  # the card comes first: by it a later export recognises an unfinished one
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CARD_FILE) as new:
             new.write_text(content)
-    heads.save_head(head, folder, target)
+    heads.save_head(head, folder, target, trained_for)
 
 
 def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int, merged: str | None = None) -> str:
@@ -58,6 +60,7 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int,
     table = f"| figure | value |\n|---|---|\n{measured}"
     after = f" after {figures['step']} updates" if shown else ""
     decoded = target.name if merged is None else "MERGED"
+    decoded += f" --lora {_name(options['lora'])}" if options is not None and options.get("lora") else ""
     title, kind = KINDS[compared.get("method", "recurrent")]
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
@@ -119,6 +122,7 @@ def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
     usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *CARD_OPTIONS)}
     given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA_OPTIONS}
     given |= {name: options[name] for name in ("preset", *CARD_OPTIONS) if name in options}
+    given |= {"lora": _name(given["lora"])} if given.get("lora") else {}
     given |= {name: compared[name] for name in usual if name in compared and name not in DOES_NOT_CHANGE_WEIGHTS}
     words = ["python", "-m", "train.main", "--target", target.name]
     for name, value in given.items():

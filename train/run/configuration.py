@@ -19,6 +19,7 @@ from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, Recipe
 CONFIGURATION_FILE = "config.json"
 CHECKPOINTS_FOLDER, HEAD_FOLDER, LOG_FILE = "checkpoints", "head", "log.jsonl"  # in a run's folder
 DATA_OPTIONS = ("conversations", "text", "token_ids")  # options of train.main that name the data
+TRAINED_FOR = "trained_for"  # under it, beside these options: the target
 NOT_COMPARED = "not_compared"  # the key of a saved configuration for options that a resumed run may change
 
 
@@ -74,6 +75,12 @@ def read_option(configuration: dict, name: str) -> str | None:
     options = configuration.get(NOT_COMPARED)
     value = options.get(name) if isinstance(options, dict) else None
     return value if isinstance(value, str) else None
+
+
+def read_trained_for(configuration: dict) -> dict | None:
+    """The target of a saved configuration's run (`provenance.describe`); None: an earlier version did not save it."""
+    found = configuration.get(NOT_COMPARED, {}).get(TRAINED_FOR)
+    return found if isinstance(found, dict) else None
 
 
 def _compare(before: dict, now: dict, place: str, instead: str) -> None:

@@ -22,7 +22,8 @@ class Options:
         "other": "profile",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "conversations": "FILE ...", "text": "PATH ...", "glob": "PATTERN ...", "token_ids": "FILE ...",
+        "target": "MODEL", "lora": "FOLDER", "conversations": "FILE ...", "chat_template_kwargs": "JSON",
+        "text": "PATH ...", "glob": "PATTERN ...", "token_ids": "FILE ...",
         "output": "FOLDER", "checkpoints": "FOLDER", "profile": "FOLDER", "mesh": "D M",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
@@ -34,8 +35,12 @@ class Options:
 
     target: pathlib.Path
     """Folder or hub name (owner/model) of the target: config.json, safetensors, tokenizer."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it: the head is for both."""
     conversations: tuple[pathlib.Path, ...] = ()
     """Files of conversations to train on: ShareGPT, `messages` or Alpaca records, as JSON or JSON Lines."""
+    chat_template_kwargs: str | None = None
+    """JSON object of further variables that the chat template of --conversations reads, such as '{"enable_thinking": false}'."""
     text: tuple[pathlib.Path, ...] = ()
     """Text files, or folders of them, to train on; binary files in folders are passed over."""
     glob: tuple[str, ...] = ()

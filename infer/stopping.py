@@ -14,12 +14,17 @@ Nothing here starts JAX before a reply is decoded.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from infer import text
 from infer.text import Detokenizer
+from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.reply import Progress, Reply, cut
 from redrafter_jax.decode.request import Limits, Sampling
 from redrafter_jax.errors import BadInput, shown
+
+if TYPE_CHECKING:  # it starts JAX
+    from redrafter_jax.decode.scheduler import Event, Scheduler
 
 LOOK_ROUNDS = 8  # rounds between two looks at the text; a row decodes at most so many behind its stop string
 
@@ -154,6 +159,35 @@ class Stopper:
         for progress in engine.stream(prompts, sampling, limits, seeds, rows, rounds, **given, watch=watch):
             parts = zip(watched, progress.replies, progress.done, strict=True)
             yield Progress([row.cut(reply, done) for row, reply, done in parts], progress.done)
+
+
+class Rows:
+    """A `Scheduler` whose requests end at their stop strings as well; every event's reply is cut to what it was there."""
+
+    def __init__(self, stopper: Stopper, scheduler: "Scheduler"):
+        self.scheduler = scheduler
+        self._stopper = stopper
+        self._watched: dict[int, _Watched] = {}
+
+    def submit(self, request: Request) -> int:
+        """`Scheduler.submit`."""
+        ticket = self.scheduler.submit(request)
+        if self._stopper.stops.strings:
+            self._watched[ticket] = _Watched(self._stopper.text(request.prompt, request.limits.min_new))
+        return ticket
+
+    def step(self, rounds: int) -> "list[Event]":
+        """`Scheduler.step`."""
+        if not self._stopper.stops.strings:
+            return self.scheduler.step(rounds)
+        return [self._cut(event) for event in self.scheduler.step(min(rounds, LOOK_ROUNDS), self._stopped)]
+
+    def _stopped(self, events: "Sequence[Event]") -> list[int]:
+        return [event.ticket for event in events if self._watched[event.ticket].has_stopped(event.reply)]
+
+    def _cut(self, event: "Event") -> "Event":
+        watched = self._watched.pop(event.ticket) if event.done else self._watched[event.ticket]
+        return dataclasses.replace(event, reply=watched.cut(event.reply, event.done))
 
 
 class _Watched:

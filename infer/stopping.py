@@ -20,7 +20,7 @@ from infer import text
 from infer.text import Detokenizer
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.reply import Progress, Reply, cut
-from redrafter_jax.decode.request import Limits, Sampling
+from redrafter_jax.decode.request import ALL_ROUNDS, Limits, Sampling
 from redrafter_jax.errors import BadInput, shown
 
 if TYPE_CHECKING:  # it starts JAX
@@ -159,6 +159,26 @@ class Stopper:
         for progress in engine.stream(prompts, sampling, limits, seeds, rows, rounds, **given, watch=watch):
             parts = zip(watched, progress.replies, progress.done, strict=True)
             yield Progress([row.cut(reply, done) for row, reply, done in parts], progress.done)
+
+    def generate(self, engine, prompts, sampling, limits, seeds, rows: int, samples=None, stop_ids=None) -> list[Reply]:
+        """The replies to these prompts, in their order. They are decoded as one batch where there are rows for all of them, and
+        else as rows become free; arguments as of `stream`."""
+        given = {"samples": samples, "stop_ids": stop_ids}
+        if len(prompts) <= rows or rows == 1:
+            found = []
+            for first in range(0, len(prompts), rows):
+                part = slice(first, first + rows)
+                own = {"samples": samples[part] if samples is not None else None, "stop_ids": stop_ids}
+                *_, last = self.stream(engine, prompts[part], sampling, limits, seeds[part], rows, ALL_ROUNDS, **own)
+                found += last.replies
+            return found
+        requests = engine.requests(prompts, sampling, limits, seeds, **given)
+        running = Rows(self, engine.scheduler(rows, requests))
+        running.scheduler.prepare()
+        asked, found = [running.submit(request) for request in requests], {}
+        while len(found) < len(asked):
+            found |= {event.ticket: event.reply for event in running.step(ALL_ROUNDS) if event.done}
+        return [found[ticket] for ticket in asked]
 
 
 class Rows:

@@ -150,7 +150,7 @@ class Stopper:
             yield from engine.stream(prompts, sampling, limits, seeds, rows, rounds, **given)
             return
         each = [limits] * len(prompts) if isinstance(limits, Limits) else limits
-        watched = [_Watched(self.text(prompt, limit.min_new)) for prompt, limit in zip(prompts, each, strict=True)]
+        watched = [Watched(self.text(prompt, limit.min_new)) for prompt, limit in zip(prompts, each, strict=True)]
 
         def watch(replies: list[Reply]) -> list[int]:
             return [row for row, reply in enumerate(replies) if watched[row].has_stopped(reply)]
@@ -187,13 +187,13 @@ class Rows:
     def __init__(self, stopper: Stopper, scheduler: "Scheduler"):
         self.scheduler = scheduler
         self._stopper = stopper
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, Watched] = {}
 
     def submit(self, request: Request) -> int:
         """`Scheduler.submit`."""
         ticket = self.scheduler.submit(request)
         if self._stopper.stops.strings:
-            self._watched[ticket] = _Watched(self._stopper.text(request.prompt, request.limits.min_new))
+            self._watched[ticket] = Watched(self._stopper.text(request.prompt, request.limits.min_new))
         return ticket
 
     def step(self, rounds: int) -> "list[Event]":
@@ -210,19 +210,21 @@ class Rows:
         return dataclasses.replace(event, reply=watched.cut(event.reply, event.done))
 
 
-class _Watched:
-    """A row's text as far as it was looked at."""
+class Watched:
+    """The text of a reply that grows, as far as it was looked at."""
 
     def __init__(self, found: StopText):
         self.text, self.seen = found, 0
 
     def has_stopped(self, reply: Reply) -> bool:
+        """Whether there is a stop string in what it has so far."""
         for token in reply.token_ids[self.seen :]:
             self.text.push(token)
         self.seen = len(reply.token_ids)
         return self.text.found is not None
 
     def cut(self, reply: Reply, is_done: bool) -> Reply:
+        """The reply that was looked at, up to its stop string."""
         if is_done:
             self.text.flush()
         return reply if self.text.found is None else cut(reply, self.text.count, self.text.found)

@@ -27,6 +27,11 @@ class Room:
     stop_columns: int
     prompts: tuple[int, ...]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and reply at most."""
+        return self.bucket.text or self.bucket.prompt + self.bucket.new
+
     def of_prompt(self, size: int) -> "Room":
         """For prompts of at most so many tokens, in a bucket of as many slots."""
         return dataclasses.replace(self, prompts=tuple(each for each in self.prompts if each <= size))
@@ -64,7 +69,7 @@ def room_for(requests: Sequence[Request], context: int, length: int, prompt: int
 def put(requests: Sequence[Request], rows: int, context: int, room: Room) -> Inputs:
     """Requests as arrays on the mesh that is set, one per row; rows without one are done before they start."""
     lengths = [len(request.prompt) for request in requests]
-    contexts = [_context(request, context) for request in requests]
+    contexts = [min(_context(request, context), room.longest) for request in requests]
     news = [min(request.limits.new, each) for request, each in zip(requests, contexts, strict=True)]
     allowed = [min(new, each - length) for new, each, length in zip(news, contexts, lengths, strict=True)]
     tokens = np.zeros((rows, room.prompts[-1]), np.int32)

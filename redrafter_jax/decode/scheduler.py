@@ -16,6 +16,7 @@ when it came, nor on its row. Not here: threads, clocks of clients, text (`infer
 
 import collections
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -59,12 +60,14 @@ class Scheduler:
     """rows: R, decoded together, a multiple of the devices that rows are split over; room: the most that a request may ask for,
     which the programs are compiled for.
 
-    decoded, offered: rows times rounds that decoded a request, and all that there were, so far.
+    decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
+    rounds, the look at them included; 0 before the first.
     """
 
     def __init__(self, runner: Runner, rows: int, room: Room):
         self.rows, self.room = rows, room
         self.decoded = self.offered = 0
+        self.round_seconds = 0.0
         self._runner = runner
         self._programs: Refilled | None = None
         self._state: DecodeState | None = None
@@ -104,17 +107,26 @@ class Scheduler:
         self._waiting = collections.deque(seat for seat in self._waiting if seat.ticket != ticket)
         self._end([row for row, seat in self._seats.items() if seat.ticket == ticket])
 
-    def step(self, rounds: int = loop.ALL_ROUNDS, watch: Watch | None = None) -> list[Event]:
+    def reset(self) -> None:
+        """Forgets every request, and what is on the device: for a caller whose step has failed."""
+        self._waiting.clear()
+        self._seats.clear()
+        self.prepare()
+
+    def step(self, rounds: int = loop.ALL_ROUNDS, watch: Watch | None = None, reading_seconds: float = math.inf) -> list[Event]:
         """Reads requests that wait into free rows, decodes at most ``rounds`` rounds, or until a row ends while another request
-        waits for it, and says what became of each row."""
+        waits for it, and says what became of each row. After ``reading_seconds`` no further prompt is read, so that those that
+        run are not stopped for longer than that and one prompt."""
         if self._state is None:
             self.prepare()
-        self._fill()
+        self._fill(time.perf_counter() + reading_seconds)
         if not self._seats:
             return []
-        ends = 1 if self._waiting else loop.ALL_ROWS
+        ends = 1 if self._waiting and self.running == self.rows else loop.ALL_ROWS
+        began, before = time.perf_counter(), self.offered
         self._state = self._runner.call(self._programs.run, self._state, np.int32(rounds), np.int32(ends))
         events = self._look()
+        self.round_seconds = (time.perf_counter() - began) * self.rows / max(self.offered - before, self.rows)
         over = {row for row, event in events.items() if event.done}
         asked = set(watch(list(events.values()))) if watch is not None else set()
         ended = {row for row, event in events.items() if event.ticket in asked} - over
@@ -123,9 +135,9 @@ class Scheduler:
             del self._seats[row]
         return [_ended(event) if row in ended else event for row, event in events.items()]
 
-    def _fill(self) -> None:
+    def _fill(self, until: float) -> None:
         for row in range(self.rows):
-            if self._waiting and row not in self._seats:
+            if self._waiting and row not in self._seats and (not self._seats or time.perf_counter() < until):
                 seat = self._waiting.popleft()
                 self._insert(row, seat.request)
                 self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0

@@ -1,0 +1,336 @@
+"""A server on loopback, called as its users call it: by the official client, and by hand."""
+
+import asyncio
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+
+from infer.stopping import Stopper, Stops
+from infer.text import text_of
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from tests.serving import golden_pair, serving, wait_until
+from tests.support import compilations
+
+PROMPTS = ["def f", "éa", "x" * 30, "import os\n", "hello", "0"]
+WAYS = [Sampling(), Sampling(1.0), Sampling(1.0, top_k=9), Sampling(0.7, top_p=0.8), Sampling(1.0), Sampling(1.3)]
+NEW = 40
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with serving(golden_pair(tmp_path_factory.mktemp("pair"))) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    return served.client()
+
+
+@pytest.fixture(scope="module")
+def alone(served):
+    """What plain decoding gives to each prompt with its number as the seed: the replies."""
+    ids = [served.pair.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    plain = Engine(served.pair.engine.target, None, [256])
+    return list(plain.generate(ids, WAYS, Limits(NEW), list(range(len(ids))), batch=len(ids)))
+
+
+@pytest.fixture(scope="module")
+def texts(served, alone):
+    tokenizer = served.pair.tokenizer
+    return [text_of(tokenizer, tokenizer(p)["input_ids"], reply.token_ids) for p, reply in zip(PROMPTS, alone, strict=True)]
+
+
+def asked(number: int, **more) -> dict:
+    """The fields of a completion, with the same sampling as `alone`."""
+    way = WAYS[number]
+    own = {"top_k": way.top_k} if way.top_k else {}
+    fields = {"prompt": PROMPTS[number], "temperature": way.temperature, "top_p": way.top_p, "seed": number, "max_tokens": NEW}
+    return {"model": "golden", **fields, "extra_body": own} | more
+
+
+def post(served, path: str, body: bytes | dict, **headers) -> tuple[int, dict, dict]:
+    """Status, headers and JSON of a request that is made by hand."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(served.url + path, data, {"content-type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as found:
+            return found.status, dict(found.headers), json.load(found)
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), json.load(error)
+
+
+def test_a_text_is_that_of_plain_decoding_for_its_seed_whatever_else_is_served(served, texts, alone):
+    async def all_at_once() -> list:
+        async with openai.AsyncOpenAI(**served.client_options) as client:
+            return await asyncio.gather(*(client.completions.create(**asked(i)) for i in range(len(PROMPTS))))
+
+    replies = asyncio.run(all_at_once())
+    assert [reply.choices[0].text for reply in replies] == texts
+    for number, reply in enumerate(replies):
+        tokens = len(alone[number].token_ids)
+        assert (reply.object, reply.model, reply.seed) == ("text_completion", "golden", number)
+        assert reply.choices[0].finish_reason == alone[number].finish_reason
+        assert reply.usage.completion_tokens == tokens and reply.usage.total_tokens == tokens + reply.usage.prompt_tokens
+
+
+def test_nothing_is_compiled_while_requests_are_served(client, texts):
+    with compilations() as found:
+        client.completions.create(**asked(3))
+        with client.completions.create(**asked(1), stream=True) as stream:
+            next(iter(stream))
+    assert not found
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_stream_says_the_same_as_the_whole(client, texts, alone, number):
+    chunks = list(client.completions.create(**asked(number), stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == texts[number] and len(chunks) > 3
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + [alone[number].finish_reason]
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == len(alone[number].token_ids)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_prompts_in_every_form_and_several_replies_to_each(served, client, texts):
+    ids = served.pair.tokenizer(PROMPTS[0])["input_ids"]
+    greedy = {"model": "golden", "temperature": 0, "max_tokens": NEW}
+    for prompt in (PROMPTS[0], ids, [PROMPTS[0]], [ids]):
+        assert client.completions.create(prompt=prompt, **greedy).choices[0].text == texts[0]
+    several = client.completions.create(prompt=[PROMPTS[4], PROMPTS[4]], n=2, seed=4, max_tokens=NEW, model="golden", echo=True)
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    assert several.choices[0].text == PROMPTS[4] + texts[4] and len({choice.text for choice in several.choices}) == 4
+    assert several.usage.prompt_tokens == 2 * len(PROMPTS[4])
+    chunks = list(client.completions.create(prompt=PROMPTS[4], n=2, seed=4, max_tokens=NEW, model="golden", stream=True))
+    said = ["".join(c.text for chunk in chunks for c in chunk.choices if c.index == index) for index in (0, 1)]
+    assert said == [texts[4], several.choices[1].text.removeprefix(PROMPTS[4])]
+    ids = served.pair.tokenizer("né日🙂")["input_ids"]
+    assert client.completions.create(model="golden", prompt=[ids], echo=True).choices[0].text.startswith("né日🙂")
+
+
+def test_a_seed_that_is_missing_is_chosen_and_said_and_gives_the_same_text_again(client):
+    first, other = (client.completions.create(model="golden", prompt="a", max_tokens=20) for _ in range(2))
+    assert first.seed != other.seed and first.choices[0].text != other.choices[0].text
+    again = client.completions.create(model="golden", prompt="a", max_tokens=20, seed=first.seed)
+    assert again.choices[0].text == first.choices[0].text
+
+
+def test_a_chat_is_written_with_the_template_whole_and_streamed(served, client):
+    messages = [{"role": "system", "content": "be"}, {"role": "user", "content": [{"type": "text", "text": "so"}]}]
+    given = {"model": "golden", "messages": messages, "seed": 3, "max_completion_tokens": 30, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**given)
+    ids = served.pair.tokenizer("<system>be<user>so<assistant>", add_special_tokens=False)["input_ids"]
+    reply = next(served.pair.engine.generate([ids], Sampling(1.0), Limits(30), [3]))
+    said, choice = text_of(served.pair.tokenizer, ids, reply.token_ids), whole.choices[0]
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", said, reply.finish_reason)
+    assert whole.usage.prompt_tokens == len(ids) and len(choice.logprobs.content) == len(reply.token_ids)
+    assert all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in choice.logprobs.content)
+    chunks = list(client.chat.completions.create(**given, stream=True))
+    deltas = [chunk.choices[0] for chunk in chunks]
+    assert deltas[0].delta.role == "assistant" and "".join(each.delta.content or "" for each in deltas) == said
+    assert deltas[-1].finish_reason == reply.finish_reason and deltas[-2].finish_reason is None
+    entries = [entry for each in deltas if each.logprobs for entry in each.logprobs.content]
+    assert [entry.token for entry in entries] == [entry.token for entry in choice.logprobs.content]
+    assert [entry.logprob for entry in entries] == pytest.approx([e.logprob for e in choice.logprobs.content], abs=1e-5)
+
+
+def test_log_probabilities_of_a_completion_are_the_targets_own(served, client, alone):
+    found = client.completions.create(**asked(1), logprobs=2).choices[0].logprobs
+    replies = served.pair.engine.generate(
+        [served.pair.tokenizer(PROMPTS[1])["input_ids"]], Sampling(1.0, logprobs=2), Limits(NEW), [1]
+    )
+    reply = next(replies)
+    assert reply.token_ids == alone[1].token_ids
+    assert found.token_logprobs == pytest.approx(reply.logprobs, abs=1e-4) and len(found.tokens) == len(reply.token_ids)
+    assert all(2 <= len(top) <= 3 and found.tokens[i] in top for i, top in enumerate(found.top_logprobs))
+    assert found.text_offset[0] == 0 and found.text_offset == sorted(found.text_offset)
+
+
+@pytest.fixture(scope="module")
+def stop(texts):
+    """A string of three characters in the middle of a reply, which begins and ends within words of the vocabulary."""
+    return texts[4][9:12]
+
+
+def test_a_stop_string_ends_a_text_before_it_whole_and_streamed(served, client, texts, alone, stop):
+    expected = texts[4][: texts[4].index(stop)]
+    whole = client.completions.create(**asked(4), stop=[stop, "never there"])
+    choice = whole.choices[0]
+    assert (choice.text, choice.finish_reason, choice.stop_reason) == (expected, "stop", stop)
+    assert 0 < whole.usage.completion_tokens < len(alone[4].token_ids)
+    chunks = list(client.completions.create(**asked(4), stop=stop, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+    included = client.completions.create(**asked(4, extra_body={"include_stop_str_in_output": True}), stop=stop)
+    assert included.choices[0].text == expected + stop
+
+
+def test_figures_and_drafts_are_in_a_reply_that_asks_for_them(client, alone):
+    more = {"return_metrics": True, "return_drafts": True}
+    whole = client.completions.create(**asked(0, extra_body=more))
+    block = whole.metrics["speculative_decoding"]
+    assert block["num_spec_tokens"] == 3 and sum(block["acceptance_histogram"]) == block["num_spec_steps"] > 0
+    pieces = whole.choices[0].drafts
+    assert "".join(text for text, _ in pieces) == whole.choices[0].text
+    assert sum(drafted for _, drafted in pieces) == block["num_accepted_draft_tokens"]
+    assert whole.metrics["tokens_per_step"] == pytest.approx((len(alone[0].token_ids) - 1) / block["num_spec_steps"])
+    last = list(client.chat.completions.create(
+        model="golden", messages=[{"role": "user", "content": "a"}], max_tokens=9, stream=True, extra_body=more
+    ))[-1]  # fmt: skip
+    assert last.choices == [] and last.metrics["speculative_decoding"]["num_spec_tokens"] == 3
+    assert not hasattr(client.completions.create(**asked(0)), "metrics")
+
+
+def test_a_client_that_goes_away_frees_its_row(served, client):
+    served.wait_until_idle()
+    before = served.gauge("request_cancellations_total")
+    long = {"model": "golden", "prompt": "a", "max_tokens": 80, "extra_body": {"ignore_eos": True}}
+    streams = [client.completions.create(**long, n=1, stream=True) for _ in range(2)]
+    for stream in streams:
+        next(iter(stream))
+        stream.response.close()
+    address = served.url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "a", "max_tokens": 80, "n": 3, "ignore_eos": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection((address[0], int(address[1]))) as raw:
+        raw.sendall(head.encode() + body)
+        wait_until(lambda: served.scheduler.running)
+    served.wait_until_idle()
+    assert before <= served.gauge("request_cancellations_total") <= before + 5
+    assert served.scheduler.running == served.scheduler.waiting == 0 and not served.house.worker._jobs
+
+
+REFUSED = [
+    ({"prompt": "a", "model": "other"}, 404, "there is no model 'other'; this server has golden", "model"),
+    ({}, 400, "prompt: Field required", "prompt"),
+    ({"prompt": 5}, 400, "prompt", "prompt"),
+    ({"prompt": []}, 400, "prompt is empty", "prompt"),
+    ({"prompt": ""}, 400, "prompt is empty", "prompt"),
+    ({"prompt": [[]]}, 400, "prompt is empty", "prompt"),
+    ({"prompt": [999]}, 400, "token id 999 is outside the target's vocabulary", "prompt"),
+    ({"prompt": "x" * 41}, 400, "prompt has 41 tokens; this server has room for prompts of at most 40", "prompt"),
+    ({"prompt": "\ud800"}, 400, "", "prompt"),
+    ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens should be from 1", "max_tokens"),
+    ({"prompt": "a", "max_tokens": 96}, 400, "max_tokens should be at most 95 (--max-tokens-limit), not 96", "max_tokens"),
+    ({"prompt": "a", "max_tokens": "5"}, 400, "max_tokens: Input should be a valid integer", "max_tokens"),
+    ({"prompt": "a", "temperature": -1}, 400, "temperature should be 0 or from 0.01", "temperature"),
+    ({"prompt": "a", "temperature": float("nan")}, 400, "temperature should be", "temperature"),
+    ({"prompt": "a", "top_p": 0}, 400, "top_p should be above 0", "top_p"),
+    ({"prompt": "a", "seed": -1}, 400, "seed should be from 0", "seed"),
+    ({"prompt": "a", "n": 12}, 400, "are more than the 11 replies", "n"),
+    ({"prompt": "a", "n": 2, "temperature": 0}, 400, "n should be 1 at temperature 0", "n"),
+    ({"prompt": "a", "logprobs": 4}, 400, "logprobs should be at most 3", "logprobs"),
+    ({"prompt": "a", "stop": ""}, 400, "stop should be texts of at least one character", "stop"),
+    ({"prompt": "a", "stop": ["a"] * 17}, 400, "stop should be at most 16 texts", "stop"),
+    ({"prompt": "a", "stop_token_ids": list(range(20))}, 400, "stop_token_ids should be at most", "stop_token_ids"),
+    ({"prompt": "a", "min_tokens": 17}, 400, "min_tokens should be at most max_tokens, 16", "min_tokens"),
+    ({"prompt": "a", "logit_bias": {"5": 1}, "suffix": "b"}, 400, "not supported by this server: logit_bias, suffix", "logit_bias"),
+    ({"prompt": "a", "stream_options": {}}, 400, "stream_options goes with stream: true", "stream_options"),
+    ({"prompt": "a", "echo": True, "logprobs": 1}, 400, "echo has no log-probabilities of the prompt", "echo"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "status", "message", "param"), REFUSED, ids=[str(case[0])[:40] for case in REFUSED])
+def test_what_cannot_be_served_is_refused_in_openais_form(served, body, status, message, param):
+    found, _, said = post(served, "/v1/completions", body)
+    assert found == status and message in said["error"]["message"] and said["error"]["param"] == param, said
+    assert set(said["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"messages": []}, "messages should be a list"),
+        ({"messages": [{"role": "user"}]}, "messages should be a list of objects"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "another kind: 'image_url'"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "not supported by this server: tools"),
+        ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "top_logprobs goes with logprobs: true"),
+        ({"messages": [{"role": "user", "content": "a"}], "echo": True}, "not supported by this server: echo"),
+    ],
+)
+def test_a_chat_that_cannot_be_served_is_refused(served, body, message):
+    status, _, said = post(served, "/v1/chat/completions", body)
+    assert status == 400 and message in said["error"]["message"], said
+
+
+def test_fields_that_ask_for_nothing_and_unknown_ones_are_ignored(client, texts):
+    nothing = {"logit_bias": {}, "best_of": 1, "suffix": None, "guided_json": None, "tools": [], "anything": "else", "top_k": -1}
+    assert client.completions.create(**asked(1, extra_body=nothing)).choices[0].text == texts[1]
+
+
+NO_OBJECTS = [b"", b"{", b"[]", b"7", b'{"prompt": ' + b"[" * 5000, b"\xff", b'{"prompt": 1' + b"0" * 5000 + b"}"]
+
+
+@pytest.mark.parametrize("body", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
+def test_what_is_no_json_object_is_refused(served, body):
+    status, _, said = post(served, "/v1/completions", body)
+    assert status == 400 and said["error"]["message"]
+
+
+def test_bodies_that_a_page_could_send_without_asking_are_refused(served):
+    """Browsers send text/plain to any server without a preflight."""
+    status, _, said = post(served, "/v1/completions", {"prompt": "a"}, **{"content-type": "text/plain"})
+    assert status == 400 and "application/json" in said["error"]["message"]
+
+
+def test_a_body_that_is_too_large_is_refused(served):
+    status, _, said = post(served, "/v1/completions", {"prompt": "a" * 20_000})
+    assert (status, said["error"]["code"]) == (413, "request_too_large")
+
+
+def test_the_queue_is_bounded_and_says_when_to_come_again(served):
+    served.wait_until_idle()
+    with pytest.raises(openai.RateLimitError) as refused:
+        client = served.client()
+        streams = []
+        for _ in range(30):
+            streams.append(client.completions.create(model="golden", prompt="a", n=3, max_tokens=80, stream=True))
+    assert refused.value.status_code == 429 and int(refused.value.response.headers["retry-after"]) >= 1
+    assert refused.value.body["code"] == "rate_limit_exceeded"
+    for stream in streams:
+        stream.response.close()
+    served.wait_until_idle()
+
+
+def test_models_health_version_metrics_and_page(served, client):
+    assert [model.id for model in client.models.list()] == ["golden"] and client.models.retrieve("golden").id == "golden"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other/model")
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(served.url + path, timeout=60) as found:
+            return found.read().decode()
+
+    client.completions.create(**asked(0))
+    assert get("/health") == "" and json.loads(get("/version"))["version"] and "<!doctype html>" in get("/")
+    found = get("/metrics")
+    for name in ("spec_decode_num_drafts_total", "spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total",
+                 "num_requests_running", "num_requests_waiting", "time_to_first_token_seconds_bucket", "prompt_tokens_total",
+                 "inter_token_latency_seconds_bucket", "e2e_request_latency_seconds_bucket", "generation_tokens_total",
+                 "kv_cache_usage_perc"):  # fmt: skip
+        assert f'vllm:{name}{{engine="0"' in found, name
+    assert 'per_pos_total{engine="0",model_name="golden",position="2"}' in found
+    accepted = [served.house.meters.registry.get_sample_value(
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total", {"model_name": "golden", "engine": "0", "position": str(position)}
+    ) for position in range(3)]  # fmt: skip
+    assert accepted == sorted(accepted, reverse=True) and sum(accepted) == served.gauge("spec_decode_num_accepted_tokens_total") > 0
+    status, _, said = post(served, "/v1/nothing", {})
+    assert status == 404 and said["error"]["message"] == "Not Found"
+
+
+def test_stops_of_several_rows_at_once_do_not_meet(served, texts, alone):
+    """Rows with stop strings, with other ones and without any, in one batch."""
+    cuts = [None, texts[1][5:8], None, texts[3][7:9], texts[4][4:7], texts[5][11:13]]
+
+    async def all_at_once() -> list:
+        async with openai.AsyncOpenAI(**served.client_options) as client:
+            made = (client.completions.create(**asked(i), stop=stop) for i, stop in enumerate(cuts))
+            return await asyncio.gather(*made)
+
+    for number, reply in enumerate(asyncio.run(all_at_once())):
+        ids = served.pair.tokenizer(PROMPTS[number])["input_ids"]
+        found = Stopper(served.pair.tokenizer, Stops((cuts[number],) if cuts[number] else ())).text(ids)
+        whole = "".join(map(found.push, alone[number].token_ids)) + found.flush()
+        assert reply.choices[0].text == whole

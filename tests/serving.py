@@ -70,7 +70,7 @@ def serving(pair: Pair, options: Options = OPTIONS, keys: Sequence[bytes] = ()) 
     house = session.furnish(pair, scheduler, options.model_name, options, keys)
     session.prepare(scheduler, pair)
     listener = session.bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(house), log_level="warning", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(make_app(house), log_level="warning", ws="none", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -58,10 +58,11 @@ class Responses:
 
     def part(self, index: int, delta: Delta) -> list[bytes]:
         """What a stream says about a choice."""
+        says_more = self._order.logprobs is not None or self._order.drafts
         if not self._order.is_chat:
-            return [self._event(self._choice(index, delta))]
+            return [self._event(self._choice(index, delta))] if delta.text or delta.done or says_more else []
         said, events = delta.text, []
-        if said or delta.pieces and (self._order.logprobs is not None or self._order.drafts):
+        if said or says_more:
             events.append(self._chat_chunk(index, chunk.ChoiceDelta.model_construct(content=said), delta))
         if delta.done:
             events.append(self._chat_chunk(index, chunk.ChoiceDelta.model_construct(), None, delta))

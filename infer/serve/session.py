@@ -206,7 +206,7 @@ def prepare(scheduler: Scheduler, loaded: Pair) -> None:
 def serve(house: House, listener: socket.socket, drain_seconds: float, on_ready: Callable[[], None]) -> int:
     """Serves until SIGTERM or Ctrl-C, and then what runs; returns the exit code. ``on_ready``: called once it listens."""
     config = uvicorn.Config(
-        make_app(house), log_level="warning", access_log=False, server_header=False, lifespan="on",
+        make_app(house), log_level="warning", access_log=False, server_header=False, lifespan="on", ws="none",
         timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     server = _Server(config, on_ready)

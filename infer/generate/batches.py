@@ -69,6 +69,8 @@ class Batches:
                     self._show(unshown[0], complete.pop(unshown.popleft()))
                 self.failed += reply.finish_reason == "error"
                 bar.update()
+        if self.file is not None and self.writes:
+            self.file.sort()
         if self.streams:
             self.legend.print()
         shared = count < len(self.turns)

@@ -18,8 +18,7 @@ from redrafter_jax.decode.request import DRAFT_TOP_K
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Serve a target and its draft head over HTTP, with OpenAI's interface. Without options: the embedded pair, to this machine
-    alone, with a page to chat with it."""
+    """Serve a target and its draft head over HTTP, with OpenAI's interface. Without options: the embedded pair, and a chat page."""
 
     GROUPS: ClassVar = {
         "models": "target",

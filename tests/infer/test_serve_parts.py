@@ -155,11 +155,13 @@ def test_a_device_that_fails_again_ends_the_server_and_no_request_hangs(started)
     steps, said, ended = Steps(errors=[RuntimeError("a"), RuntimeError("b")]), [], []
     worker = started(steps)
     worker.on_end = lambda: ended.append(True)
-    for _ in range(2):
+    for count in (1, 2):
         steps.may_go.put(None)
+        wait_until(lambda: steps.resets == len(said))
         worker.submit([job(said)])
-        wait_until(lambda: len(said) == steps.resets + len(ended))
-    assert ended and [why.status for _, _, why in said] == [500, 500]
+        wait_until(lambda count=count: len(said) == count)
+    wait_until(lambda: ended)
+    assert steps.resets == 1 and [why.status for _, _, why in said] == [500, 500]
     wait_until(lambda: not worker.is_well)
     with pytest.raises(Refusal) as refused:
         worker.submit([job(said)])

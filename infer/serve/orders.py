@@ -156,8 +156,8 @@ class Orders:
     def _sampling(self, body: Body, logprobs: int | None) -> Sampling:
         asked, most = logprobs or 0, self._room.needs.logprobs
         if logprobs is not None and max(1, asked) > most:
-            given = f"at most {most}, as the server was started with" if most else "left out: the server was started without them"
-            raise BadInput(f"{'top_logprobs' if isinstance(body, ChatBody) else 'logprobs'} should be {given} (--logprobs)")
+            given = f"at most {most} (--logprobs)" if most else "left out: the server was started without --logprobs"
+            raise BadInput(f"{'top_logprobs' if isinstance(body, ChatBody) and most else 'logprobs'} should be {given}")
         sampling = Sampling(
             temperature=_or(body.temperature, 1.0),
             top_k=0 if body.top_k == -1 else _or(body.top_k, 0),

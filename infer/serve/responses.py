@@ -109,13 +109,8 @@ class Responses:
     ) -> chunk.Choice:
         """A chunk that says something, of which ``delta`` knows more, or that ends the choice (``last``)."""
         logprobs = None if delta is None else self._chat_logprobs(delta, chunk.ChoiceLogprobs)
-        drafts = {"drafts": delta.marked} if delta is not None and self._order.drafts else {}
-        ending = (
-            {"finish_reason": None}
-            if last is None
-            else {"finish_reason": last.finish_reason, "stop_reason": last.reply.stop_reason}
-        )
-        return chunk.Choice.model_construct(index=index, delta=said, logprobs=logprobs, **ending, **drafts)
+        drafts = {} if delta is None else self._drafts(delta)
+        return chunk.Choice.model_construct(index=index, delta=said, logprobs=logprobs, **_ending(last), **drafts)
 
     def _completion_logprobs(self, delta: Delta) -> Logprobs:
         reply, first, text_of = delta.reply, delta.first, self._tokens.text_of

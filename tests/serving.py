@@ -1,5 +1,6 @@
 """A server on a thread of this process, with a golden pair that has a tokenizer."""
 
+import asyncio
 import contextlib
 import dataclasses
 import pathlib
@@ -88,3 +89,22 @@ def wait_until(is_so, seconds: float = 60.0) -> None:
     while not is_so():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.005)
+
+
+def call(app, path="/v1/models", method="GET", headers=(), messages=({"type": "http.request"},)) -> tuple[int, dict, bytes]:
+    """Status, headers and body of a request to an ASGI application."""
+    waiting, sent = list(messages), []
+
+    async def receive():
+        return waiting.pop(0) if waiting else await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "path": path, "raw_path": path.encode(), "method": method, "query_string": b"", "headers": list(headers),
+        "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1), "root_path": "",
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}, body

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import os
 import socket
 import urllib.error
 import urllib.request
@@ -14,12 +15,14 @@ from infer.stopping import Stopper, Stops
 from infer.text import text_of
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from tests.serving import golden_pair, serving, wait_until
+from tests.soak import Asking, soak
 from tests.support import compilations
 
 PROMPTS = ["def f", "éa", "x" * 30, "import os\n", "hello", "0", "<system>be<user>so<assistant>"]
-WAYS = [Sampling(), *(Sampling(t, k, p) for t, k, p in ((1.0, 0, 1.0), (1.0, 9, 1.0), (0.7, 0, 0.8), (1.0, 0, 1.0), (1.3, 0, 1.0)))]
+WAYS = [Sampling(), *(Sampling(t, k, p) for t, k, p in ((3.0, 0, 1.0), (2.0, 9, 1.0), (1.5, 0, 0.8), (1.0, 0, 1.0), (4.0, 0, 1.0)))]
 WAYS.append(Sampling(1.0))
 NEW = 40
+MAX_GROWTH_BYTES = 64 << 20  # of the process, by 2,000 requests
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +60,9 @@ def asked(number: int, **more) -> dict:
     return {"model": "golden", **fields, "extra_body": own} | more
 
 
-def post(served, path: str, body: bytes | dict, **headers) -> tuple[int, dict, dict]:
-    """Status, headers and JSON of a request that is made by hand."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(served.url + path, data, {"content-type": "application/json", **headers})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as found:
-            return found.status, dict(found.headers), json.load(found)
-    except urllib.error.HTTPError as error:
-        return error.code, dict(error.headers), json.load(error)
+def check_idle(served) -> None:
+    assert served.scheduler.running == served.scheduler.waiting == 0 and not served.house.worker._jobs
+    assert (served.gauge("num_requests_running"), served.gauge("kv_cache_usage_perc")) == (0, 0)
 
 
 def test_a_text_is_that_of_plain_decoding_for_its_seed_whatever_else_is_served(served, texts, alone):
@@ -116,9 +113,9 @@ def test_prompts_in_every_form_and_several_replies_to_each(served, client, texts
 
 
 def test_a_seed_that_is_missing_is_chosen_and_said_and_gives_the_same_text_again(client):
-    first, other = (client.completions.create(model="golden", prompt="a", max_tokens=20) for _ in range(2))
+    first, other = (client.completions.create(model="golden", prompt="a", max_tokens=20, temperature=3) for _ in range(2))
     assert first.seed != other.seed and first.choices[0].text != other.choices[0].text
-    again = client.completions.create(model="golden", prompt="a", max_tokens=20, seed=first.seed)
+    again = client.completions.create(model="golden", prompt="a", max_tokens=20, temperature=3, seed=first.seed)
     assert again.choices[0].text == first.choices[0].text
 
 
@@ -198,85 +195,12 @@ def test_a_client_that_goes_away_frees_its_row(served, client):
         wait_until(lambda: served.scheduler.running)
     served.wait_until_idle()
     assert before <= served.gauge("request_cancellations_total") <= before + 5
-    assert served.scheduler.running == served.scheduler.waiting == 0 and not served.house.worker._jobs
-
-
-REFUSED = [
-    ({"prompt": "a", "model": "other"}, 404, "there is no model 'other'; this server has golden", "model"),
-    ({}, 400, "prompt: Field required", "prompt"),
-    ({"prompt": 5}, 400, "prompt", "prompt"),
-    ({"prompt": []}, 400, "prompt is empty", "prompt"),
-    ({"prompt": ""}, 400, "prompt is empty", "prompt"),
-    ({"prompt": [[]]}, 400, "prompt is empty", "prompt"),
-    ({"prompt": [999]}, 400, "token id 999 is outside the target's vocabulary", "prompt"),
-    ({"prompt": "x" * 41}, 400, "prompt has 41 tokens; this server has room for prompts of at most 40", "prompt"),
-    ({"prompt": "\ud800"}, 400, "", "prompt"),
-    ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens should be from 1", "max_tokens"),
-    ({"prompt": "a", "max_tokens": 96}, 400, "max_tokens should be at most 95 (--max-tokens-limit), not 96", "max_tokens"),
-    ({"prompt": "a", "max_tokens": "5"}, 400, "max_tokens: Input should be a valid integer", "max_tokens"),
-    ({"prompt": "a", "temperature": -1}, 400, "temperature should be 0 (greedy) or from 0.01", "temperature"),
-    ({"prompt": "a", "temperature": float("nan")}, 400, "temperature should be", "temperature"),
-    ({"prompt": "a", "top_p": 0}, 400, "top_p should be above 0", "top_p"),
-    ({"prompt": "a", "seed": -1}, 400, "seed should be from 0", "seed"),
-    ({"prompt": "a", "n": 12}, 400, "are more than the 11 replies", "n"),
-    ({"prompt": "a", "n": 2, "temperature": 0}, 400, "n should be 1 at temperature 0", "n"),
-    ({"prompt": "a", "logprobs": 5}, 400, "logprobs should be at most 4", "logprobs"),
-    ({"prompt": "a", "stop": ""}, 400, "stop should be texts of at least one character", "stop"),
-    ({"prompt": "a", "stop": ["a"] * 17}, 400, "stop should be at most 16 texts", "stop"),
-    ({"prompt": "a", "stop_token_ids": list(range(20))}, 400, "stop_token_ids should be at most", "stop_token_ids"),
-    ({"prompt": "a", "min_tokens": 17}, 400, "min_tokens should be at most max_tokens, 16", "min_tokens"),
-    ({"prompt": "a", "logit_bias": {"5": 1}, "suffix": "b"}, 400, "not supported by this server: logit_bias, suffix", "logit_bias"),
-    ({"prompt": "a", "stream_options": {}}, 400, "stream_options goes with stream: true", "stream_options"),
-    ({"prompt": "a", "echo": True, "logprobs": 1}, 400, "echo has no log-probabilities of the prompt", "echo"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("body", "status", "message", "param"), REFUSED, ids=[str(case[0])[:40] for case in REFUSED])
-def test_what_cannot_be_served_is_refused_in_openais_form(served, body, status, message, param):
-    found, _, said = post(served, "/v1/completions", body)
-    assert found == status and message in said["error"]["message"] and said["error"]["param"] == param, said
-    assert set(said["error"]) == {"message", "type", "param", "code"}
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ({"messages": []}, "messages should be a list"),
-        ({"messages": [{"role": "user"}]}, "messages should be a list of objects"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "another kind: 'image_url'"),
-        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "not supported by this server: tools"),
-        ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "top_logprobs goes with logprobs: true"),
-        ({"messages": [{"role": "user", "content": "a"}], "echo": True}, "not supported by this server: echo"),
-    ],
-)
-def test_a_chat_that_cannot_be_served_is_refused(served, body, message):
-    status, _, said = post(served, "/v1/chat/completions", body)
-    assert status == 400 and message in said["error"]["message"], said
+    check_idle(served)
 
 
 def test_fields_that_ask_for_nothing_and_unknown_ones_are_ignored(client, texts):
     nothing = {"logit_bias": {}, "best_of": 1, "suffix": None, "guided_json": None, "tools": [], "anything": "else", "top_k": -1}
     assert client.completions.create(**asked(1, extra_body=nothing)).choices[0].text == texts[1]
-
-
-NO_OBJECTS = [b"", b"{", b"[]", b"7", b'{"prompt": ' + b"[" * 5000, b"\xff", b'{"prompt": 1' + b"0" * 5000 + b"}"]
-
-
-@pytest.mark.parametrize("body", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
-def test_what_is_no_json_object_is_refused(served, body):
-    status, _, said = post(served, "/v1/completions", body)
-    assert status == 400 and said["error"]["message"]
-
-
-def test_bodies_that_a_page_could_send_without_asking_are_refused(served):
-    """Browsers send text/plain to any server without a preflight."""
-    status, _, said = post(served, "/v1/completions", {"prompt": "a"}, **{"content-type": "text/plain"})
-    assert status == 400 and "application/json" in said["error"]["message"]
-
-
-def test_a_body_that_is_too_large_is_refused(served):
-    status, _, said = post(served, "/v1/completions", {"prompt": "a" * 20_000})
-    assert (status, said["error"]["code"]) == (413, "request_too_large")
 
 
 def test_the_queue_is_bounded_and_says_when_to_come_again(served):
@@ -315,8 +239,9 @@ def test_models_health_version_metrics_and_page(served, client):
         "vllm:spec_decode_num_accepted_tokens_per_pos_total", {"model_name": "golden", "engine": "0", "position": str(position)}
     ) for position in range(3)]  # fmt: skip
     assert accepted == sorted(accepted, reverse=True) and sum(accepted) == served.gauge("spec_decode_num_accepted_tokens_total") > 0
-    status, _, said = post(served, "/v1/nothing", {})
-    assert status == 404 and said["error"]["message"] == "Not Found"
+    with pytest.raises(urllib.error.HTTPError, match="404") as missing:
+        get("/v1/nothing")
+    assert json.load(missing.value)["error"]["message"] == "Not Found"
 
 
 def test_stops_of_several_rows_at_once_do_not_meet(served, texts, alone):
@@ -333,3 +258,35 @@ def test_stops_of_several_rows_at_once_do_not_meet(served, texts, alone):
         found = Stopper(served.pair.tokenizer, Stops((cuts[number],) if cuts[number] else ())).text(ids)
         whole = "".join(map(found.push, alone[number].token_ids)) + found.flush()
         assert reply.choices[0].text == whole
+
+
+@pytest.fixture(scope="module")
+def askings(served, alone) -> list[Asking]:
+    found = []
+    for number, reply in enumerate(alone):
+        body = asked(number)
+        found.append(Asking(body | body.pop("extra_body"), served.pair.tokenizer(PROMPTS[number])["input_ids"], reply.token_ids))
+    return found
+
+
+def test_clients_that_come_at_once_hang_up_or_send_nonsense_change_no_text_and_keep_no_row(served, askings):
+    found = soak(served, askings, requests=90, clients=8)
+    assert sum(found.values()) == 90 and set(found) == {"whole", "hung up", "400"}
+    check_idle(served)
+
+
+@pytest.mark.slow
+def test_two_thousand_requests_of_32_clients(served, askings):
+    soak(served, askings, requests=500, clients=32)
+    before = resident()
+    found = soak(served, askings, requests=2000, clients=32)
+    assert sum(found.values()) == 2000 and set(found) == {"whole", "hung up", "400"}
+    check_idle(served)
+    assert served.gauge("request_failures_total") == 0
+    assert resident() - before < MAX_GROWTH_BYTES
+
+
+def resident() -> int:
+    """Bytes of memory that this process has, clients and all."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -25,7 +25,7 @@ from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.request import Limits, Sampling
 from redrafter_jax.decode.scheduler import Event
 from redrafter_jax.errors import BadInput
-from tests.serving import wait_until
+from tests.serving import call, wait_until
 from tests.texts import byte_tokenizer
 
 REQUEST = Request([1, 2], Sampling(), Limits(8), 0, ())
@@ -218,25 +218,6 @@ def test_tokens_alone_have_their_bytes(tokenizer):
     ids = tokenizer("é ")["input_ids"]
     assert [tokens.bytes_of(token) for token in ids] == [b"\xc3", b"\xa9", b" "]
     assert [tokens.text_of(token) for token in (*ids, 256, 300)] == ["bytes:\\xc3", "bytes:\\xa9", " ", "<end>", "w300"]
-
-
-def call(app, path="/v1/models", method="GET", headers=(), messages=({"type": "http.request"},)) -> tuple[int, dict, bytes]:
-    """Status, headers and body of a request to an ASGI application."""
-    waiting, sent = list(messages), []
-
-    async def receive():
-        return waiting.pop(0) if waiting else await asyncio.sleep(60)
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {
-        "type": "http", "path": path, "raw_path": path.encode(), "method": method, "query_string": b"", "headers": list(headers),
-        "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1), "root_path": "",
-    }  # fmt: skip
-    asyncio.run(app(scope, receive, send))
-    body = b"".join(message.get("body", b"") for message in sent[1:])
-    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}, body
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from infer import text
 from infer.calls import Call, Prompt, are_many
 from infer.display import markup
 from infer.stopping import Stopper
-from redrafter_jax.decode import loop
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.decode.request import require, wrong_number
 from redrafter_jax.decode.rules import DEFAULT_RULE
@@ -129,18 +128,14 @@ class Pair:
         return self._pieces(call, self._encode(call, {"prompt": prompt}))
 
     def _replies(self, call: Call, ids: list[list[int]], batch_size: int) -> list[Completion]:
-        """n replies to each prompt, in batches."""
+        """n replies to each prompt, in rows that are refilled as they end."""
         shards, stopper = self.engine.mesh.shape["data"], Stopper(self.tokenizer, call.stops)
         rows = -(-min(batch_size, len(ids) * call.n) // shards) * shards
         seeds = call.seeds(len(ids))
         asked = [(own, seed, sample) for own, seed in zip(ids, seeds, strict=True) for sample in range(call.n)]
-        found = []
-        for first in range(0, len(asked), rows):
-            prompts, own, samples = zip(*asked[first : first + rows], strict=True)
-            given = (prompts, call.sampling, call.limits, own, rows, loop.ALL_ROUNDS, samples)
-            *_, last = stopper.stream(self.engine, *given, stop_ids=call.stop_ids)
-            found += [self._completion(stopper, list(p), reply) for p, reply in zip(prompts, last.replies, strict=True)]
-        return found
+        given = (*zip(*asked, strict=True),)
+        replies = stopper.generate(self.engine, given[0], call.sampling, call.limits, given[1], rows, given[2], call.stop_ids)
+        return [self._completion(stopper, list(own), reply) for own, reply in zip(given[0], replies, strict=True)]
 
     def _completion(self, stopper: Stopper, prompt: list[int], reply: Reply) -> Completion:
         if self.tokenizer is None:

@@ -160,6 +160,15 @@ class ReplyFile:
             file.flush()
             os.fsync(file.fileno())
 
+    def sort(self) -> None:
+        """Puts the lines in the order of their prompts, all of them or none, so that a finished file is the same whichever reply
+        was complete first."""
+        lines = _read(self.path).splitlines(keepends=True)
+        ordered = sorted(lines, key=lambda line: self.owner.prompt_of(_parse(line)))
+        if ordered != lines:
+            with replacing(self.path) as new:
+                new.write_bytes(b"".join(ordered))
+
     def _check_settings(self, is_begun: bool) -> None:
         """``is_begun``: the file holds something, so its settings have to be there and the same."""
         wanted, beside = self.owner.settings, settings_file(self.path)

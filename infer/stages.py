@@ -70,14 +70,14 @@ class DecodingProgram:
         began = time.perf_counter()
         state = jax.block_until_ready(self.start(weights, *inputs))
         between = time.perf_counter()
-        state = jax.block_until_ready(self.run(weights, state, jnp.int32(loop.ALL_ROUNDS)))
+        state = jax.block_until_ready(self.run(weights, state, jnp.int32(loop.ALL_ROUNDS), jnp.int32(loop.ALL_ROWS)))
         return state, between - began, time.perf_counter() - between
 
     def round_seconds(self, inputs, rounds: int) -> float:
         """Seconds per round over the first ``rounds``, which must all take place."""
         weights = self.weights
         state = jax.block_until_ready(self.start(weights, *inputs))
-        return clock(lambda: self.run(weights, state, jnp.int32(rounds))) / rounds
+        return clock(lambda: self.run(weights, state, jnp.int32(rounds), jnp.int32(loop.ALL_ROWS))) / rounds
 
     def memory(self) -> dict[str, int]:
         """Bytes per device that the compiled rounds hold: arguments (weights, cache and the rest of the state), of which

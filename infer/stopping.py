@@ -14,12 +14,17 @@ Nothing here starts JAX before a reply is decoded.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from infer import text
 from infer.text import Detokenizer
+from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.reply import Progress, Reply, cut
-from redrafter_jax.decode.request import Limits, Sampling
+from redrafter_jax.decode.request import ALL_ROUNDS, Limits, Sampling
 from redrafter_jax.errors import BadInput, shown
+
+if TYPE_CHECKING:  # it starts JAX
+    from redrafter_jax.decode.scheduler import Event, Scheduler
 
 LOOK_ROUNDS = 8  # rounds between two looks at the text; a row decodes at most so many behind its stop string
 
@@ -145,7 +150,7 @@ class Stopper:
             yield from engine.stream(prompts, sampling, limits, seeds, rows, rounds, **given)
             return
         each = [limits] * len(prompts) if isinstance(limits, Limits) else limits
-        watched = [_Watched(self.text(prompt, limit.min_new)) for prompt, limit in zip(prompts, each, strict=True)]
+        watched = [Watched(self.text(prompt, limit.min_new)) for prompt, limit in zip(prompts, each, strict=True)]
 
         def watch(replies: list[Reply]) -> list[int]:
             return [row for row, reply in enumerate(replies) if watched[row].has_stopped(reply)]
@@ -155,20 +160,71 @@ class Stopper:
             parts = zip(watched, progress.replies, progress.done, strict=True)
             yield Progress([row.cut(reply, done) for row, reply, done in parts], progress.done)
 
+    def generate(self, engine, prompts, sampling, limits, seeds, rows: int, samples=None, stop_ids=None) -> list[Reply]:
+        """The replies to these prompts, in their order. They are decoded as one batch where there are rows for all of them, and
+        else as rows become free; arguments as of `stream`."""
+        given = {"samples": samples, "stop_ids": stop_ids}
+        if len(prompts) <= rows or rows == 1:
+            found = []
+            for first in range(0, len(prompts), rows):
+                part = slice(first, first + rows)
+                own = {"samples": samples[part] if samples is not None else None, "stop_ids": stop_ids}
+                *_, last = self.stream(engine, prompts[part], sampling, limits, seeds[part], rows, ALL_ROUNDS, **own)
+                found += last.replies
+            return found
+        requests = engine.requests(prompts, sampling, limits, seeds, **given)
+        running = Rows(self, engine.scheduler(rows, requests))
+        running.scheduler.prepare()
+        asked, found = [running.submit(request) for request in requests], {}
+        while len(found) < len(asked):
+            found |= {event.ticket: event.reply for event in running.step(ALL_ROUNDS) if event.done}
+        return [found[ticket] for ticket in asked]
 
-class _Watched:
-    """A row's text as far as it was looked at."""
+
+class Rows:
+    """A `Scheduler` whose requests end at their stop strings as well; every event's reply is cut to what it was there."""
+
+    def __init__(self, stopper: Stopper, scheduler: "Scheduler"):
+        self.scheduler = scheduler
+        self._stopper = stopper
+        self._watched: dict[int, Watched] = {}
+
+    def submit(self, request: Request) -> int:
+        """`Scheduler.submit`."""
+        ticket = self.scheduler.submit(request)
+        if self._stopper.stops.strings:
+            self._watched[ticket] = Watched(self._stopper.text(request.prompt, request.limits.min_new))
+        return ticket
+
+    def step(self, rounds: int) -> "list[Event]":
+        """`Scheduler.step`."""
+        if not self._stopper.stops.strings:
+            return self.scheduler.step(rounds)
+        return [self._cut(event) for event in self.scheduler.step(min(rounds, LOOK_ROUNDS), self._stopped)]
+
+    def _stopped(self, events: "Sequence[Event]") -> list[int]:
+        return [event.ticket for event in events if self._watched[event.ticket].has_stopped(event.reply)]
+
+    def _cut(self, event: "Event") -> "Event":
+        watched = self._watched.pop(event.ticket) if event.done else self._watched[event.ticket]
+        return dataclasses.replace(event, reply=watched.cut(event.reply, event.done))
+
+
+class Watched:
+    """The text of a reply that grows, as far as it was looked at."""
 
     def __init__(self, found: StopText):
         self.text, self.seen = found, 0
 
     def has_stopped(self, reply: Reply) -> bool:
+        """Whether there is a stop string in what it has so far."""
         for token in reply.token_ids[self.seen :]:
             self.text.push(token)
         self.seen = len(reply.token_ids)
         return self.text.found is not None
 
     def cut(self, reply: Reply, is_done: bool) -> Reply:
+        """The reply that was looked at, up to its stop string."""
         if is_done:
             self.text.flush()
         return reply if self.text.found is None else cut(reply, self.text.count, self.text.found)

@@ -126,13 +126,13 @@ class Totals:
     seconds: float = 0.0
     first_token_seconds: float = 0.0
 
-    def add(self, replies) -> None:
-        """A batch of replies."""
+    def add(self, replies, seconds: float | None = None) -> None:
+        """A batch of replies, which took so many seconds; None: until the last of them was complete."""
         self.tokens += sum(len(reply.token_ids) for reply in replies)
         self.rounds += sum(reply.rounds for reply in replies)
         self.prefills += len(replies)
         self.failed_prefills += sum(not reply.token_ids for reply in replies)
-        self.seconds += max(reply.seconds for reply in replies)
+        self.seconds += max(reply.seconds for reply in replies) if seconds is None else seconds
         self.first_token_seconds = self.first_token_seconds or replies[0].first_token_seconds
 
     @property

@@ -1,9 +1,12 @@
 """An engine that decodes nothing."""
 
 import dataclasses
+import types
 
 from redrafter_jax.decode import engine
+from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.propose.plain import Plain
+from redrafter_jax.decode.scheduler import Event
 
 REPLY = engine.Reply([5, 6], [False, False], "length", 1, [1], 0.1, 0)
 
@@ -11,9 +14,10 @@ REPLY = engine.Reply([5, 6], [False, False], "length", 1, [1], 0.1, 0)
 class Fake(engine.Engine):
     """An engine that answers at once; a prompt that begins with 13 ends in an error."""
 
+    proposer, compile_seconds = Plain(), 0.0
+
     def __init__(self, *_):
-        self.compile_seconds = 0.0
-        self.proposer = Plain()
+        self.runner = types.SimpleNamespace(context=1000)
 
     def autoregressive(self):
         return self
@@ -24,3 +28,30 @@ class Fake(engine.Engine):
 
     def generate(self, prompts, *_, **__):
         return next(self.stream(prompts)).replies
+
+    def requests(self, prompts, sampling, limits, seeds, samples=None):
+        return [Request(prompt, sampling, limits, seed, ()) for prompt, seed in zip(prompts, seeds, strict=True)]
+
+    def scheduler(self, rows, requests, prompt=0):
+        return FakeScheduler(self, rows)
+
+
+class FakeScheduler:
+    """As many requests as there are rows are complete after each step, the last that came first."""
+
+    def __init__(self, fake: Fake, rows: int):
+        self.fake, self.rows, self.waiting = fake, rows, []
+
+    def prepare(self):
+        pass
+
+    def submit(self, request) -> int:
+        self.waiting.append(request)
+        return len(self.waiting) - 1
+
+    def step(self, rounds=1, watch=None):
+        left = [ticket for ticket, request in enumerate(self.waiting) if request is not None][: self.rows]
+        replies = next(self.fake.stream([self.waiting[ticket].prompt for ticket in left])).replies
+        for ticket in left:
+            self.waiting[ticket] = None
+        return [Event(ticket, reply, True) for ticket, reply in zip(left, replies, strict=True)][::-1]

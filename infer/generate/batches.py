@@ -1,18 +1,22 @@
 """Decodes the prompts of one `infer.generate` batch by batch, and passes each reply to its destination."""
 
+import collections
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from tqdm.auto import tqdm
 
 from infer import pair, terminal
+from infer.generate import refill
 from infer.generate.task import Decoding, Task
 from infer.replies import ReplyFile, line_of
-from infer.stopping import Stopper
+from infer.stopping import Rows, Stopper
 from infer.turns import Turns
 from redrafter_jax.decode import loop
+from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes
 
@@ -49,36 +53,59 @@ class Batches:
         self.done, self.failed = self.done | file.done, file.failed
 
     def generate(self) -> None:
-        """Decodes in full every batch with a prompt that is not done, because in bfloat16 another batch may give another
-        text."""
-        size, count = self.task.decoding.batch, len(self.numbers)
-        batches = self.turns.batches(self.numbers, size)
+        """Decodes every reply that is not done."""
         self._remember()
-        left = [batch for batch in batches if not self.done.issuperset(batch)]
+        left = [number for number in self.numbers if number not in self.done]
+        count = len(self.numbers)
         hidden = self.task.destination.shows_text or count == 1 or not sys.stderr.isatty() or not processes.is_first()
-        unit, before = "prompt" if self.n == 1 else "reply", count - sum(map(len, left))
-        with tqdm(total=count, initial=before, unit=unit, disable=hidden, file=sys.stderr) as bar:
-            for numbers in left:
-                replies = self._decode(numbers)
-                for index, reply in zip(numbers, replies, strict=True):
-                    if index not in self.done:
-                        self._hand_out(index, reply)
-                        self.failed += reply.finish_reason == "error"
-                bar.update(len(numbers))
+        unit = "prompt" if self.n == 1 else "reply"
+        with tqdm(total=count, initial=count - len(left), unit=unit, disable=hidden, file=sys.stderr) as bar:
+            complete, unshown = {}, collections.deque(left)
+            for number, reply in self._one_by_one(left) if self.task.decoding.batch == 1 else self._in_rows(left):
+                if self.file is not None and self.writes:
+                    self.file.write([self.line_of(number, reply)])
+                complete[number] = reply
+                while unshown and unshown[0] in complete:
+                    self._show(unshown[0], complete.pop(unshown.popleft()))
+                self.failed += reply.finish_reason == "error"
+                bar.update()
+        if self.file is not None and self.writes:
+            self.file.sort()
         if self.streams:
             self.legend.print()
         shared = count < len(self.turns)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
 
-    def _decode(self, numbers: Sequence[int]) -> list[Reply]:
-        open_stream = functools.partial(self._open, numbers[0]) if self.streams else None
-        replies = self.decode(self.engine, numbers, open_stream)
-        self.totals.add(replies)
+    def _one_by_one(self, left: Sequence[int]) -> Iterator[tuple[int, Reply]]:
+        for batch in self.turns.batches(left, 1):
+            open_stream = functools.partial(self._open, batch[0]) if self.streams else None
+            replies = self.decode(self.engine, batch, open_stream)
+            self.totals.add(replies)
+            self.legend.see(replies)
+            self.turns.answer(batch[0], self.text_of(batch[0], replies[0]))
+            yield batch[0], replies[0]
+
+    def _in_rows(self, left: Sequence[int]) -> Iterator[tuple[int, Reply]]:
+        """Each reply as it becomes complete. What a request gets depends on nothing beside it, so a run that is resumed gives
+        what it would have given."""
+        turns, decoding = self.turns, self.task.decoding
+        firsts = [self._request(turn.number) for turn in turns.all if not turn.question]
+        longest = turns.longest(decoding.limits.new, self.engine.runner.context)
+        rows = Rows(self.stopper, self.engine.scheduler(decoding.batch, firsts, longest))
+        rows.scheduler.prepare()
+        began, replies = time.perf_counter(), []
+        for number, reply in refill.decode(rows, turns, left, self._request):
+            self._note([number])
+            replies.append(reply or self._empty(self.engine, number))
+            turns.answer(number, self.text_of(number, replies[-1]))
+            yield number, replies[-1]
         self.legend.see(replies)
-        for number, reply in zip(numbers, replies, strict=True):
-            if number not in self.done:
-                self.turns.answer(number, self.text_of(number, reply))
-        return replies
+        self.totals.add(replies, time.perf_counter() - began)
+
+    def _request(self, number: int) -> Request:
+        decoding, sample = self.task.decoding, self.turns.all[number].sample
+        given = decoding.sampling, decoding.limits, [self.seeds[number]]
+        return self.engine.requests([self.turns[number]], *given, samples=[sample])[0]
 
     def decode(
         self, engine: Engine, numbers: Sequence[int], open_stream: Callable[[], terminal.Stream] | None = None
@@ -108,18 +135,14 @@ class Batches:
         """The text of the reply with this number; None without a tokenizer."""
         return self.stopper.text_of(self.turns[number], reply)
 
-    def _hand_out(self, index: int, reply: Reply) -> None:
-        if self.task.destination.shows_text:
-            if not self.streams:
-                stream = self._open(index)
-                stream.show(reply)
-                stream.close()
-            return
-        line = self.line_of(index, reply)
-        if self.file is not None and self.writes:
-            self.file.write([line])
+    def _show(self, number: int, reply: Reply) -> None:
+        """On the screen, or as JSON."""
         if self.task.destination.json:
-            print(json.dumps(line), flush=True)
+            print(json.dumps(self.line_of(number, reply)), flush=True)
+        elif self.task.destination.shows_text and not self.streams:
+            stream = self._open(number)
+            stream.show(reply)
+            stream.close()
 
     def line_of(self, number: int, reply: Reply) -> dict:
         """A reply as a JSON object."""

@@ -54,7 +54,7 @@ class Prepared:
         loaded = pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), self.task.decoding.ignore_eos, self.lookup)
         is_read_by_a_program = self.task.destination.json and not sys.stdout.isatty()
         kept_in = jax.config.jax_compilation_cache_dir
-        loaded.engine.on_compile = functools.partial(terminal.compiling, not is_read_by_a_program, kept_in)
+        loaded.engine.runner.on_compile = functools.partial(terminal.compiling, not is_read_by_a_program, kept_in)
         return loaded
 
 

@@ -116,12 +116,15 @@ def stop_ids_for_each(stop_ids: Iterable, count: int, vocab_size: int) -> list[t
     return [tuple(check_stop_ids(ids, vocab_size, f"stop_ids[{number}]")) for number, ids in enumerate(given)]
 
 
-def stop_id_table(stop_ids: Sequence[Sequence[int]], rows: int) -> np.ndarray:
-    """The stop ids of each row, ``[rows, X]`` int32, filled with -1. X is a power of two, so that similar requests share a
-    compiled program."""
+def stop_id_columns(stop_ids: Sequence[Sequence[int]]) -> int:
+    """Columns of a table of these stop ids: a power of two, so that similar requests share a compiled program."""
     longest = max(map(len, stop_ids), default=0)
-    columns = max(MIN_STOP_IDS, 1 << (longest - 1).bit_length() if longest else 0)
-    table = np.full((rows, columns), -1, np.int32)
+    return max(MIN_STOP_IDS, 1 << (longest - 1).bit_length() if longest else 0)
+
+
+def stop_id_table(stop_ids: Sequence[Sequence[int]], rows: int, columns: int = 0) -> np.ndarray:
+    """The stop ids of each row, ``[rows, X]`` int32, filled with -1; X: ``columns``, or as `stop_id_columns`."""
+    table = np.full((rows, columns or stop_id_columns(stop_ids)), -1, np.int32)
     for row, ids in enumerate(stop_ids):
         table[row, : len(ids)] = ids
     return table

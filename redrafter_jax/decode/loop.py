@@ -12,7 +12,6 @@ that its keys were made for is read again (`reread.py`).
 
 import dataclasses
 import functools
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,10 @@ import jax.numpy as jnp
 from redrafter_jax.decode import prefill, reread, sample, verify
 from redrafter_jax.decode.commit import DecodeState, commit
 from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.errors import BadInput, shown
+from redrafter_jax.decode.request import ALL_ROUNDS as ALL_ROUNDS
 from redrafter_jax.model.target import Target
 
-ALL_ROUNDS = 1 << 30  # rounds of a `run` that nothing but its rows should end
-Until = Literal["all", "any"]
-"""What ends a run before its rounds do: all rows are done, or any of the rows that were running at its start is done."""
+ALL_ROWS = 1 << 30  # rows that may end in a `run`, where it should go on until all of them have
 
 
 def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeState:
@@ -43,23 +40,18 @@ def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeS
         return dataclasses.replace(commit(state, verdict), memory=memory)
 
 
-@functools.partial(jax.jit, static_argnames="until", donate_argnames="state")
-def run(target: Target, proposer: Proposer, state: DecodeState, rounds: jax.Array | int, until: Until = "all") -> DecodeState:
-    """Runs at most ``rounds`` rounds, and fewer where ``until`` ends the run. ``state`` is donated: use the returned one.
-
-    Raises:
-      BadInput: there is no such ``until``.
-    """
-    if until not in get_args(Until):
-        raise BadInput(f"until should be {' or '.join(get_args(Until))}, not {shown(until)}")
-    done_before_B = state.done
+@functools.partial(jax.jit, donate_argnames="state")
+def run(
+    target: Target, proposer: Proposer, state: DecodeState, rounds: jax.Array | int, ends: jax.Array | int = ALL_ROWS
+) -> DecodeState:
+    """Runs at most ``rounds`` rounds, and fewer where all rows are done, or ``ends`` of those that were running at its start.
+    ``state`` is donated: use the returned one."""
+    running_before = jnp.sum(~state.done)
 
     def unfinished(carry):
         index, state = carry
-        ended = jnp.all(state.done)
-        if until == "any":
-            ended |= jnp.any(state.done != done_before_B)
-        return (index < rounds) & ~ended
+        ended = running_before - jnp.sum(~state.done)
+        return (index < rounds) & ~jnp.all(state.done) & (ended < ends)
 
     def body(carry):
         index, state = carry

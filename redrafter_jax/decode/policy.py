@@ -56,37 +56,76 @@ class Policy:
     logprobs: int = dataclasses.field(metadata={"static": True}, default=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What any row of a batch may need, which decides what code is compiled: the static fields of `Policy`, and whether any row
+    penalises or waits for a least length."""
+
+    sampled: bool = False
+    filtered: bool = False
+    shown: bool = False
+    typical: bool = False
+    drawn: bool = False
+    penalised: bool = False
+    waits: bool = False
+    logprobs: int = 0
+
+    def covers(self, other: "Needs") -> bool:
+        """Whether rows that need ``other`` can be decoded by what was compiled for these."""
+        return all(getattr(self, field.name) >= getattr(other, field.name) for field in dataclasses.fields(self))
+
+
+def needs_of(samplings: Sequence[Sampling], min_news: Sequence[int] = ()) -> Needs:
+    """What rows with these samplings and least lengths need."""
+    rows = _as_decoded(samplings)
+    return Needs(
+        sampled=any(row.temperature > 0 for row in rows),
+        filtered=any(row.top_k > 0 or row.top_p < 1 for row in rows),
+        shown=any(row.shows_noise for row in rows),
+        typical=any(not row.is_exact for row in rows),
+        drawn=any(row.draws for row in rows),
+        penalised=any(each.penalises for each in samplings),
+        waits=any(min_news),
+        logprobs=_round_up(max((each.logprobs for each in samplings), default=0)),
+    )
+
+
 def make_policy(
-    samplings: Sequence[Sampling], seeds: Sequence[int], samples: Sequence[int] = (), min_news: Sequence[int] = ()
+    samplings: Sequence[Sampling],
+    seeds: Sequence[int],
+    samples: Sequence[int] = (),
+    min_news: Sequence[int] = (),
+    needs: Needs | None = None,
 ) -> Policy:
     """The policy of a batch on the mesh that is set, from the sampling, seed, sample and least length of one request per row;
-    without samples or least lengths they are 0."""
-    rows = [each if each.temperature > 0 else Sampling() for each in samplings]  # greedy rows use no filter and no rule
-    shown = [row.shows_noise for row in rows]
-    typical = [not row.is_exact for row in rows]
-    drawn = [row.draws for row in rows]
+    without samples or least lengths they are 0. needs: what other rows, which may come later, need besides."""
+    rows = _as_decoded(samplings)
+    needs = needs_of(samplings, min_news) if needs is None else needs
     return Policy(
         temperature_B=_put([row.temperature for row in rows], np.float32),
         top_k_B=_put([row.top_k for row in rows], np.int32),
         top_p_B=_put([row.top_p for row in rows], np.float32),
         keys_B=_make_keys(_put(seeds, np.uint32), _put(list(samples) or [0] * len(rows), np.uint32)),
-        shown_B=_put(shown, bool),
-        typical_B=_put(typical, bool),
-        drawn_B=_put(drawn, bool),
-        sampled=any(row.temperature > 0 for row in rows),
-        filtered=any(row.top_k > 0 or row.top_p < 1 for row in rows),
-        shown=any(shown),
-        typical=any(typical),
-        drawn=any(drawn),
-        penalties=_penalties(samplings),
-        min_new_B=_put(min_news, np.int32) if any(min_news) else None,
-        logprobs=_round_up(max((each.logprobs for each in samplings), default=0)),
+        shown_B=_put([row.shows_noise for row in rows], bool),
+        typical_B=_put([not row.is_exact for row in rows], bool),
+        drawn_B=_put([row.draws for row in rows], bool),
+        sampled=needs.sampled,
+        filtered=needs.filtered,
+        shown=needs.shown,
+        typical=needs.typical,
+        drawn=needs.drawn,
+        penalties=_penalties(samplings) if needs.penalised else None,
+        min_new_B=_put(list(min_news) or [0] * len(rows), np.int32) if needs.waits else None,
+        logprobs=needs.logprobs,
     )
 
 
-def _penalties(samplings: Sequence[Sampling]) -> Penalties | None:
-    if not any(each.penalises for each in samplings):
-        return None
+def _as_decoded(samplings: Sequence[Sampling]) -> list[Sampling]:
+    """Greedy rows use no filter and no rule."""
+    return [each if each.temperature > 0 else Sampling() for each in samplings]
+
+
+def _penalties(samplings: Sequence[Sampling]) -> Penalties:
     fields = (field.name for field in dataclasses.fields(Penalties))
     return Penalties(*(_put([getattr(each, f"{name}_penalty") for each in samplings], np.float32) for name in fields))
 

@@ -24,18 +24,21 @@ TILE_SLOTS = 16
 class Bucket:
     """The static sizes of a batch: what shares a bucket shares a compiled program.
 
-    prompt: tokens of the longest prompt; new: new tokens at most; length: L, which the buffers leave room for.
+    prompt: tokens of the longest prompt; new: new tokens at most; length: L, which the buffers leave room for; text: tokens of
+    prompt and reply together at most, where that is less than both (0: as many as both).
     """
 
     prompt: int
     new: int
     length: int
+    text: int = 0
 
     @property
     def slots(self) -> int:
         """Cache slots, a multiple of `TILE_SLOTS`: the prompt in full chunks, the reply, and room for one round's write."""
         read = CHUNK_TOKENS * -(-self.prompt // CHUNK_TOKENS) if self.prompt > CHUNK_TOKENS else self.prompt
-        return TILE_SLOTS * -(-(read + self.new + self.length + 1) // TILE_SLOTS)
+        text = min(self.text or read + self.new, read + self.new)
+        return TILE_SLOTS * -(-max(read, text + self.length + 1) // TILE_SLOTS)
 
 
 def bucket(prompt: int, new: int, length: int) -> Bucket:

@@ -5,23 +5,39 @@ which costs as much as a short round (docs/decisions.md); so it is flattened onc
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import loop, prefill
+from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.insert import empty, insert
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.model.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """``start(weights, *inputs)`` is `loop.start`, ``run(weights, state, rounds)`` is `loop.run`, which donates the state;
+    """``start(weights, *inputs)`` is `loop.start`, ``run(weights, state, rounds, ends)`` is `loop.run`, which donates the state;
     ``weights``: of the target and the proposer that they were compiled for, by `flatten`."""
 
     start: jax.stages.Compiled
     run: jax.stages.Compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Refilled:
+    """What decodes a running batch whose rows are refilled: ``empty()`` is its state before the first request; ``starts[T](weights,
+    *inputs)`` is `loop.start` of a few rows with prompts of at most T tokens; ``insert(state, row, few)`` is `insert.insert`, which
+    donates the running state; ``run`` as of `Programs`."""
+
+    empty: jax.stages.Compiled
+    insert: jax.stages.Compiled
+    run: jax.stages.Compiled
+    starts: Mapping[int, jax.stages.Compiled]
 
 
 def flatten(target: Target, proposer: Proposer) -> list[jax.Array]:
@@ -32,14 +48,43 @@ def flatten(target: Target, proposer: Proposer) -> list[jax.Array]:
 def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: prefill.Bucket) -> Programs:
     """Compiles both programs in parallel for the mesh that is set; nothing runs."""
     weights, structure = jax.tree.flatten((target, proposer))
+    start = _start(structure, bucket)
+    state = jax.eval_shape(start, weights, *inputs)
+    return Programs(*_compile(jax.jit(start).lower(weights, *inputs), _lower_run(structure, weights, state)))
 
+
+def compile_refilled(
+    target: Target, proposer: Proposer, inputs: tuple, few: Mapping[int, tuple], bucket: prefill.Bucket
+) -> Refilled:
+    """Likewise. inputs: of the running batch; few: of the few rows that are read at a time, by the tokens T of their prompts."""
+    weights, structure = jax.tree.flatten((target, proposer))
+    start = _start(structure, bucket)
+    state = jax.eval_shape(start, weights, *inputs)
+    one = jax.eval_shape(start, weights, *next(iter(few.values())))
+    lowered = (
+        jax.jit(functools.partial(empty, state)).lower(),
+        jax.jit(insert, donate_argnums=0).lower(state, jnp.int32(0), one),
+        _lower_run(structure, weights, state),
+        *(jax.jit(start).lower(weights, *each) for each in few.values()),
+    )
+    blank, inserting, running, *starts = _compile(*lowered)
+    return Refilled(blank, inserting, running, dict(zip(few, starts, strict=True)))
+
+
+def _start(structure, bucket: prefill.Bucket) -> Callable:
     def start(weights, *inputs):
         return loop.start(*structure.unflatten(weights), *inputs, bucket=bucket)
 
-    def run(weights, state, rounds):
-        return loop.run(*structure.unflatten(weights), state, rounds)
+    return start
 
-    state = jax.eval_shape(start, weights, *inputs)
-    lowered = jax.jit(start).lower(weights, *inputs), jax.jit(run, donate_argnums=1).lower(weights, state, jnp.int32(0))
-    with ThreadPoolExecutor(2) as pool:
-        return Programs(*pool.map(lambda program: program.compile(), lowered))
+
+def _lower_run(structure, weights, state: DecodeState) -> jax.stages.Lowered:
+    def run(weights, state, rounds, ends):
+        return loop.run(*structure.unflatten(weights), state, rounds, ends)
+
+    return jax.jit(run, donate_argnums=1).lower(weights, state, jnp.int32(0), jnp.int32(0))
+
+
+def _compile(*lowered: jax.stages.Lowered) -> list[jax.stages.Compiled]:
+    with ThreadPoolExecutor(len(lowered)) as pool:
+        return list(pool.map(lambda program: program.compile(), lowered))

@@ -44,28 +44,32 @@ class Report:
         return Progress([self._reply(host, row, self.finished.get(row, now)) for row in range(len(done))], done)
 
     def _reply(self, host: dict, row: int, seconds: float) -> Reply:
-        request = self.requests[row]
-        reply = slice(host["prompt"][row], host["prompt"][row] + host["count"][row])
-        ids = host["tokens"][row, reply].tolist()
-        stop = ids[-1] if ids and ids[-1] in request.stop_ids else None
-        reason = "error" if host["failed"][row] else "stop" if stop is not None else "length"
-        chosen, top = _logprobs(host["logprobs"], row, reply, request.sampling.logprobs)
-        return Reply(
-            token_ids=ids,
-            drafted=host["drafted"][row, reply].tolist(),
-            finish_reason="ended" if row in self.ended else reason,
-            rounds=int(host["rounds"][row]),
-            accepted_histogram=host["histogram"][row].tolist(),
-            seconds=seconds,
-            seed=int(request.seed),
-            first_token_seconds=self.first_token_seconds,
-            index=request.index,
-            sample=request.sample,
-            stop_reason=stop if reason == "stop" and row not in self.ended else None,
-            logprobs=chosen,
-            top_logprobs=top,
-            scored=host["scored"][row, reply].tolist(),
-        )
+        return reply_of(host, row, self.requests[row], seconds, self.first_token_seconds, row in self.ended)
+
+
+def reply_of(host: dict, row: int, request: Request, seconds: float, first_token_seconds: float, is_ended: bool) -> Reply:
+    """The reply in one row of `Report.wanted` as host arrays; is_ended: by the caller."""
+    reply = slice(host["prompt"][row], host["prompt"][row] + host["count"][row])
+    ids = host["tokens"][row, reply].tolist()
+    stop = ids[-1] if ids and ids[-1] in request.stop_ids else None
+    reason = "error" if host["failed"][row] else "stop" if stop is not None else "length"
+    chosen, top = _logprobs(host["logprobs"], row, reply, request.sampling.logprobs)
+    return Reply(
+        token_ids=ids,
+        drafted=host["drafted"][row, reply].tolist(),
+        finish_reason="ended" if is_ended else reason,
+        rounds=int(host["rounds"][row]),
+        accepted_histogram=host["histogram"][row].tolist(),
+        seconds=seconds,
+        seed=int(request.seed),
+        first_token_seconds=first_token_seconds,
+        index=request.index,
+        sample=request.sample,
+        stop_reason=stop if reason == "stop" and not is_ended else None,
+        logprobs=chosen,
+        top_logprobs=top,
+        scored=host["scored"][row, reply].tolist(),
+    )
 
 
 def _logprobs(host, row: int, reply: slice, count: int) -> tuple[list[float] | None, list[dict[int, float]] | None]:

@@ -68,3 +68,9 @@ def test_a_bucket_has_room_for_its_last_chunk_and_for_the_write_of_its_last_roun
         chunks = -(-prompt // prefill.CHUNK_TOKENS) * min(prompt, prefill.CHUNK_TOKENS)
         longest = max(prompt, chunks) + new - 1  # of a row that is done, whose last pass wrote L + 1 rows behind it
         assert bucket.slots >= longest + length + 1 and bucket.slots % prefill.TILE_SLOTS == 0
+
+
+def test_a_bucket_has_no_more_slots_than_prompt_and_reply_together_may_have():
+    assert prefill.Bucket(1000, 2000, 3, text=2000).slots == 2016
+    assert prefill.Bucket(1000, 100, 3, text=5000).slots == prefill.Bucket(1000, 100, 3).slots == 1136
+    assert prefill.Bucket(1000, 100, 3, text=1001).slots == 1024  # a prompt is written in full chunks

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from redrafter_jax.decode import loop
 from redrafter_jax.decode import programs as decoding
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
@@ -14,7 +15,7 @@ def test_a_call_of_a_compiled_program_flattens_no_module(mha):
     with jax.set_mesh(engine.mesh):
         programs = decoding.compile_programs(engine.target, engine.proposer, inputs, bucket)
         weights = decoding.flatten(engine.target, engine.proposer)
-        state = programs.run(weights, programs.start(weights, *inputs), np.int32(100))
+        state = programs.run(weights, programs.start(weights, *inputs), np.int32(100), np.int32(loop.ALL_ROWS))
     assert np.asarray(state.count).tolist() == [8]
     assert "Target" in str(jax.tree.structure(engine.target))
     for program in (programs.start, programs.run):

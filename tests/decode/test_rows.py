@@ -108,12 +108,12 @@ def started(target):
     return dataclasses.replace(state, limit=support.put(RUN_LIMITS, np.int32))
 
 
-def test_a_run_until_any_row_ends_returns_each_time_that_one_does(mha):
+def test_a_run_that_may_end_one_row_returns_each_time_that_one_does(mha):
     expected, state = started(mha[0]), started(mha[0])
     ended = []
     while len(ended) < 10 and not all(ended[-1] if ended else [False]):
         before = np.asarray(state.done)
-        state = loop.run(mha[0], Recurrent(mha[1], SHAPE), state, 1000, until="any")
+        state = loop.run(mha[0], Recurrent(mha[1], SHAPE), state, 1000, ends=1)
         ended.append(np.asarray(state.done).tolist())
         while (np.asarray(expected.done) == before).all():  # one round at a time
             expected = loop.run(mha[0], Recurrent(mha[1], SHAPE), expected, 1)
@@ -122,19 +122,17 @@ def test_a_run_until_any_row_ends_returns_each_time_that_one_does(mha):
     assert ended == [[True, False, False, False], [True, False, True, False], [True, True, True, True]]
 
 
-def test_a_run_until_any_row_ends_is_one_program_and_stops_at_its_rounds(mha):
-    loop.run(mha[0], Recurrent(mha[1], SHAPE), started(mha[0]), 1, until="any")
+def test_a_run_that_may_end_one_row_is_one_program_and_stops_at_its_rounds(mha):
+    loop.run(mha[0], Recurrent(mha[1], SHAPE), started(mha[0]), 1, ends=1)
     with compilations() as found:
-        state = loop.run(mha[0], Recurrent(mha[1], SHAPE), started(mha[0]), 1, until="any")
+        state = loop.run(mha[0], Recurrent(mha[1], SHAPE), started(mha[0]), 1, ends=1)
         assert np.asarray(state.rounds).tolist() == [1, 1, 1, 1]
         for _ in range(3):  # rows that end together end one run
-            state = loop.run(mha[0], Recurrent(mha[1], SHAPE), state, 1000, until="any")
+            state = loop.run(mha[0], Recurrent(mha[1], SHAPE), state, 1000, ends=1)
         assert np.asarray(state.done).all()
         again = np.asarray(state.rounds)
-        assert np.asarray(loop.run(mha[0], Recurrent(mha[1], SHAPE), state, 1000, until="any").rounds).tolist() == again.tolist()
+        assert np.asarray(loop.run(mha[0], Recurrent(mha[1], SHAPE), state, 1000, ends=1).rounds).tolist() == again.tolist()
     assert not found
-    with pytest.raises(ValueError, match="until should be all or any, not 'first'"):
-        loop.run(mha[0], Recurrent(mha[1], SHAPE), started(mha[0]), 1, until="first")
 
 
 def test_the_table_of_stop_ids_is_as_wide_as_a_power_of_two():

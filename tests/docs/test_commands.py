@@ -1,5 +1,6 @@
 """Every command of README and docs/ is one that there is; with `pytest -m docs` it is also run."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -145,7 +147,24 @@ def test_the_python_of_a_page_runs(page, tmp_path):
     fill(tmp_path)
     script = tmp_path / "page.py"
     script.write_text(pages.python_of(page))
-    run(f"python {script}", tmp_path, page)
+    with server_of(page):
+        run(f"python {script}", tmp_path, page)
+
+
+@contextlib.contextmanager
+def server_of(page: pathlib.Path) -> Iterator[None]:
+    """The server that the Python of a page calls, if it calls one."""
+    if "http://127.0.0.1:8000" not in pages.python_of(page):
+        yield
+        return
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    server = subprocess.Popen([sys.executable, "-m", "infer.serve"], cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any(line.startswith("ready after") for line in server.stderr), "the server did not begin"
+        yield
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
 
 
 def parts_to_run(found: pages.Command) -> list[str]:

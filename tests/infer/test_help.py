@@ -13,6 +13,7 @@ from infer.benchmark import __main__ as benchmark
 from infer.command import read_options
 from infer.evaluate import __main__ as evaluate
 from infer.generate import __main__ as generate
+from infer.serve import __main__ as serve
 from train import drift, export, plot
 from train.distill import __main__ as distill
 from train.main import parse
@@ -23,6 +24,7 @@ KINDS = {
     "infer.generate": generate.Options,
     "infer.benchmark": benchmark.Options,
     "infer.evaluate": evaluate.Options,
+    "infer.serve": serve.Options,
     "train.main": training.Options,
     "train.distill": distill.Options,
     "train.plot": plot.Options,

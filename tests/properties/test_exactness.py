@@ -44,15 +44,19 @@ def plain(mha):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_speculation_changes_no_token(mha, plain, shape):
+    """All ways of sampling side by side, in rows that are refilled."""
     engine = Engine(mha[0], Recurrent(mha[1], shape))
-    tokens = 0
-    for way, expected in plain.items():
-        found = [reply.token_ids for reply in engine.generate(PROMPTS, way, Limits(NEW), batch=5)]
-        assert found == expected
-        tokens += sum(map(len, found))
-    assert tokens >= 2000  # five shapes: 10,000 tokens and more
-    alone = list(plain)[SHAPES.index(shape) % len(plain)]
-    assert [reply.token_ids for reply in engine.generate(PROMPTS, alone, Limits(NEW), batch=1)] == plain[alone]
+    ways, seeds = [way for way in plain for _ in PROMPTS], list(range(len(PROMPTS))) * len(plain)
+    found = [reply.token_ids for reply in engine.generate(PROMPTS * len(plain), ways, Limits(NEW), seeds, batch=8)]
+    assert found == [text for texts in plain.values() for text in texts]
+    assert sum(map(len, found)) >= 2000  # five shapes: 10,000 tokens and more
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_nor_does_it_in_a_batch_of_one_way_or_alone(mha, plain, number):
+    engine, way = Engine(mha[0], Recurrent(mha[1], SHAPES[number])), list(plain)[3 * number]
+    for rows in (1, 5):
+        assert [reply.token_ids for reply in engine.generate(PROMPTS, way, Limits(NEW), batch=rows)] == plain[way]
 
 
 def right_half_the_time(head, texts: list[list[int]]) -> Scripted:
@@ -75,7 +79,6 @@ WAYS = {
     "a small model's chains": lambda head, texts: SmallModel(support.small_model(), Shape(2, 3, tree="chains")),
     "a small model beside a lookup": lambda head, texts: Union(SmallModel(support.small_model(), Shape(1, 2)), Lookup(3, 1, 4, 2)),
     "the head's chains": lambda head, texts: Recurrent(head, Shape(2, 3, tree="chains")),
-    "scripted": right_half_the_time,
 }
 
 
@@ -90,16 +93,23 @@ SLOW = (  # the others' parts, in other combinations
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WAYS])
 def test_no_way_to_propose_changes_a_token(mha, plain, name):
-    drafted = 0
-    for way in (Sampling(), Sampling(1.0, 5, 0.95)):
-        engine = Engine(mha[0], WAYS[name](mha[1], plain[way]))
-        for rule in ("coupled", "independent") if way.temperature else ("coupled",):
-            replies = list(engine.generate(PROMPTS, dataclasses.replace(way, rule=rule), Limits(NEW), batch=5))
-            assert [reply.token_ids for reply in replies] == plain[way]
-            drafted += sum(sum(reply.drafted) for reply in replies)
-    assert (drafted > 100) == (name != "plain")
-    if name != "scripted":  # which has a script for five rows
-        assert [reply.token_ids for reply in engine.generate(PROMPTS[:2], way, Limits(NEW), batch=1)] == plain[way][:2]
+    ways = [Sampling(), Sampling(1.0, 5, 0.95)]
+    ways.append(dataclasses.replace(ways[1], rule="independent"))
+    engine = Engine(mha[0], WAYS[name](mha[1], plain[ways[0]]))
+    given = (PROMPTS * 3, [way for way in ways for _ in PROMPTS], Limits(NEW), list(range(len(PROMPTS))) * 3)
+    replies = list(engine.generate(*given, batch=6))
+    expected = [plain[way] for way in (ways[0], ways[1], ways[1])]
+    assert [reply.token_ids for reply in replies] == [text for texts in expected for text in texts]
+    assert (sum(sum(reply.drafted) for reply in replies) > 100) == (name != "plain")
+    assert [reply.token_ids for reply in engine.generate(PROMPTS[:2], ways[1], Limits(NEW), batch=1)] == plain[ways[1]][:2]
+
+
+@pytest.mark.parametrize("way", [Sampling(), Sampling(1.0, 5, 0.95)], ids=["greedy", "filtered"])
+def test_scripted_drafts_change_no_token(mha, plain, way):
+    engine = Engine(mha[0], right_half_the_time(mha[1], plain[way]))  # which has a script for the five rows of one batch
+    replies = list(engine.generate(PROMPTS, way, Limits(NEW), batch=5))
+    assert [reply.token_ids for reply in replies] == plain[way]
+    assert sum(sum(reply.drafted) for reply in replies) > 100
 
 
 def test_the_independent_rule_gives_the_same_text_with_other_drafts(mha, plain):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from redrafter_jax.decode import engine as engines
-from redrafter_jax.decode import loop
+from redrafter_jax.decode import loop, programs
+from redrafter_jax.decode import runner as runners
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
@@ -30,17 +31,17 @@ def test_requests_of_a_bucket_share_one_program_and_rounds_compile_nothing(mha, 
 
 
 def test_the_first_request_of_a_bucket_is_prefilled_once_and_compiling_runs_nothing(mha, monkeypatch):
-    called, compiled = [], engines.compile_programs
+    called, compiled = [], runners.compile_programs
 
     def counted(*arguments):
-        programs = compiled(*arguments)
+        made = compiled(*arguments)
         called.append("compile")
-        return engines.Programs(*(count(name, getattr(programs, name)) for name in ("start", "run")))
+        return programs.Programs(*(count(name, getattr(made, name)) for name in ("start", "run")))
 
     def count(name, program):
         return lambda *arguments: called.append(name) or program(*arguments)
 
-    monkeypatch.setattr(engines, "compile_programs", counted)
+    monkeypatch.setattr(runners, "compile_programs", counted)
     engine = Engine(mha[0], Recurrent(mha[1], SHAPE))
     list(engine.generate([[1, 2, 3]], limits=Limits(40)))
     assert called == ["compile", "start", "run"]

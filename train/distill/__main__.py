@@ -1,8 +1,8 @@
 """`python -m train.distill`: the target answers prompts itself, into token ids that `train.main --token-ids` reads.
 
-Text that the target wrote is what a head will have to draft. Decoding is this project's own, in batches, speculative
-where a head is given. The replies to a batch are written at once, and a run that was stopped resumes behind them. Not here:
-which prompts (`data/questions.py`), batch by batch (`answers.py`), the file of replies (`infer/replies.py`).
+Text that the target wrote is what a head will have to draft. Decoding is this project's own, in rows that are refilled, speculative
+where a head is given. Each reply is written when it is complete, and a run that was stopped goes on with the others. Not here:
+which prompts (`data/questions.py`), decoding them (`answers.py`), the file of replies (`infer/replies.py`).
 """
 
 import dataclasses
@@ -150,6 +150,7 @@ def _main(options: Options) -> None:
     sampling, limits = Sampling(options.temperature), Limits(new=options.max_new_tokens)
     with stop.says_how_to_resume(options.output):
         answers.write(file, engine, prompts, sampling, limits, options.batch_size, options.target)
+    file.sort()
     print(f"the replies to {counted(len(prompts), 'prompt')} are in {options.output}")
 
 

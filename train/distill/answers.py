@@ -1,8 +1,8 @@
-"""The target's replies to prompts, decoded batch by batch. Not here: which prompts (`data/questions.py`)."""
+"""The target's replies to prompts, decoded in a running batch. Not here: which prompts (`data/questions.py`)."""
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
@@ -37,23 +37,27 @@ def write(
     size: int,
     target: pathlib.Path,
 ) -> None:
-    """Writes the replies that are not done, in the order of the prompts, ``size`` of them decoded at a time. A batch of which some
-    are done is decoded in full, for in bfloat16 another batch may give another text.
+    """Writes the replies that are not done, each as it becomes complete, with ``size`` prompts decoded at a time. What a prompt
+    gets depends on nothing beside it, so a run that is resumed writes what it would have written.
 
     Raises:
-      BadInput: the logits of the ``target`` in this folder are not finite. Nothing of that batch is written.
+      BadInput: the logits of the ``target`` in this folder are not finite. That reply is not written.
     """
-    with tqdm(total=len(prompts), initial=len(file.done), unit="prompt") as bar:
-        for batch in (prompts[first : first + size] for first in range(0, len(prompts), size)):
-            left = {prompt.number for prompt in batch} - file.done
-            if not left:
-                continue
-            ids, seeds = [prompt.ids for prompt in batch], [prompt.seed for prompt in batch]
-            replies = list(engine.generate(ids, sampling, limits, seeds, size))
-            check_finite(batch, replies, target)
-            pairs = zip(batch, replies, strict=True)
-            file.write(line_of(prompt, reply) for prompt, reply in pairs if prompt.number in left)
-            bar.update(len(left))
+    left = [prompt for prompt in prompts if prompt.number not in file.done]
+    if not left:
+        return
+    all_requests = engine.requests([prompt.ids for prompt in prompts], sampling, limits, [prompt.seed for prompt in prompts])
+    requests = dict(zip((prompt.number for prompt in prompts), all_requests, strict=True))
+    scheduler = engine.scheduler(size, all_requests)
+    asked = {scheduler.submit(requests[prompt.number]): prompt for prompt in left}
+    with tqdm(total=len(prompts), initial=len(prompts) - len(left), unit="prompt") as bar:
+        while asked:
+            for event in scheduler.step():
+                if event.done:
+                    prompt = asked.pop(event.ticket)
+                    check_finite(prompt, event.reply, target)
+                    file.write([line_of(prompt, event.reply)])
+                    bar.update()
 
 
 def line_of(prompt: NumberedPrompt, reply: Reply) -> dict:
@@ -61,11 +65,10 @@ def line_of(prompt: NumberedPrompt, reply: Reply) -> dict:
     return {"token_ids": prompt.ids + reply.token_ids, "prompt_tokens": len(prompt.ids), "number": prompt.number}
 
 
-def check_finite(prompts: Iterable[NumberedPrompt], replies: Iterable[Reply], target: pathlib.Path) -> None:
-    """Raises BadInput where the reply to one of the prompts ended in an error."""
-    for prompt, reply in zip(prompts, replies, strict=True):
-        if reply.finish_reason == "error":
-            raise BadInput(
-                f"--target: the target's logits are not finite at prompt {prompt.number}; nothing of its batch was"
-                f" written; check the weights of {target}, and --dtype"
-            )
+def check_finite(prompt: NumberedPrompt, reply: Reply, target: pathlib.Path) -> None:
+    """Raises BadInput where the reply to the prompt ended in an error."""
+    if reply.finish_reason == "error":
+        raise BadInput(
+            f"--target: the target's logits are not finite at prompt {prompt.number}; its reply was not"
+            f" written; check the weights of {target}, and --dtype"
+        )

@@ -1,0 +1,214 @@
+"""A request's text is what it is alone, whatever runs beside it, whenever it came and whichever row it got."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from redrafter_jax.decode import prefill, programs
+from redrafter_jax.decode.batch import make_requests
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.policy import needs_of
+from redrafter_jax.decode.propose.lookup import Lookup
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
+from redrafter_jax.decode.propose.small_model import SmallModel
+from redrafter_jax.decode.propose.union import Union
+from redrafter_jax.decode.room import Room, room_for
+from redrafter_jax.decode.scheduler import Scheduler
+from redrafter_jax.devices.mesh import make_mesh
+from redrafter_jax.errors import BadInput
+from redrafter_jax.files import weights
+from tests import support
+from tests.support import MODELS, compilations
+
+ROWS, NEW = 3, 24
+WAYS = [Sampling(), Sampling(1.0), Sampling(0.7, rule="independent"), Sampling(1.3, top_k=7), Sampling(1.0, top_p=0.8)]
+PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11, [2, 300], [1, 5, 9, 11], [40] * 31]
+LIMITS = [Limits(9), Limits(24), Limits(1), Limits(17), Limits(24), Limits(3), Limits(24), Limits(12)]
+
+
+def requests_of(engine, prompts=PROMPTS, limits=LIMITS):
+    samplings = [WAYS[number % len(WAYS)] for number in range(len(prompts))]
+    config = engine.target.config
+    return make_requests(prompts, samplings, limits, None, [], config.vocab_size, config.max_position_embeddings)
+
+
+@pytest.fixture(scope="module")
+def engine(mha):
+    return Engine(mha[0], Union(Recurrent(mha[1], Shape(2, 3)), Lookup(3, 1, 4, 2)))
+
+
+@pytest.fixture(scope="module")
+def requests(engine):
+    return requests_of(engine)
+
+
+@pytest.fixture(scope="module")
+def alone(mha, requests):
+    """What plain decoding gives to each request alone."""
+    plain = Engine(mha[0])
+    given = [(request.prompt, request.sampling, request.limits, [request.seed]) for request in requests]
+    return [next(plain.generate([prompt], *how)).token_ids for prompt, *how in given]
+
+
+@pytest.fixture(scope="module")
+def scheduler(engine, requests):
+    made = Scheduler(engine.runner, ROWS, room_for(requests, engine.runner.context, engine.proposer.round.length))
+    made.prepare()
+    return made
+
+
+def drain(scheduler, rounds=1000) -> dict[int, list]:
+    """The complete replies, by ticket."""
+    replies = {}
+    while scheduler.running or scheduler.waiting:
+        replies |= {event.ticket: event.reply for event in scheduler.step(rounds) if event.done}
+    return replies
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(0, 3), st.booleans(), st.integers(1, 4)), max_size=14))
+def test_the_text_of_a_request_does_not_depend_on_arrivals_and_cancels_beside_it(scheduler, requests, alone, arrivals):
+    expected, replies = {}, {}
+    for number, pause, is_cancelled, rounds in arrivals:
+        ticket = scheduler.submit(requests[number])
+        expected[ticket] = alone[number]
+        for _ in range(pause):
+            replies |= {event.ticket: event.reply for event in scheduler.step(rounds) if event.done}
+        if is_cancelled and ticket not in replies:
+            scheduler.cancel(ticket)
+            del expected[ticket]
+    replies |= drain(scheduler)
+    assert {ticket: reply.token_ids for ticket, reply in replies.items()} == expected
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
+
+
+def test_nothing_is_compiled_while_requests_come_and_go(scheduler, requests):
+    drain(scheduler)
+    with compilations() as found:
+        for request in requests:
+            scheduler.submit(request)
+            scheduler.step(2)
+        scheduler.cancel(scheduler.submit(requests[1]))
+        drain(scheduler)
+    assert not found
+
+
+def test_a_row_is_refilled_as_soon_as_it_ends_and_the_busy_rows_are_counted(engine, requests, scheduler):
+    drain(scheduler)
+    before = scheduler.decoded, scheduler.offered
+    for request in requests:
+        scheduler.submit(request)
+    assert (scheduler.running, scheduler.waiting) == (0, len(requests))
+    rounds = 0
+    while scheduler.waiting or scheduler.running:
+        events = scheduler.step()
+        rounds += sum(event.reply.rounds for event in events if event.done)
+        assert scheduler.waiting == 0 or len(events) == ROWS and any(event.done for event in events)
+    decoded, offered = scheduler.decoded - before[0], scheduler.offered - before[1]
+    assert decoded == rounds and decoded <= offered <= ROWS * rounds
+
+
+def test_a_watch_ends_rows_and_what_is_cancelled_is_never_heard_of_again(scheduler, requests, alone):
+    drain(scheduler)
+    long = [requests[number] for number in (1, 4, 6)]
+    tickets = [scheduler.submit(request) for request in long]
+    events = scheduler.step(2, watch=lambda events: [event.ticket for event in events if event.ticket == tickets[1]])
+    ended = {event.ticket: event.reply for event in events if event.done}
+    assert set(ended) == {tickets[1]} and ended[tickets[1]].finish_reason == "ended"
+    text = ended[tickets[1]].token_ids
+    assert 0 < len(text) < 24 and text == alone[4][: len(text)]
+    scheduler.cancel(tickets[0])
+    replies = drain(scheduler)
+    assert set(replies) == {tickets[2]} and replies[tickets[2]].token_ids == alone[6]
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "small model", "plain"])
+def test_generate_refills_rows_and_gives_the_replies_in_order(mha, requests, alone, kind):
+    proposer = {
+        "recurrent": Recurrent(mha[1], Shape(4, 3)),
+        "small model": SmallModel(support.small_model(), Shape(1, 3)),
+        "plain": None,
+    }
+    engine = Engine(mha[0], proposer[kind])
+    given = ([request.sampling for request in requests], LIMITS)
+    replies = list(engine.generate(PROMPTS, *given, batch=2))
+    assert [reply.token_ids for reply in replies] == alone
+    assert [reply.index for reply in replies] == list(range(len(PROMPTS)))
+    assert all(0 < reply.first_token_seconds < reply.seconds for reply in replies if reply.rounds)
+
+
+def test_rows_that_penalise_or_wait_and_log_probabilities_move_with_their_row(mha):
+    ways = [Sampling(1.0, repetition_penalty=1.3), Sampling(), Sampling(0.8, presence_penalty=1.0, logprobs=2), Sampling(1.2)]
+    limits = [Limits(9), Limits(12, min_new=6), Limits(5), Limits(12, min_new=3)]
+    engine, prompts = Engine(mha[0], Recurrent(mha[1], Shape(2, 2)), stop_ids=list(range(200))), PROMPTS[:4]
+    together = list(engine.generate(prompts, ways, limits, batch=2))
+    alone = [
+        next(engine.generate([p], w, limit, [seed])) for seed, (p, w, limit) in enumerate(zip(prompts, ways, limits, strict=True))
+    ]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.token_ids, one.finish_reason, one.stop_reason) == (other.token_ids, other.finish_reason, other.stop_reason)
+        assert (one.accepted_histogram, one.scored, one.drafted) == (other.accepted_histogram, other.scored, other.drafted)
+    np.testing.assert_allclose(together[2].logprobs, alone[2].logprobs, atol=1e-5)
+    assert len(together[1].token_ids) >= 6
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 8)], ids=str)
+def test_rows_are_refilled_on_a_mesh(shape, requests, alone):
+    jax.set_mesh(make_mesh(*shape))
+    target, drafter = weights.load_target(MODELS / "target_mha"), weights.load_drafter(MODELS / "drafter_mha_rnn")
+    engine = Engine(target, Recurrent(drafter, Shape(2, 3)))
+    replies = engine.generate(PROMPTS, [request.sampling for request in requests], LIMITS, batch=2)
+    assert [reply.token_ids for reply in replies] == alone
+
+
+def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests):
+    room = Room(prefill.Bucket(32, 1000, 4), needs_of([Sampling(1.0)]), 4, (32,))
+    runner = engine.runner
+    compiled = runner.refilled(ROWS, room)
+    state = runner.on_mesh(compiled.empty)
+    assert np.asarray(state.done).all() and not np.asarray(state.count).any()
+    cache = sum(buffer.nbytes for buffer in state.cache.keys + state.cache.values)
+    analysis = compiled.insert.memory_analysis()
+    assert analysis.alias_size_in_bytes >= cache and analysis.temp_size_in_bytes < cache / ROWS
+    greedy = dataclasses.replace(requests[2], sampling=Sampling(), limits=Limits(5))
+    few = runner.call(compiled.starts[32], *runner.put([greedy], 1, room))
+    before, expected = jax.device_get(_words(state)), jax.device_get(_words(few))
+    after = jax.device_get(_words(runner.on_mesh(compiled.insert, state, np.int32(1), few)))
+    for old, new, one in zip(*map(jax.tree.leaves, (before, after, expected)), strict=True):
+        np.testing.assert_array_equal(new[[0, 2]], old[[0, 2]])
+        np.testing.assert_array_equal(new[1], one[0])
+
+
+def _words(state):
+    """With keys as numbers, which can be compared on the host."""
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": [1] * 40}, "a prompt should have at most 32 tokens, not 40"),
+        ({"limits": Limits(100)}, "max_new_tokens should be at most 64, not 100"),
+        ({"stop_ids": tuple(range(5))}, "stop_ids should be at most 4, not 5"),
+        ({"sampling": Sampling(repetition_penalty=1.5)}, "this way to sample was not prepared"),
+        ({"limits": Limits(9, min_new=2)}, "this way to sample was not prepared"),
+    ],
+)
+def test_a_request_that_asks_for_more_than_there_is_room_for_is_refused(scheduler, requests, change, message):
+    with pytest.raises(BadInput, match=message):
+        scheduler.submit(dataclasses.replace(requests[0], **change))
+    assert scheduler.waiting == 0
+
+
+def test_programs_that_refill_take_plain_arrays(engine):
+    assert "Target" not in str(engine.runner.refilled(ROWS, _room(engine)).run.in_tree)
+    assert isinstance(engine.runner.refilled(ROWS, _room(engine)), programs.Refilled)
+
+
+def _room(engine) -> Room:
+    return room_for(requests_of(engine), engine.runner.context, engine.proposer.round.length)

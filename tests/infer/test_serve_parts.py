@@ -1,0 +1,333 @@
+"""The parts of the server that need no device: the guard, the worker's bounds and its end, texts, options."""
+
+import asyncio
+import hmac
+import importlib.util
+import json
+import queue
+import types
+
+import pytest
+import transformers
+
+from infer.serve import __main__ as command
+from infer.serve import guard, session
+from infer.serve.growth import Growth
+from infer.serve.guard import Guard
+from infer.serve.meters import Meters
+from infer.serve.refusal import Refusal
+from infer.serve.routes import House, make_app
+from infer.serve.vocabulary import TokenTexts
+from infer.serve.worker import Job, Worker
+from infer.stopping import Stopper, Stops, Watched
+from redrafter_jax.decode.batch import Request
+from redrafter_jax.decode.reply import Reply
+from redrafter_jax.decode.request import Limits, Sampling
+from redrafter_jax.decode.scheduler import Event
+from redrafter_jax.errors import BadInput
+from tests.serving import call, wait_until
+from tests.texts import byte_tokenizer
+
+REQUEST = Request([1, 2], Sampling(), Limits(8), 0, ())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(503), eos_token="<end>")
+
+
+def reply_of(ids, reason="length") -> Reply:
+    return Reply(
+        list(ids), [False] * len(ids), reason, max(0, len(ids) - 1), [max(0, len(ids) - 1), 0], 0.1, 0, scored=[0] * len(ids)
+    )
+
+
+class Steps:
+    """A scheduler of one row, each of whose steps gives a token to the request in it, or raises what is in ``errors``."""
+
+    rows, round_seconds = 1, 0.001
+
+    def __init__(self, tokens=(65, 66, 67), errors=()):
+        self.tokens, self.errors, self.queue, self.count, self.resets, self.tickets = tokens, list(errors), [], 0, 0, 0
+        self.may_go = queue.Queue()
+
+    running = property(lambda self: int(bool(self.queue)))
+    waiting = property(lambda self: max(0, len(self.queue) - 1))
+
+    def submit(self, request):
+        self.queue.append(self.tickets)
+        self.tickets += 1
+        return self.tickets - 1
+
+    def cancel(self, ticket):
+        self.count = 0 if self.queue[:1] == [ticket] else self.count
+        self.queue.remove(ticket)
+
+    def reset(self):
+        self.resets += 1
+        self.queue.clear()
+        self.count = 0
+
+    def step(self, rounds, watch, seconds):
+        if not self.queue:
+            return []
+        self.may_go.get(timeout=60)
+        if self.errors:
+            raise self.errors.pop()
+        self.count += 1
+        event = Event(self.queue[0], reply_of(self.tokens[: self.count]), self.count == len(self.tokens))
+        is_ended = event.ticket in watch([event]) and not event.done
+        if event.done or is_ended:
+            self.queue.pop(0)
+            self.count = 0
+        return [Event(event.ticket, event.reply, event.done or is_ended)]
+
+
+@pytest.fixture
+def started():
+    made = []
+
+    def start(steps: Steps, waiting: int = 2) -> Worker:
+        made.append((Worker(steps, 0.05, waiting, Meters("m", 100)), steps))
+        made[-1][0].start()
+        return made[-1][0]
+
+    yield start
+    for worker, steps in made:
+        for _ in range(100):
+            steps.may_go.put(None)
+        worker.stop()
+        assert not worker.is_well
+
+
+def job(said: list, streams=False, watched=None) -> Job:
+    return Job(REQUEST, watched, streams, lambda *what: said.append(what))
+
+
+def test_who_streams_is_told_at_every_look_and_others_at_the_end(started):
+    steps, stream, whole = Steps(), [], []
+    worker = started(steps)
+    worker.submit([job(stream, streams=True), job(whole)])
+    for _ in range(6):
+        steps.may_go.put(None)
+    wait_until(lambda: whole)
+    assert [(reply.token_ids, done) for reply, done, _ in stream] == [([65], False), ([65, 66], False), ([65, 66, 67], True)]
+    assert [(reply.token_ids, done) for reply, done, _ in whole] == [([65, 66, 67], True)]
+
+
+def test_requests_beyond_the_queue_are_refused_all_or_none_and_a_cancelled_one_makes_room(started):
+    steps, said = Steps(), []
+    worker = started(steps, waiting=2)
+    jobs = [job(said) for _ in range(3)]
+    worker.submit(jobs)
+    wait_until(lambda: steps.tickets == 3)
+    with pytest.raises(Refusal) as refused:
+        worker.submit([job(said)])
+    assert (refused.value.status, refused.value.retry_after) == (429, 1) and "2 requests wait" in refused.value.message
+    worker.cancel(jobs[:1])
+    worker.submit([job(said)])
+    with pytest.raises(Refusal):
+        worker.submit([job(said)])
+    for _ in range(30):
+        steps.may_go.put(None)
+    wait_until(lambda: len(said) == 3)
+    worker.cancel(jobs)  # complete already
+    worker.submit([job(said)])
+    wait_until(lambda: len(said) == 4)
+    assert worker.is_well and steps.resets == 0
+
+
+def test_a_device_that_fails_ends_requests_with_an_error_and_the_next_ones_are_served(started):
+    steps, said, ended = Steps(errors=[RuntimeError("INTERNAL: boom")]), [], []
+    worker = started(steps)
+    worker.on_end = lambda: ended.append(True)
+    for _ in range(4):
+        steps.may_go.put(None)
+    worker.submit([job(said), job(said)])
+    wait_until(lambda: len(said) == 2)
+    assert {(reply, done, why.status, why.code) for reply, done, why in said} == {(None, True, 500, "device_failure")}
+    worker.submit([job(said)])
+    wait_until(lambda: len(said) == 3)
+    assert said[2][0].token_ids == [65, 66, 67] and steps.resets == 1 and not ended and worker.is_well
+
+
+def test_a_device_that_fails_again_ends_the_server_and_no_request_hangs(started):
+    steps, said, ended = Steps(errors=[RuntimeError("a"), RuntimeError("b")]), [], []
+    worker = started(steps)
+    worker.on_end = lambda: ended.append(True)
+    for count in (1, 2):
+        steps.may_go.put(None)
+        wait_until(lambda: steps.resets == len(said))
+        worker.submit([job(said)])
+        wait_until(lambda count=count: len(said) == count)
+    wait_until(lambda: ended)
+    assert steps.resets == 1 and [why.status for _, _, why in said] == [500, 500]
+    wait_until(lambda: not worker.is_well)
+    with pytest.raises(Refusal) as refused:
+        worker.submit([job(said)])
+    assert refused.value.status == 503
+
+
+def test_a_worker_that_is_stopped_ends_requests_with_an_error(started):
+    steps, said = Steps(), []
+    worker = started(steps)
+    worker.submit([job(said), job(said)])
+    steps.may_go.put(None)
+    wait_until(lambda: steps.tickets == 2)
+    steps.may_go.put(None)
+    worker.stop()
+    assert [why.status for _, _, why in said] == [503, 503]
+
+
+def test_a_stop_string_ends_a_job_at_its_token(started, tokenizer):
+    ids = tokenizer("abcde")["input_ids"]
+    steps, said = Steps(tokens=ids), []
+    worker = started(steps)
+    worker.submit([job(said, watched=Watched(Stopper(tokenizer, Stops(("cd",))).text([])))])
+    for _ in range(5):
+        steps.may_go.put(None)
+    wait_until(lambda: said)
+    (reply, done, why), *more = said
+    assert (reply.token_ids, reply.finish_reason, reply.stop_reason, done, why) == (ids[:4], "stop", "cd", True, None) and not more
+
+
+@pytest.mark.parametrize("stops", [(), ("🙂k",)], ids=["plain", "stops"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_characters_of_several_tokens_arrive_whole_however_a_reply_grows(tokenizer, size, stops):
+    said = "né日本🙂 ok"
+    ids = tokenizer(said)["input_ids"]
+    growth = Growth(Stopper(tokenizer, Stops(stops)), REQUEST, "echo ")
+    deltas = [growth.grow(reply_of(ids[:count]), False) for count in range(0, len(ids), size)]
+    deltas.append(growth.grow(reply_of(ids), True))
+    assert "".join(delta.text for delta in deltas) == "echo " + said
+    assert not any("\ufffd" in piece for delta in deltas for piece in delta.pieces)
+    offsets = [delta.offset for delta in deltas]
+    assert offsets == [sum(len(delta.text) for delta in deltas[:number]) for number in range(len(deltas))]
+    assert all(len(delta.pieces) == max(1, len(delta.reply.token_ids) - delta.first) for delta in deltas)
+
+
+def test_what_may_begin_a_stop_string_is_kept_back_and_nothing_comes_behind_one(tokenizer):
+    ids = tokenizer("ab<stop>cd")["input_ids"]
+    growth = Growth(Stopper(tokenizer, Stops(("<stop>",))), REQUEST, "")
+    assert [growth.grow(reply_of(ids[: count + 1]), False).text for count in range(7)] == ["a", "b", *[""] * 5]
+    assert growth.grow(reply_of(ids[:8], "stop"), True).text == ""
+
+
+def test_tokens_alone_have_their_bytes(tokenizer):
+    tokens = TokenTexts(tokenizer)
+    ids = tokenizer("é ")["input_ids"]
+    assert [tokens.bytes_of(token) for token in ids] == [b"\xc3", b"\xa9", b" "]
+    assert [tokens.text_of(token) for token in (*ids, 256, 300)] == ["bytes:\\xc3", "bytes:\\xa9", " ", "<end>", "w300"]
+
+
+@pytest.fixture
+def app(tokenizer):
+    def make(**more):
+        orders, worker = types.SimpleNamespace(name="golden"), types.SimpleNamespace(is_well=True)
+        return make_app(House(orders, worker, Meters("golden", 100), tokenizer, 96, **more))
+
+    return make
+
+
+def test_a_key_is_needed_for_v1_alone_is_compared_in_constant_time_and_is_shown_nowhere(app, monkeypatch, caplog, capsys):
+    compared = []
+    real = hmac.compare_digest
+    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append(b) or real(a, b))
+    made = app(keys=(b"first-key", b"other-key"))
+    for header in ((), [(b"authorization", b"Bearer wrong")], [(b"authorization", b"Basic first-key")]):
+        status, headers, body = call(made, headers=header)
+        error = json.loads(body)["error"]
+        assert (status, error["code"], headers["www-authenticate"]) == (401, "invalid_api_key", "Bearer")
+    for key in (b"first-key", b"other-key"):
+        assert call(made, headers=[(b"authorization", b"Bearer " + key)])[0] == 200
+    assert compared == [b"first-key", b"other-key"] * 5
+    assert [call(made, path)[0] for path in ("/health", "/metrics", "/version", "/")] == [200] * 4
+    assert "first-key" not in caplog.text + "".join(capsys.readouterr())
+    assert "first-key" not in repr(House(None, None, None, None, 1, keys=(b"first-key",)))
+
+
+def test_no_origin_is_let_in_but_those_that_are_named(app):
+    origin = [(b"origin", b"http://here:3000")]
+    assert "access-control-allow-origin" not in call(app(), "/version", headers=origin)[1]
+    named = app(origins=("http://here:3000",), keys=(b"k",))
+    assert call(named, "/version", headers=origin)[1]["access-control-allow-origin"] == "http://here:3000"
+    assert "access-control-allow-origin" not in call(named, "/version", headers=[(b"origin", b"http://there")])[1]
+    preflight = [*origin, (b"access-control-request-method", b"POST")]
+    assert call(named, "/v1/completions", "OPTIONS", preflight)[0] == 200
+    assert call(named, headers=origin)[1]["access-control-allow-origin"] == "http://here:3000"  # with its 401
+
+
+def test_a_body_is_bounded_also_where_its_length_is_not_said(app, monkeypatch):
+    parts = [{"type": "http.request", "body": b"x" * 600, "more_body": True}] * 2
+    made = app(most_bytes=1000)
+    assert call(made, "/v1/completions", "POST", messages=parts)[0] == 413
+    assert call(made, "/v1/completions", "POST", [(b"content-length", b"1001")], [])[0] == 413
+    assert call(made, "/v1/completions", "POST", [(b"content-length", b"x")], [])[0] == 413
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    assert call(made, "/v1/completions", "POST", messages=parts[:1])[0] == 408
+
+
+def test_a_client_that_goes_away_before_its_body_is_there_reaches_nothing():
+    reached, sent = [], []
+
+    async def inner(*_):
+        reached.append(True)
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Guard(inner, (), 10)({"type": "http", "path": "/", "method": "POST", "headers": []}, receive, send))
+    assert not reached and not sent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "70000"], "--port should be from 0 to 65535, not 70000"),
+        (["--batch-size", "0"], "--batch-size should be from 1"),
+        (["--look-ms", "0"], "--look-ms should be from 1.0"),
+        (["--max-queue", "-1"], "--max-queue should be from 0"),
+        (["--max-prompt-tokens", "0"], "--max-prompt-tokens should be from 1"),
+        (["--target", "x"], "--drafter is missing"),
+        (["--drafter", "lookup", "--beam-width", "2"], "--beam-width is for the search of a head"),
+        (["--settings", "x", "--beam-width", "2"], "--settings chooses how a head drafts"),
+        (["--api-key-file", "/nowhere/keys"], "--api-key-file: /nowhere/keys cannot be read"),
+        (["--host", "nowhere.invalid"], "--host nowhere.invalid --port 8000 cannot be listened on"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(arguments, said, capsys):
+    assert command.main([*arguments, "--cache-dir", "/tmp/none-such-cache"] if "--host" in arguments else arguments) == 2
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("error: ") and said in err
+
+
+@pytest.mark.parametrize("missing", [["fastapi"], ["uvicorn", "openai"]])
+def test_missing_packages_are_one_sentence_that_says_what_to_install(missing, monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else real(name))
+    assert command.main([]) == 2
+    err = capsys.readouterr().err
+    assert (
+        err == f"error: infer.serve needs {' and '.join(missing)}; pip install -r requirements-serve.txt, or redrafter-jax[serve]\n"
+    )
+
+
+def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    checks = command.checks
+    (tmp_path / "keys").write_text("one\n\n two \n")
+    assert checks.read_keys(tmp_path / "keys") == [b"one", b"two"] and checks.read_keys(None) == []
+    monkeypatch.setenv("REDRAFTER_API_KEY", "three")
+    assert checks.read_keys(None) == [b"three"]
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(BadInput, match="has no key"):
+        checks.read_keys(tmp_path / "keys")
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded():
+    with session.bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        with pytest.raises(BadInput, match="--port .* cannot be listened on"):
+            session.bind("127.0.0.1", taken.getsockname()[1])

@@ -1,0 +1,108 @@
+"""The command in a process of its own: ready, drained, killed, started again."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.support import MODELS
+from tests.texts import with_tokenizer
+
+HEAD = ("--drafter", str(MODELS / "drafter_mha_rnn"), "--beam-width", "2", "--beam-length", "2")
+READY_SECONDS = 300
+
+
+class Process:
+    """A server of the golden pair; its standard error is read to its end."""
+
+    def __init__(self, folder, cache, *more: str):
+        sizes = ["--batch-size", "2", "--max-length", "512", "--max-prompt-tokens", "32", "--mesh", "1", "1", "--look-ms", "5"]
+        where = ["--model-name", "golden", "--port", "0", "--cache-dir", str(cache)]
+        command = [sys.executable, "-m", "infer.serve", "--target", str(folder), *sizes, *where, *more]
+        self.ended = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "REDRAFTER_API_KEY": ""})
+        self.lines: list[str] = []
+        self._is_ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.ended.stderr:
+            self.lines.append(line)
+            if line.startswith("ready after"):
+                self._is_ready.set()
+        self._is_ready.set()
+
+    @property
+    def url(self) -> str:
+        assert self._is_ready.wait(READY_SECONDS)
+        return re.search(r"on (http://\S+) ", "".join(self.lines)).group(1)
+
+    def stream(self, tokens: int):
+        """An open stream of a reply."""
+        body = {"prompt": "a", "max_tokens": tokens, "stream": True, "ignore_eos": True, "seed": 5}
+        request = urllib.request.Request(
+            f"{self.url}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        return urllib.request.urlopen(request, timeout=120)
+
+    def wait(self) -> int:
+        code = self.ended.wait(120)
+        self._reader.join(60)
+        return code
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return with_tokenizer(tmp_path_factory.mktemp("models") / "target", template=True)
+
+
+def test_sigterm_drains(target, cache):
+    process = Process(target, cache, "--decoding", "autoregressive")
+    with process.stream(400) as stream:
+        assert stream.readline().startswith(b"data: {")
+        process.ended.send_signal(signal.SIGTERM)
+        rest = stream.read()
+    assert rest.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"length"' in rest
+    assert process.wait() == 0, process.lines
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(process.url + "/health", timeout=10)
+
+
+@pytest.mark.slow
+def test_the_second_start_compiles_nothing_and_ctrl_c_ends_it(target, cache):
+    before = None
+    for _ in range(2):
+        process = Process(target, cache, *HEAD)
+        with process.stream(3) as stream:
+            assert stream.read().endswith(b"data: [DONE]\n\n")
+        kept = {path.name for path in cache.glob("*-cache")}
+        process.ended.send_signal(signal.SIGINT)
+        assert process.wait() == 130 and not [line for line in process.lines if "Traceback" in line]
+        assert kept and before in (None, kept)
+        before = kept
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_gives_its_clients_an_error_and_can_be_started_again(target, cache):
+    process = Process(target, cache, *HEAD)
+    with process.stream(400) as stream:
+        stream.readline()
+        process.ended.kill()
+        rest = b""
+        try:
+            rest = stream.read()
+        except (ConnectionError, OSError, ValueError) as error:
+            rest = str(error).encode()
+    assert b"[DONE]" not in rest and process.wait() == -signal.SIGKILL
+    again = Process(target, cache, *HEAD, "--drain-seconds", "1")
+    with again.stream(3) as stream:
+        assert stream.read().endswith(b"data: [DONE]\n\n")
+    again.ended.terminate()
+    assert again.wait() == 0

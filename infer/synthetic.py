@@ -29,7 +29,8 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     quiet = BLOCK_SCALE / config.num_hidden_layers**0.5
     for block in target.blocks:
         for out in (block.o, block.down):
-            out.weight[...] = out.weight[...] * quiet
+            factor = getattr(out.weight, "scale", out.weight)  # of a quantised matrix, its scale
+            factor[...] = factor[...] * quiet
     follows = jnp.roll(jax.sharding.reshard(target.embedding[...], P(None, None)), SUCCESSOR_STRIDE, axis=0)
     target.lm_head[...] = jax.sharding.reshard(follows.T / root, P(None, "model")).astype(dtype)
     return target

@@ -75,7 +75,8 @@ def main(options: Options) -> None:
     card.check_own(options.output, configuration, "--output")
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
-    target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
+    weight_format = configuration.get("weights")
+    target_config = config.target_config(config.read_json(options.target, "--target"), "--target", weight_format)
     is_comparable = fingerprint.is_current(configuration.get("target"))
     if is_comparable and configuration["target"] != fingerprint.fingerprint(options.target):
         raise BadInput(
@@ -108,7 +109,7 @@ def main(options: Options) -> None:
         whose = merged.write(found["adapter"], options.target, name.name, step, *places) or "not written with it, see --merged"
     card.write(
         evaluation.with_tree(found["head"], last),
-        weights.load_target(options.target, what="--target") if options.whole else None,
+        weights.load_target(options.target, what="--target", weights=weight_format) if options.whole else None,
         options.output,
         card.compose(name, configuration, last, step, whose),
     )

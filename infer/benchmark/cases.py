@@ -71,7 +71,7 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     head = files.drafter
     if head is None and files.head is not None:
         head = str(pair.embedded(HEADS[files.head]))
-    found = pair.find(files.target, head, files.has_head, task.dtype)
+    found = pair.find(files.target, head, files.has_head, task.dtype, task.weight_format)
     if isinstance(found.drafter_config, TargetConfig):
         other = f"python -m infer.evaluate --method small:{head} measures how it drafts"
         raise BadInput(f"--drafter: {head} is a model, and infer.benchmark times the stages of a head; {other}")
@@ -106,6 +106,7 @@ def at_shape(task: BenchmarkTask, asked: Random) -> BenchmarkPair:
     if asked.layers is not None and asked.layers != config.num_hidden_layers:
         config = dataclasses.replace(config, num_hidden_layers=asked.layers)
         name += f" with {asked.layers} layers only"
+    config = dataclasses.replace(config, weight_format=task.weight_format)
     if asked.prompt_length + new > config.max_position_embeddings:
         raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
     if not 0 <= asked.head_vocab <= config.vocab_size:
@@ -157,7 +158,8 @@ def _smaller(
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}
     most = next((layers for layers, load in fewer.items() if memory.shortage(load, mesh) is None), 1)
     halved = _load(config, head, dataclasses.replace(task, dtype="bfloat16"), asked.prompt_length)
-    return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved}
+    quantised = _load(dataclasses.replace(config, weight_format="int8"), head, task, asked.prompt_length)
+    return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved, "--weights int8": quantised}
 
 
 def _batches(ids: list[list[int]], batch: int) -> list[list[list[int]]]:

@@ -49,6 +49,8 @@ def check(options) -> None:
         raise BadInput("--with lookup needs real prompts and a target that reads them; leave out --shape")
     if options.shape is not None and options.against_transformers:
         raise BadInput("--against-transformers needs weights on disk; leave out --shape")
+    if options.weights in ("int8", "fp8") and options.against_transformers:
+        raise BadInput(f"--against-transformers times the same weights, which it cannot have as --weights {options.weights}")
     if options.target is not None and options.drafter is None:
         raise BadInput("--drafter is missing: name the head for --target")
     if not 1 <= options.tokens_per_step <= 65:

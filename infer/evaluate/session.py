@@ -29,8 +29,8 @@ def run(options, asked: Asked) -> dict:
       BadInput: the target, a method, a suite and the machine do not fit together.
     """
     load = os.getloadavg()[0]
-    dtype = options.dtype or pair.default_dtype(jax.default_backend())
-    entries = entrants.find(options.target, asked.methods, dtype, options.mesh, options.batch_size, options.max_new_tokens)
+    formats = pair.number_formats(options.dtype, options.weights)
+    entries = entrants.find(options.target, asked.methods, formats, options.mesh, options.batch_size, options.max_new_tokens)
     first = entries[0].resolved
     tokenizer = text.load_tokenizer(first.target)
     terms = _terms(options, asked, entries, tokenizer)
@@ -53,14 +53,15 @@ def run(options, asked: Asked) -> dict:
         "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `checks.check_output`
         "device": f"{jax.devices()[0].device_kind}, mesh {first.mesh[0]} x {first.mesh[1]}, jax {jax.__version__}",
         "load_average": round(load, 2),
-        "dtype": dtype,
+        "dtype": first.dtype,
+        "weights": first.target_config.weight_format,
         "target": options.target or "the embedded target",
         "target_parameters": placement.parameters_of(field[0].engine.target),
-        "target_bytes": placement.bytes_of_target(first.target_config, dtype),
+        "target_bytes": placement.bytes_of_target(first.target_config, first.dtype),
         "max_new_tokens": options.max_new_tokens,
         "batch_size": options.batch_size,
         "seed": options.seed,
-    } | results.of(heats, field, plain, dtype)
+    } | results.of(heats, field, plain, first.numbers)
     return result if stream is None else result | {"along_text": _along(stream, options.contexts, field)}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+from infer.options import Weights
 from infer.settings import SettingsFile
 from infer.stopping import Stops
 from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
@@ -13,13 +14,14 @@ from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 @dataclasses.dataclass(frozen=True)
 class Models:
     """A pair by folders or hub names (None: the embedded one), its number format and mesh (None: what suits the devices);
-    ``has_head``: a head drafts, perhaps with a lookup beside it."""
+    ``has_head``: a head drafts, perhaps with a lookup beside it; ``weights``: how the target's matrices are stored."""
 
     target: str | None = None
     drafter: str | None = None
     has_head: bool = True
     dtype: Literal["float32", "bfloat16"] | None = None
     mesh: tuple[int, int] | None = None
+    weights: Weights | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,8 +69,6 @@ def config(fields: dict[str, Any], what: str) -> TargetConfig:
 
 
 def _refuse_what_this_is_not(fields: dict[str, Any], what: str) -> None:
-    if fields.get("quantization_config"):
-        raise BadInput(f"{what}: quantised weights (quantization_config) are not supported; take the float checkpoint")
     for key in ("sliding_window", "num_local_experts", "num_experts", "layer_types"):
         value = fields.get(key)
         if value and not (key == "layer_types" and isinstance(value, list) and all(kind == "full_attention" for kind in value)):
@@ -82,6 +80,6 @@ def _refuse_what_this_is_not(fields: dict[str, Any], what: str) -> None:
 
 def fields_of(config: TargetConfig) -> dict[str, Any]:
     """The inverse of `config`: the config.json of such a target, in the classic layout."""
-    shapes = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "rope"}
+    shapes = {name: getattr(config, name) for name in config.__dataclass_fields__ if name not in ("rope", "weight_format")}
     names = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
     return shapes | names | rope.fields_of(config.rope)

@@ -8,7 +8,8 @@ import json
 import pathlib
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,15 @@ import safetensors.numpy
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.atomic import replacing
-from redrafter_jax.files.weight_files import Stored
+from redrafter_jax.files.quantisation import PER_PACK, Packed
+from redrafter_jax.files.weight_files import Float8, Stored
 
 KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.[kv]\.")  # leaves whose rows are those of key-value heads
 NOTHING = re.compile(r"(?!)")
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
+KINDS = {"float8_e4m3fn": Float8}  # how a leaf in a format is read, where that is not as usual
+STORED = {("int8", Stored): "I8", ("int8", Packed): "I32", ("float8_e4m3fn", Float8): "F8_E4M3"}
+FLOAT_DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # that JAX has
 
 
 def write(
@@ -62,13 +67,24 @@ def leaves(module) -> Iterator[tuple[str, jax.Array]]:
 
 
 def fill(
-    abstract, name_of: Callable[[str], tuple[str, bool]], files, folder: pathlib.Path, what: str, ignored=NOTHING, repeated=(1, 1)
+    abstract,
+    name_of: Callable[[str], tuple[str, bool]],
+    files: Mapping[str, pathlib.Path],
+    folder: pathlib.Path,
+    what: str,
+    ignored: re.Pattern = NOTHING,
+    repeated: tuple[int, int] = (1, 1),
+    made: Mapping[str, Callable[[jax.Array], Any]] = {},
+    into: Any = None,
 ):
     """A model with these leaves from the tensors of a folder.
 
     Args:
       ignored: names of tensors that need no place.
       repeated: how often each key-value head is wanted, and its width.
+      made: for leaves with these paths, what is made of the tensor in its file's number format, as soon as it is placed; the
+        leaves of that come in the place of the leaf.
+      into: a tree of the model's structure, where ``made`` changes that of ``abstract``.
     """
     wanted = {path: name_of(path) for path, _ in leaves(abstract)}
     names = {name for name, _ in wanted.values()}
@@ -82,24 +98,38 @@ def fill(
     for path, leaf in leaves(abstract):
         name, transposed = wanted[path]
         copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
+        kind, is_scale = KINDS.get(leaf.dtype.name, Stored), path.endswith(".scale")
         with safetensors.safe_open(files[name], framework="numpy") as opened:
-            _check(opened.get_slice(name), name, leaf, transposed, copies, folder, what)
-        stored.append(Stored(files[name], name, transposed, copies, width, what))
-    placed = [_place(leaf, each) for (_, leaf), each in zip(leaves(abstract), stored, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(abstract), placed)
+            tensor = opened.get_slice(name)
+            kind = Packed if kind is Stored and name.endswith("_packed") else kind
+            _check(tensor, name, leaf, kind, transposed, copies, is_scale, folder, what)
+            like = _like(leaf, tensor) if path in made else leaf
+        stored.append((path, like, kind(files[name], name, transposed, copies, width, what, is_scale)))
+    placed = (made.get(path, lambda leaf: leaf)(_place(like, each)) for path, like, each in stored)
+    found = [leaf for each in placed for leaf in jax.block_until_ready(jax.tree.leaves(each))]
+    return jax.tree.unflatten(jax.tree.structure(abstract if into is None else into), found)
 
 
-def _check(tensor, name: str, like, transposed: bool, copies: int, folder: pathlib.Path, what: str) -> None:
+def _like(leaf, tensor) -> jax.ShapeDtypeStruct:
+    """The leaf in the number format of its file."""
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(FLOAT_DTYPES[tensor.get_dtype()]), sharding=leaf.sharding)
+
+
+def _check(tensor, name: str, like, kind, transposed: bool, copies: int, is_scale: bool, folder: pathlib.Path, what: str) -> None:
     first, *rest = like.shape[::-1] if transposed else like.shape
-    shape = (first // copies, *rest)
-    if tuple(tensor.get_shape()) != shape:
-        found = list(tensor.get_shape())
-        raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {list(shape)}")
-    if jnp.issubdtype(like.dtype, jnp.integer):
-        if tensor.get_dtype() not in INTEGERS:
-            raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; it should hold whole numbers")
-    elif tensor.get_dtype() not in FLOATS:
-        raise BadInput(f"{what}: {name} in {folder} is {tensor.get_dtype()}; only floating-point weights are supported")
+    shape = [first // copies, *rest]
+    shape = [shape[0], -(-shape[1] // PER_PACK)] if kind is Packed else [*shape, 1] if is_scale else shape
+    found, number_format = list(tensor.get_shape()), tensor.get_dtype()
+    if found != shape and not (is_scale and found == shape[:1]):
+        raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {shape}")
+    wanted = STORED.get((like.dtype.name, kind))
+    if wanted is not None and number_format != wanted:
+        raise BadInput(f"{what}: {name} in {folder} is {number_format}; its config.json asks for {wanted}")
+    if wanted is None and jnp.issubdtype(like.dtype, jnp.integer):
+        if number_format not in INTEGERS:
+            raise BadInput(f"{what}: {name} in {folder} is {number_format}; it should hold whole numbers")
+    elif wanted is None and number_format not in FLOATS:
+        raise BadInput(f"{what}: {name} in {folder} is {number_format}; only floating-point weights are supported")
 
 
 def _place(like, stored: Stored) -> jax.Array:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 
-import ml_dtypes  # noqa: F401  (names bfloat16 for NumPy)
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -100,7 +100,7 @@ def conversion(folder: pathlib.Path) -> str:
 class Stored:
     """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many.
 
-    ``what``: the option that names the folder, for errors.
+    ``what``: the option that names the folder, for errors; is_scale: of a quantised matrix, so that no number is negative.
     """
 
     file: pathlib.Path
@@ -109,6 +109,7 @@ class Stored:
     copies: int
     width: int
     what: str
+    is_scale: bool = False
 
     def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
         """The part ``index`` of a leaf of ours, read a few rows at a time.
@@ -125,7 +126,8 @@ class Stored:
         for at in range(first, last, rows):
             end = min(at + rows, last)
             source = at if self.copies == 1 else at // (rows * self.copies) * rows
-            as_stored[at - first : end - first] = self._finite(self._read((source, source + end - at), *columns), dtype)
+            chunk = self._finite(self._read((source, source + end - at), *columns), dtype)
+            as_stored[at - first : end - first] = chunk.reshape(end - at, *as_stored.shape[1:])  # a file has scales as [out, 1]
         return part
 
     def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
@@ -137,12 +139,28 @@ class Stored:
         """The chunk in ``dtype``."""
         with np.errstate(over="ignore", invalid="ignore"):
             cast = chunk.astype(dtype, copy=False)
+        if self.is_scale and cast.size and cast.min() < 0:
+            least = float(cast.min())
+            raise BadInput(f"{self.what}: {self.name} in {self.file} holds the scale {least:g}; scales are not negative")
         if is_finite(cast):
             return cast
         first = np.flatnonzero(~np.isfinite(cast.astype(np.float64)))[0]
         value = float(chunk.ravel()[first])
         why = f"{value:g} is too large for {np.dtype(dtype)}" if np.isfinite(value) else f"the first is {value:g}"
         raise BadInput(f"{self.what}: {self.name} in {self.file} holds NaN or Inf ({why})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Float8(Stored):
+    """A tensor in float8_e4m3fn, which safetensors cannot read into NumPy: its bytes are, where the header says that they are."""
+
+    def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
+        with open(self.file, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))[self.name]
+        at = 8 + length + header["data_offsets"][0]
+        mapped = np.memmap(self.file, ml_dtypes.float8_e4m3fn, "r", at, tuple(header["shape"]))
+        return np.array(mapped[tuple(slice(*each) for each in ranges)])
 
 
 def is_finite(values: np.ndarray) -> bool:

@@ -1,17 +1,23 @@
 """Weights on disk: Hugging Face safetensors -> Target, Apple's drafter folder <-> Drafter (`tensors.py` moves the bytes)."""
 
+import dataclasses
+import functools
 import pathlib
+import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from redrafter_jax import families
 from redrafter_jax.devices import mesh, placement, processes
+from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config as configs
-from redrafter_jax.files import tensors
+from redrafter_jax.files import quantisation, tensors
 from redrafter_jax.files.weight_files import files_of_tensors
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
+from redrafter_jax.model.quantised import Quantised, quantise
 from redrafter_jax.model.target import Target, TargetConfig
 
 FORMAT_VERSION = "4.46.3"  # the transformers release whose layout Apple's drafter config.json follows
@@ -26,13 +32,21 @@ _DRAFTER_NAMES = [
 
 
 @mesh.current_or_single()
-def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = "target", spread: bool = False) -> Target:
+def load_target(
+    folder: pathlib.Path | str,
+    dtype: str = "float32",
+    what: str = "target",
+    spread: bool = False,
+    weights: str | None = None,
+) -> Target:
     """A target from a Hugging Face folder (single or sharded safetensors), placed on the current mesh (one device, where
     no mesh is set). Where ``model`` has more shards than there are key-value heads, these are repeated, in the weights and in
     the config.
 
     Args:
       spread: split the weights over ``data`` too; they are gathered as they are used.
+      weights: a format of `quantised.FORMATS`, which the matrices of the layers are quantised to as they are read, one after the
+        other; embedding, norms and LM head stay in ``dtype``. None: as the folder has them.
 
     Raises:
       BadInput: a file is missing or broken, the config is not Llama-like, tensors are missing, extra or misshapen, or
@@ -40,17 +54,41 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
     """
     folder = pathlib.Path(folder)
     fields = configs.read_json(folder, what)
-    config, family = configs.target_config(fields, what), families.of(fields["model_type"], what)
+    config, family = configs.target_config(fields, what, weights), families.of(fields["model_type"], what)
     fitted = placement.repeat_kv_heads(config, jax.sharding.get_abstract_mesh().shape["model"])
-    copies = fitted.num_key_value_heads // config.num_key_value_heads
-    abstract = jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), fitted, jnp.dtype(dtype)), spread))
+    repeated = fitted.num_key_value_heads // config.num_key_value_heads, config.head_dim
+    abstract = _abstract(fitted, dtype, spread)
     files = files_of_tensors(folder, what)
     stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
 
     def name_of(path: str) -> tuple[str, bool]:
         return tensors.rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", family.NAMES)
 
-    return tensors.fill(abstract, name_of, files, folder, what, family.IGNORED, (copies, config.head_dim))
+    places, compression = (files, folder, what), quantisation.read(fields, what)
+    if compression is not None:
+        ignored = re.compile(f"{family.IGNORED.pattern}|{quantisation.IGNORED.pattern}")
+        compression.check_complete((path for path, _ in tensors.leaves(abstract)), name_of, files, f"{what}: {folder}")
+        return tensors.fill(abstract, functools.partial(compression.name_of, rename=name_of), *places, ignored, repeated)
+    if config.weight_format is None:
+        return tensors.fill(abstract, name_of, *places, family.IGNORED, repeated)
+    made = _quantisers(abstract, config.weight_format)
+    floats = _abstract(dataclasses.replace(fitted, weight_format=None), dtype, spread)
+    return tensors.fill(floats, name_of, *places, family.IGNORED, repeated, made, abstract)
+
+
+def _abstract(config: TargetConfig, dtype: str, spread: bool) -> Target:
+    return jax.eval_shape(lambda: mesh.spread(Target(jax.random.key(0), config, jnp.dtype(dtype)), spread))
+
+
+def _quantisers(abstract: Target, weight_format: str) -> dict[str, Callable[[jax.Array], Quantised]]:
+    """What makes each quantised matrix of a target from the float one, by the path of that one."""
+
+    def quantise_as(scale, weight: jax.Array) -> Quantised:
+        found = quantise(weight, weight_format)
+        return Quantised(found.values[...], jax.sharding.reshard(found.scale[...], scale.sharding.spec))
+
+    scales = {path.removesuffix(".scale"): leaf for path, leaf in tensors.leaves(abstract) if path.endswith(".scale")}
+    return {path: functools.partial(quantise_as, leaf) for path, leaf in scales.items()}
 
 
 @mesh.current_or_single()
@@ -96,8 +134,14 @@ def save_drafter(drafter: Drafter, folder: pathlib.Path | str, target: Target | 
 
 
 def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> None:
-    """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens)."""
+    """Writes a target as a Hugging Face folder in the classic layout; ``extra`` goes into config.json (special tokens).
+
+    Raises:
+      BadInput: it is quantised; the float one can be written, and quantised as it is read.
+    """
     config: TargetConfig = target.config
+    if config.weight_format is not None:
+        raise BadInput(f"a target with {config.weight_format} weights is not written; write the float one, and load it so")
     family = families.llama  # of the targets that are made here
     arrays = {tensors.rename(path, family.NAMES): leaf for path, leaf in tensors.leaves(target)}
     if config.tie_word_embeddings:

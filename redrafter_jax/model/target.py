@@ -16,7 +16,8 @@ from redrafter_jax.model import attention, cache, layers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """The shapes of a target, under the names of a Hugging Face Llama ``config.json`` where it has one."""
+    """The shapes of a target, under the names of a Hugging Face Llama ``config.json`` where it has one; and the format of its
+    matrices, where that is not the one that is computed in."""
 
     vocab_size: int
     hidden_size: int
@@ -31,6 +32,7 @@ class TargetConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     max_position_embeddings: int = 2048
+    weight_format: str | None = None  # of the matrices of the layers, where it is one of `quantised.FORMATS`
 
     @property
     def draft_vocab(self) -> int:
@@ -117,7 +119,10 @@ class Target(nnx.Module):
         V, D = config.vocab_size, config.hidden_size
         self.config = config
         self.embedding = layers.param(keys[0], (V, D), layers.COLUMNS, dtype, scale=D**-0.5)
-        self.blocks = nnx.List([Block(k, config, dtype) for k in keys[2:]])
+        blocks = (Block(k, config, dtype) for k in keys[2:])
+        if config.weight_format is not None:
+            blocks = (layers.quantise_matrices(block, config.weight_format) for block in blocks)
+        self.blocks = nnx.List(list(blocks))
         self.norm = layers.ones((D,), dtype)
         self.lm_head = layers.param(keys[1], (D, V), layers.COLUMNS, dtype)
 

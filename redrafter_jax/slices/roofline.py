@@ -54,11 +54,13 @@ def verify(setting: Setting, nodes: int) -> Work:
     """A pass of the target over N nodes per row; N = 1 is an autoregressive step."""
     config = setting.config
     shapes, layers = placement.abstract_target(config), config.num_hidden_layers
-    weights = (layers * _numbers(shapes.blocks) + _numbers(shapes.lm_head)) / setting.model
+    read = (shapes.blocks,) * layers + (shapes.lm_head,)
+    weights = sum(map(_numbers, read)) / setting.model
+    weight_bytes = sum(_bytes(part, setting.width) for part in read) / setting.model
     tokens = setting.rows * nodes
     scores = tokens * (setting.slots + nodes) * config.num_attention_heads * layers / setting.model
     cache = setting.rows * setting.slots * placement.bytes_of_token(config, "int8") / setting.model
-    return Work(2 * tokens * weights + 4 * scores * config.head_dim, setting.width * (weights + cache))
+    return Work(2 * tokens * weights + 4 * scores * config.head_dim, weight_bytes + setting.width * cache)
 
 
 def draft(setting: Setting, width: int, length: int, reread: int = 2) -> Work:
@@ -104,3 +106,8 @@ def knee(setting: Setting, chip: Chip) -> float:
 def _numbers(shapes) -> int:
     """How many numbers the matrices among some weights have."""
     return sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2)
+
+
+def _bytes(shapes, width: int) -> int:
+    """The bytes of these matrices: ``width`` for a number, or one where it is quantised."""
+    return sum(leaf.size * min(width, leaf.dtype.itemsize) for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2)

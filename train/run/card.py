@@ -58,6 +58,7 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int,
     table = f"| figure | value |\n|---|---|\n{measured}"
     after = f" after {figures['step']} updates" if shown else ""
     decoded = target.name if merged is None else "MERGED"
+    decoded += f" --weights {compared['weights']}" if "weights" in compared else ""
     title, kind = KINDS[compared.get("method", "recurrent")]
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
@@ -116,7 +117,7 @@ def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
     """The command that trained the head, with the options that decide the weights."""
     preset = options.get("preset")
     usual = dataclasses.asdict(PRESETS[preset]() if preset in PRESETS else Recipe())
-    usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *CARD_OPTIONS)}
+    usual |= {name: getattr(Options(target), name) for name in ("dtype", "weights", "preset", *CARD_OPTIONS)}
     given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA_OPTIONS}
     given |= {name: options[name] for name in ("preset", *CARD_OPTIONS) if name in options}
     given |= {name: compared[name] for name in usual if name in compared and name not in DOES_NOT_CHANGE_WEIGHTS}

@@ -1,5 +1,6 @@
 """A head trains on the states of the quantised target, and its run, its card and its replies say so."""
 
+import inspect
 import json
 import pathlib
 
@@ -33,6 +34,25 @@ def train(target, talk, output, *more) -> int:
     return main.command(["--target", str(target), "--conversations", str(talk), "--output", str(output), *SMALL, *ends, *more])
 
 
+class Loaded(Exception):
+    """Carries how the target was to be loaded."""
+
+
+@pytest.mark.parametrize("command", [main, distill], ids=["train.main", "train.distill"])
+def test_the_target_is_loaded_quantised(command, target, talk, tmp_path, monkeypatch):
+    real = weights.load_target
+
+    def load(*given, **more):
+        raise Loaded(inspect.signature(real).bind(*given, **more).arguments["weights"])
+
+    monkeypatch.setattr(weights, "load_target", load)
+    more = SMALL if command is main else []
+    with pytest.raises(Loaded, match="^int8$"):
+        options = ["--target", target, "--conversations", talk, "--output", tmp_path / "out", "--weights", "int8", *more]
+        command.command(list(map(str, options)))
+
+
+@pytest.mark.slow
 def test_a_head_is_trained_on_the_quantised_targets_states_and_says_so(target, talk, tmp_path, capsys):
     for name, more in (("int8", ["--weights", "int8"]), ("float", [])):
         assert train(target, talk, tmp_path / name, *more) == 0
@@ -49,6 +69,7 @@ def test_a_head_is_trained_on_the_quantised_targets_states_and_says_so(target, t
     assert export.command(list(map(str, given))) == 0
 
 
+@pytest.mark.slow
 def test_replies_are_the_quantised_targets(target, talk, tmp_path, capsys):
     files = ["--target", target, "--conversations", talk, "--output", tmp_path / "own.jsonl", "--max-new-tokens", 6]
     assert distill.command(list(map(str, [*files, "--weights", "int8"]))) == 0
@@ -59,7 +80,7 @@ def test_replies_are_the_quantised_targets(target, talk, tmp_path, capsys):
     assert [line["token_ids"][line["prompt_tokens"] :] for line in lines] == [reply.token_ids for reply in expected]
     capsys.readouterr()
     assert distill.command(list(map(str, files))) == 2
-    assert "weights was int8" in capsys.readouterr().err
+    assert 'weights was "int8" and is null' in capsys.readouterr().err
 
 
 def test_what_quantising_costs_is_measured(target, tmp_path, capsys):

@@ -27,6 +27,7 @@ from redrafter_jax.devices import mesh as meshes
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import adapters, config, heads, hub, weights
 from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.model import quantised
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
@@ -96,6 +97,8 @@ def number_formats(dtype: str | None, weights: str | None, prefix: str = "--") -
       BadInput: they do not go together, or the devices do not have the format.
     """
     dtype, weight_format = weights_beside(dtype, weights, prefix)
+    if weight_format is not None:
+        quantised.check_device(weight_format, f"{prefix}weights")
     return dtype or default_dtype(jax.default_backend()), weight_format
 
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from redrafter_jax.errors import BadInput
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:
@@ -24,6 +26,15 @@ class Format:
 
 
 FORMATS = {"int8": Format(jnp.dtype(jnp.int8), 127.0), "fp8": Format(jnp.dtype(jnp.float8_e4m3fn), 448.0)}
+
+
+def check_device(name: str, what: str = "weights") -> None:
+    """Raises BadInput where the default device cannot compute with values of a format; ``what`` names the option."""
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x.astype(FORMATS[name].dtype).astype(jnp.float32))(jnp.ones(8)))
+    except (jax.errors.JaxRuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        device = jax.devices()[0].device_kind
+        raise BadInput(f"{what} {name}: {device} does not compute with {FORMATS[name].dtype}; take another format") from error
 
 
 class Quantised(nnx.Module):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from redrafter_jax.devices import placement
+from redrafter_jax.errors import BadInput
 from redrafter_jax.files import tensors, weights
 from redrafter_jax.model import attention, layers
-from redrafter_jax.model.quantised import FORMATS, Quantised, quantise, widen
+from redrafter_jax.model.quantised import FORMATS, Quantised, check_device, quantise, widen
 from redrafter_jax.model.target import Target
 from tests.support import MODELS, load_target, put
 
@@ -39,6 +40,19 @@ def test_each_channel_is_scaled_by_its_largest_weight_and_rounded_to_the_nearest
     if name == "int8":
         assert abs(np.asarray(found.values[...], np.int32)).max() == 127
         assert (abs(np.asarray(widen(found)) - matrix.astype(np.float32)) <= 0.501 * np.asarray(found.scale[...])).all()
+
+
+def test_a_device_without_a_format_is_said(monkeypatch):
+    check_device("fp8")
+    real = jax.jit
+
+    def without_float8(function):
+        if real(function).eval_shape(jnp.ones(8)) is not None:
+            raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
+
+    monkeypatch.setattr(jax, "jit", without_float8)
+    with pytest.raises(BadInput, match="^--weights fp8: cpu does not compute with float8_e4m3fn; take another format$"):
+        check_device("fp8", "--weights")
 
 
 def test_a_stack_of_matrices_has_scales_of_its_own_for_each():

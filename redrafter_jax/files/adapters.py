@@ -92,7 +92,8 @@ def tensor_names(source: pathlib.Path, what: str, layers: int) -> dict[str, str]
     fields = configs.read_json(source, what)
     family, stored = families.read(fields, what)[0], families.stored_names(fields, files_of_tensors(source, what))
     paths = [f".blocks[{layer}].{name}" for layer in range(layers) for name in ADAPTED]
-    return {path: stored[tensors.rename(f"{path}.weight", family.NAMES)[0]] for path in paths}
+    names = {path: tensors.rename(f"{path}.weight", family.NAMES)[0] for path in paths}
+    return {path: stored.get(name, name) for path, name in names.items()}
 
 
 def _merged(stored: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float, where: str) -> np.ndarray:

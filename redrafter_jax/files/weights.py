@@ -50,9 +50,9 @@ def load_target(folder: pathlib.Path | str, dtype: str = "float32", what: str = 
     stored = families.stored_names(fields, files)
     stored_lm_head = "lm_head.weight" in stored or not config.tie_word_embeddings
 
-    def name_of(path: str) -> names.Source:
+    def name_of(path: str) -> names.Location:
         path = path if stored_lm_head or path != ".lm_head" else ".embedding_transposed"
-        place = names.source(path, family.NAMES, config, stored)
+        place = names.location(path, family.NAMES, config, stored)
         return place._replace(name=stored.get(place.name, place.name))
 
     ignored = families.ignored(fields, family)
@@ -106,7 +106,7 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
     config: TargetConfig = target.config
     family = families.of(config.model_type)
     kept = [(path, leaf) for path, leaf in tensors.leaves(target) if path != ".lm_head" or not config.tie_word_embeddings]
-    arrays = {names.sources(path, family.NAMES, config)[0]: leaf for path, leaf in kept}
+    arrays = {names.locations(path, family.NAMES, config)[0]: leaf for path, leaf in kept}
     tensors.write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
 
 

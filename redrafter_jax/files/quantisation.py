@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from redrafter_jax.errors import BadInput, shown
-from redrafter_jax.families.names import Source
+from redrafter_jax.families.names import Location
 from redrafter_jax.files.stored import Stored
 
 KEY = "quantization_config"
@@ -32,7 +32,7 @@ FORMATS = {"int-quantized", "naive-quantized", "float-quantized", "pack-quantize
 IGNORED = re.compile(r"weight_shape$")
 PER_PACK = 4  # int8 in an int32
 PACK_OFFSET = 0x80
-Rename = Callable[[str], Source]
+Rename = Callable[[str], Location]
 """The place in the files of a leaf of ours."""
 
 
@@ -45,7 +45,7 @@ class Compression:
     is_packed: bool = False
     activations: str | None = None
 
-    def name_of(self, path: str, rename: Rename) -> Source:
+    def name_of(self, path: str, rename: Rename) -> Location:
         """As ``rename`` says, and for a leaf `values` or `scale` of a matrix by what it says of the matrix."""
         matrix, _, part = path.rpartition(".")
         if part not in ("values", "scale"):

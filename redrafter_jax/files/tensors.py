@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.families.names import Source
+from redrafter_jax.families.names import Location
 from redrafter_jax.files import reading, weight_files
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.peft import StoredAdapter
@@ -40,9 +40,9 @@ def write(
     file: str = "model.safetensors",
     config_file: str = "config.json",
 ) -> None:
-    """A model's folder: leaves by their places in the file (`Source`, or a name and whether the file holds it transposed), and
+    """A model's folder: leaves by their places in the file (`Location`, or a name and whether the file holds it transposed), and
     config.json. All processes call it; the first writes."""
-    host = {Source(*at): processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf for at, leaf in arrays.items()}
+    host = {Location(*at): processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf for at, leaf in arrays.items()}
     if not processes.is_first():
         return
     folder = pathlib.Path(folder)
@@ -53,13 +53,13 @@ def write(
         tensors.chmod(stat.S_IMODE(config.stat().st_mode))  # safetensors makes a file that only its owner may read
 
 
-def _as_stored(host: dict[Source, np.ndarray]) -> dict[str, np.ndarray]:
+def _as_stored(host: dict[Location, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors of a file: leaves turned over, taken apart or joined, as their places say."""
     parts: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for source, array in host.items():
-        array = array.swapaxes(-1, -2) if source.transposed else array
-        for number, name in enumerate(source.names):
-            parts.setdefault(name, []).append((source.first, array[number] if source.count else array))
+    for location, array in host.items():
+        array = array.swapaxes(-1, -2) if location.transposed else array
+        for number, name in enumerate(location.names):
+            parts.setdefault(name, []).append((location.first, array[number] if location.count else array))
     joined = {name: [array for _, array in sorted(found, key=lambda part: part[0])] for name, found in parts.items()}
     return {name: np.ascontiguousarray(np.concatenate(found, axis=max(found[0].ndim - 2, 0))) for name, found in joined.items()}
 
@@ -101,8 +101,8 @@ def fill(
         leaves of that come in the place of the leaf.
       into: a tree of the model's structure, where ``made`` changes that of ``abstract``.
     """
-    wanted = {path: Source(*name_of(path)) for path, _ in leaves(abstract)}
-    names = {name for source in wanted.values() for name in source.names}
+    wanted = {path: Location(*name_of(path)) for path, _ in leaves(abstract)}
+    names = {name for location in wanted.values() for name in location.names}
     missing = sorted(name for name in names if name not in files)
     extra = sorted(name for name in files if name not in names and not ignored.search(name))
     if missing:
@@ -133,7 +133,7 @@ def _as_in_file(leaf, stored: Stored | StoredStack) -> jax.ShapeDtypeStruct:
 
 def _find(
     leaf,
-    source: Source,
+    location: Location,
     files,
     copies: int,
     width: int,
@@ -144,23 +144,23 @@ def _find(
 ) -> Stored | StoredStack:
     """The tensors of a leaf, whose shapes and number formats are right."""
     *planes, first, last = leaf.shape if leaf.ndim > 1 else (*leaf.shape, None)
-    first, *rest = (last, first) if source.transposed else (first, last)
-    is_packed = leaf.dtype == jnp.int8 and source.name.endswith("_packed")
+    first, *rest = (last, first) if location.transposed else (first, last)
+    is_packed = leaf.dtype == jnp.int8 and location.name.endswith("_packed")
     rest = [1] if is_scale else [-(-size // PER_PACK) if is_packed else size for size in rest if size is not None]
-    matrix = (source.height or first // copies, *rest)
-    shape = matrix if source.count else (*planes, *matrix)
+    matrix = (location.height or first // copies, *rest)
+    shape = matrix if location.count else (*planes, *matrix)
     kind, deltas = Packed if is_packed else Stored, {}
-    for name in source.names:
+    for name in location.names:
         place = weight_files.places(files[name])[name]
         _check(place, name, leaf, shape, is_packed, is_scale, folder, what)
         deltas[name] = adapter.check(name, place.shape, place.dtype) if adapter is not None else None
 
     def stored(name: str, plane: int | None = None) -> Stored:
-        return kind(files[name], name, source.transposed, copies, width, what, source.first, plane, deltas[name], is_scale)
+        return kind(files[name], name, location.transposed, copies, width, what, location.first, plane, deltas[name], is_scale)
 
-    if source.count:
-        return StoredStack(tuple(map(stored, source.names)))
-    return StoredStack(tuple(stored(source.name, plane) for plane in range(planes[0]))) if planes else stored(source.name)
+    if location.count:
+        return StoredStack(tuple(map(stored, location.names)))
+    return StoredStack(tuple(stored(location.name, plane) for plane in range(planes[0]))) if planes else stored(location.name)
 
 
 def _check(

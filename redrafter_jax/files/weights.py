@@ -71,11 +71,11 @@ def load_target(
     stored = families.stored_names(fields, files)
     stored_lm_head = "lm_head.weight" in stored or not config.tie_word_embeddings
 
-    def name_of(path: str) -> names.Source:
+    def name_of(path: str) -> names.Location:
         path = path if stored_lm_head or path != ".lm_head" else ".embedding_transposed"
-        return names.source(path, family.NAMES, config, stored)
+        return names.location(path, family.NAMES, config, stored)
 
-    def in_files(path: str) -> names.Source:
+    def in_files(path: str) -> names.Location:
         place = name_of(path) if compression is None else compression.name_of(path, name_of)
         return place._replace(name=stored.get(place.name, place.name))
 
@@ -165,7 +165,7 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
         raise BadInput(f"a target with {config.weight_format} weights is not written; write the float one, and load it so")
     family = families.of(config.model_type)
     kept = [(path, leaf) for path, leaf in tensors.leaves(target) if path != ".lm_head" or not config.tie_word_embeddings]
-    arrays = {names.sources(path, family.NAMES, config)[0]: leaf for path, leaf in kept}
+    arrays = {names.locations(path, family.NAMES, config)[0]: leaf for path, leaf in kept}
     tensors.write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
 
 

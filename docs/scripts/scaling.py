@@ -30,7 +30,7 @@ SHOWN = (
     ("llama-3.1-8b", "v5e:2x2"), ("llama-3.1-8b", "v5e:2x4"), ("llama-3.1-8b", "v6e:2x4"),
     ("llama-3.1-70b", "v5e:4x4"), ("llama-3.1-70b", "v6e:2x4"), ("llama-3.1-70b", "v5p:2x2x2"),
 )  # fmt: skip
-ONE_CHIP = ("qwen3-0.6b", "llama-7b", "llama-3.1-8b", "llama-13b")  # on `ONE_CHIP_TOPOLOGY`, in each of `ONE_CHIP_WEIGHTS`
+ONE_CHIP = ("qwen3-0.6b", "llama-7b", "llama-3.1-8b")  # on `ONE_CHIP_TOPOLOGY`, in each of `ONE_CHIP_WEIGHTS`
 ONE_CHIP_TOPOLOGY, ONE_CHIP_WEIGHTS, ONE_CHIP_BATCHES = "v5e:1x1", ("bfloat16", "int8"), ("1", "8")
 ONE_CHIP_HEADINGS = ("model", "weights", "GiB, of usable", "plain step, ms", "shape: its break-even")
 HEADINGS = ("model", "slice, mesh", "GiB per chip, of usable", "plain step, ms", "shape: its break-even")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from infer import text
 from infer.calls import Call, Prompt, are_many
 from infer.display import markup
+from infer.options import name_formats
 from infer.stopping import Stopper
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.decode.request import require, wrong_number
@@ -165,7 +166,8 @@ class Pair:
         """One line: sizes, what drafts, number format, mesh."""
         engine, mesh = self.engine, self.engine.mesh.shape
         millions = placement.parameters_of(engine.target) / 1e6
-        target = f"target of {millions:.1f} M parameters in {engine.target.norm[...].dtype}"
+        numbers = name_formats(str(engine.target.norm[...].dtype), engine.target.config.weight_format)
+        target = f"target of {millions:.1f} M parameters in {numbers}"
         drafts = f"{type(engine.proposer).__name__} with {engine.proposer.round.nodes} nodes"
         tokenizer = "a tokenizer" if self.tokenizer is not None else "no tokenizer"
         return f"Pair({target}, {drafts}, {tokenizer}, mesh {mesh['data']} x {mesh['model']})"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from infer.command import read_options
+from infer.options import Weights, weights_beside
 
 MAX_RETRIES = 3  # recommendations after the first, each made because the one before does not fit with all layers
 GIB = 1 << 30
@@ -39,6 +40,9 @@ class SliceOptions:
     whole: bool = False
     """Compile all layers at every point. Otherwise 2 and 4 layers are, the rest follows from their difference (marked ~), and
     only what is recommended is compiled whole."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8 (eight bits and a scale per output channel), or as --dtype;
+    by default as --dtype, or as a quantised checkpoint has them."""
     json: bool = False
     """Print the report as JSON instead."""
 
@@ -53,6 +57,19 @@ def run_fit(kind: type[Options], name: str, arguments: list[str] | None, run: Ca
     report = run(options)
     if options.json:
         print(json.dumps(report, indent=1))
+
+
+def formats_of(options) -> tuple[str, str | None]:
+    """What is computed in, bfloat16 by default, and the format of the matrices, of options that have a ``dtype`` too. Raises
+    BadInput as `weights_beside`."""
+    dtype, weight_format = weights_beside(options.dtype, options.weights)
+    return dtype or "bfloat16", weight_format
+
+
+def formats_asked(options) -> str:
+    """The same, as options of `infer.generate`."""
+    dtype, weight_format = formats_of(options)
+    return f"--dtype {dtype}" + (f" --weights {weight_format}" if weight_format else "")
 
 
 def command_line(name: str) -> str:

@@ -6,7 +6,7 @@ sentences, are those of `redrafter_jax/decode/request.py`. Nothing here starts J
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from redrafter_jax.decode.request import (
     MAX_NODES,
@@ -20,6 +20,8 @@ from redrafter_jax.decode.request import (
 from redrafter_jax.errors import BadInput, shown
 
 DTYPES = ("float32", "bfloat16")
+Weights = Literal["int8", "fp8", "float32", "bfloat16"]
+"""What `--weights` says of the target's matrices (`pair.number_formats`)."""
 MAX_WIDTH, MAX_LENGTH = 1024, 64  # of a beam shape WxL
 
 
@@ -70,6 +72,29 @@ def check_top_p(value: float) -> None:
 def wrong_dtype(value: object) -> str | None:
     """What is wrong with a number format of weights and cache."""
     return None if value in DTYPES else f"should be {' or '.join(DTYPES)}, not {shown(value)}"
+
+
+def weights_beside(dtype: str | None, weights: str | None, prefix: str = "--") -> tuple[str | None, str | None]:
+    """What is computed in (None: it was not said), and the format of `quantised.FORMATS` that matrices are stored in, if any, of
+    options with this prefix.
+
+    Raises:
+      BadInput: they do not go together, or there is no such format.
+    """
+    if weights in DTYPES:
+        if dtype not in (None, weights):
+            apart = "weights that are not quantised are in the format that is computed in; leave out one of them"
+            raise BadInput(f"{prefix}weights {weights} and {prefix}dtype {dtype} differ: {apart}")
+        return weights, None
+    names = get_args(Weights)
+    is_known = weights is None or weights in names
+    require(f"{prefix}weights", None if is_known else f"should be {', '.join(names[:-1])} or {names[-1]}, not {shown(weights)}")
+    return dtype, weights
+
+
+def name_formats(dtype: str, weight_format: str | None) -> str:
+    """What is computed in, and the format of the target's matrices where that is another, in words."""
+    return dtype if weight_format is None else f"{weight_format} weights, {dtype}"
 
 
 def read_beam(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import jax
 
 from infer import notes, text
 from infer.completion import Completion, Pair
-from infer.options import wrong_dtype
+from infer.options import name_formats, weights_beside, wrong_dtype
 from infer.proposers import check_drafting, drafted_length, named_lookup, proposer_of
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.engine import Engine
@@ -27,6 +27,7 @@ from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import config, fingerprint, heads, hub, peft, weights
 from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.files.peft import StoredAdapter
+from redrafter_jax.model import quantised
 from redrafter_jax.model.target import TargetConfig
 
 CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
@@ -88,6 +89,19 @@ def default_dtype(platform: str) -> str:
     return "float32" if platform == "cpu" else "bfloat16"
 
 
+def number_formats(dtype: str | None, weights: str | None, prefix: str = "--") -> tuple[str, str | None]:
+    """What is computed in, and the format of `quantised.FORMATS` that the target's matrices are stored in, if any, as ``dtype`` and
+    ``weights`` say, which are options with this prefix.
+
+    Raises:
+      BadInput: they do not go together, or the devices do not have the format.
+    """
+    dtype, weight_format = weights_beside(dtype, weights, prefix)
+    if weight_format is not None:
+        quantised.check_device(weight_format, f"{prefix}weights")
+    return dtype or default_dtype(jax.default_backend()), weight_format
+
+
 @dataclasses.dataclass(frozen=True)
 class Resolved:
     """A pair whose configs are read and fit together, and whose weights are not read yet: folders, configs, mesh, number
@@ -107,6 +121,15 @@ class Resolved:
         """Of all that decides what the target writes; its files are read where they were not before."""
         return fingerprint.fingerprint(self.target, self.adapter.fingerprint if self.adapter else None)
 
+    @property
+    def numbers(self) -> str:
+        """Number format, and that of the target's matrices where it is another, in words."""
+        return name_formats(self.dtype, self.target_config.weight_format)
+
+    def with_weights(self, weight_format: str | None) -> "Resolved":
+        """The same with the target's matrices in another format."""
+        return dataclasses.replace(self, target_config=dataclasses.replace(self.target_config, weight_format=weight_format))
+
 
 def load(
     target: str | None = None,
@@ -117,29 +140,30 @@ def load(
     ignore_eos: bool = False,
     beside: str | Lookup | None = None,
     lora: str | None = None,
+    weights: str | None = None,
 ) -> Pair:
     """A pair by folders or hub names; the embedded one if nothing is named; plain decoding for a target without a head.
     Any number of pairs, each on a mesh of its own, can be used in one process, from any thread.
 
     ``drafter`` "lookup" (a folder that is called so is "./lookup"), or a `Lookup`, drafts without a head; ``beside`` takes
     the same, and drafts together with the head. ``lora``: a folder or hub name of a low-rank adapter in PEFT's format, which is
-    merged into the target.
+    merged into the target. ``weights`` "int8" or "fp8" stores the matrices of the target's layers so.
 
     Raises:
       BadInput: something is missing, broken, or does not fit together.
     """
-    dtype = default_dtype(jax.default_backend()) if dtype is None else dtype
+    dtype, weight_format = number_formats(dtype, weights, "")
     _check_loading(shape, dtype, mesh)
     alone, lookup = named_lookup(drafter), named_lookup(beside)
     with_head = alone is None and (target is None or drafter is not None)
     check_drafting(shape, with_head, alone, beside, lookup)
-    found = find(target, None if alone else drafter, with_head, dtype, lora)
+    found = find(target, None if alone else drafter, with_head, dtype, weight_format, lora)
     if with_head:
         shape = shape_of(found) if shape is None else shape
         shape.check_vocabulary(found.target_config.vocab_size, found.drafter_config.draft_vocab)
     lookup = alone or lookup
     resolved = plan(found, mesh, rows=mesh[0], length=drafted_length(shape if with_head else None, lookup))
-    notes.say(resolved.target, [resolved.drafter], dtype, resolved.adapter)
+    notes.say(resolved.target, [resolved.drafter], resolved.numbers, resolved.adapter)
     return fill(resolved, text.load_tokenizer(resolved.target), shape or Shape(), ignore_eos, lookup)
 
 
@@ -152,15 +176,17 @@ def _check_loading(shape: Shape | None, dtype: str, mesh: tuple[int, int]) -> No
         raise BadInput(f"mesh should be two whole numbers from 1 up, such as (1, 1), not {shown(mesh)}")
 
 
-def find(target: str | None, drafter: str | None, with_head: bool, dtype: str, lora: str | None = None) -> Resolved:
+def find(
+    target: str | None, drafter: str | None, with_head: bool, dtype: str, weight_format: str | None = None, lora: str | None = None
+) -> Resolved:
     """Finds the folders, reads their configs and checks that they fit each other. Which mesh is not known yet (`plan`).
-    ``lora``: of an adapter, which is read.
+    ``weight_format``: as `number_formats` gives it; ``lora``: of an adapter, which is read.
 
     Raises:
       BadInput: as for `load`.
     """
     folder = hub.locate(target, "--target") if target is not None else embedded("target")
-    target_config = config.target_config(config.read_json(folder, "--target"), "--target")
+    target_config = config.target_config(config.read_json(folder, "--target"), "--target", weight_format)
     head = head_config = None
     if with_head:
         default = default_head(jax.default_backend())
@@ -197,9 +223,13 @@ def plan(
     load = placement.to_decode(target, head, found.dtype, rows, slots, option)
     mesh, why = mesh_choice.resolve(load, mesh, False, "--mesh", "--distributed")
     # The weights alone: the cache depends on prompts that are not known yet (`room.check`).
-    halved = {"--dtype bfloat16": placement.to_decode(target, head, "bfloat16")}
+    quantised_target = found.with_weights("int8").target_config
+    smaller = {
+        "--dtype bfloat16": placement.to_decode(target, head, "bfloat16"),
+        "--weights int8": placement.to_decode(quantised_target, head, found.dtype),
+    }
     certain = placement.to_decode(target, head, found.dtype)
-    memory.check(certain, mesh, f"--target in {found.dtype}", halved, "a smaller target or more devices")
+    memory.check(certain, mesh, f"--target in {found.numbers}", smaller, "a smaller target or more devices")
     return dataclasses.replace(found, mesh=mesh, why=why)
 
 
@@ -208,5 +238,6 @@ def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, 
     stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
         head = heads.load_head(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
-        target = weights.load_target(resolved.target, resolved.dtype, "--target", adapter=resolved.adapter)
+        weight_format = resolved.target_config.weight_format
+        target = weights.load_target(resolved.target, resolved.dtype, "--target", False, resolved.adapter, weight_format)
     return Pair(Engine(target, proposer_of(head, shape, lookup), stops), tokenizer)

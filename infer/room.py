@@ -20,9 +20,9 @@ def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: in
       BadInput: a device of the resolved mesh, or the host, has too little memory.
     """
 
-    def load(rows: int = rows, new: int = new, dtype: str = resolved.dtype) -> Footprint:
+    def load(rows: int = rows, new: int = new, dtype: str = resolved.dtype, found: pair.Resolved = resolved) -> Footprint:
         slots = prefill.bucket(longest, new, length).slots
-        return placement.to_decode(resolved.target_config, resolved.drafter_config, dtype, rows, slots)
+        return placement.to_decode(found.target_config, resolved.drafter_config, dtype, rows, slots)
 
     if memory.shortage(load(), resolved.mesh) is None:
         return
@@ -34,8 +34,9 @@ def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: in
     if shorter is not None:
         ways[f"--max-new-tokens {shorter}"] = load(new=shorter)
     ways["--dtype bfloat16"] = load(dtype="bfloat16")
+    ways["--weights int8"] = load(found=resolved.with_weights("int8"))
     cache = f"the cache of --batch-size {rows}, prompts of up to {longest} tokens and --max-new-tokens {new}"
-    what = f"--target in {resolved.dtype}, with {cache},"
+    what = f"--target in {resolved.numbers}, with {cache},"
     memory.check(load(), resolved.mesh, what, ways, "shorter prompts or more devices")
 
 

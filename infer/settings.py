@@ -29,7 +29,8 @@ TUNE = "python -m infer.tune"
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What must be the same for an entry to be used, but for the pair. device: kind and, of a CPU, its cores; mesh: D x M."""
+    """What must be the same for an entry to be used, but for the pair. device: kind and, of a CPU, its cores; mesh: D x M; dtype:
+    what is computed in and, where the target is quantised, the format of its matrices."""
 
     device: str
     mesh: str

@@ -29,7 +29,8 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     quiet = BLOCK_SCALE / config.num_hidden_layers**0.5
     for block in target.blocks:
         for out in (block.o.weight, block.experts.down if block.experts else block.down.weight):
-            out[...] = out[...] * quiet
+            factor = getattr(out, "scale", out)  # of a quantised matrix, its scale
+            factor[...] = factor[...] * quiet
     follows = jnp.roll(jax.sharding.reshard(target.embedding[...], P(None, None)), SUCCESSOR_STRIDE, axis=0)
     target.lm_head[...] = jax.sharding.reshard(follows.T / root, P(None, "model")).astype(dtype)
     return target

@@ -35,7 +35,7 @@ def choose(
     Raises:
       BadInput: a file that was asked for is missing or damaged. A damaged one that nobody asked for is not used.
     """
-    machine, marks = settings.machine_of(resolved.mesh, resolved.dtype), {}
+    machine, marks = settings.machine_of(resolved.mesh, resolved.numbers), {}
 
     def fingerprints() -> list[str]:
         marks.update({fingerprint.fingerprint(head): head for head in heads})

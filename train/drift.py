@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from infer import text_files
 from infer.command import read_options, run_command
-from infer.options import check_range
+from infer.options import Weights, check_range, weights_beside
 from redrafter_jax.errors import BadInput
 
 MAX_ROWS = 100_000
@@ -42,6 +42,9 @@ class Options:
     """Rows that are read at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of both targets."""
+    weights: Weights | None = None
+    """int8 or fp8: the matrices of --target's layers are stored so, and those of --against are not. The same folder for both says
+    what quantising costs."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -64,8 +67,10 @@ def main(options: Options) -> None:
     from redrafter_jax.files import config, hub, weights
 
     jax.set_mesh(make_mesh())
+    weight_format = weights_beside(options.dtype, options.weights)[1]
     places = {"--target": hub.locate(options.target, "--target"), "--against": hub.locate(options.against, "--against")}
-    shapes = {what: config.target_config(config.read_json(place, what), what) for what, place in places.items()}
+    wanted = {"--target": weight_format, "--against": None}
+    shapes = {what: config.target_config(config.read_json(place, what), what, wanted[what]) for what, place in places.items()}
     context = min(each.max_position_embeddings for each in shapes.values())
     if options.row_length > context:
         raise BadInput(f"--row-length should be at most the targets' context of {context}, not {options.row_length}")
@@ -76,7 +81,7 @@ def main(options: Options) -> None:
     load = placement.Footprint(shapes["--target"], None, options.batch, "--batch", size)
     narrow = {"--dtype bfloat16": dataclasses.replace(load, size=size / 2)} if options.dtype == "float32" else {}
     memory.check(load, (1, 1), "--target and --against together", narrow, "smaller targets")
-    target, against = (weights.load_target(place, options.dtype, what) for what, place in places.items())
+    target, against = (weights.load_target(place, options.dtype, what, weights=wanted[what]) for what, place in places.items())
     result = compare(target, against, ours, sum(len(file.read_bytes()) for file in chosen.files), options)
     print(json.dumps(result, indent=1) if options.json else table(result, options))
 
@@ -114,6 +119,7 @@ def compare(target, against, stream, bytes_: int, options: Options) -> dict:
     bits = len(stream) / bytes_ / math.log(2)
     return {
         "target": str(options.target),
+        "weights": options.weights,
         "against": str(options.against),
         "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
         "tokens": int(cut.size - len(cut)),
@@ -126,14 +132,15 @@ def compare(target, against, stream, bytes_: int, options: Options) -> dict:
 
 def table(result: dict, options: Options) -> str:
     """The figures as lines of text."""
+    name = f"{options.target}{f' in {options.weights}' if options.weights else ''}"
     lines = {
         "KL, nats per token": f"{result['kl']:.4f}",
         "same likeliest token": f"{result['agreement']:.2%}",
-        f"bits per byte, {options.target}": f"{result['bits_per_byte']:.4f}",
+        f"bits per byte, {name}": f"{result['bits_per_byte']:.4f}",
         f"bits per byte, {options.against}": f"{result['against_bits_per_byte']:.4f}",
     }
     width = max(map(len, lines))
-    note = f"{result['target']} against {result['against']}, {result['tokens']:,} tokens, {options.dtype}, {result['device']}"
+    note = f"{name} against {result['against']}, {result['tokens']:,} tokens, {options.dtype}, {result['device']}"
     return "\n".join([note, *(f"{name:<{width}}  {value:>8}" for name, value in lines.items())])
 
 

@@ -79,7 +79,8 @@ def main(options: Options) -> None:
     card.check_own(options.output, configuration, "--output")
     name = options.target
     options = dataclasses.replace(options, target=hub.locate(name, "--target"))
-    target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
+    weight_format = configuration.get("weights")
+    target_config = config.target_config(config.read_json(options.target, "--target"), "--target", weight_format)
     adapter = pair.read_adapter(options.lora)
     is_comparable = fingerprint.is_current(configuration.get("target"))
     now = fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None)
@@ -115,7 +116,7 @@ def main(options: Options) -> None:
         trained_for = trained_for and provenance.of_merged(trained_for, options.target, *places)
     card.write(
         evaluation.with_tree(found["head"], last),
-        weights.load_target(options.target, what="--target", adapter=adapter) if options.whole else None,
+        weights.load_target(options.target, what="--target", adapter=adapter, weights=weight_format) if options.whole else None,
         options.output,
         card.compose(name, configuration, last, step, whose),
         trained_for,

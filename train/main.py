@@ -47,6 +47,7 @@ def _train(options: Options) -> int:
     import jax
 
     from infer import pair
+    from infer.options import name_formats
     from redrafter_jax.devices import memory, mesh_choice
     from redrafter_jax.devices import mesh as meshes
     from redrafter_jax.files import config, fingerprint, hub, provenance, weights
@@ -55,9 +56,10 @@ def _train(options: Options) -> int:
     from train.run import configuration as configurations
 
     name, adapter = options.target, pair.read_adapter(options.lora)
-    dtype = options.dtype or pair.default_dtype(jax.default_backend())
-    options = dataclasses.replace(options, target=hub.locate(name, "--target"), dtype=dtype)
-    target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
+    dtype, weight_format = pair.number_formats(options.dtype, options.weights)
+    options = dataclasses.replace(options, target=hub.locate(name, "--target"), dtype=dtype, weights=weight_format)
+    target_config = config.target_config(config.read_json(options.target, "--target"), "--target", weight_format)
+    options.recipe.check_against(target_config.weight_format)
     of_target = {"merged": options.output / merged.MERGED_FOLDER, "alone": options.output / merged.ADAPTER_FOLDER}
     if options.recipe.trains_target:
         merged.check(*of_target.values(), ("--output", "--output"))
@@ -77,19 +79,21 @@ def _train(options: Options) -> int:
     if held_out is None and options.recipe.evaluate_every > 0:
         processes.say("no example is held out, so there are no evaluations (--held-out, or more data)", sys.stderr)
     is_spread = options.shard_target == "data,model"
-    target = weights.load_target(options.target, options.dtype, "--target", is_spread, adapter)
+    target = weights.load_target(options.target, options.dtype, "--target", is_spread, adapter, weight_format)
     if why is not None:
         processes.say(why, sys.stderr)
     configuration = {
         **as_json(options)["recipe"],
         "dtype": options.dtype,
+        **({} if weight_format is None else {"weights": weight_format}),
         "target": fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None),
         "data": [part.parent.name for part in parts],
     }
     processes.check_same(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
-    trained_for = provenance.describe(options.target, options.dtype, "--target", adapter, template_kwargs(options))
+    numbers = name_formats(options.dtype, target_config.weight_format)
+    trained_for = provenance.describe(options.target, numbers, "--target", adapter, template_kwargs(options))
     configuration[configurations.NOT_COMPARED] = {
-        name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype")
+        name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype", "weights")
     } | {configurations.TRAINED_FOR: trained_for}
     processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
@@ -150,7 +154,10 @@ def load_of(options: Options, target):
 def smaller(options: Options, target) -> dict:
     """Options with which a run needs less memory, and what a mesh has to carry then."""
     changes = {"--dtype bfloat16": {"dtype": "bfloat16"}, "--shard-target data,model": {"shard_target": "data,model"}}
-    return {name: load_of(dataclasses.replace(options, **change), target) for name, change in changes.items()}
+    ways = {name: load_of(dataclasses.replace(options, **change), target) for name, change in changes.items()}
+    if not options.recipe.trains_target:
+        ways["--weights int8"] = load_of(options, dataclasses.replace(target, weight_format="int8"))
+    return ways
 
 
 def template_kwargs(options: Options) -> dict | None:

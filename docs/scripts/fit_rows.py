@@ -3,8 +3,8 @@
     python -m infer.fit --model vicuna-7b --topology v5e:2x4 --floors --beams 4x4 8x5 16x4 45x4 --json > a.json
     python docs/scripts/fit_rows.py a.json ...
 
-Each report replaces the rows of its command in `floors.csv`, `fit.csv` or `train_fit.csv`; the others stay. Times in ms, sizes as
-their columns say, of one chip.
+Each report replaces the rows of its command in `floors.csv`, `fit.csv` or `train_fit.csv`, or with --weights in
+`quantised_floors.csv` and so on; the others stay. Times in ms, sizes as their columns say, of one chip.
 """
 
 import argparse
@@ -44,6 +44,8 @@ def read_report(report: dict) -> tuple[str, list[dict]]:
     else:
         name, make = "fit.csv", compiled_row
         of_row |= {"usable_gib": f"{report['chip']['usable_bytes'] / GIB:.2f}"}
+    if "weights" in asked:
+        name, of_row["weights"] = f"quantised_{name}", asked["weights"]
     command = report["command"].removesuffix(" --json")
     made = {"version": version(), "command": command}
     return name, [of_row | make(row, report["rows"]) | made for row in [*report["rows"], *report.get("node_rows", [])]]

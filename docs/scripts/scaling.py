@@ -30,6 +30,9 @@ SHOWN = (
     ("llama-3.1-8b", "v5e:2x2"), ("llama-3.1-8b", "v5e:2x4"), ("llama-3.1-8b", "v6e:2x4"),
     ("llama-3.1-70b", "v5e:4x4"), ("llama-3.1-70b", "v6e:2x4"), ("llama-3.1-70b", "v5p:2x2x2"),
 )  # fmt: skip
+ONE_CHIP = ("qwen3-0.6b", "llama-7b", "llama-3.1-8b")  # on `ONE_CHIP_TOPOLOGY`, in each of `ONE_CHIP_WEIGHTS`
+ONE_CHIP_TOPOLOGY, ONE_CHIP_WEIGHTS, ONE_CHIP_BATCHES = "v5e:1x1", ("bfloat16", "int8"), ("1", "8")
+ONE_CHIP_HEADINGS = ("model", "weights", "GiB, of usable", "plain step, ms", "shape: its break-even")
 HEADINGS = ("model", "slice, mesh", "GiB per chip, of usable", "plain step, ms", "shape: its break-even")
 TRAIN_SHOWN = (
     ("vicuna-7b", "v5e:2x4", "8x1", "full"),
@@ -56,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     text = PAGE.read_text()
-    wanted = with_table(with_table(text, "fit.csv", table()), "train_fit.csv", train_table())
+    wanted = with_tables(text)
     if parser.parse_args().check:
         print(
             "the tables are those of the data"
@@ -67,6 +70,14 @@ def main() -> int:
     PAGE.write_text(wanted)
     plot()
     return 0
+
+
+def with_tables(text: str) -> str:
+    """The page with the tables of today's data."""
+    tables = {"fit.csv": table(), "train_fit.csv": train_table(), "quantised_fit.csv": one_chip_table()}
+    for source, found in tables.items():
+        text = with_table(text, source, found)
+    return text
 
 
 def with_table(text: str, source: str, table: str) -> str:
@@ -114,6 +125,22 @@ def table() -> str:
         memory, steps, shapes = (" / ".join(parts) for parts in zip(*by_batch, strict=True))
         place = f"{topology}, {mesh}"
         lines.append([NAMES[model], place, f"{memory} of {by_hand['1']['usable_gib']}", steps, shapes])
+    return markdown(lines)
+
+
+def one_chip_table() -> str:
+    """What one chip holds by the format of the weights; figures by hand in italics."""
+    lines: list = [ONE_CHIP_HEADINGS]
+    for model in ONE_CHIP:
+        for weights in ONE_CHIP_WEIGHTS:
+            prefix = "" if weights == "bfloat16" else "quantised_"
+            place = {"model": model, "topology": ONE_CHIP_TOPOLOGY, "mesh": "1x1"} | ({"weights": weights} if prefix else {})
+            files = (DATA / f"{prefix}{name}.csv" for name in ("fit", "floors"))
+            compiled, floors = ([row for row in read_rows(file) if place.items() <= row.items()] for file in files)
+            by_hand = {row["batch"]: row for row in floors}
+            found = [cells([row for row in compiled if row["batch"] == batch], by_hand[batch]) for batch in ONE_CHIP_BATCHES]
+            memory, steps, shapes = (" / ".join(parts) for parts in zip(*found, strict=True))
+            lines.append([NAMES[model], weights, f"{memory} of {by_hand['1']['usable_gib']}", steps, shapes])
     return markdown(lines)
 
 

@@ -16,7 +16,7 @@ from infer import drafting, settings
 from infer.benchmark import checks
 from infer.benchmark.checks import COMMAND, SOFTWARE
 from infer.command import read_options, run_command
-from infer.options import read_beams
+from infer.options import Weights, read_beams
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
 CPU_BEAMS = ("1x2", "1x3", "1x4", "2x2", "2x3", "4x4", "8x5")
@@ -118,6 +118,9 @@ class Options:
     """Memory bandwidth of the device in GB/s, to compare the plain loop with; 0: with what a sum over all weights reaches."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8 (eight bits and a scale per output channel, made as they are
+    read), or as --dtype; by default as --dtype, or as a quantised checkpoint has them."""
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose."""
     output: pathlib.Path | None = None
@@ -157,8 +160,11 @@ def run(options: Options) -> dict:
     from infer.benchmark import trials as trial
     from redrafter_jax.devices import placement
 
-    options = dataclasses.replace(options, dtype=options.dtype or pair.default_dtype(jax.default_backend()))
-    task = tuning.apply(task_of(options, jax.default_backend()), settings.source_of(options.settings), bool(options.beams))
+    dtype, weight_format = pair.number_formats(options.dtype, options.weights)
+    options = dataclasses.replace(options, dtype=dtype)
+    task = tuning.apply(
+        task_of(options, jax.default_backend(), weight_format), settings.source_of(options.settings), bool(options.beams)
+    )
     what = subject.subject_of(task)
     mesh = what.target.norm[...].sharding.mesh.shape
     theirs = transformers.Transformers(what.folder, options.dtype) if options.against_transformers else None
@@ -193,7 +199,7 @@ def run(options: Options) -> dict:
     return report
 
 
-def task_of(options: Options, platform: str):
+def task_of(options: Options, platform: str, weight_format: str | None = None):
     """The checked options as a `task.BenchmarkTask`, except what is timed and where the report goes."""
     from infer.benchmark import task
     from infer.proposers import lookup_of
@@ -210,7 +216,7 @@ def task_of(options: Options, platform: str):
     ways = task.combine(searches if has_head else [], lookup_of(lookup))
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.acceptance)
     limits = Limits(options.max_new_tokens)
-    return task.BenchmarkTask(models, ways, sampling, limits, options.batch_size, options.dtype, options.mesh)
+    return task.BenchmarkTask(models, ways, sampling, limits, options.batch_size, options.dtype, options.mesh, weight_format)
 
 
 if __name__ == "__main__":

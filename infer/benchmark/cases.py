@@ -71,7 +71,7 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     head = files.drafter
     if head is None and files.head is not None:
         head = str(pair.embedded(HEADS[files.head]))
-    found = pair.find(files.target, head, files.has_head, task.dtype, files.lora)
+    found = pair.find(files.target, head, files.has_head, task.dtype, task.weight_format, files.lora)
     if isinstance(found.drafter_config, TargetConfig):
         other = f"python -m infer.evaluate --method small:{head} measures how it drafts"
         raise BadInput(f"--drafter: {head} is a model, and infer.benchmark times the stages of a head; {other}")
@@ -86,7 +86,7 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     which += ", the first questions alone" if any(each.kind == "turns" and len(each.content) > 1 for each in given) else ""
     ids = [prompts.encode(prompt, tokenizer, plan.target_config.vocab_size, longest + 1) for prompt in given]
     room.check(plan, max(map(len, ids)), new, task.batch, task.length)
-    notes.say(plan.target, [plan.drafter], plan.dtype, plan.adapter)
+    notes.say(plan.target, [plan.drafter], plan.numbers, plan.adapter)
     loaded = pair.fill(plan, tokenizer, Shape(), ignore_eos=True).engine
     jax.set_mesh(loaded.mesh)
     drafter = loaded.proposer.head if files.has_head else None
@@ -107,6 +107,7 @@ def at_shape(task: BenchmarkTask, asked: Random) -> BenchmarkPair:
     if asked.layers is not None and asked.layers != config.num_hidden_layers:
         config = dataclasses.replace(config, num_hidden_layers=asked.layers)
         name += f" with {asked.layers} layers only"
+    config = dataclasses.replace(config, weight_format=task.weight_format)
     if asked.prompt_length + new > config.max_position_embeddings:
         raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
     if not 0 <= asked.head_vocab <= config.vocab_size:
@@ -158,7 +159,8 @@ def _smaller(
     fewer = {layers: of_layers(layers) for layers in range(config.num_hidden_layers - 1, 0, -1)}
     most = next((layers for layers, load in fewer.items() if memory.shortage(load, mesh) is None), 1)
     halved = _load(config, head, dataclasses.replace(task, dtype="bfloat16"), asked.prompt_length)
-    return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved}
+    quantised = _load(dataclasses.replace(config, weight_format="int8"), head, task, asked.prompt_length)
+    return {f"--layers {most}": of_layers(most), "--dtype bfloat16": halved, "--weights int8": quantised}
 
 
 def _batches(ids: list[list[int]], batch: int) -> list[list[list[int]]]:

@@ -51,6 +51,8 @@ def check(options) -> None:
         raise BadInput("--against-transformers needs weights on disk; leave out --shape")
     if options.lora is not None and options.against_transformers:
         raise BadInput("--against-transformers reads the target's own files; leave it out with --lora")
+    if options.weights in ("int8", "fp8") and options.against_transformers:
+        raise BadInput(f"--against-transformers times the same weights, which it cannot have as --weights {options.weights}")
     if options.target is not None and options.drafter is None:
         raise BadInput("--drafter is missing: name the head for --target")
     if not 1 <= options.tokens_per_step <= 65:

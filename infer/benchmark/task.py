@@ -79,7 +79,7 @@ def combine(searches: Sequence[Shape], lookup: Lookup | None) -> tuple[Way, ...]
 @dataclasses.dataclass(frozen=True)
 class BenchmarkTask:
     """A command line of `infer.benchmark`, but for where its report goes. mesh: None for what suits the devices; batch:
-    prompts that are decoded together."""
+    prompts that are decoded together; weight_format: of the target's matrices, as `pair.number_formats` gives it."""
 
     models: Files | Random
     ways: tuple[Way, ...]
@@ -88,6 +88,7 @@ class BenchmarkTask:
     batch: int
     dtype: Literal["float32", "bfloat16"]
     mesh: tuple[int, int] | None = None
+    weight_format: str | None = None
 
     @property
     def rates(self) -> Rates | None:

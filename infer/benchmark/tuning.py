@@ -18,7 +18,7 @@ def apply(task: BenchmarkTask, source: SettingsFile, has_beams: bool) -> Benchma
     files = task.models
     if has_beams or not isinstance(files, Files) or not files.has_head or files.head is not None:
         return task
-    found = pair.find(files.target, files.drafter, True, task.dtype, files.lora)
+    found = pair.find(files.target, files.drafter, True, task.dtype, task.weight_format, files.lora)
     resolved = pair.plan(found, task.mesh, task.batch, task.limits.new, task.length)
     wanted = Conditions(task.batch, 0, task.sampling.temperature)
     heads = tuned.heads_of(files.target, files.drafter, resolved)

@@ -15,6 +15,7 @@ import tyro
 
 from infer.command import read_options, run_command
 from infer.evaluate import checks, held_out
+from infer.options import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Options:
     """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere. Along held-out text float32."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8 (eight bits and a scale per output channel, made as they are
+    read), or as --dtype; by default as --dtype, or as a quantised checkpoint has them."""
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the models (M) are split; by default what suits the target and the first drafter."""
     method: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

@@ -86,15 +86,22 @@ class Entrant:
 
 
 def find(
-    target: str | None, methods: Sequence[Method], dtype: str, mesh, rows: int, new: int, lora: str | None = None
+    target: str | None,
+    methods: Sequence[Method],
+    formats: tuple[str, str | None],
+    mesh,
+    rows: int,
+    new: int,
+    lora: str | None = None,
 ) -> list[Nominee]:
-    """The folders of all methods, with the mesh that they all decode on: ``mesh``, or None for one that suits the first.
+    """The folders of all methods, with the mesh that they all decode on: ``mesh``, or None for one that suits the first;
+    ``formats``: as `pair.number_formats` gives them.
 
     Raises:
       BadInput: as `pair.find` and `pair.plan`, or a folder has another kind of drafter than its method says, or a tree does
         not fit.
     """
-    bare = pair.find(target, None, False, dtype, lora)
+    bare = pair.find(target, None, False, *formats, lora)
     entries = []
     for method, name in zip(methods, names_of(methods), strict=True):
         with naming(method):
@@ -162,17 +169,18 @@ def check_room(entries: Sequence[Nominee], longest: int, new: int, rows: int) ->
     """Raises BadInput where the weights of all methods and the cache of one batch do not fit; ``longest``: tokens of a prompt."""
     first = entries[0].resolved
 
-    def load(rows: int = rows, new: int = new, dtype: str = first.dtype):
+    def load(rows: int = rows, new: int = new, dtype: str = first.dtype, found: Resolved = first):
         slots = prefill.bucket(longest, new, max(entry.length for entry in entries)).slots
-        target = placement.to_decode(first.target_config, None, dtype, rows, slots)
+        target = placement.to_decode(found.target_config, None, dtype, rows, slots)
         drafters = {entry.resolved.drafter: entry.resolved.drafter_config for entry in entries if entry.shape is not None}
         size = sum(placement.bytes_of_head(each, dtype) for each in drafters.values())
         caches = [placement.bytes_of_token(each, dtype) for each in drafters.values() if isinstance(each, TargetConfig)]
         return dataclasses.replace(target, size=target.size + size, cache=target.cache + rows * slots * max(caches, default=0))
 
-    ways = {"--dtype bfloat16": load(dtype="bfloat16")} | ({"--batch-size 1": load(rows=1)} if rows > 1 else {})
+    ways = {"--dtype bfloat16": load(dtype="bfloat16"), "--weights int8": load(found=first.with_weights("int8"))}
+    ways |= {"--batch-size 1": load(rows=1)} if rows > 1 else {}
     ways |= {"--max-new-tokens 64": load(new=64)} if new > 64 else {}
-    what = f"the target in {first.dtype}, with all drafters and the cache of --batch-size {rows} and --max-new-tokens {new},"
+    what = f"the target in {first.numbers}, with all drafters and the cache of --batch-size {rows} and --max-new-tokens {new},"
     memory.check(load(), first.mesh, what, ways, "fewer methods or more devices")
 
 
@@ -183,7 +191,8 @@ def fill(entries: Sequence[Nominee], tokenizer, ignore_eos: bool) -> list[Entran
     read: dict[pathlib.Path, object] = {}
     found = []
     with jax.set_mesh(meshes.make_mesh(*first.mesh)):
-        target = weights.load_target(first.target, first.dtype, "--target", adapter=first.adapter)
+        weight_format = first.target_config.weight_format
+        target = weights.load_target(first.target, first.dtype, "--target", False, first.adapter, weight_format)
         for entry in entries:
             folder = entry.resolved.drafter
             with naming(entry.method):

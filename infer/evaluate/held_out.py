@@ -8,7 +8,7 @@ import sys
 
 from infer import text_files
 from infer.evaluate import held_out_table
-from infer.options import check_range, read_beams
+from infer.options import check_range, name_formats, read_beams
 from infer.terminal import counted
 from redrafter_jax.errors import BadInput
 
@@ -31,7 +31,7 @@ def run(options) -> None:
 
     jax.set_mesh(make_mesh())
     folder = pair.embedded("target") if options.target is None else hub.locate(options.target, "--target")
-    config = check_pairs(folder, options)
+    config = check_pairs(folder, options, pair.number_formats("float32", options.weights)[1])
     stream = text_files.read_stream(files, folder, config.vocab_size)
     size = sum(len(file.read_bytes()) for file in files)
     prompts, contexts = metrics.Prompts(stream, options.prompts), metrics.Prompts(stream, options.contexts)
@@ -41,10 +41,11 @@ def run(options) -> None:
     note = f"reading {len(stream):,} tokens, then {options.prompts} greedy continuations, then {rows} of the table ..."
     print(note, file=sys.stderr, flush=True)
     adapter = pair.read_adapter(options.lora)
-    notes.say(folder, options.drafter, "float32", adapter)
-    target = weights.load_target(folder, what="--target", adapter=adapter)
+    notes.say(folder, options.drafter, name_formats("float32", config.weight_format), adapter)
+    target = weights.load_target(folder, what="--target", adapter=adapter, weights=config.weight_format)
     result = {
         "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "weights": config.weight_format,
         "tokens": len(stream),
         "bits_per_byte": metrics.bits_per_byte(target, stream, size),
         "loops": metrics.loop_share(metrics.greedy_replies(target, prompts, options.new_tokens)),
@@ -74,12 +75,12 @@ def check(options) -> None:
         raise BadInput("give at least one --drafter and one --text")
 
 
-def check_pairs(folder: pathlib.Path, options):
+def check_pairs(folder: pathlib.Path, options, weight_format: str | None = None):
     """The target's config. Raises BadInput where the replies do not fit its context, or a head does not fit the target."""
     from redrafter_jax.files import config as configs
     from redrafter_jax.files import heads
 
-    config = configs.target_config(configs.read_json(folder, "--target"), "--target")
+    config = configs.target_config(configs.read_json(folder, "--target"), "--target", weight_format)
     room = config.max_position_embeddings - PROMPT_TOKENS
     if options.new_tokens > room:
         raise BadInput(

@@ -10,13 +10,13 @@ from infer.turns import Turn
 from redrafter_jax.decode.reply import Reply
 
 
-def of(heats: Sequence[Heat], field: Sequence[Entrant], plain: Entrant, dtype: str) -> dict:
-    """The result of a contest that was run."""
+def of(heats: Sequence[Heat], field: Sequence[Entrant], plain: Entrant, numbers: str) -> dict:
+    """The result of a contest that was run; ``numbers``: the formats that were computed in."""
     return {
         "methods": [entrant.described() for entrant in field],
         "rows": [row for heat in heats for row in _rows(heat, field, plain)],
         "refused": refused(heats),
-        "differences": _differences(heats, field, plain, dtype),
+        "differences": _differences(heats, field, plain, numbers),
         "replies": [line for heat in heats for entrant in field for line in _lines(heat, entrant, plain)],
     }
 
@@ -42,14 +42,14 @@ def _rows(heat: Heat, field: Sequence[Entrant], plain: Entrant) -> list[dict]:
     return found
 
 
-def _differences(heats: Sequence[Heat], field: Sequence[Entrant], plain: Entrant, dtype: str) -> list[str]:
+def _differences(heats: Sequence[Heat], field: Sequence[Entrant], plain: Entrant, numbers: str) -> list[str]:
     """A sentence for each method whose text has to be plain decoding's and is not."""
     found = []
     for heat, entrant in itertools.product(heats, field):
         place = _first_difference(heat, entrant, plain) if entrant.sampling(heat.temperature).same_text else None
         if place is not None:
             of = f"{entrant.name} at temperature {heat.temperature:g} differs from plain decoding"
-            found.append(f"{of} at {place[0].where} from new token {place[1]} on ({dtype})")
+            found.append(f"{of} at {place[0].where} from new token {place[1]} on ({numbers})")
     return found
 
 

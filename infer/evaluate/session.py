@@ -29,9 +29,9 @@ def run(options, asked: Asked) -> dict:
       BadInput: the target, a method, a suite and the machine do not fit together.
     """
     load = os.getloadavg()[0]
-    dtype = options.dtype or pair.default_dtype(jax.default_backend())
+    formats = pair.number_formats(options.dtype, options.weights)
     sizes = options.mesh, options.batch_size, options.max_new_tokens
-    entries = entrants.find(options.target, asked.methods, dtype, *sizes, options.lora)
+    entries = entrants.find(options.target, asked.methods, formats, *sizes, options.lora)
     first = entries[0].resolved
     tokenizer = text.load_tokenizer(first.target)
     terms = _terms(options, asked, entries, tokenizer)
@@ -42,7 +42,7 @@ def run(options, asked: Asked) -> dict:
     _note(asked, tokenizer, first.why, load)
     is_chat = any(prompts.uses_template(prompt) for suite in asked.suites for prompt in suite.given)
     how = first.adapter, asked.template, asked.template_kwargs if is_chat else None
-    notes.say(first.target, [entry.resolved.drafter for entry in entries], dtype, *how)
+    notes.say(first.target, [entry.resolved.drafter for entry in entries], first.numbers, *how)
     field = entrants.fill(entries, tokenizer, options.ignore_eos)
     plain = next(entrant for entrant in field if entrant.method.is_plain)
     heats = [contest.prepare(suite, temperature, plain, terms) for suite in asked.suites for temperature in options.temperature]
@@ -56,14 +56,15 @@ def run(options, asked: Asked) -> dict:
         "command": " ".join([COMMAND, *sys.argv[1:]]),  # stands first: `checks.check_output`
         "device": f"{jax.devices()[0].device_kind}, mesh {first.mesh[0]} x {first.mesh[1]}, jax {jax.__version__}",
         "load_average": round(load, 2),
-        "dtype": dtype,
+        "dtype": first.dtype,
+        "weights": first.target_config.weight_format,
         "target": (options.target or "the embedded target") + (f" with {options.lora}" if options.lora else ""),
         "target_parameters": placement.parameters_of(field[0].engine.target),
-        "target_bytes": placement.bytes_of_target(first.target_config, dtype),
+        "target_bytes": placement.bytes_of_target(first.target_config, first.dtype),
         "max_new_tokens": options.max_new_tokens,
         "batch_size": options.batch_size,
         "seed": options.seed,
-    } | results.of(heats, field, plain, dtype)
+    } | results.of(heats, field, plain, first.numbers)
     return result if stream is None else result | {"along_text": _along(stream, options.contexts, field)}
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from infer.evaluate.checks import MARK, PLOTS, REPORT, RESULTS, SOFTWARE, has_matplotlib
+from infer.options import name_formats
 
 LEGEND = """\
 tau: tokens per step, delivered by a target pass after the prefill, with its standard error over conversations; speed-up:
@@ -37,11 +38,12 @@ def write(result: Mapping, folder: pathlib.Path) -> None:
 
 def markdown(result: Mapping) -> str:
     """All tables."""
+    numbers = name_formats(result["dtype"], result["weights"])
     size = f"{result['target_parameters'] / 1e6:.1f} M parameters, {result['target_bytes'] / 1e6:.1f} MB"
     parts = [
         "# Methods side by side",
         f"`{result['command']}`",
-        f"Target: {result['target']}, {size} in {result['dtype']}; {result['device']}, load average {result['load_average']:.1f}"
+        f"Target: {result['target']}, {size} in {numbers}; {result['device']}, load average {result['load_average']:.1f}"
         f" before it began; {result['max_new_tokens']} new tokens, {result['batch_size']} at a time.",
         LEGEND,
         _methods(result["methods"]),

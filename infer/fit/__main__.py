@@ -12,7 +12,7 @@ from typing import Literal
 
 from infer.command import run_command
 from infer.fit import report as tables
-from infer.fitting import SliceOptions, command_line, head_line, head_of, left_out, line, printer, run_fit
+from infer.fitting import SliceOptions, command_line, formats_asked, formats_of, head_line, left_out, line, printer, run_fit
 from infer.options import check_each, check_nodes, check_once, check_range, read_beams
 from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.errors import BadInput
@@ -49,8 +49,8 @@ class Options(SliceOptions):
     would have room for; by default all of that tree."""
     nodes: tuple[int, ...] = ()
     """Also: passes of the target over N nodes without drafting."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number format of weights and cache."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Number format of weights and cache; by default bfloat16."""
     sampling: Literal["greedy", "sampled", "filtered"] = "greedy"
     """sampled: at a temperature; filtered: with top-k or top-p as well."""
     most: float = 1.5
@@ -135,7 +135,7 @@ def run(options: Options) -> dict:
     untaken = slices.refuse_batches(options.batch, meshes, "--batch")
     reasons += untaken.values()
     say = printer(options)
-    say("\n".join([tables.heading(question_of(options), subject.slice), *left_out(reasons)]))
+    say("\n".join([tables.heading(tables.question_of(options, subject), subject.slice), *left_out(reasons)]))
     with compiler.side_by_side() as pool:
         rows, node_rows = _points(options, subject, meshes, pool, say)
         advice = _advise(options, subject, rows, [batch for batch in options.batch if batch not in untaken], pool, say)
@@ -186,7 +186,7 @@ def _advise(options: Options, subject, rows: list[dict], batches: list[int], poo
         advice, checked, refused = find_advice(rows, batch, options.most, check)
         before = [dataclasses.asdict(one) | {"checked": checks} for one, checks in refused]
         found.append(dataclasses.asdict(advice) | {"checked": checked, "refused": before})
-        say(tables.advised(advice, options.most, options.dtype, checked, refused, subject.slice.chip.usable_bytes))
+        say(tables.advised(advice, options.most, formats_asked(options), checked, refused, subject.slice.chip.usable_bytes))
     return found
 
 
@@ -212,15 +212,8 @@ def run_floors(options: Options) -> dict:
         "rows": rows,
     }
     if not options.json:
-        print(tables.floors(report, question_of(options), chip, split, nodes, options.beams))
+        print(tables.floors(report, tables.question_of(options, subject), chip, split, nodes, options.beams))
     return report
-
-
-def question_of(options: Options) -> tables.Question:
-    """The question, as headings say it."""
-    head = head_of(options.method, options.head, options.head_vocab, options.positions, options.blocks)
-    head = head if options.draft_model is None else f"{options.draft_model} as the draft model"
-    return tables.Question(options.model, options.topology, head, options.dtype, options.context, options.sampling)
 
 
 def _subject(options: Options):
@@ -229,13 +222,14 @@ def _subject(options: Options):
     from infer.fit.drafts import config_of
     from redrafter_jax.slices import topology as slices
 
-    target = slices.read_target_config(options.model, "--model")
+    dtype, weight_format = formats_of(options)
+    target = slices.read_target_config(options.model, "--model", weight_format)
     # a longer context than the target was made for has the same cost
     target = dataclasses.replace(target, max_position_embeddings=max(target.max_position_embeddings, options.context))
     if not 0 <= options.head_vocab <= target.vocab_size:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {target.vocab_size}, not {options.head_vocab}")
     head = config_of(options, target)
-    return points.Workload(None, target, head, options.dtype, options.context, options.sampling, options.whole)
+    return points.Workload(None, target, head, dtype, options.context, options.sampling, options.whole)
 
 
 def _checked(subject, pool, advice) -> list[dict]:

@@ -6,7 +6,8 @@ import dataclasses
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from infer.fitting import MAX_RETRIES, facts_of, gib, left_out
+from infer.fitting import MAX_RETRIES, facts_of, gib, head_of, left_out
+from infer.options import name_formats
 from infer.terminal import milliseconds
 
 CURVE_NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the curve that --floors prints
@@ -36,9 +37,17 @@ class Question:
     model: str
     topology: str
     head: str
-    dtype: str
+    numbers: str
     context: int
     sampling: str = "greedy"
+
+
+def question_of(options, subject) -> Question:
+    """The question of the command's `Options` about a workload."""
+    head = head_of(options.method, options.head, options.head_vocab, options.positions, options.blocks)
+    head = head if options.draft_model is None else f"{options.draft_model} as the draft model"
+    numbers = name_formats(subject.dtype, subject.config.weight_format)
+    return Question(options.model, options.topology, head, numbers, options.context, options.sampling)
 
 
 def cells_of(row: dict, plain: dict) -> list[str]:
@@ -59,7 +68,7 @@ def heading(asked: Question, slice_) -> str:
     """The lines above the table."""
     chip = slice_.chip
     return wrap(
-        f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, {asked.sampling}, on"
+        f"{asked.model}, {asked.head}, {asked.numbers}, {asked.context} tokens of context, {asked.sampling}, on"
         f" {len(slice_.devices)} chips of {chip.name} ({asked.topology}): {chip.peak / 1e12:.0f} TFLOP/s,"
         f" {chip.bandwidth / 1e9:.0f} GB/s, {gib(chip.usable_bytes)} GiB usable, ridge {chip.ridge:.0f} FLOP/byte",
         LEGEND,
@@ -71,11 +80,12 @@ def wrap(*texts: str) -> str:
     return "\n".join(textwrap.fill(each, MAX_COLUMNS, subsequent_indent="  ", break_on_hyphens=False) for each in texts)
 
 
-def advised(advice, most: float, dtype: str, checked: list[dict], refused: list, usable: int) -> str:
+def advised(advice, most: float, formats: str, checked: list[dict], refused: list, usable: int) -> str:
     """The recommendation for a batch, in options of `infer.generate`, after those that were found not to fit.
 
     Args:
       most: plain steps that a round may cost.
+      formats: the number formats, as options.
       usable: bytes of a chip.
     """
     before = "".join(f"{_refusal(*one)}\n" for one in refused)
@@ -84,7 +94,7 @@ def advised(advice, most: float, dtype: str, checked: list[dict], refused: list,
         what += " fits, and others were not tried" if len(refused) > MAX_RETRIES else " fits"
         return f"{before}batch {advice.batch}: {what}; take more chips, a shorter --context or fewer rows"
     data, model = advice.mesh
-    what = f"batch {advice.batch}: --batch-size {advice.batch} --mesh {data} {model} --dtype {dtype}"
+    what = f"batch {advice.batch}: --batch-size {advice.batch} --mesh {data} {model} {formats}"
     if advice.shape is None:
         what += f" --decoding autoregressive: no beam shape tried fits there and costs at most {most:g} plain steps"
     else:
@@ -112,7 +122,7 @@ def _sizes(checked: list[dict]) -> str:
 def floors(report: dict, asked: Question, chip, split: tuple[int, int], nodes: Sequence[int], beams: Sequence[str]) -> str:
     """The table of what is counted by hand."""
     about = (
-        f"{asked.model}, {asked.head}, {asked.dtype}, {asked.context} tokens of context, on {asked.topology}, mesh"
+        f"{asked.model}, {asked.head}, {asked.numbers}, {asked.context} tokens of context, on {asked.topology}, mesh"
         f" {split[0]}x{split[1]}; ridge {chip.ridge:.0f} FLOP/byte, {gib(chip.usable_bytes)} GiB usable per chip."
     )
     lines = [wrap(about, FLOORS_LEGEND), *left_out(report["left_out"])]

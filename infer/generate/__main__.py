@@ -19,7 +19,7 @@ from infer.distributed import Group
 from infer.generate import checks
 from infer.generate.checks import SAMPLING_OPTIONS
 from infer.generate.task import Decoding, Destination, Models, Task, Tuning, WantedShape
-from infer.options import given
+from infer.options import Weights, given
 from infer.stopping import Stops
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
@@ -148,6 +148,9 @@ class Options:
     """Prompts that are decoded together."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8 (eight bits and a scale per output channel, made as they are
+    read), or as --dtype; by default as --dtype, or as a quantised checkpoint has them."""
     cache_dir: pathlib.Path | None = None
     """Folder for compiled programs and nothing else, so that the next start compiles nothing; by default ~/.cache/redrafter_jax.
     It grows to 4 GiB at most, those not used for longest go first; remove the folder to clear it."""
@@ -182,7 +185,15 @@ def task_of(options: Options) -> Task:
     lookup = None if options.decoding == "autoregressive" else lookup
     says_how = checks.chooses_search(options)
     return Task(
-        Models(options.target, options.drafter if has_head else None, has_head, options.dtype, options.mesh, options.lora),
+        Models(
+            options.target,
+            options.drafter if has_head else None,
+            has_head,
+            options.dtype,
+            options.mesh,
+            options.lora,
+            options.weights,
+        ),
         Decoding(
             options.decoding or "speculative",
             beams,

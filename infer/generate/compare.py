@@ -23,16 +23,16 @@ class Comparison:
     replies: list[tuple[Reply, Reply]]
     first_difference: tuple[int, int] | None = None
 
-    def report(self, dtype: str) -> str:
-        """Both speeds, of replies none of which ended in an error."""
+    def report(self, numbers: str) -> str:
+        """Both speeds, of replies none of which ended in an error; ``numbers``: the formats that were computed in."""
         fast, plain = self.speculative, self.autoregressive
         count = sum(len(reply.token_ids) for reply, _ in self.replies)
         prompts = counted(len({turn.index for turn in self.turns.all}), "prompt")
         of = f"{len(self.turns)} turns of {prompts}" if self.turns.has_turns else prompts
-        same = f"all {counted(count, 'token')} of {of} are identical ({dtype})"
+        same = f"all {counted(count, 'token')} of {of} are identical ({numbers})"
         if self.first_difference is not None:
             number, position = self.first_difference
-            same = f"{self.turns.all[number].where} differs from new token {position} on ({dtype})"
+            same = f"{self.turns.all[number].where} differs from new token {position} on ({numbers})"
         runs = f"{plain.prefills // max(len(self.replies), 1)} runs of each, in turn; compiling is not counted"
         return "\n".join([
             f"tokens          {same}",

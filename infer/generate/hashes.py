@@ -40,6 +40,7 @@ def decides_text(decoding: Decoding, resolved: pair.Resolved) -> dict:
         "decoding": decoding.kind,
     }
     settings |= {name: value for name, value in later_settings(decoding).items() if value}
+    settings |= {"weights": resolved.target_config.weight_format} if resolved.target_config.weight_format else {}
     if resolved.dtype != "float32":  # it rounds differently in another batch, or on another mesh
         settings |= {"batch_size": decoding.batch, "mesh": list(resolved.mesh)}
         settings |= {"n": decoding.n} if decoding.n > 1 else {}

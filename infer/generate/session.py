@@ -66,8 +66,9 @@ def prepare(task: Task, tokenizer: object | None = None) -> Prepared:
     """
     models, decoding = task.models, task.decoding
     template = None if decoding.chat_template is None else templates.read(decoding.chat_template)
-    dtype = models.dtype or pair.default_dtype(jax.default_backend())
-    found = pair.find(models.target, models.drafter, models.has_head and decoding.kind != "autoregressive", dtype, models.lora)
+    formats = pair.number_formats(models.dtype, models.weights)
+    with_head = models.has_head and decoding.kind != "autoregressive"
+    found = pair.find(models.target, models.drafter, with_head, *formats, models.lora)
     lookup = proposers.lookup_of(decoding.lookup)
     shape = tuning.shape_of(decoding.beams, found, lookup, decoding.sampling.draws) if found.drafter else None
     resolved = pair.plan(found, models.mesh, decoding.batch, decoding.limits.new, proposers.drafted_length(shape, lookup))
@@ -117,7 +118,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
         processes.say(prepared.resolved.why, sys.stderr)
     batches = Batches(task, loaded, turns, [seeds[turn.index] for turn in turns.all], runs, file)
     if decoding.kind == "compare":
-        return compare_both(batches, prepared.resolved.dtype)
+        return compare_both(batches, prepared.resolved)
     if processes.count() > 1 and not loaded.engine.mesh.is_multi_process:
         return exit_code(share_out(batches), len(turns))
     batches.generate()
@@ -125,7 +126,7 @@ def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
     is_demonstration = given[0].is_default and decoding.kind == "speculative" and decoding.n == 1
     if is_demonstration and batches.streams and code == 0:
         processes.say("\nThe same without drafting, and both in turn for their speed:", sys.stderr)
-        return compare_both(batches, prepared.resolved.dtype)
+        return compare_both(batches, prepared.resolved)
     return code
 
 
@@ -141,7 +142,7 @@ def note(prepared: Prepared, uses_template: bool) -> None:
     """Says what a person should know of the pair, and where Vicuna's template stands in for one that is missing."""
     found = prepared.resolved
     variables = prepared.task.decoding.chat_template_kwargs if uses_template else None
-    notes.say(found.target, [found.drafter], found.dtype, found.adapter, prepared.template, variables)
+    notes.say(found.target, [found.drafter], found.numbers, found.adapter, prepared.template, variables)
     is_missing = prepared.template is None and prepared.tokenizer is not None and not prepared.tokenizer.chat_template
     if is_missing and uses_template:
         processes.say("note: the tokenizer has no chat template; Vicuna's is used (--chat-template names another)", sys.stderr)
@@ -179,14 +180,14 @@ def share_out(batches: Batches) -> int:
     return ReplyFile(output.path, output.owner).failed
 
 
-def compare_both(batches: Batches, dtype: str) -> int:
+def compare_both(batches: Batches, resolved: pair.Resolved) -> int:
     """Prints the comparison; the exit code is 1 where an exact rule's tokens differ in float32, or a reply ended in an error, with
     which there is nothing to compare."""
     turns, decoding, as_json = batches.turns, batches.task.decoding, batches.task.destination.json
     result = compare.compare(batches.pair.engine, batches.decode, turns, decoding.batch, batches.text_of)
     failed = sum("error" in (fast.finish_reason, plain.finish_reason) for fast, plain in result.replies)
     if not failed:
-        print(result.report(dtype), file=sys.stderr if as_json else sys.stdout)
+        print(result.report(resolved.numbers), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         for index, (fast, plain) in enumerate(result.replies):
             line = batches.line_of(index, fast)
@@ -194,7 +195,7 @@ def compare_both(batches: Batches, dtype: str) -> int:
             print(json.dumps(line))
     if failed:
         return exit_code(failed, len(turns))
-    return int(result.first_difference is not None and decoding.sampling.same_text and dtype == "float32")
+    return int(result.first_difference is not None and decoding.sampling.same_text and resolved.dtype == "float32")
 
 
 def converse(task: Task) -> int:

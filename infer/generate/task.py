@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Literal
 
+from infer.options import Weights
 from infer.settings import SettingsFile
 from infer.stopping import Stops
 from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
@@ -14,7 +15,8 @@ from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 @dataclasses.dataclass(frozen=True)
 class Models:
     """A pair by folders or hub names (None: the embedded one), its number format and mesh (None: what suits the devices);
-    ``has_head``: a head drafts, perhaps with a lookup beside it; ``lora``: an adapter that is merged into the target."""
+    ``has_head``: a head drafts, perhaps with a lookup beside it; ``lora``: an adapter that is merged into the target; ``weights``:
+    how the target's matrices are stored."""
 
     target: str | None = None
     drafter: str | None = None
@@ -22,6 +24,7 @@ class Models:
     dtype: Literal["float32", "bfloat16"] | None = None
     mesh: tuple[int, int] | None = None
     lora: str | None = None
+    weights: Weights | None = None
 
 
 @dataclasses.dataclass(frozen=True)

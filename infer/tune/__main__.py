@@ -14,7 +14,7 @@ from typing import Literal
 
 from infer import settings
 from infer.command import INTERRUPTED, read_options, run_command
-from infer.options import check_each, check_nodes, check_range, check_temperature, read_beams
+from infer.options import Weights, check_each, check_nodes, check_range, check_temperature, read_beams
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import claims, lock
 
@@ -56,6 +56,9 @@ class Options:
     more certain."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8 (eight bits and a scale per output channel, made as they are
+    read), or as --dtype; by default as --dtype, or as a quantised checkpoint has them."""
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the target (M) are split; by default what infer.generate would choose for each batch."""
     output: pathlib.Path | None = None
@@ -140,13 +143,13 @@ def run(options: Options, path: pathlib.Path) -> None:
         options.seconds,
     )
     wanted = load.find(options, plan)
-    on = {mesh: settings.machine_of(mesh, resolved.dtype) for mesh, (resolved, _) in wanted.planned.items()}
+    on = {mesh: settings.machine_of(mesh, resolved.numbers) for mesh, (resolved, _) in wanted.planned.items()}
     kept = Kept(path, [list(map(dataclasses.asdict, on.values())), wanted.marks, wanted.prompts, dataclasses.asdict(plan)])
     if kept.is_resumed:
         print(f"going on with what {path} has of an interrupted run", flush=True)
     print(wanted.name, flush=True)
     resolved, _ = next(iter(wanted.planned.values()))
-    notes.say(resolved.target, list(wanted.folders.values()), resolved.dtype, resolved.adapter)
+    notes.say(resolved.target, list(wanted.folders.values()), resolved.numbers, resolved.adapter)
     found = {mesh: _measure(options, wanted, mesh, plan, kept) for mesh in wanted.planned}
     outcomes = [outcome for measured in found.values() for _, outcome in measured]
     print(report.LEGEND)
@@ -175,7 +178,7 @@ def _measure(options: Options, wanted, mesh: tuple[int, int], plan, kept) -> lis
     from infer.tune import load, report
 
     resolved, batches = wanted.planned[mesh]
-    machine, outcomes = settings.machine_of(mesh, resolved.dtype), []
+    machine, outcomes = settings.machine_of(mesh, resolved.numbers), []
     print(f"{machine.device}, mesh {machine.mesh}, {machine.dtype}, jax {machine.jax}", flush=True)
     tuner = _tuner(wanted, mesh, plan, kept)
     for batch, context in itertools.product(batches, load.contexts(options)):

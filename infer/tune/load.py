@@ -50,9 +50,9 @@ def find(options, plan: TunePlan) -> Wanted:
     Raises:
       BadInput: something is missing, does not fit together, or has no room.
     """
-    dtype = options.dtype or pair.default_dtype(jax.default_backend())
+    formats = pair.number_formats(options.dtype, options.weights)
     folders = name_heads(options.drafter)
-    found = pair.find(options.target, str(next(iter(folders.values()))), True, dtype, options.lora)
+    found = pair.find(options.target, str(next(iter(folders.values()))), True, *formats, options.lora)
     target = found.target_config
     configs = {name: heads.read_head_config(folder, "--drafter") for name, folder in folders.items()}
     for name, head in configs.items():

@@ -18,6 +18,7 @@ from redrafter_jax.model import cache, vocabulary
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.lora import Adapter, LoraConfig
 from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
+from redrafter_jax.model.quantised import Quantised
 from redrafter_jax.model.target import Target, TargetConfig
 
 Drafts = DrafterConfig | MedusaConfig | TargetConfig
@@ -83,9 +84,10 @@ class Footprint:
 
 
 def parameters_of(model: Target | Drafter | MedusaHeads | None) -> int:
-    """Weights of a model, of which an LM head that is its embedding is no other; 0 for None."""
+    """Weights of a model, of which an LM head that is its embedding is no other, nor are scales; 0 for None."""
     is_tied = isinstance(model, Target) and model.config.tie_word_embeddings
-    return sum(leaf.size for leaf in jax.tree.leaves(model)) - (model.lm_head[...].size if is_tied else 0)
+    weights = jax.tree.leaves(model, is_leaf=lambda part: isinstance(part, Quantised))
+    return sum(leaf.size for leaf in weights) - (model.lm_head[...].size if is_tied else 0)
 
 
 def bytes_of(tree) -> int:

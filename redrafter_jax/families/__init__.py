@@ -51,11 +51,16 @@ def read(fields: dict[str, Any], what: str = "target") -> tuple[ModuleType, Targ
     Raises:
       BadInput: it is of no family, or asks for something that would have to be approximated.
     """
+    text = text_fields(fields, what)
+    what = what if text is fields else f"{what}: text_config"
+    family = of(text.get("model_type"), what)
+    return family, family.config(text, what)
+
+
+def text_fields(fields: dict[str, Any], what: str = "target") -> dict[str, Any]:
+    """A config.json, or that of the text model inside. Raises BadInput where this one is missing."""
     kind = fields.get("model_type")
-    if isinstance(kind, str) and kind in multimodal.TEXT_TYPES:
-        what, fields = f"{what}: text_config", multimodal.text_fields(fields, what)
-    family = of(fields.get("model_type"), what)
-    return family, family.config(fields, what)
+    return multimodal.text_fields(fields, what) if isinstance(kind, str) and kind in multimodal.TEXT_TYPES else fields
 
 
 def stored_names(fields: dict[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -75,13 +75,11 @@ def shapes(fields: dict[str, Any], what: str, turns_in_part: bool = False) -> di
 
 
 def refuse(fields: dict[str, Any], what: str, honoured: tuple[str, ...] = (), activation: str = "silu") -> None:
-    """Refuses what would have to be approximated: quantised weights, another activation, and what is not ``honoured``.
+    """Refuses what would have to be approximated: another activation, and what is not ``honoured``.
 
     Raises:
       BadInput: the config asks for one of these.
     """
-    if fields.get("quantization_config"):
-        raise BadInput(f"{what}: quantised weights (quantization_config) are not supported; take the float checkpoint")
     for key in REFUSED:
         value = fields.get(key)
         is_full = key == "layer_types" and isinstance(value, list) and all(kind == FULL for kind in value)

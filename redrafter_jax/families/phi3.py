@@ -7,7 +7,7 @@ from typing import Any
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families import common
 from redrafter_jax.families.fields import flag
-from redrafter_jax.families.names import Heights, Part, Table
+from redrafter_jax.families.names import FusedPart, Heights, Table
 from redrafter_jax.families.rope import ORIGINAL
 from redrafter_jax.model.target_config import TargetConfig
 
@@ -27,7 +27,7 @@ def _gate_and_up(config: TargetConfig) -> tuple[int, int]:
 
 def _parts(names: tuple[str, ...], tensor: str, heights: Heights) -> Table:
     """Leaves whose matrices lie below each other in one tensor."""
-    return [(rf"\.blocks\[(\d+)\]\.{name}\.weight", tensor, True, Part(heights, index)) for index, name in enumerate(names)]
+    return [(rf"\.blocks\[(\d+)\]\.{name}\.weight", tensor, True, FusedPart(heights, index)) for index, name in enumerate(names)]
 
 
 NAMES = [

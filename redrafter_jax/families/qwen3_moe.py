@@ -5,7 +5,7 @@ from typing import Any
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families import common, qwen3
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, flag, whole
-from redrafter_jax.families.names import Part, Stack
+from redrafter_jax.families.names import FusedPart, Stack
 from redrafter_jax.model.target_config import TargetConfig
 
 TYPES = ("qwen3_moe",)
@@ -29,8 +29,8 @@ NAMES = [
     *qwen3.NAMES,
     (_EXPERTS + "router", _LAYER + "gate.weight", True),
     (_EXPERTS + "(gate|up|down)", _LAYER + r"experts.{}.\2_proj.weight", True, Stack(lambda config: config.num_experts)),
-    (_EXPERTS + "gate", _LAYER + "experts.gate_up_proj", True, Part(_gate_and_up, 0)),
-    (_EXPERTS + "up", _LAYER + "experts.gate_up_proj", True, Part(_gate_and_up, 1)),
+    (_EXPERTS + "gate", _LAYER + "experts.gate_up_proj", True, FusedPart(_gate_and_up, 0)),
+    (_EXPERTS + "up", _LAYER + "experts.gate_up_proj", True, FusedPart(_gate_and_up, 1)),
     (_EXPERTS + "down", _LAYER + "experts.down_proj", True),
 ]
 IGNORED = common.IGNORED

@@ -103,7 +103,7 @@ def _by_tensor(adapter: Adapter, source: pathlib.Path, what: str) -> dict[str, l
     (family, config), stored = families.read(fields, what), families.stored_names(fields, files_of_tensors(source, what))
     found: dict[str, list[tuple[str, int]]] = {}
     for path in dict.fromkeys(path.rpartition(".")[0] for path, _ in tensors.leaves(adapter)):
-        place = names.source(f"{path}.weight", family.NAMES, config, stored)
+        place = names.location(f"{path}.weight", family.NAMES, config, stored)
         found.setdefault(stored.get(place.name, place.name), []).append((path, place.first))
     return {name: sorted(parts, key=lambda part: part[1]) for name, parts in found.items()}
 

@@ -3,6 +3,7 @@
 Not here: what the fields of a target's family mean (`redrafter_jax/families`), what tells folders apart (`fingerprint.py`).
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from redrafter_jax import families
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
-from redrafter_jax.files import json_files
+from redrafter_jax.files import json_files, quantisation
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target_config import TargetConfig, wrong_draft_model
 
@@ -61,16 +62,25 @@ def _ids_in(ids: list, vocabulary: int, where: str) -> list[int]:
     return ids
 
 
-def target_config(config: dict[str, Any], what: str = "target") -> TargetConfig:
+def target_config(config: dict[str, Any], what: str = "target", weight_format: str | None = None) -> TargetConfig:
     """The config.json of a target, as its family reads it.
 
+    Args:
+      weight_format: the format that its matrices are wanted in, of `quantised.FORMATS`; None: as they are stored.
+
     Raises:
-      BadInput: it is of no family that there is, or asks for something that would have to be approximated.
+      BadInput: it is of no family that there is, or asks for something that would have to be approximated, or its matrices cannot
+        be had in that format.
     """
     kind = config.get("model_type")
     if kind == DRAFTER_TYPE:
         raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a language model")
-    return families.read(config, what)[1]
+    _, read = families.read(config, what)
+    fields = families.text_fields(config, what)
+    if read.num_experts and fields.get(quantisation.KEY):
+        instead = "take the float checkpoint; weights int8 quantises all of it but the experts"
+        raise BadInput(f"{what}: a quantised mixture of experts ({quantisation.KEY}) is not read; {instead}")
+    return dataclasses.replace(read, weight_format=quantisation.weight_format(fields, weight_format, what))
 
 
 def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConfig:

@@ -18,7 +18,8 @@ import safetensors
 
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import json_files
-from redrafter_jax.files.weight_files import FLOATS, Delta, files_of_tensors, is_finite
+from redrafter_jax.files.stored import Delta
+from redrafter_jax.files.weight_files import FLOATS, files_of_tensors, is_finite
 
 CONFIG_FILE, WEIGHT_FILE, PICKLED_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX, FACTOR = "base_model.model.", re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")

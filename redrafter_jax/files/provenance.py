@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from redrafter_jax import families
 from redrafter_jax.files import config as configs
 from redrafter_jax.files import fingerprint, json_files, peft
 from redrafter_jax.files.peft import StoredAdapter
@@ -29,7 +30,7 @@ def describe(
     """A target, as the config.json of its head describes it.
 
     Args:
-      dtype: the number format that its weights are used in.
+      dtype: the number format that its weights are used in, in words.
       adapter: what is added to its weights.
       variables: of the chat template, where conversations were written with it; None: there were none.
 
@@ -37,7 +38,7 @@ def describe(
       BadInput: the folder is broken.
     """
     fields = configs.read_json(folder, what)
-    sizes = configs.target_config(fields, what)
+    sizes = families.read(fields, what)[1]
     found = {"model_type": fields["model_type"]} | {name: getattr(sizes, name) for name in SIZES}
     found |= {
         "tokenizer": fingerprint.hash_tokenizer(folder),

@@ -1,6 +1,6 @@
-"""The safetensors files of a folder: which tensors they hold, and parts of tensors, none of them NaN or Inf.
+"""The safetensors files of a folder: which tensors they hold, and where.
 
-Whatever is wrong with a file is one sentence. Not here: what the tensors are for (`weights.py`).
+Whatever is wrong with a file is one sentence. Not here: parts of leaves (`stored.py`), what the tensors are for (`weights.py`).
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from redrafter_jax.files import json_files
 WEIGHT_INDEX = "model.safetensors.index.json"
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-          "I64": np.int64, "I32": np.int32, "I16": np.int16, "U16": np.uint16}  # fmt: skip
-CHUNK_BYTES = 1 << 20  # bytes that are read, cast and turned over at a time, such that they stay in a core's cache
+          "I64": np.int64, "I32": np.int32, "I16": np.int16, "U16": np.uint16, "I8": np.int8,
+          "F8_E4M3": ml_dtypes.float8_e4m3fn}  # fmt: skip
 
 
 def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -> dict[str, pathlib.Path]:
@@ -60,7 +60,7 @@ class Place:
             return opened.read(size)
 
     def read(self, first: int, last: int, columns: tuple[int, int] | None = None, plane: int | None = None) -> np.ndarray:
-        """Rows ``first`` to ``last`` - 1; of a matrix, these columns of them; of three axes, in the matrix ``plane``. Raises OSError."""
+        """Rows ``first`` to ``last`` - 1; of a matrix, these columns; of three axes, in the matrix ``plane``. Raises OSError."""
         height, *rest = self.shape if plane is None else self.shape[1:]
         dtype, shape = np.dtype(DTYPES[self.dtype]), (last - first, *rest)
         start = self.start + ((plane or 0) * height + first) * math.prod(rest) * dtype.itemsize
@@ -155,95 +155,6 @@ def conversion(folder: pathlib.Path) -> str:
         "; .bin files are not read, because unpickling runs code: convert them with transformers,"
         f" AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER)"
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Delta:
-    """What is added to a matrix ``[out, in]`` of a file: scale B A, with a ``[R, in]`` and b ``[out, R]`` in float32."""
-
-    a: np.ndarray
-    b: np.ndarray
-    scale: float
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.b.shape[0], self.a.shape[1]
-
-    def part(self, rows: slice, columns: slice) -> np.ndarray:
-        """Some rows and columns of it."""
-        return np.float32(self.scale) * (self.b[rows] @ self.a[:, columns])
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many.
-
-    ``what``: the option that names the folder, for errors; ``first``: the row of the tensor at which it begins; ``plane``: the
-    matrix that it is part of, where the tensor has three axes; ``delta``: what is added to the tensor, where an adapter changes it.
-    """
-
-    file: pathlib.Path
-    name: str
-    transposed: bool
-    copies: int
-    width: int
-    what: str
-    first: int = 0
-    plane: int | None = None
-    delta: Delta | None = None
-
-    def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
-        """The part ``index`` of a leaf of ours, read a few rows at a time.
-
-        Raises:
-          BadInput: a number in it is NaN or Inf, or becomes Inf in ``dtype``.
-        """
-        ranges = [each.indices(size)[:2] for each, size in zip(index, shape, strict=True)]
-        part = np.empty([stop - start for start, stop in ranges], dtype)
-        as_stored = part.T if self.transposed else part
-        (first, last), *columns = ranges[::-1] if self.transposed else ranges
-        row = max(1, as_stored[:1].nbytes)
-        rows = self.width if self.copies > 1 else max(1, CHUNK_BYTES // row)
-        for at in range(first, last, rows):
-            end = min(at + rows, last)
-            source = self.first + (at if self.copies == 1 else at // (rows * self.copies) * rows)
-            as_stored[at - first : end - first] = self._finite(self._read((source, source + end - at), *columns), dtype)
-        return part
-
-    def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
-        rows, *columns = ranges
-        try:
-            chunk = places(self.file)[self.name].read(*rows, *columns, plane=self.plane)
-        except (OSError, ValueError, KeyError) as error:  # it has changed since its header was read
-            raise BadInput(f"{self.what}: {self.file} cannot be read ({getattr(error, 'strerror', None) or error})") from None
-        return chunk if self.delta is None else chunk.astype(np.float32) + self.delta.part(*(slice(*each) for each in ranges))
-
-    def _finite(self, chunk: np.ndarray, dtype) -> np.ndarray:
-        """The chunk in ``dtype``."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            cast = chunk.astype(dtype, copy=False)
-        if is_finite(cast):
-            return cast
-        first = np.flatnonzero(~np.isfinite(cast.astype(np.float64)))[0]
-        value = float(chunk.ravel()[first])
-        why = f"{value:g} is too large for {np.dtype(dtype)}" if np.isfinite(value) else f"the first is {value:g}"
-        raise BadInput(f"{self.what}: {self.name} in {self.file} holds NaN or Inf ({why})")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredStack:
-    """Matrices of a leaf with three axes, along its first."""
-
-    each: tuple[Stored, ...]
-
-    def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
-        """As `Stored.part`, one matrix after the other."""
-        wanted = self.each[index[0]]
-        size = [len(range(*one.indices(length))) for one, length in zip(index, shape, strict=True)]
-        part = np.empty(size, dtype)
-        for number, stored in enumerate(wanted):
-            part[number] = stored.part(index[1:], shape[1:], dtype)
-        return part
 
 
 def is_finite(values: np.ndarray) -> bool:

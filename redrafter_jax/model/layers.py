@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from redrafter_jax.model.quantised import Quantised, quantise
+
 COLUMNS, ROWS = P(None, "model"), P("model", None)
 """How an ``[in, out]`` matrix is split: each shard makes some outputs, or sums over some inputs (and the sums are added)."""
 
@@ -42,15 +44,28 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
-def times(x: jax.Array, weight: nnx.Param | jax.Array, split: P = COLUMNS) -> jax.Array:
+def quantise_matrices(module: nnx.Module, weight_format: str) -> nnx.Module:
+    """The module with the matrices of its linear layers in a format of `quantised.FORMATS`, which replace the float ones."""
+    for part in vars(module).values():
+        if isinstance(part, Linear):
+            part.weight = quantise(part.weight[...], weight_format)
+    return module
+
+
+def times(x: jax.Array, weight: nnx.Param | jax.Array | Quantised, split: P = COLUMNS) -> jax.Array:
     """x W for x ``[B, ..., in]`` and W ``[in, out]``, ``split`` over ``model``: ``[B, ..., out]``.
 
     Every matrix of the target and of the head is multiplied here, so another kind of weight (quantised, or with a low-rank
     delta) needs to be known here alone.
     """
+    spec = P("data", *[None] * (x.ndim - 2), split[1])
+    if isinstance(weight, Quantised):
+        values, scale = gather_weight(weight.values, split), gather_weight(weight.scale, P(split[1]))
+        with jax.named_scope("linear"):
+            return (product(x, values.astype(x.dtype), spec) * scale).astype(x.dtype)
     ready = gather_weight(weight, split)
     with jax.named_scope("linear"):  # so that a profile tells it from gathering the weight, and from attention
-        return product(x, ready, P("data", *[None] * (x.ndim - 2), split[1]))
+        return product(x, ready, spec)
 
 
 def gather_weight(weight: nnx.Param | jax.Array, spec: P) -> jax.Array:

@@ -110,7 +110,10 @@ class Target(nnx.Module):
         V, D = config.vocab_size, config.hidden_size
         self.config = config
         self.embedding = layers.param(keys[0], (V, D), layers.COLUMNS, dtype, scale=D**-0.5)
-        self.blocks = nnx.List([Block(k, config, dtype, config.has_experts(layer)) for layer, k in enumerate(keys[2:])])
+        blocks = (Block(k, config, dtype, config.has_experts(layer)) for layer, k in enumerate(keys[2:]))
+        if config.weight_format is not None:
+            blocks = (layers.quantise_matrices(block, config.weight_format) for block in blocks)
+        self.blocks = nnx.List(list(blocks))
         self.norm = _norm(config, D, dtype)
         self.lm_head = layers.param(keys[1], (D, V), layers.COLUMNS, dtype)
 

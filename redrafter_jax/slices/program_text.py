@@ -19,6 +19,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "coll
 _ON_CHIP = "S(1)"  # of a layout: the array is not in HBM
 BYTES_PER_ELEMENT = {
     "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
+    "f8e4m3fn": 1,
 }  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(?:(ENTRY) )?%?(\S+) \(.*\{$")
@@ -29,7 +30,7 @@ _CALLED = re.compile(r"\b(?:to_apply|body|condition)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _BODY = re.compile(r"\bbody=%?([\w.-]+)")
 _FUSED = re.compile(r"\bcalls=%?([\w.-]+)")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+[a-z]*)?)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,19 @@ class ProgramText:
             if (found := _INSTRUCTION.match(line)) and found[3] in ("copy", "copy-start", "transpose")
             if any(math.prod(shape) == elements for _, shape in _arrays(found[2]))
             if not (found[3] == "copy-start" and found[2].count(_ON_CHIP) == 1)
+        ]
+
+    def arrays_of(self, elements: set[int], width: int) -> list[str]:
+        """The operations whose result is an array, of one of these numbers of elements and of more than ``width`` bytes each, that
+        is there in memory: what happens inside a fused operation is not."""
+        fused = {name for lines in self.computations.values() for line in lines for name in _FUSED.findall(line)}
+        return [
+            line.strip()
+            for name, lines in self.computations.items()
+            if name not in fused
+            for line in lines
+            if (found := _INSTRUCTION.match(line))
+            if any(BYTES_PER_ELEMENT[kind] > width and math.prod(shape) in elements for kind, shape in _arrays(found[2]))
         ]
 
     def _of_loops(self) -> set[str]:

@@ -54,15 +54,15 @@ def verify(setting: Setting, nodes: int) -> Work:
     """A pass of the target over N nodes per row; N = 1 is an autoregressive step. Of experts it reads those that some token
     chooses, if every token chose any of them equally often."""
     config, layers = setting.config, setting.config.num_hidden_layers
-    blocks, lm_head = placement.abstract_layers(config), placement.abstract_target(config).lm_head
-    dense = (sum(count * _numbers(each) for count, each in blocks) + _numbers(lm_head)) / setting.model
-    experts = sum(count * _numbers(each, axes=3) for count, each in blocks) / setting.model
+    parts = [*placement.abstract_layers(config), (1, placement.abstract_target(config).lm_head)]
     tokens = setting.rows * nodes
     chosen = config.num_experts_per_tok / config.num_experts if config.num_experts else 0
-    used, read = dense + chosen * experts, dense + (1 - (1 - chosen) ** tokens) * experts
+    some, width = 1 - (1 - chosen) ** tokens, setting.width  # some: the share of experts that is read
+    used = sum(count * (_numbers(each) + chosen * _numbers(each, axes=3)) for count, each in parts) / setting.model
+    read = sum(count * (_bytes(each, width) + some * _bytes(each, width, axes=3)) for count, each in parts) / setting.model
     scores = tokens * (setting.slots + nodes) * config.num_attention_heads * layers / setting.model
     cache = setting.rows * setting.slots * placement.bytes_of_token(config, "int8") / setting.model
-    return Work(2 * tokens * used + 4 * scores * config.head_dim, setting.width * (read + cache))
+    return Work(2 * tokens * used + 4 * scores * config.head_dim, read + setting.width * cache)
 
 
 def draft(setting: Setting, width: int, length: int, reread: int = 2) -> Work:
@@ -108,3 +108,8 @@ def knee(setting: Setting, chip: Chip) -> float:
 def _numbers(shapes, axes: int = 2) -> int:
     """How many numbers the matrices among some weights have; those of experts have three axes."""
     return sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == axes)
+
+
+def _bytes(shapes, width: int, axes: int = 2) -> int:
+    """The bytes of these matrices: ``width`` for a number, or one where it is quantised."""
+    return sum(leaf.size * min(width, leaf.dtype.itemsize) for leaf in jax.tree.leaves(shapes) if leaf.ndim == axes)

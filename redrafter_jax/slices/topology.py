@@ -78,20 +78,21 @@ def find_slice(name: str, what: str = "topology") -> Slice:
     return Slice(name, chip, tuple(topology.devices))
 
 
-def read_target_config(model: str, what: str = "model") -> TargetConfig:
-    """The shapes of a target, by a known name or from a folder with config.json.
+def read_target_config(model: str, what: str = "model", weight_format: str | None = None) -> TargetConfig:
+    """The shapes of a target, by a known name or from a folder with config.json, with its matrices in a format of
+    `quantised.FORMATS`, or None.
 
     Raises:
       BadInput: it is neither.
     """
     name = model.replace("vicuna", "llama")
     if name in SHAPES:
-        return SHAPES[name]
+        return dataclasses.replace(SHAPES[name], weight_format=weight_format)
     folder = pathlib.Path(model).expanduser()
     if not folder.is_dir():
         names = [*SHAPES, *(name.replace("llama", "vicuna") for name in SHAPES if re.fullmatch(r"llama-\d+b", name))]
         raise BadInput(f"{what} should be one of {', '.join(names)}, or a folder with config.json, not {model}")
-    return config.target_config(config.read_json(folder, what), what)
+    return config.target_config(config.read_json(folder, what), what, weight_format)
 
 
 def why_not(target: TargetConfig, head: DraftsConfig, model: int) -> str | None:

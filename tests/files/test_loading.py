@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import reading, weight_files, weights
+from redrafter_jax.files import reading, stored, weight_files, weights
 from tests.support import MODELS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def test_a_bar_shows_bytes_on_a_terminal_alone_and_where_there_is_something_to_w
 @pytest.mark.parametrize("chunk", [64, 1000, 1 << 20])
 def test_however_many_bytes_are_read_at_a_time_the_weights_are_the_same(chunk, monkeypatch):
     expected = weights.load_target(MODELS / "target_gqa")
-    monkeypatch.setattr(weight_files, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(stored, "CHUNK_BYTES", chunk)
     for ours, theirs in zip(jax.tree.leaves(weights.load_target(MODELS / "target_gqa")), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

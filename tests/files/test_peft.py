@@ -112,7 +112,7 @@ def test_the_sum_is_rounded_once_to_the_targets_number_format(target, tmp_path):
 def test_chunks_of_a_matrix_get_their_own_rows_of_the_sum(target, tmp_path, monkeypatch):
     adapter = peft.read(write(tmp_path / "adapter", target), "--lora")
     whole = weights.load_target(target, adapter=adapter)
-    monkeypatch.setattr("redrafter_jax.files.weight_files.CHUNK_BYTES", 1024)
+    monkeypatch.setattr("redrafter_jax.files.stored.CHUNK_BYTES", 1024)
     assert_near(weights.load_target(target, adapter=adapter), whole, atol=1e-6)
 
 

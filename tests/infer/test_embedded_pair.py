@@ -42,7 +42,7 @@ def test_a_tied_output_matrix_is_counted_once(pair):
 @pytest.mark.parametrize("kind", methods.WITH_FOLDER)
 def test_what_drafts_for_the_embedded_target_is_found_by_its_kind(kind):
     method = methods.read(f"{kind}:embedded")
-    (nominee,) = entrants.find(None, [method], "float32", (1, 1), 1, 16)
+    (nominee,) = entrants.find(None, [method], ("float32", None), (1, 1), 1, 16)
     assert entrants.KIND_OF[type(nominee.resolved.drafter_config)] == kind and nominee.shape.nodes > 1
 
 

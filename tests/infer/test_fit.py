@@ -183,7 +183,7 @@ def test_a_training_step_compiles_and_replaces_what_it_trains_in_place():
 def compiled_step(train_target: str):
     """The program of an update, which replaces the head, and the adapter where there is one."""
     options = train_fit.Options("", batch=(4,), row_length=64, positions=3, train_target=train_target)
-    trained = step_points.StepSubject(subject().slice, TARGET, train_fit.recipe_of(options), options.dtype)
+    trained = step_points.StepSubject(subject().slice, TARGET, train_fit.recipe_of(options), "bfloat16")
     program = step_points.compile_step(trained, MESH, 4)
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         state = step_points.arrays(trained, 4)[1]

@@ -94,7 +94,7 @@ def test_a_mistake_is_one_sentence(arguments, said, capsys):
 def test_a_training_step_of_medusas_heads_is_traced_with_their_shapes(kind):
     options = train_fit.Options("", method="medusa", positions=3, blocks=2, head=kind, batch=(4,), row_length=64)
     recipe = train_fit.recipe_of(options)
-    subject = step_points.StepSubject(Slice("v5e:2x4", CHIPS["v5e"], (None,) * 8), TARGET, recipe, options.dtype)
+    subject = step_points.StepSubject(Slice("v5e:2x4", CHIPS["v5e"], (None,) * 8), TARGET, recipe, "bfloat16")
     with mesh.on_paper(1, 1):
         frozen, state, rows = step_points.arrays(subject, 4)
         numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.drafter))

@@ -1,9 +1,11 @@
-"""The loops of decoding write to the cache where it is: no copy of it is made in any round, on CPU or in a program for a TPU."""
+"""The loops of decoding write to the cache where it is: no copy of it is made in any round, on CPU or in a program for a TPU. Nor
+is a quantised matrix ever there in a wider format."""
 
 import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from infer.fit import points
@@ -11,7 +13,7 @@ from redrafter_jax.decode import loop
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.devices import placement
 from redrafter_jax.model import cache, drafter
-from redrafter_jax.slices import program_text, topology
+from redrafter_jax.slices import compiler, program_text, topology
 from tests import on_slice, support
 from tests.on_slice import needs_compiler
 
@@ -42,3 +44,38 @@ def test_a_loop_for_a_tpu_copies_no_cache_and_takes_over_the_state_that_was_dona
         state = points.arrays(subject, TARGET.num_hidden_layers, batch, shape)[2]
     assert not program.text.copies_in_loops(elements(state.cache))
     assert program.aliased >= placement.bytes_of(state)
+
+
+def matrices_of(target) -> set[int]:
+    """The numbers of weights in the quantised matrices of a device."""
+    parts = [leaf for leaf in jax.tree.leaves(target.blocks) if leaf.dtype.itemsize == 1]
+    return {math.prod(part.sharding.shard_shape(part.shape)) for part in parts}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("weight_format", "shape"), [("int8", AUTOREGRESSIVE), ("int8", Shape(4, 4)), ("fp8", AUTOREGRESSIVE)], ids=str
+)
+def test_a_loop_for_a_tpu_reads_eight_bits_a_weight_and_widens_no_matrix_in_memory(shape, weight_format):
+    config = dataclasses.replace(TARGET, vocab_size=4000, weight_format=weight_format)  # the LM head is of other sizes
+    head = drafter.full(config.vocab_size, config.hidden_size)
+    subject = points.Workload(topology.find_slice("v5e:2x2"), config, head, "bfloat16", 2000)
+    program = points.compile_loop(subject, (1, 4), 1, shape)
+    with jax.set_mesh(subject.slice.mesh(1, 4)):
+        target = points.arrays(subject, TARGET.num_hidden_layers, 1, shape)[0]
+    assert program.text.arrays_of(matrices_of(target), 0)  # the matrices themselves
+    assert not program.text.arrays_of(matrices_of(target), 1)
+
+
+@needs_compiler
+def test_a_matrix_that_is_widened_before_the_product_would_be_noticed():
+    def widens(matrix, x):
+        wide = jax.lax.optimization_barrier(matrix.values[...].astype(x.dtype))
+        return x @ wide * matrix.scale[...]
+
+    with jax.set_mesh(topology.find_slice("v5e:2x2").mesh(1, 4)):
+        config = dataclasses.replace(TARGET, weight_format="int8")
+        matrix = compiler.target(config, "bfloat16").blocks[0].q.weight
+        x = compiler.abstract((8, TARGET.hidden_size), jnp.bfloat16, jax.P(None, None))
+        program = compiler.compile_program(jax.jit(widens), matrix, x)
+    assert program.text.arrays_of({math.prod(matrix.shape) // 4}, 1)

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from infer import text, text_files
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import config
+from redrafter_jax.files import config, quantisation
 from train.data import examples
 
 logging.getLogger("absl").addFilter(lambda record: not record.getMessage().startswith("Variant folder"))  # of a new dataset
@@ -57,7 +57,8 @@ class Source:
         Raises:
           BadInput: it has no config.json, or is not Llama-like.
         """
-        return config.target_config(config.read_json(pathlib.Path(self.tokenizer), "--target"), "--target").vocab_size
+        fields = config.read_json(pathlib.Path(self.tokenizer), "--target")
+        return config.target_config({**fields, quantisation.KEY: None}, "--target").vocab_size
 
     def fingerprint(self) -> str:
         """Changes with whatever decides the examples: the files, the tokenizer, the numbers."""

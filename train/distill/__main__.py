@@ -15,7 +15,7 @@ import jax
 
 from infer import notes, pair, templates, text_files
 from infer.command import read_options, run_command
-from infer.options import check_number, check_range, check_temperature, wrong_dtype
+from infer.options import Weights, check_number, check_range, check_temperature, name_formats, wrong_dtype
 from infer.proposers import proposer_of
 from infer.replies import Owner, ReplyFile
 from infer.terminal import counted
@@ -95,6 +95,9 @@ class Options:
     """Which part of how many of the prompts to answer (0 1: all), for several machines; each writes a file of its own."""
     dtype: str | None = None
     """Number format of weights and cache, float32 or bfloat16; by default float32 on a CPU and bfloat16 elsewhere."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8 (eight bits and a scale per output channel, made as they are
+    read), or as --dtype; by default as --dtype, or as a quantised checkpoint has them."""
     mesh: tuple[int, int] | None = None
     """Devices over which the batch (D) and the models (M) are split; by default what the devices, their memory and the
     target's size suggest."""
@@ -114,14 +117,15 @@ def main(options: Options) -> None:
 
 
 def _main(options: Options) -> None:
-    dtype = options.dtype or pair.default_dtype(jax.default_backend())
-    options = dataclasses.replace(options, target=hub.locate(options.target, "--target"), dtype=dtype)
-    target_config = config.target_config(config.read_json(options.target, "--target"), "--target")
+    dtype, weight_format = pair.number_formats(options.dtype, options.weights)
+    options = dataclasses.replace(options, target=hub.locate(options.target, "--target"), dtype=dtype, weights=weight_format)
+    target_config = config.target_config(config.read_json(options.target, "--target"), "--target", weight_format)
     head_config = None if options.drafter is None else heads.read_config(options.drafter, "--drafter")
     room = check_pair(options, target_config, head_config)
     load = load_of(options, target_config, head_config)
     shape, why = mesh_choice.resolve(load, options.mesh, True, "--mesh", "--distributed")
     one = {"--batch-size 1": load_of(dataclasses.replace(options, batch_size=1), target_config, head_config)}
+    one["--weights int8"] = load_of(options, dataclasses.replace(target_config, weight_format="int8"), head_config)
     memory.check(load, shape, "--target, with the cache of a batch,", one, "a smaller target or more devices")
     tokenizer = require_tokenizer(options.target, datasets.NEEDS_TOKENIZER)
     stops = config.stop_ids(options.target, tokenizer, "--target")
@@ -140,9 +144,10 @@ def _main(options: Options) -> None:
         return
     if why is not None:
         print(why, file=sys.stderr)
-    notes.say(options.target, [options.drafter], options.dtype, adapter, variables=kwargs if options.conversations else None)
+    numbers, variables = name_formats(dtype, target_config.weight_format), kwargs if options.conversations else None
+    notes.say(options.target, [options.drafter], numbers, adapter, variables=variables)
     jax.set_mesh(meshes.make_mesh(*shape))
-    target = weights.load_target(options.target, options.dtype, "--target", adapter=adapter)
+    target = weights.load_target(options.target, options.dtype, "--target", False, adapter, weight_format)
     head = None if options.drafter is None else heads.load_head(options.drafter, options.dtype, "--drafter")
     beams = Shape(*options.beam)
     engine = Engine(target, proposer_of(head, beams if head is None else fit_shape(head.config, beams)), stops)
@@ -190,8 +195,9 @@ def settings_of(options: Options, stops: list[int], shape: tuple[int, int], adap
     if options.turns == 1:
         settings.pop("turns")  # a run of an earlier version has none
     settings[KWARGS] = templates.read_kwargs(settings[KWARGS])
-    if not settings[KWARGS]:
-        settings.pop(KWARGS)  # the same
+    for name in (KWARGS, "weights"):
+        if not settings[name]:
+            settings.pop(name)  # the same
     settings |= {
         "eos_token_id": sorted(stops),
         "mesh": shape,

@@ -9,7 +9,7 @@ import sys
 from typing import Literal
 
 from infer.command import run_command
-from infer.fitting import SliceOptions, command_line, head_line, left_out, line, printer, run_fit
+from infer.fitting import SliceOptions, command_line, formats_of, head_line, left_out, line, printer, run_fit
 from infer.options import check_each
 from redrafter_jax.errors import BadInput
 
@@ -44,8 +44,8 @@ class Options(SliceOptions):
     """As in train.main; lora: the updates in which the target is trained too, which are the larger ones."""
     lora_rank: int = 16
     """As in train.main, with --train-target lora."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number format of the target; the head trains in float32."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Number format of the target, by default bfloat16; the head trains in float32."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +61,9 @@ def run(options: Options) -> dict:
     from train.run import shapes
 
     recipe = recipe_of(options)
-    target = slices.read_target_config(options.model, "--model")
+    dtype, weight_format = formats_of(options)
+    target = slices.read_target_config(options.model, "--model", weight_format)
+    recipe.check_against(target.weight_format)
     if recipe.row_length > target.max_position_embeddings:
         longest = target.max_position_embeddings
         raise BadInput(f"--row-length should be at most the target's context of {longest}, not {recipe.row_length}")
@@ -70,7 +72,7 @@ def run(options: Options) -> dict:
     meshes, reasons = slices.choose_meshes(options.mesh, options.topology, target, head, "--mesh")
     slice_ = slices.find_slice(options.topology, "--topology")
     reasons += slices.refuse_batches(options.batch, meshes, "--batch").values()
-    subject = points.StepSubject(slice_, target, recipe, options.dtype, options.shard_target == "data,model")
+    subject = points.StepSubject(slice_, target, recipe, dtype, options.shard_target == "data,model")
     command, chips = command_line("train.fit"), len(slice_.devices)
     report = {"command": command, "chips": chips, "left_out": reasons, "rows": [], "limits": LIMITS}
     say, above = printer(options), tables.heading(subject, options.model, options.topology)

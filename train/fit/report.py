@@ -1,6 +1,7 @@
 """The table and the recommendation of `train.fit`, as lines of text. What `infer.fit` prints too is in `infer/fitting.py`."""
 
 from infer.fitting import MAX_RETRIES, facts_of, gib, head_of
+from infer.options import name_formats
 from train.fit.points import StepSubject
 
 COLUMNS = (
@@ -14,8 +15,9 @@ def heading(subject: StepSubject, model: str, topology: str) -> str:
     recipe, slice_ = subject.recipe, subject.slice
     head = head_of(recipe.method, recipe.head, recipe.head_vocab, recipe.positions, recipe.blocks)
     too = f" and the target by adapters of rank {recipe.lora_rank}" if recipe.trains_target else ""
+    numbers = name_formats(subject.dtype, subject.target.weight_format)
     return (
-        f"{model}, {head} in float32{too}, target in {subject.dtype}, rows of {recipe.row_length} tokens,"
+        f"{model}, {head} in float32{too}, target in {numbers}, rows of {recipe.row_length} tokens,"
         f" {recipe.positions} positions, on {len(slice_.devices)} chips of {slice_.chip.name} ({topology},"
         f" {gib(slice_.chip.usable_bytes)} GiB usable each)\nAll figures but tokens/s are of one chip."
     )

@@ -61,6 +61,7 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int,
     after = f" after {figures['step']} updates" if shown else ""
     decoded = target.name if merged is None else "MERGED"
     decoded += f" --lora {_name(options['lora'])}" if options is not None and options.get("lora") else ""
+    decoded += f" --weights {compared['weights']}" if "weights" in compared else ""
     title, kind = KINDS[compared.get("method", "recurrent")]
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
@@ -119,7 +120,7 @@ def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
     """The command that trained the head, with the options that decide the weights."""
     preset = options.get("preset")
     usual = dataclasses.asdict(PRESETS[preset]() if preset in PRESETS else Recipe())
-    usual |= {name: getattr(Options(target), name) for name in ("dtype", "preset", *CARD_OPTIONS)}
+    usual |= {name: getattr(Options(target), name) for name in ("dtype", "weights", "preset", *CARD_OPTIONS)}
     given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA_OPTIONS}
     given |= {name: options[name] for name in ("preset", *CARD_OPTIONS) if name in options}
     given |= {"lora": _name(given["lora"])} if given.get("lora") else {}

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from infer.distributed import Group
+from infer.options import Weights
 from train.run.recipe import Recipe
 
 
@@ -60,6 +61,10 @@ class Options:
     """Share of the records that may be malformed and skipped; above it the command fails."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """The target's number format, by default float32 on a CPU and bfloat16 elsewhere; the head trains in float32."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8 (eight bits and a scale per output channel, made as they are
+    read), or as --dtype; by default as --dtype, or as a quantised checkpoint has them. The head
+    trains on what the target computes with them."""
     mesh: tuple[int, int] | None = None
     """Devices over which the batch (D) and the models (M) are split; by default chosen by the devices, their memory and
     the target's size."""

@@ -143,6 +143,12 @@ class Recipe:
             raise BadInput(f"--seed should be from 0 to {2**32 - 1}, not {self.seed}")
         self._check_target()
 
+    def check_against(self, weight_format: str | None) -> None:
+        """Raises BadInput where a target whose matrices are in this format (`TargetConfig.weight_format`) cannot be trained."""
+        if self.trains_target and weight_format is not None:
+            instead = "leave out --weights, or take a float checkpoint"
+            raise BadInput(f"--train-target lora adds to float matrices, and the target's are {weight_format}; {instead}")
+
     def _check_target(self) -> None:
         """The same of what trains the target."""
         changed = [name for name, usual in _TARGET_TOO.items() if getattr(self, name) != usual]

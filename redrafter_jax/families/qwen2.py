@@ -8,12 +8,13 @@ from redrafter_jax.model.target import TargetConfig
 
 TYPES = ("qwen2",)
 NAMES, IGNORED = common.NAMES, common.IGNORED
+DEFAULTS = {"max_position_embeddings": 32768}
 
 
 def config(fields: dict[str, Any], what: str) -> TargetConfig:
     """The config.json of a Qwen2, as `llama.config` reads a Llama's."""
     common.refuse(fields, what, honoured=common.WINDOWS)
-    shapes = common.shapes(fields, what)
+    shapes = common.shapes(DEFAULTS | fields, what)
     return TargetConfig(**shapes, qkv_bias=True, windows=windows(fields, what, shapes["num_hidden_layers"]), model_type="qwen2")
 
 

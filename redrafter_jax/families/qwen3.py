@@ -8,12 +8,13 @@ from redrafter_jax.model.target import TargetConfig
 
 TYPES = ("qwen3",)
 NAMES, IGNORED = common.NAMES + common.QK_NORM_NAMES, common.IGNORED
+DEFAULTS = qwen2.DEFAULTS | {"head_dim": 128}
 
 
 def config(fields: dict[str, Any], what: str) -> TargetConfig:
     """The config.json of a Qwen3, as `llama.config` reads a Llama's."""
     common.refuse(fields, what, honoured=common.WINDOWS)
-    shapes = common.shapes({"head_dim": 128} | fields, what)
+    shapes = common.shapes(DEFAULTS | fields, what)
     windows = qwen2.windows(fields, what, shapes["num_hidden_layers"])
     bias = flag(fields, "attention_bias", False, what)
     return TargetConfig(**shapes, attention_bias=bias, qk_norm="head", windows=windows, model_type="qwen3")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 VOCAB, WINDOW = 132, 3
 SIZES = {"vocab_size": VOCAB, "hidden_size": 40, "intermediate_size": 60, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15, "pad_token_id": 0, "bos_token_id": 1,
-         "eos_token_id": 2}  # fmt: skip
+         "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15}  # fmt: skip
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # some families' own are outside such a vocabulary
 MULTIPLIERS = {"embedding_multiplier": 3.5, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 2.5}
 GEMMA = {"head_dim": 14, "query_pre_attn_scalar": 24, "sliding_window": WINDOW}
 TWO_ROPES = {
@@ -41,7 +41,7 @@ FLAVOURS = {
         {"sliding_window": None, "head_dim": 14, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     ),
     "olmo2": ("Olmo2", {}),
-    "olmo2 with biases": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    "olmo2 with biases": ("Olmo2", {"attention_bias": True}),
     "granite": ("Granite", MULTIPLIERS | {"attention_bias": True, "mlp_bias": True}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
     "smollm3 with windows": (
@@ -56,9 +56,9 @@ FLAVOURS = {
         | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False, "attention_bias": True},
     ),
     "gemma3": ("Gemma3", GEMMA3),
-    "gemma3 with a cap": ("Gemma3", GEMMA3 | {"final_logit_softcapping": 3.0, "num_key_value_heads": 1}),
+    "gemma3 with a cap": ("Gemma3", GEMMA3 | {"final_logit_softcapping": 3.0}),
     "phi3": ("Phi3", {}),
-    "phi3 with a window": ("Phi3", {"sliding_window": WINDOW, "num_key_value_heads": 4}),
+    "phi3 with a window": ("Phi3", {"sliding_window": WINDOW}),
     "phi3 with longrope": ("Phi3", {"original_max_position_embeddings": 30, "tie_word_embeddings": True} | LONGROPE),
     "qwen3_moe": ("Qwen3Moe", EXPERTS | {"head_dim": 14, "norm_topk_prob": True}),
     "qwen3_moe in every other layer": (
@@ -94,7 +94,7 @@ def make(name: str) -> tuple[transformers.PreTrainedModel, pathlib.Path]:
 
 def config_of(name: str) -> transformers.PreTrainedConfig:
     kind, fields = FLAVOURS[name]
-    fields = SIZES | fields
+    fields = SIZES | SPECIAL | fields
     if name not in MULTIMODAL:
         return getattr(transformers, f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config")(**fields)
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,

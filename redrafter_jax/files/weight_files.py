@@ -21,7 +21,7 @@ WEIGHT_INDEX = "model.safetensors.index.json"
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
           "I64": np.int64, "I32": np.int32, "I16": np.int16, "U16": np.uint16}  # fmt: skip
-CHUNK_BYTES = 1 << 20  # bytes that are read, cast and turned over at a time, such that they stay in a core's cache
+CHUNK_BYTES = 1 << 19  # bytes that are read, cast and turned over at a time, such that they stay in a core's cache
 
 
 def files_of_tensors(folder: pathlib.Path, what: str, only: str | None = None) -> dict[str, pathlib.Path]:

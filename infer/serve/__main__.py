@@ -72,10 +72,10 @@ class Options:
     max_tokens_limit: int | None = None
     """New tokens that a request may ask for at most; by default all that --max-length leaves."""
     logprobs: int = 20
-    """The likeliest tokens whose log-probabilities a request may ask for. They cost a few percent of every round, whoever asks; 0: none
-    can be asked for, and it costs nothing."""
+    """The likeliest tokens whose log-probabilities a request may ask for. They cost a few percent of every round, whoever asks; 0
+    leaves them out."""
     no_penalties: bool = False
-    """Requests may not ask for penalties and min_tokens, which cost a few percent of every round too."""
+    """Leave out penalties and min_tokens, which cost a few percent of every round too."""
     look_ms: float = 50.0
     """Milliseconds between two looks at the batch: what a stream, or a request that comes while a row is free, waits for."""
     max_queue: int = 64

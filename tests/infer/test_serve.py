@@ -268,7 +268,7 @@ def test_no_request_that_the_schema_lets_one_make_fails_in_the_server(served):
     paths, statuses = set(), collections.Counter()
     for operation in (found.ok() for found in schema.get_all_operations()):
 
-        @settings(max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=8, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy())
         def call(case):
             statuses[case.call(timeout=60).status_code] += 1

@@ -35,7 +35,7 @@ class Options:
     EXAMPLES: ClassVar = (
         "python -m infer.serve",
         "python -m infer.serve --port 8000 --batch-size 16",
-        "python -m infer.serve --target MODEL --drafter HEAD --max-length 4096 --logprobs 5",
+        "python -m infer.serve --target MODEL --drafter HEAD --max-length 4096 --logprobs 0",
         "python -m infer.serve --target MODEL --drafter HEAD --host 0.0.0.0 --api-key-file keys",
     )
 
@@ -71,10 +71,11 @@ class Options:
     """Tokens of a prompt at most; by default all that --max-length leaves."""
     max_tokens_limit: int | None = None
     """New tokens that a request may ask for at most; by default all that --max-length leaves."""
-    logprobs: int = 0
-    """The likeliest tokens whose log-probabilities a request may ask for; 0: none. They cost time in every round."""
-    penalties: bool = False
-    """Requests may ask for penalties and min_tokens, which cost time in every round."""
+    logprobs: int = 20
+    """The likeliest tokens whose log-probabilities a request may ask for. They cost a few percent of every round, whoever asks; 0
+    leaves them out."""
+    no_penalties: bool = False
+    """Leave out penalties and min_tokens, which cost a few percent of every round too."""
     look_ms: float = 50.0
     """Milliseconds between two looks at the batch: what a stream, or a request that comes while a row is free, waits for."""
     max_queue: int = 64

@@ -156,7 +156,7 @@ class Orders:
     def _sampling(self, body: Body, logprobs: int | None) -> Sampling:
         asked, most = logprobs or 0, self._room.needs.logprobs
         if logprobs is not None and max(1, asked) > most:
-            given = f"at most {most} (--logprobs)" if most else "left out: the server was started without --logprobs"
+            given = f"at most {most} (--logprobs)" if most else "left out: the server was started with --logprobs 0"
             raise BadInput(f"{'top_logprobs' if isinstance(body, ChatBody) and most else 'logprobs'} should be {given}")
         sampling = Sampling(
             temperature=_or(body.temperature, 1.0),
@@ -169,7 +169,7 @@ class Orders:
         )
         require("top_k", wrong_for_vocabulary(sampling.top_k, self._config.vocab_size))
         if sampling.penalises and not self._room.needs.penalised:
-            raise BadInput("penalties are off: the server was started without --penalties")
+            raise BadInput("penalties are off: the server was started with --no-penalties")
         return sampling
 
     def _limits(self, body: Body, new: int) -> Limits:
@@ -180,7 +180,7 @@ class Orders:
         if new > self._room.bucket.new:
             raise BadInput(f"{field} should be at most {self._room.bucket.new} (--max-tokens-limit), not {new}")
         if least and not self._room.needs.waits:
-            raise BadInput("min_tokens is off: the server was started without --penalties")
+            raise BadInput("min_tokens is off: the server was started with --no-penalties")
         if least > new:
             raise BadInput(f"min_tokens should be at most {field}, {new}, not {least}")
         return Limits(new, min_new=least)

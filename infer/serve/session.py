@@ -28,7 +28,7 @@ from redrafter_jax.decode.policy import Needs, needs_of
 from redrafter_jax.decode.prefill import Bucket
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
-from redrafter_jax.decode.request import Limits, Sampling, require, wrong_for_context, wrong_for_vocabulary
+from redrafter_jax.decode.request import Limits, Sampling, require, wrong_for_context
 from redrafter_jax.decode.room import Room
 from redrafter_jax.decode.scheduler import Scheduler
 from redrafter_jax.devices import memory, placement
@@ -147,19 +147,19 @@ def tune(options, resolved: pair.Resolved, shape: Shape, length: int) -> tuple[p
 def make_room(options, target: TargetConfig, drafted: int, length: int) -> Room:
     """The most that a request may ask for, but for stop ids. drafted: L; length: tokens of prompt and reply. Raises BadInput for
     bounds that exclude each other."""
-    require("--logprobs", wrong_for_vocabulary(options.logprobs, target.vocab_size))
+    most = min(options.logprobs, target.vocab_size)
     for name, value in (("--max-prompt-tokens", options.max_prompt_tokens), ("--max-tokens-limit", options.max_tokens_limit)):
         if (value or 1) >= length:
             raise BadInput(f"{name} should be below --max-length, {length}, not {value}")
     longest, new = options.max_prompt_tokens or length - 1, options.max_tokens_limit or length - 1
     sizes = (*(size for size in PROMPT_SIZES if size < longest), longest)
-    return Room(Bucket(longest, new, drafted, length), needs(options), 0, sizes)
+    return Room(Bucket(longest, new, drafted, length), needs(most, not options.no_penalties), 0, sizes)
 
 
-def needs(options) -> Needs:
+def needs(logprobs: int, penalties: bool) -> Needs:
     """The ways to sample that are compiled in."""
-    sampled = Sampling(1.0, top_k=1, top_p=0.5, logprobs=options.logprobs)
-    return dataclasses.replace(needs_of([sampled]), penalised=options.penalties, waits=options.penalties)
+    sampled = Sampling(1.0, top_k=1, top_p=0.5, logprobs=logprobs)
+    return dataclasses.replace(needs_of([sampled]), penalised=penalties, waits=penalties)
 
 
 def check_memory(resolved: pair.Resolved, room: Room, rows: int) -> None:

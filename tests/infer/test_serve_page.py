@@ -24,8 +24,9 @@ class Browser:
         }
         self._address += "/" + self._post("", options)["sessionId"]
 
-    def _post(self, path: str, body: dict):
-        request = urllib.request.Request(self._address + path, json.dumps(body).encode(), {"content-type": "application/json"})
+    def _post(self, path: str, body: dict | None, method: str = "POST"):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._address + path, data, {"content-type": "application/json"}, method=method)
         with urllib.request.urlopen(request, timeout=60) as found:
             return json.load(found)["value"]
 
@@ -34,6 +35,9 @@ class Browser:
 
     def run(self, script: str):
         return self._post("/execute/sync", {"script": script, "args": []})
+
+    def close(self) -> None:
+        self._post("", None, "DELETE")
 
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self._post("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
@@ -53,7 +57,7 @@ def browser(served):
         found = Browser(int(line.rstrip(".\n").rpartition(" ")[2]))
         found.open(served.url)
         yield found
-        found._post("/goog/cdp/execute", {"cmd": "Browser.close", "params": {}})
+        found.close()
     finally:
         driver.terminate()
         driver.wait(30)
@@ -66,7 +70,7 @@ def ask(browser: Browser, text: str, **fields: str) -> None:
 
 
 def figures(browser: Browser) -> str:
-    return browser.run("return [...document.querySelectorAll('.figures')].at(-1).textContent")
+    return browser.run("return [...document.querySelectorAll('.figures')].at(-1)?.textContent ?? ''")
 
 
 def test_a_chat_shows_the_reply_its_drafts_and_its_figures(served, browser):
@@ -85,9 +89,12 @@ def test_a_chat_shows_the_reply_its_drafts_and_its_figures(served, browser):
     tint = browser.run("return getComputedStyle(document.querySelector('#log .draft')).backgroundColor")
     assert tint not in ("rgba(0, 0, 0, 0)", "transparent")
     assert f"{whole.metrics['tokens_per_step']:.2f} tokens per step" in figures(browser) and "tokens/s" in figures(browser)
-    ask(browser, "again", tokens="5")
-    wait_until(lambda: "seed 3" in figures(browser) and browser.run("return document.querySelectorAll('.figures').length") == 2)
-    assert browser.complaints() == []
+    ask(browser, "a", tokens="5")
+    wait_until(lambda: "has room for prompts" in figures(browser))  # the conversation has outgrown the room for prompts
+    browser.run("document.getElementById('clear').click()")
+    ask(browser, "a", tokens="5")
+    wait_until(lambda: figures(browser).startswith("5 tokens") and "seed 3" in figures(browser))
+    assert [said for said in browser.complaints() if "400" not in said] == []
 
 
 def test_what_goes_wrong_is_shown_and_a_reply_can_be_stopped(served, browser):

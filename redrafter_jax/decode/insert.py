@@ -38,9 +38,8 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
 def _insert(leaf: jax.Array, row: jax.Array, new: jax.Array) -> jax.Array:
     """``[R, ...]`` with the first of ``new`` ``[G, ...]`` at ``row``. Each shard of rows writes to its own: the new row, or again
     what is there."""
-    split = jax.typeof(leaf).sharding.spec
-    spec = P("data", *split[1:])
-    first = new.at[:1].get(out_sharding=P(None, *split[1:]))
+    rest = jax.typeof(leaf).sharding.spec[1:]
+    first = jax.sharding.reshard(new, P(None, *rest))[:1]
 
     def of_shard(leaf: jax.Array, row: jax.Array, first: jax.Array) -> jax.Array:
         at = row - jax.lax.axis_index("data") * leaf.shape[0]
@@ -49,4 +48,4 @@ def _insert(leaf: jax.Array, row: jax.Array, new: jax.Array) -> jax.Array:
         there = jax.lax.dynamic_slice_in_dim(leaf, at, 1)
         return jax.lax.dynamic_update_slice_in_dim(leaf, jnp.where(is_here, first, there), at, 0)
 
-    return jax.shard_map(of_shard, in_specs=(spec, P(), P(None, *split[1:])), out_specs=spec)(leaf, row, first)
+    return jax.shard_map(of_shard, in_specs=(P("data", *rest), P(), P(None, *rest)), out_specs=P("data", *rest))(leaf, row, first)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from infer import text
 from infer.text import Detokenizer
-from redrafter_jax.decode.batch import Request
+from redrafter_jax.decode.batch import ALL_ROUNDS, Request
 from redrafter_jax.decode.reply import Progress, Reply, cut
-from redrafter_jax.decode.request import ALL_ROUNDS, Limits, Sampling
+from redrafter_jax.decode.request import Limits, Sampling
 from redrafter_jax.errors import BadInput, shown
 
 if TYPE_CHECKING:  # it starts JAX
@@ -173,7 +173,7 @@ class Stopper:
                 found += last.replies
             return found
         requests = engine.requests(prompts, sampling, limits, seeds, **given)
-        running = Rows(self, engine.scheduler(rows, requests))
+        running = StopScheduler(self, engine.scheduler(rows, requests))
         running.scheduler.prepare()
         asked, found = [running.submit(request) for request in requests], {}
         while len(found) < len(asked):
@@ -181,7 +181,7 @@ class Stopper:
         return [found[ticket] for ticket in asked]
 
 
-class Rows:
+class StopScheduler:
     """A `Scheduler` whose requests end at their stop strings as well; every event's reply is cut to what it was there."""
 
     def __init__(self, stopper: Stopper, scheduler: "Scheduler"):

@@ -13,7 +13,7 @@ from infer import pair, terminal
 from infer.generate import refill
 from infer.generate.task import Decoding, Task
 from infer.replies import ReplyFile, line_of
-from infer.stopping import Rows, Stopper
+from infer.stopping import StopScheduler, Stopper
 from infer.turns import Turns
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.batch import Request
@@ -91,7 +91,7 @@ class Batches:
         turns, decoding = self.turns, self.task.decoding
         firsts = [self._request(turn.number) for turn in turns.all if not turn.question]
         longest = turns.longest(decoding.limits.new, self.engine.runner.context)
-        rows = Rows(self.stopper, self.engine.scheduler(decoding.batch, firsts, longest))
+        rows = StopScheduler(self.stopper, self.engine.scheduler(decoding.batch, firsts, longest))
         rows.scheduler.prepare()
         began, replies = time.perf_counter(), []
         for number, reply in refill.decode(rows, turns, left, self._request):

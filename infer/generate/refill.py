@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Callable, Iterator, Sequence
 
-from infer.stopping import Rows
+from infer.stopping import StopScheduler
 from infer.turns import Turns
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.batch import Request
@@ -11,7 +11,7 @@ from redrafter_jax.decode.reply import Reply
 
 
 def decode(
-    rows: Rows, turns: Turns, left: Sequence[int], request_of: Callable[[int], Request]
+    rows: StopScheduler, turns: Turns, left: Sequence[int], request_of: Callable[[int], Request]
 ) -> Iterator[tuple[int, Reply | None]]:
     """The replies with these numbers, as they become complete; None where the question cannot be asked any more. Before the next
     one is taken, the caller has to `Turns.answer` with it."""

@@ -18,7 +18,6 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # colder, logits over it leave f
 DRAFT_TOP_K = 10  # the likeliest tokens that a draft distribution is cut to by default (measured: docs/reports/benchmarks.md)
 MIN_REPETITION, MAX_REPETITION = 0.01, 100.0  # logits times or over it stay in float32
 MAX_PENALTY = 2.0  # of presence and frequency, as in OpenAI's interface
-ALL_ROUNDS = 1 << 30  # rounds of a `loop.run` that nothing but its rows should end
 MAX_NODES = 4096  # a round holds an N x N mask and N rows of logits
 
 # Smallest and largest value of whole numbers.

@@ -13,7 +13,7 @@ from infer import pair, terminal
 from infer.generate import refill
 from infer.generate.task import Decoding, Task
 from infer.replies import ReplyFile, line_of
-from infer.stopping import StopScheduler, Stopper
+from infer.stopping import Stopper, StopScheduler
 from infer.turns import Turns
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.batch import Request

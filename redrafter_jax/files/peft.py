@@ -18,7 +18,7 @@ import safetensors
 
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.files import json_files
-from redrafter_jax.files.stored import Delta
+from redrafter_jax.files.stored import LowRankDelta
 from redrafter_jax.files.weight_files import FLOATS, files_of_tensors, is_finite
 
 CONFIG_FILE, WEIGHT_FILE, PICKLED_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -45,7 +45,7 @@ class StoredAdapter:
 
     folder: pathlib.Path
     what: str
-    deltas: dict[str, Delta]
+    deltas: dict[str, LowRankDelta]
 
     @property
     def fingerprint(self) -> str:
@@ -64,7 +64,7 @@ class StoredAdapter:
             count = f"{len(unknown)} of {len(self.deltas)} modules"
             raise BadInput(f"{self.what}: {self.folder} adapts {module}, which the target in {target} has not ({count})")
 
-    def check(self, name: str, shape: tuple[int, ...], dtype: str) -> Delta | None:
+    def check(self, name: str, shape: tuple[int, ...], dtype: str) -> LowRankDelta | None:
         """What it adds to a tensor of the target's files; None: nothing.
 
         Raises:
@@ -161,7 +161,7 @@ def _read_tensors(folder: pathlib.Path, what: str) -> dict[str, np.ndarray]:
     return found
 
 
-def _delta(module: str, factors: dict[str, np.ndarray], fields: dict[str, Any], folder: pathlib.Path, what: str) -> Delta:
+def _delta(module: str, factors: dict[str, np.ndarray], fields: dict[str, Any], folder: pathlib.Path, what: str) -> LowRankDelta:
     where = f"{what}: {module} in {folder / WEIGHT_FILE}"
     if len(factors) < 2:
         raise BadInput(f"{where} has lora_{min(factors)} alone; lora_{'B' if 'A' in factors else 'A'} is missing")
@@ -174,4 +174,4 @@ def _delta(module: str, factors: dict[str, np.ndarray], fields: dict[str, Any], 
     if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
         shapes = f"lora_A {list(a.shape)} and lora_B {list(b.shape)}"
         raise BadInput(f"{where} has {shapes}; by {CONFIG_FILE} they should be [{rank}, in] and [out, {rank}]")
-    return Delta(a, b, alpha / (math.sqrt(rank) if fields["use_rslora"] else rank))
+    return LowRankDelta(a, b, alpha / (math.sqrt(rank) if fields["use_rslora"] else rank))

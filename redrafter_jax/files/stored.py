@@ -15,7 +15,7 @@ CHUNK_BYTES = 1 << 19  # bytes that are read, cast and turned over at a time, su
 
 
 @dataclasses.dataclass(frozen=True)
-class Delta:
+class LowRankDelta:
     """What is added to a matrix ``[out, in]`` of a file: scale B A, with a ``[R, in]`` and b ``[out, R]`` in float32."""
 
     a: np.ndarray
@@ -48,7 +48,7 @@ class Stored:
     what: str
     first: int = 0
     plane: int | None = None
-    delta: Delta | None = None
+    delta: LowRankDelta | None = None
     is_scale: bool = False
 
     @property

@@ -28,8 +28,8 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
     target.embedding[...] = target.embedding[...] * root
     quiet = BLOCK_SCALE / config.num_hidden_layers**0.5
     for block in target.blocks:
-        for out in (block.o, block.down):
-            factor = getattr(out.weight, "scale", out.weight)  # of a quantised matrix, its scale
+        for out in (block.o.weight, block.experts.down if block.experts else block.down.weight):
+            factor = getattr(out, "scale", out)  # of a quantised matrix, its scale
             factor[...] = factor[...] * quiet
     follows = jnp.roll(jax.sharding.reshard(target.embedding[...], P(None, None)), SUCCESSOR_STRIDE, axis=0)
     target.lm_head[...] = jax.sharding.reshard(follows.T / root, P(None, "model")).astype(dtype)

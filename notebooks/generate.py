@@ -203,7 +203,7 @@ plot_tree(max(trees, key=lambda tree: len(tree.path)))
 
 # %% [markdown]
 # ## Your own model
-# Any Llama-family checkpoint (`model_type: llama`), by folder or hub name. Without a head of its own it drafts by
+# Any checkpoint of a supported family (Llama, Qwen, Gemma ...), by folder or hub name. Without a head of its own it drafts by
 # lookup, which pays where a text repeats its prompt (editing code, quoting). A head comes from the notebook
 # *train_head*. One v5e chip has 16 GB, enough for 3 to 4 billion parameters in bfloat16; int8 weights are not
 # supported yet.

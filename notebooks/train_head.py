@@ -115,7 +115,7 @@ SAVE_TO_DRIVE = False  # @param {type:"boolean"}
 PUSH_TO_HUB = ""  # @param {type:"string"}
 
 # %% [markdown]
-# - `TARGET`: a folder or hub name of a Llama-family model (`model_type: llama`); empty: the one of the package.
+# - `TARGET`: a folder or hub name of a model of a supported family (Llama, Qwen, Gemma ...); empty: the one of the package.
 # - `DATA`: conversations (ShareGPT, `messages` or Alpaca records) as a file or as `owner/dataset/file.json` on the
 #   hub, or a folder of texts; empty: the Python source on this machine.
 # - `OWN_TEXT`: first let the target answer the conversations, or continue the texts, and train on that too. It is what

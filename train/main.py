@@ -1,4 +1,4 @@
-"""`python -m train.main`: trains a draft head for a frozen Llama-family target.
+"""`python -m train.main`: trains a draft head for a frozen target.
 
 Not here: the options (`run/options.py`), reading files and rows (`data/`), the update (`run/step.py`), the loop and
 what it reports (`run/loop.py`, `run/log.py`), the loss (`redrafter_jax/loss.py`).

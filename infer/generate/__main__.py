@@ -59,7 +59,7 @@ class Options:
     )
 
     target: str | None = None
-    """Folder or hub name (owner/model) of a Llama-family target in safetensors; the embedded one if not given."""
+    """Folder or hub name (owner/model) of a target in safetensors (Llama, Qwen, Gemma ...); the embedded one if not given."""
     drafter: str | None = None
     """Folder or hub name of what drafts: a head in Apple's format, Medusa's heads, or a small model of the target's vocabulary;
     one of the embedded heads if not given. `lookup`: none; what followed the last tokens where they stood before is drafted (a

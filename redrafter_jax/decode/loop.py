@@ -6,7 +6,8 @@
     accept   proposer.accept(memory, tree, verdict)       -> memory
     commit   commit(state, verdict)                       -> the next DecodeState
 
-Plain decoding is the same loop over a tree of one node (`propose/plain.py`).
+Plain decoding is the same loop over a tree of one node (`propose/plain.py`). Between rounds, a text that has outgrown the context
+that its keys were made for is read again (`reread.py`).
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.decode import prefill, sample, verify
+from redrafter_jax.decode import prefill, reread, sample, verify
 from redrafter_jax.decode.commit import DecodeState, commit
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.errors import BadInput, shown
@@ -33,6 +34,7 @@ def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeS
     with jax.named_scope("noise"):  # of the positions that nodes at depth 0..L decide
         noise_BMV = sample.noise(policy, state.cache.length + 1, length + 1, target.config.vocab_size)
     tree, memory = proposer.propose(target, state.view(sample.show_noise(policy, noise_BMV)), state.memory)
+    tree = reread.cut(target, tree, state.cache.length, state.cache.slots)
     with jax.named_scope("verify"):
         verdict = verify.verify(target, tree, state.cache, policy, noise_BMV, length, state.history())
     with jax.named_scope("accept"):
@@ -61,7 +63,7 @@ def run(target: Target, proposer: Proposer, state: DecodeState, rounds: jax.Arra
 
     def body(carry):
         index, state = carry
-        return index + 1, one_round(target, proposer, state)
+        return index + 1, one_round(target, proposer, reread.at_crossing(target, state))
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 

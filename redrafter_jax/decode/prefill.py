@@ -76,12 +76,20 @@ def prefill(
     return dataclasses.replace(state, memory=proposer.begin(target, state.view()))
 
 
-def read(target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int) -> tuple[cache.KVCache, jax.Array]:
-    """The cache of the first ``length`` >= 1 tokens of each row, with room for ``slots`` or more, and h ``[B, D]`` of the last."""
+def read(
+    target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int, arrives: int | None = None
+) -> tuple[cache.KVCache, jax.Array]:
+    """The cache of the first ``length`` tokens of each row, with room for ``slots`` or more, and h ``[B, D]`` of the last, zeros
+    where there is none.
+
+    Args:
+      arrives: the length of the text that the tokens arrive with (`Target`), if it is not ``length``.
+    """
     config = target.config
     B, T = tokens_BT.shape
     chunk = min(T, CHUNK_TOKENS)
     chunks, sizes = -(-T // chunk), prefixes(T)
+    arrives_B = length_B if arrives is None else jnp.full_like(length_B, arrives)
     slots = TILE_SLOTS * -(-max(slots, chunks * chunk) // TILE_SLOTS)
     dtype = target.norm[...].dtype
     kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, slots, config.head_dim, dtype)
@@ -95,7 +103,7 @@ def read(target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int) 
         left_B = jnp.clip(length_B - start, 0, chunk)  # the row's tokens in this chunk
         valid_BN = jnp.arange(chunk) < left_B[:, None]
         positions_BN = jnp.broadcast_to(start + jnp.arange(chunk), tokens_BN.shape) + jnp.zeros_like(tokens_BN)
-        lengths_BN = jnp.broadcast_to(length_B[:, None], tokens_BN.shape)
+        lengths_BN = jnp.broadcast_to(arrives_B[:, None], tokens_BN.shape)
         before = kv if chunks > 1 else None  # the only chunk has nothing before it to attend to
         made = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)

@@ -53,7 +53,7 @@ def walk(policy: Policy, tree: Tree, warped_BNV: jax.Array, position_B: jax.Arra
         accepted_B = ~goes_on_B
         for chain in range(W):
             node = 1 + depth * W + chain
-            token_B, has_turn_B = tokens_BWL[:, chain, depth], ~accepted_B & shares_prefix_BW[:, chain]
+            token_B, has_turn_B = tokens_BWL[:, chain, depth], ~accepted_B & shares_prefix_BW[:, chain] & tree.valid[:, node]
             q_BV = jax.nn.softmax(tree.drawn.logits[:, chain, depth], axis=-1)
             is_accepted_B = has_turn_B & (draws_BW[:, chain] * _of(q_BV, token_B) < _of(p_BV, token_B))
             p_BV = jnp.where((has_turn_B & ~is_accepted_B)[:, None], residual(p_BV, q_BV), p_BV)

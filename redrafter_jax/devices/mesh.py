@@ -74,7 +74,7 @@ def spread(module, over_data: bool = True):
 
     def split(leaf: jax.Array) -> jax.Array:
         axes = list(jax.typeof(leaf).sharding.spec)
-        if leaf.ndim != 2 or None not in axes or leaf.shape[axes.index(None)] % shards:
+        if leaf.ndim < 2 or None not in axes or leaf.shape[axes.index(None)] % shards:
             return leaf
         axes[axes.index(None)] = "data"
         return jax.sharding.reshard(leaf, P(*axes))

@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from redrafter_jax.devices.mesh import on_paper
 from redrafter_jax.model import cache, vocabulary
@@ -21,7 +22,7 @@ from redrafter_jax.model.quantised import Quantised
 from redrafter_jax.model.target import Target, TargetConfig
 
 Drafts = DrafterConfig | MedusaConfig | TargetConfig
-SHARDED = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "vocab_size")
+SHARDED = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "vocab_size", "num_experts")
 USABLE_SHARE = 0.7  # share of a device's memory that weights and cache may take; the rest is for what is computed
 
 
@@ -102,8 +103,22 @@ def _itemsize(dtype) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
+def abstract_layers(config: TargetConfig, dtype: str = "float32") -> list[tuple[int, nnx.List]]:
+    """The shapes of a target's layers on one device, and how many there are of each kind."""
+    return [(count, abstract_target(kind, dtype).blocks) for count, kind in kinds_of_layers(config)]
+
+
+def kinds_of_layers(config: TargetConfig) -> list[tuple[int, TargetConfig]]:
+    """How many layers there are of a kind, with experts or without, and a config whose only layer is of that kind."""
+    mixed = sum(map(config.has_experts, range(config.num_hidden_layers)))
+    one = dataclasses.replace(config, num_hidden_layers=1, decoder_sparse_step=1, mlp_only_layers=())
+    kinds = [(mixed, one), (config.num_hidden_layers - mixed, dataclasses.replace(one, num_experts=0))]
+    return [(count, kind) for count, kind in kinds if count]
+
+
 def abstract_target(config: TargetConfig, dtype: str = "float32") -> Target:
-    """The shapes of such a target on one device, with one of its layers: they are alike, and eighty would take seconds to trace."""
+    """The shapes of such a target on one device, with one of its layers: those of a kind are alike, and eighty would take seconds
+    to trace."""
     return _abstract_target(dataclasses.replace(config, num_hidden_layers=1), dtype)
 
 
@@ -129,16 +144,19 @@ def bytes_of_target(config: TargetConfig, dtype: str) -> int:
 @functools.cache
 def bytes_of_adapter(config: TargetConfig, rank: int) -> int:
     """Bytes of a target's low-rank adapter in float32."""
-    one = dataclasses.replace(config, num_hidden_layers=1)
-    with on_paper(1, 1):
-        made = jax.eval_shape(lambda: Adapter(jax.random.key(0), one, LoraConfig(rank, 1.0)))
-    return config.num_hidden_layers * bytes_of(made.blocks)
+
+    def of_layer(kind: TargetConfig) -> int:
+        with on_paper(1, 1):
+            return bytes_of(jax.eval_shape(lambda: Adapter(jax.random.key(0), kind, LoraConfig(rank, 1.0))).blocks)
+
+    return sum(count * of_layer(kind) for count, kind in kinds_of_layers(config))
 
 
 def bytes_read_by_step(config: TargetConfig, dtype: str) -> int:
-    """Bytes of the weights that a step of decoding reads: all but the embedding, of which it reads a few rows."""
-    one = abstract_target(config, dtype)
-    return bytes_of((one.norm, one.lm_head)) + config.num_hidden_layers * bytes_of(one.blocks)
+    """Bytes of the weights that a step of decoding reads: all but the embedding, of which it reads a few rows. Of experts these are
+    all, too, which is what a step of many rows reads."""
+    one, layers = abstract_target(config, dtype), abstract_layers(config, dtype)
+    return bytes_of((one.norm, one.lm_head)) + sum(count * bytes_of(blocks) for count, blocks in layers)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
 from redrafter_jax.files import json_files, quantisation
 from redrafter_jax.model.drafter import DrafterConfig
-from redrafter_jax.model.target import TargetConfig, wrong_draft_model
+from redrafter_jax.model.target_config import TargetConfig, wrong_draft_model
 
 DRAFTER_TYPE = "recurrent_drafting_drafter"
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
@@ -73,9 +73,12 @@ def target_config(config: dict[str, Any], what: str = "target", weight_format: s
     """
     kind = config.get("model_type")
     if kind == DRAFTER_TYPE:
-        raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a Llama-family model")
-    read = families.of(kind, what).config(config, what)
-    return dataclasses.replace(read, weight_format=quantisation.weight_format(config, weight_format, what))
+        raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a language model")
+    found = families.read(config, what)[1]
+    wanted = quantisation.weight_format(config, weight_format, what)
+    if wanted is not None and found.num_experts:
+        raise BadInput(f"{what}: its experts cannot be quantised to {wanted} yet; take it in floating point")
+    return dataclasses.replace(found, weight_format=wanted)
 
 
 def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConfig:

@@ -12,15 +12,15 @@ Not here: quantising a float checkpoint as it is loaded (`weights.py`), what a q
 """
 
 import dataclasses
-import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from redrafter_jax.errors import BadInput, shown
+from redrafter_jax.families.names import Location
 from redrafter_jax.files.weight_files import Stored
 
 KEY = "quantization_config"
@@ -31,8 +31,8 @@ FORMATS = {"int-quantized", "naive-quantized", "float-quantized", "pack-quantize
 IGNORED = re.compile(r"weight_shape$")
 PER_PACK = 4  # int8 in an int32
 PACK_OFFSET = 0x80
-Rename = Callable[[str], tuple[str, bool]]
-"""The name in the file of a leaf of ours, and whether the file holds it transposed."""
+Find = Callable[[str], Location]
+"""The place of a leaf in the files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +44,20 @@ class Compression:
     is_packed: bool = False
     activations: str | None = None
 
-    def name_of(self, path: str, rename: Rename) -> tuple[str, bool]:
-        """As ``rename`` says, and for a leaf `values` or `scale` of a matrix by what it says of the matrix."""
+    def place_of(self, path: str, find: Find) -> Location:
+        """Where ``find`` says, and for a leaf `values` or `scale` by where it says that the matrix is."""
         matrix, _, part = path.rpartition(".")
         if part not in ("values", "scale"):
-            return rename(path)
-        name, transposed = rename(matrix)
+            return find(path)
+        place = find(matrix)
         if part == "scale":
-            return f"{name}_scale", False
-        return (f"{name}_packed" if self.is_packed else name), transposed
+            return place._replace(name=f"{place.name}_scale", transposed=False)
+        return place._replace(name=f"{place.name}_packed") if self.is_packed else place
 
-    def check_complete(self, paths: Iterable[str], rename: Rename, files: Mapping[str, pathlib.Path], where: str) -> None:
+    def check_complete(self, paths: Iterable[str], find: Find, files: Container[str], where: str) -> None:
         """Raises BadInput where the files have a matrix of these leaves, but not its scale."""
         for path in paths:
-            name, _ = self.name_of(path, rename)
+            name = self.place_of(path, find).name
             if path.endswith(".scale") and name not in files and (name.removesuffix("_scale") in files or self.is_packed):
                 raise BadInput(f"{where} lacks the tensor {name}; every matrix of its layers should be quantised, with a scale")
 
@@ -75,7 +75,7 @@ def read(fields: Mapping[str, Any], what: str) -> Compression | None:
         raise BadInput(f"{what}: {KEY} in config.json should be an object, not {shown(config)}")
     method = config.get("quant_method")
     if method != METHOD:
-        raise BadInput(f"{what}: weights quantised by {shown(method)} ({KEY}) are not read; {INSTEAD}; {READABLE}")
+        raise BadInput(f"{what}: quantised weights ({KEY}) of {shown(method)} are not read; {INSTEAD}; {READABLE}")
     if config.get("format") not in FORMATS:
         raise BadInput(f"{what}: {METHOD} weights of format {shown(config.get('format'))} are not read; {INSTEAD}; {READABLE}")
     group = _only_group(config, what)

@@ -19,11 +19,12 @@ import safetensors.numpy
 
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.families.names import Location
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.quantisation import PER_PACK, Packed
-from redrafter_jax.files.weight_files import Float8, Stored
+from redrafter_jax.files.weight_files import Float8, Stored, StoredStack
 
-KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.[kv]\.")  # leaves whose rows are those of key-value heads
+KEY_VALUE = re.compile(r"\.blocks\[\d+\]\.([kv]\.|k_width_norm$)")  # leaves whose rows are those of key-value heads
 NOTHING = re.compile(r"(?!)")
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "U16")
 KINDS = {"float8_e4m3fn": Float8}  # how a leaf in a format is read, where that is not as usual
@@ -33,23 +34,33 @@ FLOAT_DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "b
 
 def write(
     folder: pathlib.Path | str,
-    arrays: dict[tuple[str, bool], jax.Array],
+    arrays: dict[tuple, jax.Array],
     fields: dict[str, object],
     file: str = "model.safetensors",
     config_file: str = "config.json",
 ) -> None:
-    """A model's folder: tensors by their name in the file and whether it holds them transposed, and config.json. All processes
-    call it; the first writes."""
-    host = {name: processes.fetch(leaf) for (name, _), leaf in arrays.items()}
+    """A model's folder: leaves by their places in the file (`Location`, or a name and whether the file holds it transposed), and
+    config.json. All processes call it; the first writes."""
+    host = {Location(*at): processes.fetch(leaf) if isinstance(leaf, jax.Array) else leaf for at, leaf in arrays.items()}
     if not processes.is_first():
         return
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    host = {name: np.ascontiguousarray(host[name].T if flip else host[name]) for name, flip in arrays}
     with replacing(folder / config_file) as config, replacing(folder / file) as tensors:
-        safetensors.numpy.save_file(host, tensors, metadata={"format": "pt"})
+        safetensors.numpy.save_file(_as_stored(host), tensors, metadata={"format": "pt"})
         config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
         tensors.chmod(stat.S_IMODE(config.stat().st_mode))  # safetensors makes a file that only its owner may read
+
+
+def _as_stored(host: dict[Location, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a file: leaves turned over, taken apart or joined, as their places say."""
+    parts: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for location, array in host.items():
+        array = array.swapaxes(-1, -2) if location.transposed else array
+        for number, name in enumerate(location.names):
+            parts.setdefault(name, []).append((location.first, array[number] if location.count else array))
+    joined = {name: [array for _, array in sorted(found, key=lambda part: part[0])] for name, found in parts.items()}
+    return {name: np.ascontiguousarray(np.concatenate(found, axis=max(found[0].ndim - 2, 0))) for name, found in joined.items()}
 
 
 def rename(path: str, table: list[tuple[str, str, bool]]) -> tuple[str, bool]:
@@ -68,7 +79,7 @@ def leaves(module) -> Iterator[tuple[str, jax.Array]]:
 
 def fill(
     abstract,
-    name_of: Callable[[str], tuple[str, bool]],
+    name_of: Callable[[str], tuple],
     files: Mapping[str, pathlib.Path],
     folder: pathlib.Path,
     what: str,
@@ -80,14 +91,15 @@ def fill(
     """A model with these leaves from the tensors of a folder.
 
     Args:
+      name_of: the place of a leaf, as `write` takes it.
       ignored: names of tensors that need no place.
       repeated: how often each key-value head is wanted, and its width.
       made: for leaves with these paths, what is made of the tensor in its file's number format, as soon as it is placed; the
         leaves of that come in the place of the leaf.
       into: a tree of the model's structure, where ``made`` changes that of ``abstract``.
     """
-    wanted = {path: name_of(path) for path, _ in leaves(abstract)}
-    names = {name for name, _ in wanted.values()}
+    wanted = {path: Location(*name_of(path)) for path, _ in leaves(abstract)}
+    names = {name for location in wanted.values() for name in location.names}
     missing = sorted(name for name in names if name not in files)
     extra = sorted(name for name in files if name not in names and not ignored.search(name))
     if missing:
@@ -96,32 +108,47 @@ def fill(
         raise BadInput(f"{what}: {folder} has the tensor {extra[0]}, which its config.json has no place for ({len(extra)} in all)")
     stored = []
     for path, leaf in leaves(abstract):
-        name, transposed = wanted[path]
         copies, width = repeated if KEY_VALUE.match(path) else (1, 1)
-        kind, is_scale = KINDS.get(leaf.dtype.name, Stored), path.endswith(".scale")
-        with safetensors.safe_open(files[name], framework="numpy") as opened:
-            tensor = opened.get_slice(name)
-            kind = Packed if kind is Stored and name.endswith("_packed") else kind
-            _check(tensor, name, leaf, kind, transposed, copies, is_scale, folder, what)
-            like = _like(leaf, tensor) if path in made else leaf
-        stored.append((path, like, kind(files[name], name, transposed, copies, width, what, is_scale)))
+        stored.append((path, *_find(path, leaf, wanted[path], files, copies, width, folder, what, path in made)))
     placed = (made.get(path, lambda leaf: leaf)(_place(like, each)) for path, like, each in stored)
     found = [leaf for each in placed for leaf in jax.block_until_ready(jax.tree.leaves(each))]
     return jax.tree.unflatten(jax.tree.structure(abstract if into is None else into), found)
 
 
-def _like(leaf, tensor) -> jax.ShapeDtypeStruct:
-    """The leaf in the number format of its file."""
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(FLOAT_DTYPES[tensor.get_dtype()]), sharding=leaf.sharding)
+def _find(
+    path: str, leaf, location: Location, files, copies: int, width: int, folder: pathlib.Path, what: str, as_stored: bool
+) -> tuple[jax.ShapeDtypeStruct, Stored | StoredStack]:
+    """A leaf, in its file's number format if ``as_stored``, and its tensors, whose shapes and number formats are right."""
+    *planes, first, last = leaf.shape if leaf.ndim > 1 else (*leaf.shape, None)
+    first, *rest = (last, first) if location.transposed else (first, last)
+    matrix = (location.height or first // copies, *(size for size in rest if size is not None))
+    kind, is_scale = KINDS.get(leaf.dtype.name, Stored), path.endswith(".scale")
+    if location.name.endswith("_packed"):
+        kind, matrix = Packed, (matrix[0], -(-matrix[1] // PER_PACK))
+    shape = matrix if location.count else (*planes, *matrix)
+    for name in location.names:
+        with safetensors.safe_open(files[name], framework="numpy") as opened:
+            tensor = opened.get_slice(name)
+            _check(tensor, name, leaf, kind, shape, is_scale, folder, what)
+    like = (
+        jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(FLOAT_DTYPES[tensor.get_dtype()]), sharding=leaf.sharding) if as_stored else leaf
+    )
+
+    def stored(name: str, plane: int | None = None) -> Stored:
+        return kind(files[name], name, location.transposed, copies, width, what, location.first, plane, is_scale)
+
+    if location.count:
+        return like, StoredStack(tuple(map(stored, location.names)))
+    if planes:
+        return like, StoredStack(tuple(stored(location.name, plane) for plane in range(planes[0])))
+    return like, stored(location.name)
 
 
-def _check(tensor, name: str, like, kind, transposed: bool, copies: int, is_scale: bool, folder: pathlib.Path, what: str) -> None:
-    first, *rest = like.shape[::-1] if transposed else like.shape
-    shape = [first // copies, *rest]
-    shape = [shape[0], -(-shape[1] // PER_PACK)] if kind is Packed else [*shape, 1] if is_scale else shape
-    found, number_format = list(tensor.get_shape()), tensor.get_dtype()
-    if found != shape and not (is_scale and found == shape[:1]):
-        raise BadInput(f"{what}: {name} in {folder} has shape {found}; its config.json asks for {shape}")
+def _check(tensor, name: str, like, kind, shape: tuple[int, ...], is_scale: bool, folder: pathlib.Path, what: str) -> None:
+    found, number_format = tuple(tensor.get_shape()), tensor.get_dtype()
+    if found != shape and not (is_scale and found == (*shape, 1)):
+        wanted = [*shape, 1] if is_scale else list(shape)
+        raise BadInput(f"{what}: {name} in {folder} has shape {list(found)}; its config.json asks for {wanted}")
     wanted = STORED.get((like.dtype.name, kind))
     if wanted is not None and number_format != wanted:
         raise BadInput(f"{what}: {name} in {folder} is {number_format}; its config.json asks for {wanted}")
@@ -132,7 +159,7 @@ def _check(tensor, name: str, like, kind, transposed: bool, copies: int, is_scal
         raise BadInput(f"{what}: {name} in {folder} is {number_format}; only floating-point weights are supported")
 
 
-def _place(like, stored: Stored) -> jax.Array:
+def _place(like, stored: Stored | StoredStack) -> jax.Array:
     """A leaf on the current mesh, from the parts of it that this process's devices hold, each read once."""
     sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
     by_device = sharding.addressable_devices_indices_map(like.shape)

@@ -100,7 +100,8 @@ def conversion(folder: pathlib.Path) -> str:
 class Stored:
     """A tensor in a file; each ``width`` rows of it stand for ``copies`` times as many.
 
-    ``what``: the option that names the folder, for errors; is_scale: of a quantised matrix, so that no number is negative.
+    ``what``: the option that names the folder, for errors; ``first``: the row of the tensor at which it begins; ``plane``: the
+    matrix that it is part of, where the tensor has three axes; is_scale: of a quantised matrix, so that no number is negative.
     """
 
     file: pathlib.Path
@@ -109,6 +110,8 @@ class Stored:
     copies: int
     width: int
     what: str
+    first: int = 0
+    plane: int | None = None
     is_scale: bool = False
 
     def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -125,7 +128,7 @@ class Stored:
         rows = self.width if self.copies > 1 else max(1, CHUNK_BYTES // row)
         for at in range(first, last, rows):
             end = min(at + rows, last)
-            source = at if self.copies == 1 else at // (rows * self.copies) * rows
+            source = self.first + (at if self.copies == 1 else at // (rows * self.copies) * rows)
             chunk = self._finite(self._read((source, source + end - at), *columns), dtype)
             as_stored[at - first : end - first] = chunk.reshape(end - at, *as_stored.shape[1:])  # a file has scales as [out, 1]
         return part
@@ -133,7 +136,9 @@ class Stored:
     def _read(self, *ranges: tuple[int, int]) -> np.ndarray:
         """Opened for each chunk: until it is closed, pages of a file stay mapped and count as this process's memory."""
         with safetensors.safe_open(self.file, framework="numpy") as opened:
-            return opened.get_slice(self.name)[tuple(slice(*each) for each in ranges)]
+            index = tuple(slice(*each) for each in ranges)
+            tensor = opened.get_slice(self.name)
+            return tensor[index] if self.plane is None else tensor[slice(self.plane, self.plane + 1), *index][0]
 
     def _finite(self, chunk: np.ndarray, dtype) -> np.ndarray:
         """The chunk in ``dtype``."""
@@ -161,6 +166,22 @@ class Float8(Stored):
         at = 8 + length + header["data_offsets"][0]
         mapped = np.memmap(self.file, ml_dtypes.float8_e4m3fn, "r", at, tuple(header["shape"]))
         return np.array(mapped[tuple(slice(*each) for each in ranges)])
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredStack:
+    """Matrices of a leaf with three axes, along its first."""
+
+    each: tuple[Stored, ...]
+
+    def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
+        """As `Stored.part`, one matrix after the other."""
+        wanted = self.each[index[0]]
+        size = [len(range(*one.indices(length))) for one, length in zip(index, shape, strict=True)]
+        part = np.empty(size, dtype)
+        for number, stored in enumerate(wanted):
+            part[number] = stored.part(index[1:], shape[1:], dtype)
+        return part
 
 
 def is_finite(values: np.ndarray) -> bool:

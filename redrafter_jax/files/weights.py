@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from redrafter_jax import families
 from redrafter_jax.devices import mesh, placement, processes
 from redrafter_jax.errors import BadInput
+from redrafter_jax.families import names
 from redrafter_jax.files import config as configs
 from redrafter_jax.files import quantisation, tensors
 from redrafter_jax.files.weight_files import files_of_tensors
@@ -49,31 +50,38 @@ def load_target(
         other; embedding, norms and LM head stay in ``dtype``. None: as the folder has them.
 
     Raises:
-      BadInput: a file is missing or broken, the config is not Llama-like, tensors are missing, extra or misshapen, or
+      BadInput: a file is missing or broken, the config is of no family, tensors are missing, extra or misshapen, or
         one holds NaN or Inf.
     """
     folder = pathlib.Path(folder)
     fields = configs.read_json(folder, what)
-    config, family = configs.target_config(fields, what, weights), families.of(fields["model_type"], what)
+    config = configs.target_config(fields, what, weights)
+    family = families.of(config.model_type, what)
     fitted = placement.repeat_kv_heads(config, jax.sharding.get_abstract_mesh().shape["model"])
     repeated = fitted.num_key_value_heads // config.num_key_value_heads, config.head_dim
     abstract = _abstract(fitted, dtype, spread)
     files = files_of_tensors(folder, what)
-    stored_lm_head = "lm_head.weight" in files or not config.tie_word_embeddings
+    stored = families.stored_names(fields, files)
+    stored_lm_head = "lm_head.weight" in stored or not config.tie_word_embeddings
 
-    def name_of(path: str) -> tuple[str, bool]:
-        return tensors.rename(path if stored_lm_head or path != ".lm_head" else ".embedding_transposed", family.NAMES)
+    def inner_name_of(path: str) -> names.Location:
+        path = path if stored_lm_head or path != ".lm_head" else ".embedding_transposed"
+        return names.location(path, family.NAMES, config, stored)
 
-    places, compression = (files, folder, what), quantisation.read(fields, what)
+    def name_of(path: str) -> names.Location:
+        place = inner_name_of(path) if compression is None else compression.place_of(path, inner_name_of)
+        return place._replace(name=stored.get(place.name, place.name))
+
+    places, ignored, compression = (files, folder, what), families.ignored(fields, family), quantisation.read(fields, what)
     if compression is not None:
-        ignored = re.compile(f"{family.IGNORED.pattern}|{quantisation.IGNORED.pattern}")
-        compression.check_complete((path for path, _ in tensors.leaves(abstract)), name_of, files, f"{what}: {folder}")
-        return tensors.fill(abstract, functools.partial(compression.name_of, rename=name_of), *places, ignored, repeated)
+        ignored = re.compile(f"{ignored.pattern}|{quantisation.IGNORED.pattern}")
+        compression.check_complete((path for path, _ in tensors.leaves(abstract)), inner_name_of, stored, f"{what}: {folder}")
+        return tensors.fill(abstract, name_of, *places, ignored, repeated)
     if config.weight_format is None:
-        return tensors.fill(abstract, name_of, *places, family.IGNORED, repeated)
+        return tensors.fill(abstract, name_of, *places, ignored, repeated)
     made = _quantisers(abstract, config.weight_format)
     floats = _abstract(dataclasses.replace(fitted, weight_format=None), dtype, spread)
-    return tensors.fill(floats, name_of, *places, family.IGNORED, repeated, made, abstract)
+    return tensors.fill(floats, name_of, *places, ignored, repeated, made, abstract)
 
 
 def _abstract(config: TargetConfig, dtype: str, spread: bool) -> Target:
@@ -142,10 +150,9 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
     config: TargetConfig = target.config
     if config.weight_format is not None:
         raise BadInput(f"a target with {config.weight_format} weights is not written; write the float one, and load it so")
-    family = families.llama  # of the targets that are made here
-    arrays = {tensors.rename(path, family.NAMES): leaf for path, leaf in tensors.leaves(target)}
-    if config.tie_word_embeddings:
-        del arrays["lm_head.weight", True]
+    family = families.of(config.model_type)
+    kept = [(path, leaf) for path, leaf in tensors.leaves(target) if path != ".lm_head" or not config.tie_word_embeddings]
+    arrays = {names.locations(path, family.NAMES, config)[0]: leaf for path, leaf in kept}
     tensors.write(folder, arrays, family.fields_of(config) | {"torch_dtype": str(target.norm[...].dtype)} | extra)
 
 

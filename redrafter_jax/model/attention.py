@@ -15,9 +15,18 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model.cache import KVCache
-from redrafter_jax.model.layers import einsum
+from redrafter_jax.model.layers import capped, einsum
 
 MASKED_SCORE = -1e30  # a finite stand-in for -inf: a row that sees nothing gives a mean, not NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What becomes of the product of a query and a key before the softmax: times ``scale`` (None: 1 / sqrt(C)), and then, where
+    there is a ``cap``, cap * tanh(score / cap)."""
+
+    scale: float | None = None
+    cap: float | None = None
 
 
 def causal(valid_BN: jax.Array) -> jax.Array:
@@ -34,6 +43,7 @@ def attend(
     cached: tuple[jax.Array, jax.Array, jax.Array] | None,
     seen_BNS: jax.Array | None = None,
     prefixes: tuple[int, ...] = (),
+    scores: Scores = Scores(),
 ) -> jax.Array:
     """Softmax attention in float32; returns ``[B, N, H, C]`` in the dtype of the queries.
 
@@ -46,9 +56,9 @@ def attend(
     """
     if cached is not None and prefixes:
         keys, values, length_B = cached
-        attends = [functools.partial(_attend_to_prefix, size) for size in prefixes]
+        attends = [functools.partial(_attend_to_prefix, size, scores) for size in prefixes]
         which = jnp.sum(jnp.max(length_B) > jnp.array(prefixes[:-1], jnp.int32))
-        return jax.lax.switch(which, attends, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys, values, length_B)
+        return jax.lax.switch(which, attends, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys, values, length_B, seen_BNS)
     B, N, H, C = q_BNHC.shape
     G = H // k_BKNC.shape[1]
     # A masked key has weight zero, but zero times NaN is NaN, so its value is replaced by zero too.
@@ -62,10 +72,12 @@ def attend(
         values.insert(0, jnp.where(live_BS[:, None, :, None], cache_v, 0))
         masks.insert(0, jnp.broadcast_to(live_BNS, (B, G * N, live_BS.shape[1])))
     operands = (_by_key_head(q_BNHC, G), tuple(keys), tuple(values), tuple(masks))
+    mix = functools.partial(softmax_mix, scores=scores)
     if G * N == 1:
-        mixed = jax.lax.platform_dependent(*operands, tpu=of_eight_queries, default=softmax_mix)
+        of_eight = functools.partial(of_eight_queries, scores=scores)
+        mixed = jax.lax.platform_dependent(*operands, tpu=of_eight, default=mix)
     else:
-        mixed = softmax_mix(*operands)
+        mixed = mix(*operands)
     return _by_query_head(mixed, G)
 
 
@@ -99,9 +111,9 @@ class Part:
     total: jax.Array
 
 
-def part(q_BKMC: jax.Array, k_BKSC: jax.Array, v_BKSC: jax.Array, visible_BMS: jax.Array) -> Part:
+def part(q_BKMC: jax.Array, k_BKSC: jax.Array, v_BKSC: jax.Array, visible_BMS: jax.Array, scores: Scores = Scores()) -> Part:
     """Attention of M queries per head of keys to S keys that lie side by side. A kernel may take its place for the cache."""
-    scores_BKMS = _scores(q_BKMC, k_BKSC, visible_BMS)
+    scores_BKMS = _scores(q_BKMC, k_BKSC, visible_BMS, scores)
     largest_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
     weights_BKMS = jnp.exp(scores_BKMS - largest_BKM1)
     mixed_BKMC = _mix(weights_BKMS.astype(q_BKMC.dtype), v_BKSC)
@@ -124,27 +136,32 @@ def joined(parts: Sequence[Part]) -> jax.Array:
 Arrays = tuple[jax.Array, ...]
 
 
-def softmax_mix(q_BKMC: jax.Array, keys: Arrays, values: Arrays, masks: Arrays) -> jax.Array:
+def softmax_mix(q_BKMC: jax.Array, keys: Arrays, values: Arrays, masks: Arrays, scores: Scores = Scores()) -> jax.Array:
     """The values, mixed for each of M queries ``[B, K, M, C]`` in the dtype of the queries: keys and values ``[B, K, S, C]`` and
     masks ``[B, M, S]`` of parts that do not lie side by side, each of its own S."""
-    return joined([part(q_BKMC, *each) for each in zip(keys, values, masks, strict=True)]).astype(q_BKMC.dtype)
+    return joined([part(q_BKMC, *each, scores) for each in zip(keys, values, masks, strict=True)]).astype(q_BKMC.dtype)
 
 
-def of_eight_queries(q_BK1C: jax.Array, keys: Arrays, values: Arrays, masks: Arrays) -> jax.Array:
+def of_eight_queries(q_BK1C: jax.Array, keys: Arrays, values: Arrays, masks: Arrays, scores: Scores = Scores()) -> jax.Array:
     """The same for one query per head of keys, with seven of zeros beside it: XLA:TPU takes the vector unit for the products of
     one query, and the matrix unit for those of a tile of them."""
     padded = jnp.pad(q_BK1C, ((0, 0), (0, 0), (0, 7), (0, 0)))
-    return softmax_mix(padded, keys, values, masks)[:, :, :1]
+    return softmax_mix(padded, keys, values, masks, scores)[:, :, :1]
 
 
-def _attend_to_prefix(size: int, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys_BKSC, values_BKSC, length_B) -> jax.Array:
+def _attend_to_prefix(
+    size: int, scores: Scores, q_BNHC, k_BKNC, v_BKNC, visible_BNN, keys_BKSC, values_BKSC, length_B, seen_BNS
+) -> jax.Array:
     cached = (keys_BKSC[:, :, :size], values_BKSC[:, :, :size], length_B) if size else None
-    return attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached)
+    seen_BNS = None if seen_BNS is None else seen_BNS[:, :, :size]
+    return attend(q_BNHC, k_BKNC, v_BKNC, visible_BNN, cached, seen_BNS, scores=scores)
 
 
-def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array) -> jax.Array:
+def _scores(q_BKMC: jax.Array, k_BKSC: jax.Array, visible_BMS: jax.Array, how: Scores) -> jax.Array:
     scores = einsum("bkmc,bksc->bkms", q_BKMC, k_BKSC, preferred_element_type=jnp.float32)
-    return jnp.where(visible_BMS[:, None], scores / math.sqrt(q_BKMC.shape[-1]), MASKED_SCORE)
+    scores = scores / math.sqrt(q_BKMC.shape[-1]) if how.scale is None else scores * how.scale
+    scores = scores if how.cap is None else capped(scores, how.cap)
+    return jnp.where(visible_BMS[:, None], scores, MASKED_SCORE)
 
 
 def _mix(weights_BKMS: jax.Array, v_BKSC: jax.Array) -> jax.Array:

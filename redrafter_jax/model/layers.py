@@ -1,6 +1,5 @@
-"""What both networks are made of: weights with a sharding, the linear layer and its one product, RMSNorm, rotary positions."""
+"""What both networks are made of: weights with a sharding, the linear layer and its one product, RMSNorm."""
 
-import dataclasses
 import functools
 import math
 
@@ -27,8 +26,8 @@ def zeros(shape: tuple[int, ...], spec: P, dtype: jnp.dtype) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, dtype, out_sharding=spec))
 
 
-def ones(shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    return nnx.Param(jnp.ones(shape, dtype, out_sharding=P(None)))
+def ones(shape: tuple[int, ...], spec: P, dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape, dtype, out_sharding=spec))
 
 
 class Linear(nnx.Module):
@@ -82,10 +81,15 @@ def gather_features(x: jax.Array) -> jax.Array:
 
 
 def einsum(subscripts: str, x: jax.Array, y: jax.Array, **options) -> jax.Array:
-    """`jnp.einsum` of two arrays, through which every product goes. Float32 operands are multiplied as float32 on every device,
-    unless `jax.default_matmul_precision` says otherwise: TPUs and GPUs would round them to bfloat16 or TF32 first."""
+    """`jnp.einsum` of two arrays, through which every product goes but that of experts, at `precision_of` them."""
+    return jnp.einsum(subscripts, x, y, precision=precision_of(x, y), **options)
+
+
+def precision_of(x: jax.Array, y: jax.Array) -> jax.lax.Precision | None:
+    """Float32 operands are multiplied as float32 on every device, unless `jax.default_matmul_precision` says otherwise: TPUs and
+    GPUs would round them to bfloat16 or TF32 first."""
     is_exact = jnp.result_type(x, y) == jnp.float32 and jax.config.jax_default_matmul_precision is None
-    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST if is_exact else None, **options)
+    return jax.lax.Precision.HIGHEST if is_exact else None
 
 
 def product(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:
@@ -112,63 +116,22 @@ def of_two_rows(x: jax.Array, weight: jax.Array, spec: P) -> jax.Array:
     return _times(padded, weight, spec)[:, :1]
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype."""
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, adds_one: bool = False) -> jax.Array:
+    """x / rms(x) * weight over the last axis; the mean square in float32, the product in x's dtype. With ``adds_one`` it is
+    times 1 + weight, all in float32, as in Gemma."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return weight * wide.astype(x.dtype)
+    return (wide * (1 + weight.astype(jnp.float32))).astype(x.dtype) if adds_one else weight * wide.astype(x.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding as a Llama ``config.json`` describes it.
-
-    ``kind`` is ``default``, ``linear`` (positions divided by ``factor``), ``dynamic`` (the base grows once a sequence
-    is longer than ``original_length``) or ``llama3`` (each frequency band is kept, divided or blended by its wavelength).
-    """
-
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_length: int = 8192
-
-    def inverse_frequencies(self, head_dim: int, length: jax.Array) -> jax.Array:
-        """Radians per position, ``[..., C/2]`` for ``length`` ``[...]``, the length of the sequence that a token is
-        read with (used by ``dynamic`` alone)."""
-        exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-        theta = jnp.float32(self.theta)
-        if self.kind == "dynamic":
-            longest = jnp.maximum(length, self.original_length).astype(jnp.float32)
-            growth = self.factor * longest / self.original_length - (self.factor - 1)
-            theta = (theta * growth ** (head_dim / (head_dim - 2)))[..., None]
-        frequencies = jnp.broadcast_to(1.0 / theta**exponent, (*length.shape, head_dim // 2))
-        if self.kind == "linear":
-            return frequencies / self.factor
-        if self.kind == "llama3":
-            return self._by_band(frequencies)
-        return frequencies
-
-    def _by_band(self, frequencies: jax.Array) -> jax.Array:
-        turns = self.original_length * frequencies / (2 * math.pi)
-        blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        blend = jnp.clip(blend, 0.0, 1.0)  # 0: long wavelengths, divided; 1: short ones, kept
-        return frequencies * ((1 - blend) / self.factor + blend)
+def scaled(x: jax.Array, by: float) -> jax.Array:
+    """x times a number that x's dtype need not have; the product is rounded once."""
+    return x if by == 1 else (x.astype(jnp.float32) * by).astype(x.dtype)
 
 
-def rope_table(rope: Rope, head_dim: int, positions_BN: jax.Array, lengths_BN: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin ``[B, N, C]`` in float32 for absolute positions; half-split layout (feature i turns with i + C/2)."""
-    angles = positions_BN.astype(jnp.float32)[..., None] * rope.inverse_frequencies(head_dim, lengths_BN)
-    angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BNHC: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns queries or keys ``[B, N, H, C]`` by their positions."""
-    cos, sin = (t[:, :, None, :].astype(x_BNHC.dtype) for t in table)
-    low, high = jnp.split(x_BNHC, 2, axis=-1)
-    return x_BNHC * cos + jnp.concatenate([-high, low], axis=-1) * sin
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap): a soft limit on scores and logits."""
+    return cap * jnp.tanh(x / cap)
 
 
 def take_rows(values: jax.Array, index: jax.Array, batch: int = 1) -> jax.Array:

@@ -1,4 +1,5 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) of a target's matrices: q, k, v, o and the feed-forward of every layer.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) of a target's matrices: q, k, v, o and the feed-forward of every layer; experts and
+their router stay as they are.
 
     y = x W + (alpha / R) x A B        W [in, out] is frozen; A [in, R] is random, B [R, out] begins at zero
 
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.model import layers
 from redrafter_jax.model.target import Block, Target, TargetConfig
 
-ADAPTED = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a block, in order
+ADAPTED = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a block that it may have, in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,9 @@ class BlockAdapter(nnx.Module):
 
     def __init__(self, key, block: Block, rank: int):
         for name, each in zip(ADAPTED, jax.random.split(key, len(ADAPTED)), strict=True):
-            linear: layers.Linear = getattr(block, name)
-            setattr(self, name, LowRank(each, linear.weight.shape, linear.split, rank))
+            if hasattr(block, name):
+                linear: layers.Linear = getattr(block, name)
+                setattr(self, name, LowRank(each, linear.weight.shape, linear.split, rank))
 
 
 class Adapter(nnx.Module):
@@ -53,9 +55,10 @@ class Adapter(nnx.Module):
 
     def __init__(self, key, target: TargetConfig, config: LoraConfig):
         self.config = config
-        like = jax.eval_shape(lambda: Block(jax.random.key(0), target, jnp.float32))
+        kinds = [target.has_experts(layer) for layer in range(target.num_hidden_layers)]
+        like = {kind: jax.eval_shape(lambda kind=kind: Block(jax.random.key(0), target, jnp.float32, kind)) for kind in set(kinds)}
         keys = jax.random.split(key, target.num_hidden_layers)
-        self.blocks = nnx.List([BlockAdapter(each, like, config.rank) for each in keys])
+        self.blocks = nnx.List([BlockAdapter(each, like[kind], config.rank) for each, kind in zip(keys, kinds, strict=True)])
 
 
 class AdaptedLinear(nnx.Module):
@@ -83,6 +86,10 @@ class RecomputedBlock(nnx.Module):
         return again(self.block, x_BND, table, visible_BNN, cached, seen_BNS)
 
 
+def _names(low: BlockAdapter) -> list[str]:
+    return [name for name in ADAPTED if hasattr(low, name)]
+
+
 def adapt(target: Target, adapter: Adapter, recompute: bool = False) -> Target:
     """The target with the adapter beside its matrices, which stay the same arrays. Gradients flow into both.
 
@@ -91,7 +98,7 @@ def adapt(target: Target, adapter: Adapter, recompute: bool = False) -> Target:
     """
     adapted = jax.tree.map(lambda leaf: leaf, target)  # new modules, the same arrays
     for layer, (block, low) in enumerate(zip(adapted.blocks, adapter.blocks, strict=True)):
-        for name in ADAPTED:
+        for name in _names(low):
             setattr(block, name, AdaptedLinear(getattr(block, name), getattr(low, name), adapter.config.scale))
         if recompute:
             adapted.blocks[layer] = RecomputedBlock(block)
@@ -102,7 +109,7 @@ def merge(target: Target, adapter: Adapter) -> Target:
     """The target whose matrices are W + (alpha / R) A B, added in float32 and rounded to W's number format."""
     merged = jax.tree.map(lambda leaf: leaf, target)
     for block, low in zip(merged.blocks, adapter.blocks, strict=True):
-        for name in ADAPTED:
+        for name in _names(low):
             linear, factors = getattr(block, name), getattr(low, name)
             spec = jax.typeof(linear.weight[...]).sharding.spec
             delta = layers.einsum("ir,ro->io", factors.a[...], factors.b[...], out_sharding=spec)

@@ -51,16 +51,19 @@ class Setting:
 
 
 def verify(setting: Setting, nodes: int) -> Work:
-    """A pass of the target over N nodes per row; N = 1 is an autoregressive step."""
-    config = setting.config
-    shapes, layers = placement.abstract_target(config), config.num_hidden_layers
-    read = (shapes.blocks,) * layers + (shapes.lm_head,)
-    weights = sum(map(_numbers, read)) / setting.model
-    weight_bytes = sum(_bytes(part, setting.width) for part in read) / setting.model
+    """A pass of the target over N nodes per row; N = 1 is an autoregressive step. Of experts it reads those that some token
+    chooses, if every token chose any of them equally often."""
+    config, layers = setting.config, setting.config.num_hidden_layers
+    blocks, lm_head = placement.abstract_layers(config), placement.abstract_target(config).lm_head
+    dense = (sum(count * _numbers(each) for count, each in blocks) + _numbers(lm_head)) / setting.model
+    dense_bytes = sum(count * _bytes(each, setting.width) for count, each in [*blocks, (1, lm_head)]) / setting.model
+    experts = sum(count * _numbers(each, axes=3) for count, each in blocks) / setting.model
     tokens = setting.rows * nodes
+    chosen = config.num_experts_per_tok / config.num_experts if config.num_experts else 0
+    used, read = dense + chosen * experts, (1 - (1 - chosen) ** tokens) * experts
     scores = tokens * (setting.slots + nodes) * config.num_attention_heads * layers / setting.model
     cache = setting.rows * setting.slots * placement.bytes_of_token(config, "int8") / setting.model
-    return Work(2 * tokens * weights + 4 * scores * config.head_dim, weight_bytes + setting.width * cache)
+    return Work(2 * tokens * used + 4 * scores * config.head_dim, dense_bytes + setting.width * (read + cache))
 
 
 def draft(setting: Setting, width: int, length: int, reread: int = 2) -> Work:
@@ -103,11 +106,11 @@ def knee(setting: Setting, chip: Chip) -> float:
     return chip.ridge * one.bytes / (two.flops - one.flops)
 
 
-def _numbers(shapes) -> int:
-    """How many numbers the matrices among some weights have."""
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2)
+def _numbers(shapes, axes: int = 2) -> int:
+    """How many numbers the matrices among some weights have; those of experts have three axes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == axes)
 
 
 def _bytes(shapes, width: int) -> int:
-    """The bytes of these matrices: ``width`` for a number, or one where it is quantised."""
+    """The bytes of matrices with two axes: ``width`` for a number, or one where it is quantised."""
     return sum(leaf.size * min(width, leaf.dtype.itemsize) for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2)

@@ -7,7 +7,7 @@ import pytest
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, json_files
-from redrafter_jax.model.layers import Rope
+from redrafter_jax.model.rope import Rope
 from tests.damaged import DEEP
 from tests.support import MODELS
 

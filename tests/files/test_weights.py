@@ -43,7 +43,7 @@ def test_a_missing_or_empty_folder(tmp_path):
         ({"sliding_window": 512}, "sliding_window = 512"),
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "rope type 'proportional'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor in config.json should be a number above 0"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),

@@ -28,6 +28,11 @@ FLAVOURS = {
             "original_max_position_embeddings": 32, "rope_theta": 500000.0,
         }
     },
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 8.0, "beta_fast": 8.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0,
+        }
+    },
 }  # fmt: skip
 
 

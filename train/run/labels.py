@@ -25,13 +25,15 @@ def paths(target: Target, batch: Batch, text: Pass, count: int) -> jax.Array:
     B, T = batch.tokens.shape
     read_BTT = attention.causal(batch.segments > 0) & (batch.segments[:, :, None] == batch.segments[:, None, :])
     itself_BTT = jnp.broadcast_to(jnp.eye(T, dtype=bool), (B, T, T), out_sharding=P("data", None, None))
-    seen, read = [read_BTT], [text.rows]
+    seen, read, positions = [read_BTT], [text.rows], [batch.positions]
     tokens_BT = best(target, text.hidden)
     found = [tokens_BT]
     for depth in range(1, count):
         kv = _as_cache(read, B)
         seen_BTS = jnp.concatenate(seen, axis=2)
-        made = target(tokens_BT, batch.positions + depth, itself_BTT, kv, seen_BNS=seen_BTS)
+        slots_BS = jnp.concatenate(positions, axis=1)
+        positions.append(batch.positions + depth)
+        made = target(tokens_BT, positions[-1], itself_BTT, kv, seen_BNS=seen_BTS, slot_positions_BS=slots_BS)
         seen.append(itself_BTT)
         read.append(made.rows)
         tokens_BT = best(target, made.hidden)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.atomic import replacing
 from redrafter_jax.files.heads import Head
+from redrafter_jax.model import experts
 from redrafter_jax.model.target import Target
 from redrafter_jax.slices.chips import CHIPS
 from train.run.recipe import Recipe
@@ -33,7 +34,7 @@ def flops(target: Target, drafter: Head, recipe: Recipe, is_joint: bool = False)
     """FLOPs of an update that the mathematics needs: the target forward, K drafted positions forward and backward, and where
     the update is of the target too (``is_joint``) another pass of it forward and backward to the activations, and the logits of
     both. What is computed again in the backward pass, attention over the context and the adapters are not counted."""
-    body = sum(leaf.size for leaf in jax.tree.leaves(target.blocks))
+    body = experts.weights_per_token(target.blocks, target.config)
     unembedding = jax.eval_shape(lambda: target.columns(drafter.ids)).size
     head = drafter.weights_per_position() + (unembedding if drafter.own_columns() is None else 0)
     teacher = 2 * unembedding if recipe.distill_weight > 0 else 0

@@ -13,7 +13,7 @@ from train.run.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Train a ReDrafter head for a frozen Llama-family target."""
+    """Train a ReDrafter head for a frozen target."""
 
     GROUPS: ClassVar = {
         "models_and_data": "target",

@@ -147,4 +147,6 @@ def read(target: Target, batch: Batch) -> Pass:
 def text_pass(model: Target, batch: Batch) -> Pass:
     """A pass over a batch; a token sees those before it in its own example."""
     same_BTT = batch.segments[:, :, None] == batch.segments[:, None, :]
-    return model(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT)
+    # An example that would be read again as it grows (`Rope.rereads`) is read as it is in the end.
+    lengths_BT = jnp.sum(same_BTT, axis=2, dtype=jnp.int32) if model.config.rope.rereads else None
+    return model(batch.tokens, batch.positions, attention.causal(batch.segments > 0) & same_BTT, lengths_BN=lengths_BT)

@@ -22,7 +22,8 @@ from redrafter_jax.decode.propose.search import adjusted, search
 from redrafter_jax.decode.request import require
 from redrafter_jax.model import attention, cache
 from redrafter_jax.model.layers import take_rows
-from redrafter_jax.model.target import Target, wrong_draft_model
+from redrafter_jax.model.target import Target
+from redrafter_jax.model.target_config import wrong_draft_model
 
 
 @jax.tree_util.register_dataclass
@@ -123,7 +124,9 @@ class _Reader:
             return jnp.broadcast_to(self._logits_BV[:, None], (B, W, self._logits_BV.shape[-1])), seen_BWS
         positions_BW = self._length_B[:, None] + depth + jnp.zeros_like(tokens_BW)
         alone_BWW = jnp.eye(W, dtype=bool) & (tokens_BW >= 0)[:, None]
-        made = self.model(tokens_BW, positions_BW, alone_BWW, self.kv, seen_BNS=seen_BWS)
+        behind_BS = jnp.arange(self.kv.slots) - self._length_B[:, None] - 1  # of the text and g; W slots for each drafted position
+        slots_BS = self._length_B[:, None] + 1 + jnp.where(behind_BS < 0, behind_BS, behind_BS // W)
+        made = self.model(tokens_BW, positions_BW, alone_BWW, self.kv, seen_BNS=seen_BWS, slot_positions_BS=slots_BS)
         at_BW = self.kv.length[:, None] + jnp.arange(W)
         self.kv = cache.append(self.kv, made.rows, W)
         seen_BWS = None if seen_BWS is None else seen_BWS | (jnp.arange(self.kv.slots) == at_BW[..., None])

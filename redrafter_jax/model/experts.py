@@ -1,0 +1,86 @@
+"""A mixture of experts in place of a layer's feed-forward: a router chooses for each token k of E gated feed-forwards, and what
+they make is added up by the router's weights.
+
+    probabilities  softmax(x router)             [B, N, E], in float32
+    chosen         the k largest of each token, perhaps divided by their sum
+
+The experts are split over ``model``. A shard has every token of its rows: it sorts the (token, expert) pairs by expert, multiplies
+each group by its expert's matrices (`jax.lax.ragged_dot`), counts the pairs of other shards' experts for nothing, and the sums of
+the shards are added. No expert is ever too full for a pair, so what a token gets does not depend on what else is in the pass.
+In shapes X is the number of experts that are chosen, and M = B N X counts the pairs of a shard.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from redrafter_jax.model import layers
+from redrafter_jax.model.target_config import TargetConfig
+
+SPLIT = P("model", None, None)  # of matrices [E, in, out]: each shard has some of the experts
+
+
+class Experts(nnx.Module):
+    """The router and the experts of one layer, matrices ``[E, in, out]``."""
+
+    def __init__(self, key, config: TargetConfig, dtype):
+        E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        keys = jax.random.split(key, 4)
+        self.config = config
+        self.router = layers.param(keys[0], (D, E), P(None, None), dtype)
+        self.gate = layers.param(keys[1], (E, D, F), SPLIT, dtype, scale=D**-0.5)
+        self.up = layers.param(keys[2], (E, D, F), SPLIT, dtype, scale=D**-0.5)
+        self.down = layers.param(keys[3], (E, F, D), SPLIT, dtype, scale=F**-0.5)
+
+    def __call__(self, x_BND: jax.Array, act: Callable[[jax.Array], jax.Array] = jax.nn.silu) -> jax.Array:
+        """``[B, N, D]`` -> ``[B, N, D]``."""
+        weights_BNX, chosen_BNX = self.route(x_BND)
+        matrices = [layers.gather_weight(each, SPLIT) for each in (self.gate, self.up, self.down)]
+        rows = P("data", None, None)
+
+        def of_shard(x_BND, weights_BNX, chosen_BNX, *matrices):
+            # Said before they are indexed: JAX 0.10 forgets to add up the gradients of what an index makes differ by shard.
+            x_BND, weights_BNX = (jax.lax.pcast(each, "model", to="varying") for each in (x_BND, weights_BNX))
+            mixed_BND = _mix(x_BND, weights_BNX, chosen_BNX, *matrices, act)
+            return jax.lax.psum(mixed_BND, "model").astype(x_BND.dtype)
+
+        with jax.named_scope("experts"):
+            mixed = jax.shard_map(of_shard, in_specs=(rows,) * 3 + (SPLIT,) * 3, out_specs=rows)
+            return mixed(x_BND, weights_BNX, chosen_BNX, *matrices)
+
+    def route(self, x_BND: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The weights, in x's dtype, and the numbers of each token's experts, ``[B, N, X]``."""
+        logits_BNE = layers.times(x_BND, self.router, P(None, None))
+        probabilities_BNE = jax.nn.softmax(logits_BNE.astype(jnp.float32), axis=-1)
+        weights_BNX, chosen_BNX = jax.lax.top_k(probabilities_BNE, self.config.num_experts_per_tok)
+        if self.config.norm_topk_prob:
+            weights_BNX = weights_BNX / jnp.sum(weights_BNX, axis=-1, keepdims=True)
+        return weights_BNX.astype(x_BND.dtype), chosen_BNX
+
+
+def weights_per_token(blocks, config: TargetConfig) -> float:
+    """How many weights of a target's layers a token meets: of experts those of the chosen ones."""
+    chosen = config.num_experts_per_tok / config.num_experts if config.num_experts else 1
+    return sum(leaf.size * (chosen if leaf.ndim == len(SPLIT) else 1) for leaf in jax.tree.leaves(blocks))
+
+
+def _mix(x_BND, weights_BNX, chosen_BNX, gate_EDF, up_EDF, down_EFD, act) -> jax.Array:
+    """What the experts of this shard add, in float32."""
+    (B, N, D), E = x_BND.shape, gate_EDF.shape[0]
+    X = chosen_BNX.shape[-1]
+    expert_M = chosen_BNX.reshape(-1) - jax.lax.axis_index("model") * E
+    expert_M = jnp.where((expert_M >= 0) & (expert_M < E), expert_M, E)  # other shards' pairs come last
+    order_M = jnp.argsort(expert_M)
+    sizes_E = jnp.sum(expert_M[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
+    x_MD = x_BND.reshape(-1, D)[order_M // X]
+    made_MF = act(_ragged(x_MD, gate_EDF, sizes_E)) * _ragged(x_MD, up_EDF, sizes_E)
+    made_MD = _ragged(made_MF, down_EFD, sizes_E).astype(jnp.float32) * weights_BNX.reshape(-1)[order_M][:, None]
+    made_MD = jnp.where((expert_M[order_M] < E)[:, None], made_MD, 0)  # rows of no group are undefined
+    return jnp.sum(made_MD[jnp.argsort(order_M)].reshape(B, N, X, D), axis=2)
+
+
+def _ragged(x_MI: jax.Array, matrices_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    return jax.lax.ragged_dot(x_MI, matrices_EIO, sizes_E, precision=layers.precision_of(x_MI, matrices_EIO))

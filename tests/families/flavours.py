@@ -58,7 +58,7 @@ FLAVOURS = {
     "gemma3": ("Gemma3", GEMMA3),
     "gemma3 with a cap": ("Gemma3", GEMMA3 | {"final_logit_softcapping": 3.0}),
     "phi3": ("Phi3", {}),
-    "phi3 with a window": ("Phi3", {"sliding_window": WINDOW, "num_key_value_heads": 4}),
+    "phi3 with a window": ("Phi3", {"sliding_window": WINDOW}),
     "phi3 with longrope": ("Phi3", {"original_max_position_embeddings": 30, "tie_word_embeddings": True} | LONGROPE),
     "qwen3_moe": ("Qwen3Moe", EXPERTS | {"head_dim": 14, "norm_topk_prob": True}),
     "qwen3_moe in every other layer": (

@@ -11,7 +11,7 @@ import numpy as np
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.weight_files import DTYPES, is_finite, places
 
-CHUNK_BYTES = 1 << 20  # bytes that are read, cast and turned over at a time, such that they stay in a core's cache
+CHUNK_BYTES = 1 << 19  # bytes that are read, cast and turned over at a time, such that they stay in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)

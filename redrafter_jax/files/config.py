@@ -77,10 +77,11 @@ def target_config(config: dict[str, Any], what: str = "target", weight_format: s
         raise BadInput(f"{what}: this is a draft head (model_type {kind}); a target is a language model")
     _, read = families.read(config, what)
     fields = families.text_fields(config, what)
+    found = quantisation.weight_format(fields, weight_format, what)
     if read.num_experts and fields.get(quantisation.KEY):
         instead = "take the float checkpoint; weights int8 quantises all of it but the experts"
         raise BadInput(f"{what}: a quantised mixture of experts ({quantisation.KEY}) is not read; {instead}")
-    return dataclasses.replace(read, weight_format=quantisation.weight_format(fields, weight_format, what))
+    return dataclasses.replace(read, weight_format=found)
 
 
 def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConfig:

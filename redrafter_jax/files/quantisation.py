@@ -12,10 +12,9 @@ Not here: quantising a float checkpoint as it is loaded (`weights.py`), what a q
 """
 
 import dataclasses
-import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class Compression:
             return place._replace(name=f"{place.name}_scale", transposed=False)
         return place._replace(name=f"{place.name}_packed") if self.is_packed else place
 
-    def check_complete(self, paths: Iterable[str], rename: Rename, files: Mapping[str, pathlib.Path], where: str) -> None:
+    def check_complete(self, paths: Iterable[str], rename: Rename, files: Container[str], where: str) -> None:
         """Raises BadInput where the files have a matrix of these leaves, which ``rename`` finds, but not its scale."""
         for path in paths:
             name = rename(path).name
@@ -76,7 +75,7 @@ def read(fields: Mapping[str, Any], what: str) -> Compression | None:
         raise BadInput(f"{what}: {KEY} in config.json should be an object, not {shown(config)}")
     method = config.get("quant_method")
     if method != METHOD:
-        raise BadInput(f"{what}: weights quantised by {shown(method)} ({KEY}) are not read; {INSTEAD}; {READABLE}")
+        raise BadInput(f"{what}: quantised weights ({KEY}) of {shown(method)} are not read; {INSTEAD}; {READABLE}")
     if config.get("format") not in FORMATS:
         raise BadInput(f"{what}: {METHOD} weights of format {shown(config.get('format'))} are not read; {INSTEAD}; {READABLE}")
     group = _only_group(config, what)

@@ -70,7 +70,7 @@ def test_a_size_that_is_missing_or_negative_is_named(kind):
         *((kind, {"num_key_value_heads": -1}, "num_key_value_heads in config.json should be") for kind in ONE_OF_EACH),
         *((kind, {"rms_norm_eps": NAN}, "rms_norm_eps in config.json should be") for kind in ONE_OF_EACH),
         *((kind, {"tie_word_embeddings": "no"}, "tie_word_embeddings in config.json should be true or") for kind in ONE_OF_EACH),
-        *((kind, {"quantization_config": {"bits": 4}}, "weights quantised by None (quantization_config)") for kind in ONE_OF_EACH),
+        *((kind, {"quantization_config": {"bits": 4}}, "quantised weights (quantization_config)") for kind in ONE_OF_EACH),
         *((kind, {"num_experts": 8}, "num_experts = 8 is not supported") for kind in ONE_OF_EACH if kind != "qwen3_moe"),
         *((kind, {"use_bidirectional_attention": True}, "use_bidirectional_attention = True") for kind in ONE_OF_EACH),
         *((kind, {"hidden_act": "relu"}, "hidden_act 'relu' is not supported") for kind in ONE_OF_EACH),
@@ -133,7 +133,7 @@ def test_a_text_model_inside_another_is_found_or_refused_by_name(name):
     assert config.target_config(fields) == inside
     del fields["text_config"]["model_type"]
     assert config.target_config(fields) == inside  # older files do not say
-    assert "weights quantised by None" in refusal(fields | {"quantization_config": {"bits": 4}})
+    assert "quantised weights" in refusal(fields | {"quantization_config": {"bits": 4}})
     assert "text_config in config.json should be an object" in refusal(fields | {"text_config": None})
     other = fields | {"text_config": fields["text_config"] | {"model_type": "ministral3"}}
     assert "text_config: model_type 'ministral3' is not supported; these are: llama, " in refusal(other)

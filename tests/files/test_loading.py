@@ -147,9 +147,9 @@ def test_however_many_bytes_are_read_at_a_time_the_weights_are_the_same(chunk, m
 def test_a_file_that_shrinks_while_it_is_read_is_one_sentence(tmp_path, monkeypatch):
     folder, read = shutil.copytree(MODELS / "target_mha", tmp_path / "target"), weight_files.Place.read
 
-    def shrink(self, *given):
+    def shrink(self, *given, **named):
         os.truncate(self.file, self.start)
-        return read(self, *given)
+        return read(self, *given, **named)
 
     monkeypatch.setattr(weight_files.Place, "read", shrink)
     with pytest.raises(BadInput, match="^target: .*model.safetensors cannot be read") as caught:

@@ -87,7 +87,8 @@ def test_methods_are_compared_on_the_quantised_target(tmp_path, capsys, cache):
 
 
 def test_what_is_tuned_for_a_quantised_target_is_for_no_other(tmp_path):
-    options = tune.Options(TARGET, (HEAD,), str(write_prompts(tmp_path, IDS)), (2,), max_new_tokens=16, weights="int8")
+    prompts = str(write_prompts(tmp_path, IDS))
+    options = tune.Options(TARGET, drafter=(HEAD,), prompts=prompts, batch=(2,), max_new_tokens=16, weights="int8")
     wanted = load.find(options, TunePlan(((2, 2),), (3,), None, 16, 1.0))
     ((mesh, (resolved, _)),) = wanted.planned.items()
     floats = pair.plan(pair.find(TARGET, HEAD, True, "float32"), mesh, 2)

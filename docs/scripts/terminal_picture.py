@@ -41,7 +41,7 @@ def screen_of(command: list[str]) -> list[str]:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     lines = text.replace("\r\n", "\n").split("\n")
-    closing = next(number for number, line in enumerate(lines) if "tokens per step" in line)
+    closing = next(number for number, line in enumerate(lines) if "tokens/s" in line)
     lines = lines[: closing + 1]
     return [part for line in lines for part in wrapped(line)]
 

@@ -35,8 +35,8 @@ def test_a_line_without_colours_is_wrapped_as_a_terminal_would():
 def test_what_a_command_writes_to_a_terminal_is_read(monkeypatch):
     import terminal_picture
 
-    program = "import sys; print(sys.stdout.isatty()); print('\\x1b[32mx\\x1b[0m'); print('2 tokens per step'); print('ratio')"
-    assert terminal_picture.screen_of(["python", "-c", program]) == ["True", "\x1b[32mx\x1b[0m", "2 tokens per step"]
+    program = "import sys; print(sys.stdout.isatty()); print('\\x1b[32mx\\x1b[0m'); print('2; 9 tokens/s'); print('8 tokens/s')"
+    assert terminal_picture.screen_of(["python", "-c", program]) == ["True", "\x1b[32mx\x1b[0m", "2; 9 tokens/s"]
 
 
 def test_the_plots_are_drawn_from_the_data(tmp_path, monkeypatch):

@@ -154,6 +154,8 @@ def cells(rows: list[dict], floor: dict | None) -> tuple[str, str, str]:
         memory = f"*{float(floor['gib']):.1f}*"
         shape = f"*4x4: {float(floor['round_4x4']):.2f}*"
         return (memory, f"*{float(floor['plain_ms']):.1f}*", shape) if fits else ("**no**", "-", "-")
+    if plain["fits"] != "yes":
+        return "**no**", "-", "-"
     rounds = [row for row in rows if "x" in row["shape"]]
     best = recommend(rounds)
     largest = max(float(row["gib"]) for row in [plain, best])

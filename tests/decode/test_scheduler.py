@@ -18,11 +18,9 @@ from redrafter_jax.decode.propose.small_model import SmallModel
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.decode.room import Room, room_for
 from redrafter_jax.decode.scheduler import Scheduler
-from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import weights
 from tests import support
-from tests.support import MODELS, compilations
+from tests.support import compilations
 
 ROWS, NEW = 3, 24
 WAYS = [Sampling(), Sampling(1.0), Sampling(0.7, rule="independent"), Sampling(1.3, top_k=7), Sampling(1.0, top_p=0.8)]
@@ -47,11 +45,10 @@ def requests(engine):
 
 
 @pytest.fixture(scope="module")
-def alone(mha, requests):
-    """What plain decoding gives to each request alone."""
-    plain = Engine(mha[0])
-    given = [(request.prompt, request.sampling, request.limits, [request.seed]) for request in requests]
-    return [next(plain.generate([prompt], *how)).token_ids for prompt, *how in given]
+def alone(mha):
+    """What plain decoding gives to each request; that it gives it to each alone is a test of `test_rows.py`."""
+    ways = [WAYS[number % len(WAYS)] for number in range(len(PROMPTS))]
+    return [reply.token_ids for reply in Engine(mha[0]).generate(PROMPTS, ways, LIMITS, batch=len(PROMPTS))]
 
 
 @pytest.fixture(scope="module")
@@ -145,24 +142,12 @@ def test_rows_that_penalise_or_wait_and_log_probabilities_move_with_their_row(mh
     ways = [Sampling(1.0, repetition_penalty=1.3), Sampling(), Sampling(0.8, presence_penalty=1.0, logprobs=2), Sampling(1.2)]
     limits = [Limits(9), Limits(12, min_new=6), Limits(5), Limits(12, min_new=3)]
     engine, prompts = Engine(mha[0], Recurrent(mha[1], Shape(2, 2)), stop_ids=list(range(200))), PROMPTS[:4]
-    together = list(engine.generate(prompts, ways, limits, batch=2))
-    alone = [
-        next(engine.generate([p], w, limit, [seed])) for seed, (p, w, limit) in enumerate(zip(prompts, ways, limits, strict=True))
-    ]
-    for one, other in zip(together, alone, strict=True):
+    refilled, one_batch = (list(engine.generate(prompts, ways, limits, batch=rows)) for rows in (2, 4))
+    for one, other in zip(refilled, one_batch, strict=True):
         assert (one.token_ids, one.finish_reason, one.stop_reason) == (other.token_ids, other.finish_reason, other.stop_reason)
         assert (one.accepted_histogram, one.scored, one.drafted) == (other.accepted_histogram, other.scored, other.drafted)
-    np.testing.assert_allclose(together[2].logprobs, alone[2].logprobs, atol=1e-5)
-    assert len(together[1].token_ids) >= 6
-
-
-@pytest.mark.parametrize("shape", [(2, 4), (1, 8)], ids=str)
-def test_rows_are_refilled_on_a_mesh(shape, requests, alone):
-    jax.set_mesh(make_mesh(*shape))
-    target, drafter = weights.load_target(MODELS / "target_mha"), weights.load_drafter(MODELS / "drafter_mha_rnn")
-    engine = Engine(target, Recurrent(drafter, Shape(2, 3)))
-    replies = engine.generate(PROMPTS, [request.sampling for request in requests], LIMITS, batch=2)
-    assert [reply.token_ids for reply in replies] == alone
+    np.testing.assert_allclose(refilled[2].logprobs, one_batch[2].logprobs, atol=1e-5)
+    assert len(refilled[1].token_ids) >= 6
 
 
 def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests):

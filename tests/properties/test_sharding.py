@@ -46,13 +46,13 @@ def folder(tmp_path_factory):
 
 
 @functools.cache
-def decode(folder, shape: tuple[int, int], head, sampling: Sampling, beside: Lookup | None = None) -> list[list[int]]:
+def decode(folder, shape: tuple[int, int], head, sampling: Sampling, beside: Lookup | None = None, rows=8) -> list[list[int]]:
     jax.set_mesh(make_mesh(*shape))
     target = weights.load_target(folder)
     drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), head(256, 64), jnp.float32)
     recurrent = Recurrent(drafter, Shape(4, 3))
     engine = Engine(target, Union(recurrent, beside) if beside else recurrent)
-    return [reply.token_ids for reply in engine.generate(PROMPTS, sampling, Limits(24), batch=8)]
+    return [reply.token_ids for reply in engine.generate(PROMPTS, sampling, Limits(24), batch=rows)]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0)], ids=["greedy", "coupled"])

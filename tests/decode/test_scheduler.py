@@ -109,6 +109,20 @@ def test_a_row_is_refilled_as_soon_as_it_ends_and_the_busy_rows_are_counted(engi
     assert decoded == rounds and decoded <= offered <= ROWS * rounds
 
 
+def test_prompts_are_read_for_a_bounded_time_and_a_reset_forgets_all_requests(scheduler, requests, alone):
+    drain(scheduler)
+    for request in requests[:ROWS]:
+        scheduler.submit(request)
+    scheduler.step(1, reading_seconds=0.0)
+    assert (scheduler.running, scheduler.waiting) == (1, ROWS - 1)  # one is read in any case
+    scheduler.step(1, reading_seconds=60.0)
+    assert scheduler.running >= ROWS - 1 and scheduler.waiting == 0 and scheduler.round_seconds > 0
+    scheduler.reset()
+    assert (scheduler.running, scheduler.waiting) == (0, 0) and scheduler.step() == []
+    ticket = scheduler.submit(requests[4])
+    assert {key: reply.token_ids for key, reply in drain(scheduler).items()} == {ticket: alone[4]}
+
+
 def test_a_watch_ends_rows_and_what_is_cancelled_is_never_heard_of_again(scheduler, requests, alone):
     drain(scheduler)
     long = [requests[number] for number in (1, 4, 6)]

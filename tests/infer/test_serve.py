@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import socket
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import openai
@@ -115,6 +117,11 @@ def test_prompts_in_every_form_and_several_replies_to_each(served, client, texts
     assert client.completions.create(model="golden", prompt=[ids], echo=True).choices[0].text.startswith("né日🙂")
 
 
+def test_a_reply_ends_where_its_row_has_no_more_room(client):
+    full = client.completions.create(model="golden", prompt="x" * 40, max_tokens=95, seed=0, extra_body={"ignore_eos": True})
+    assert (full.usage.total_tokens, full.choices[0].finish_reason) == (96, "length")
+
+
 def test_a_seed_that_is_missing_is_chosen_and_said_and_gives_the_same_text_again(client):
     first, other = (client.completions.create(model="golden", prompt="a", max_tokens=20, temperature=3) for _ in range(2))
     assert first.seed != other.seed and first.choices[0].text != other.choices[0].text
@@ -182,22 +189,35 @@ def test_figures_and_drafts_are_in_a_reply_that_asks_for_them(client, alone):
     assert not hasattr(client.completions.create(**asked(0)), "metrics")
 
 
-def test_a_client_that_goes_away_frees_its_row(served, client):
+@pytest.fixture
+def slowly(served, monkeypatch):
+    """Makes replies slow enough to go away from."""
+    step = served.scheduler.step
+
+    def one_round(rounds, *more):
+        time.sleep(0.02)
+        return step(1, *more)
+
+    monkeypatch.setattr(served.scheduler, "step", one_round)
+
+
+def test_a_client_that_goes_away_frees_its_row(served, client, slowly):
     served.wait_until_idle()
     before = served.gauge("request_cancellations_total")
     long = {"model": "golden", "prompt": "a", "max_tokens": 80, "extra_body": {"ignore_eos": True}}
-    streams = [client.completions.create(**long, n=1, stream=True) for _ in range(2)]
-    for stream in streams:
+    for _ in range(2):
+        stream = client.completions.create(**long, stream=True)
         next(iter(stream))
         stream.response.close()
-    address = served.url.removeprefix("http://").split(":")
-    body = json.dumps({"prompt": "a", "max_tokens": 80, "n": 3, "ignore_eos": True}).encode()
+        wait_until(lambda: served.scheduler.running == 0, seconds=5)
+    address = urllib.parse.urlsplit(served.url)
+    body = json.dumps({"prompt": "a", "max_tokens": 80, "n": 4, "ignore_eos": True}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    with socket.create_connection((address[0], int(address[1]))) as raw:
+    with socket.create_connection((address.hostname, address.port)) as raw:
         raw.sendall(head.encode() + body)
-        wait_until(lambda: served.scheduler.running)
+        wait_until(lambda: (served.scheduler.running, served.scheduler.waiting) == (3, 1))
     served.wait_until_idle()
-    assert before <= served.gauge("request_cancellations_total") <= before + 5
+    assert served.gauge("request_cancellations_total") == before + 6
     check_idle(served)
 
 

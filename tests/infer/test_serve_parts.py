@@ -151,6 +151,21 @@ def test_a_device_that_fails_ends_requests_with_an_error_and_the_next_ones_are_s
     assert said[2][0].token_ids == [65, 66, 67] and steps.resets == 1 and not ended and worker.is_well
 
 
+def test_failures_far_apart_do_not_end_the_server(started):
+    steps, said = Steps(errors=[RuntimeError("a")]), []
+    worker = started(steps)
+    for _ in range(2):
+        steps.errors = [RuntimeError("a")]
+        for count in (1, 2):
+            for _ in range(4):
+                steps.may_go.put(None)
+            worker.submit([job(said)])
+            wait_until(lambda total=len(said) + 1: len(said) == total)
+            steps.may_go.queue.clear()
+            assert (said[-1][2] is None) == (count == 2)
+    assert steps.resets == 2 and worker.is_well
+
+
 def test_a_device_that_fails_again_ends_the_server_and_no_request_hangs(started):
     steps, said, ended = Steps(errors=[RuntimeError("a"), RuntimeError("b")]), [], []
     worker = started(steps)

@@ -39,11 +39,11 @@ else:
     files = sorted(pathlib.Path(folder).glob("*.safetensors"))
     load = lambda: [jax.device_put(array) for file in files for array in safetensors.numpy.load_file(file).values()]
 jax.block_until_ready(jax.device_put(1.0))
-before, began = kilobytes("VmRSS"), time.perf_counter()
+before, began, busy = kilobytes("VmRSS"), time.perf_counter(), time.process_time()
 loaded = jax.block_until_ready(load())
-seconds = time.perf_counter() - began
+seconds, busy = time.perf_counter() - began, time.process_time() - busy
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))
-print(seconds, size, (kilobytes("VmHWM") - before) * 1024)
+print(seconds, busy, size, (kilobytes("VmHWM") - before) * 1024)
 """
 
 
@@ -74,11 +74,11 @@ def write(folder: pathlib.Path, dtype: str = "float32", layers: int | None = Non
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def measure(way: str, folder: pathlib.Path, dtype: str) -> tuple[float, int, int]:
-    """Seconds, the weights' bytes, and the bytes of memory at the peak beyond what the process had before."""
+def measure(way: str, folder: pathlib.Path, dtype: str) -> tuple[float, float, int, int]:
+    """Seconds, CPU seconds, the bytes of the weights, and the bytes of memory at the peak beyond those before."""
     done = subprocess.run([sys.executable, "-c", CHILD, way, str(folder), dtype], capture_output=True, text=True, check=True)
-    seconds, size, peak = done.stdout.split()
-    return float(seconds), int(size), int(peak)
+    seconds, busy, size, peak = done.stdout.split()
+    return float(seconds), float(busy), int(size), int(peak)
 
 
 def main() -> None:
@@ -98,8 +98,9 @@ def main() -> None:
                 found[way].append(measure(way, folder, options.dtype))
     print(f"{options.dtype}, {os.cpu_count()} cores, load average {load:.2f} before, medians of {options.repeats}")
     for way, outcomes in found.items():
-        seconds, size, peak = (statistics.median(each) for each in zip(*outcomes, strict=True))
-        print(f"{way:<24} {seconds:6.2f} s  {size / seconds / 1e9:5.2f} GB/s  peak {peak / size:.3f} x the weights")
+        seconds, busy, size, peak = (statistics.median(each) for each in zip(*outcomes, strict=True))
+        rate = f"{size / seconds / 1e9:5.2f} GB/s  {busy:6.2f} CPU s"
+        print(f"{way:<24} {seconds:6.2f} s  {rate}  peak {peak / size:.3f} x the weights")
 
 
 if __name__ == "__main__":

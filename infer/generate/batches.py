@@ -88,6 +88,8 @@ class Batches:
     def _in_rows(self, left: Sequence[int]) -> Iterator[tuple[int, Reply]]:
         """Each reply as it becomes complete. What a request gets depends on nothing beside it, so a run that is resumed gives
         what it would have given."""
+        if not left:
+            return
         turns, decoding = self.turns, self.task.decoding
         firsts = [self._request(turn.number) for turn in turns.all if not turn.question]
         longest = turns.longest(decoding.limits.new, self.engine.runner.context)

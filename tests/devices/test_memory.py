@@ -43,7 +43,7 @@ def small_host(monkeypatch):
         ([], 12, "needs 301 GB of memory, and 12 GB are there; a smaller --shape or more devices would do"),
         ([], 40, "needs 301 GB of memory, and 40 GB are there; --layers 3, a smaller --shape or more devices would do"),
         (["--dtype", "bfloat16"], 40, "needs 159 GB of memory, and 40 GB are there; --layers 10, a smaller --shape or more"),
-        (["--layers", "3"], 30, "there; --dtype bfloat16, a smaller --shape or more devices would do"),
+        (["--layers", "3"], 30, "there; --dtype bfloat16, --weights int8, a smaller --shape or more devices would do"),
     ],
 )
 def test_a_shape_that_is_too_large_is_refused_with_how_many_layers_would_fit(more, there, said, monkeypatch, capsys):
@@ -90,7 +90,9 @@ def test_training_on_a_target_that_is_too_large_is_refused_before_anything_is_re
     (tmp_path / "config.json").write_text(json.dumps(config | LARGE))
     recipe = dataclasses.replace(train.PRESETS["demo"](), row_length=64)
     options = train.Options(tmp_path, text=(tmp_path / "none",), output=tmp_path / "run", recipe=recipe)
-    with pytest.raises(BadInput, match=r"needs 19.* GB of memory, and 12 GB are there; --dtype bfloat16, a smaller target"):
+    with pytest.raises(
+        BadInput, match=r"needs 19.* GB of memory, and 12 GB are there; --dtype bfloat16, --weights int8, a smaller target"
+    ):
         train.main(options)
     assert not (tmp_path / "run").exists()
 

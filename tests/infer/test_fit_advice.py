@@ -59,7 +59,7 @@ def test_where_nothing_fits_with_all_layers_that_is_said():
     checked = checker(lambda *_: "all")
     advice, checks, refused = find_advice(table(), 8, 1.5, checked)
     assert advice.mesh is None and len(refused) == 2  # both meshes
-    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
+    said = fit_report.advised(advice, 1.5, "--dtype bfloat16", checks, refused, 16 << 30)
     assert "batch 8: none of these 2 fits" in said and "step ? GiB" in said and "nan" not in said
 
 
@@ -69,7 +69,7 @@ def test_recommendations_are_made_a_few_times_only():
     advice, checks, refused = find_advice(rows, 8, 1.5, checked)
     assert advice.mesh is None and len(checked.calls) == 1 + MAX_RETRIES
     assert "fits, and others were not tried; take more chips" in fit_report.advised(
-        advice, 1.5, "bfloat16", checks, refused, 16 << 30
+        advice, 1.5, "--dtype bfloat16", checks, refused, 16 << 30
     )
 
 
@@ -80,12 +80,12 @@ def test_where_no_round_fits_plain_decoding_that_does_is_what_is_left():
     advice, checks, refused = find_advice(rows, 8, 1.5, checked)
     assert (advice.mesh, advice.shape) == ((1, 8), None) and len(refused) == 1 + MAX_RETRIES
     assert [one["what"] for one in checks] == ["step", "prefill"] and all(one["fits"] for one in checks)
-    said = fit_report.advised(advice, 1.5, "bfloat16", checks, refused, 16 << 30)
+    said = fit_report.advised(advice, 1.5, "--dtype bfloat16", checks, refused, 16 << 30)
     assert "--batch-size 8 --mesh 1 8 --dtype bfloat16 --decoding autoregressive: no beam shape tried fits there and" in said
 
 
 def test_the_advice_is_in_options_of_generate():
-    said = fit_report.advised(Advice(8, (2, 4), "16x4", 1.25), 1.5, "bfloat16", [], [], 16 << 30)
+    said = fit_report.advised(Advice(8, (2, 4), "16x4", 1.25), 1.5, "--dtype bfloat16", [], [], 16 << 30)
     given = re.search(r"batch 8: (.*?): a round costs about 1.25", said)[1].split()
     options = tyro.cli(generate.Options, args=given, config=(tyro.conf.FlagCreatePairsOff,))
     assert (options.batch_size, options.mesh, options.dtype) == (8, (2, 4), "bfloat16")

@@ -117,7 +117,7 @@ def test_settings_of_another_number_format_are_not_used(folder, capsys):
 
 def test_the_benchmark_measures_the_shape_too(folder, tmp_path, capsys):
     _, path = choose(folder, tmp_path, width=2, length=2, nodes=4)
-    options = benchmark.Options(*PAIR[1::2], dtype="float32", batch_size=2)
+    options = benchmark.Options(target=PAIR[1], drafter=PAIR[3], dtype="float32", batch_size=2)
     task = tuning.apply(benchmark.task_of(options, "cpu"), settings.source_of(path), has_beams=False)
     assert (task.ways[0].name, task.ways[0].shape.nodes, task.models.drafter) == ("2x2", 4, PAIR[3])
     assert task.ways[1:] == benchmark.task_of(options, "cpu").ways

@@ -60,7 +60,9 @@ def test_what_is_chosen_is_what_generate_drafts_with(heads, tmp_path, capsys):
     assert tune.main([*pair, *given, *more]) == 0
     (entry,) = settings.entries_of(settings.read(tmp_path / "s.json", ""), tmp_path, "")
     assert (entry.choice.width, entry.choice.length, entry.choice.draft_top_k) == (2, 3, 0) and entry.choice.nodes in (4, 7)
-    options = generate.Options(*pair[1::2], settings=str(tmp_path / "s.json"), batch_size=2, decoding="speculative")
+    options = generate.Options(
+        target=pair[1], drafter=pair[3], settings=str(tmp_path / "s.json"), batch_size=2, decoding="speculative"
+    )
     proposer = session.tune(session.prepare(generate.task_of(options)), 0).fill().engine.proposer
     assert proposer.paths == TREE[: entry.choice.nodes - 1]
     assert f"settings of {tmp_path}/s.json: 2x3, {entry.choice.nodes} nodes at most with heads" in capsys.readouterr().err

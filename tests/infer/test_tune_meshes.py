@@ -39,7 +39,7 @@ def run(tmp_path, monkeypatch):
 def test_generate_finds_the_settings_of_each_batch_on_the_mesh_that_it_plans(run, tmp_path, capsys):
     assert run("--batch", "1", "2", "4", "8") == 0
     for batch in (1, 2, 4, 8):
-        options = generate.Options(*PAIR[1::2], settings=str(tmp_path / "s.json"), batch_size=batch)
+        options = generate.Options(target=PAIR[1], drafter=PAIR[3], settings=str(tmp_path / "s.json"), batch_size=batch)
         prepared = session.prepare(generate.task_of(options))
         assert prepared.resolved.mesh == (batch, 1)
         capsys.readouterr()

@@ -58,7 +58,7 @@ def test_an_entry_of_another_pair_is_not_used_and_that_is_said(file):
 
 def test_weights_are_read_only_for_entries_that_they_may_be_of(file, monkeypatch):
     read = []
-    monkeypatch.setattr(fingerprint, "fingerprint", lambda folder: read.append(folder.name) or folder.name)
+    monkeypatch.setattr(fingerprint, "fingerprint", lambda folder, *_: read.append(folder.name) or folder.name)
     resolved = pair.find(PAIR[1], PAIR[3], True, "float32")
     here = settings.machine_of(resolved.mesh, resolved.dtype)
     target, head = resolved.target.name, resolved.drafter.name

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from infer.command import read_options, run_command
+from infer.options import Weights
 from infer.serve import checks
 from redrafter_jax.decode.request import DRAFT_TOP_K
 
@@ -28,7 +29,8 @@ class Options:
         "machine": "dtype",
     }
     VALUES: ClassVar = {
-        "target": "MODEL", "drafter": "HEAD", "chat_template": "FILE", "model_name": "NAME", "beam_width": "W", "beam_length": "L",
+        "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "chat_template": "FILE", "model_name": "NAME",
+        "beam_width": "W", "beam_length": "L",
         "node_budget": "N", "draft_top_k": "K", "logprobs": "K", "mesh": "D M", "cache_dir": "FOLDER", "api_key_file": "FILE",
         "cors_origin": "ORIGIN", "settings": "FILE",
     }  # fmt: skip
@@ -41,6 +43,8 @@ class Options:
 
     target: str | None = None
     """Folder or hub name (owner/model) of a target with a tokenizer; the embedded one if not given."""
+    lora: str | None = None
+    """Folder or hub name of a low-rank adapter of the target in PEFT's format, which is merged into it; the head stays as it is."""
     drafter: str | None = None
     """Folder or hub name of what drafts: a head, Medusa's heads or a small model; one of the embedded heads if not given. `lookup`:
     what followed the last tokens where they stood before."""
@@ -99,6 +103,9 @@ class Options:
     """Seconds that requests have to end after SIGTERM or Ctrl-C."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers are stored: int8 or fp8, or as --dtype; by default as --dtype, or as a quantised
+    checkpoint has them."""
     mesh: tuple[int, int] | None = None
     """Devices over which rows (D) and the models (M) are split; by default what suits them."""
     cache_dir: pathlib.Path | None = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import uvicorn
 
-from infer import pair, programs, proposers, settings, templates, text, tuned
+from infer import notes, pair, programs, proposers, settings, templates, text, tuned
 from infer.completion import Pair
 from infer.drafting import has_head, wanted_lookup
 from infer.options import check_drafted, check_tree
@@ -86,9 +86,9 @@ def load(options) -> tuple[Pair, Scheduler]:
       BadInput: something is missing, broken, does not fit together, or has no room.
     """
     is_plain = options.decoding == "autoregressive"
-    dtype = options.dtype or pair.default_dtype(jax.default_backend())
+    formats = pair.number_formats(options.dtype, options.weights)
     with_head = has_head(options.drafter) and not is_plain
-    found = pair.find(options.target, options.drafter if with_head else None, with_head, dtype)
+    found = pair.find(options.target, options.drafter if with_head else None, with_head, *formats, options.lora)
     lookup = None if is_plain else proposers.lookup_of(wanted_lookup(options.drafter, options.beside, None, None))
     shape = shape_of(options, found, lookup) if with_head else None
     length, rows = options_length(options, found), options.batch_size
@@ -99,7 +99,7 @@ def load(options) -> tuple[Pair, Scheduler]:
     tokenizer = text.require_tokenizer(resolved.target, "a server of text")
     room = make_room(options, resolved.target_config, proposers.drafted_length(shape, lookup), length)
     check_memory(resolved, room, rows)
-    pair.note_merged(resolved.target)
+    notes.say(resolved.target, [resolved.drafter], resolved.numbers, resolved.adapter)
     if resolved.why is not None:
         print(resolved.why, file=sys.stderr)
     loaded = pair.fill(resolved, tokenizer, shape or Shape(), lookup=lookup)
@@ -139,7 +139,7 @@ def tune(options, resolved: pair.Resolved, shape: Shape, length: int) -> tuple[p
     choice = found.choice
     if options.decoding is None and not choice.speculates:
         return dataclasses.replace(resolved, drafter=None, drafter_config=None), None
-    other = pair.find(options.target, str(found.head), True, resolved.dtype)
+    other = pair.find(options.target, str(found.head), True, resolved.dtype, resolved.target_config.weight_format)
     resolved = dataclasses.replace(resolved, drafter=other.drafter, drafter_config=other.drafter_config)
     return resolved, Shape(choice.width, choice.length, choice.nodes, draft_top_k=choice.draft_top_k)
 

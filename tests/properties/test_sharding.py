@@ -15,7 +15,7 @@ from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.small_model import SmallModel
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.devices.mesh import make_mesh
-from redrafter_jax.files import stored, tensors, weight_files, weights
+from redrafter_jax.files import stored, tensors, weights
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, full, slim
 from redrafter_jax.model.medusa import MedusaConfig
@@ -148,7 +148,7 @@ def test_weights_are_read_once_in_parts_and_arrive_as_they_were(folder, mesh_sha
     read = []
     original = stored.Stored._read
     monkeypatch.setattr(stored.Stored, "_read", lambda *a: read.append(original(*a)) or read[-1])
-    monkeypatch.setattr(weight_files, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(stored, "CHUNK_BYTES", 4096)
     jax.set_mesh(make_mesh())
     expected = {path: np.asarray(leaf) for path, leaf in tensors.leaves(weights.load_target(folder))}
     once = sum(leaf.nbytes for leaf in expected.values())

@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+ROOT = pathlib.Path(__file__).parents[2]
 D, F, V, H, K, C = 1024, 2816, 32000, 16, 8, 64
 LAYERS = {"float32": 36, "bfloat16": 74}  # that make 2 GB
 CHILD = """
@@ -76,7 +77,8 @@ def write(folder: pathlib.Path, dtype: str = "float32", layers: int | None = Non
 
 def measure(way: str, folder: pathlib.Path, dtype: str) -> tuple[float, float, int, int]:
     """Seconds, CPU seconds, the bytes of the weights, and the bytes of memory at the peak beyond those before."""
-    done = subprocess.run([sys.executable, "-c", CHILD, way, str(folder), dtype], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", CHILD, way, str(folder), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     seconds, busy, size, peak = done.stdout.split()
     return float(seconds), float(busy), int(size), int(peak)
 

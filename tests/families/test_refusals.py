@@ -176,6 +176,16 @@ def test_both_layouts_of_a_gemma_3_say_the_same():
     assert found.windows == (3, 0, 3) and found.rope.kind == "linear" and found.window_rope.theta == 100.0
 
 
+@pytest.mark.parametrize("name", ["qwen2 with windows", "smollm3 with windows", "gemma2", "mistral with a window"])
+def test_the_classic_layout_says_which_layers_have_windows_without_a_list(name):
+    new = fields_of(name)
+    rope = new.pop("rope_parameters")
+    assert new.pop("layer_types", None) or name.startswith("mistral")
+    found = config.target_config(new | {"rope_theta": rope["rope_theta"], "rope_scaling": None})
+    assert found == config.target_config(fields_of(name))
+    assert found.windows == {"qwen2": (0, 3, 3), "smollm3": (0, 3, 3), "gemma2": (3, 0, 3), "mistral": (3, 3, 3)}[found.model_type]
+
+
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 def test_what_a_config_leaves_out_has_the_default_of_transformers(kind):
     family = families.of(kind)

@@ -133,6 +133,8 @@ def test_a_text_model_inside_another_is_found_or_refused_by_name(name):
     assert config.target_config(fields) == inside
     del fields["text_config"]["model_type"]
     assert config.target_config(fields) == inside  # older files do not say
+    for outer in (True, False):  # what the outer one says of both goes before
+        assert config.target_config(fields | {"tie_word_embeddings": outer}).tie_word_embeddings is outer
     assert "quantised weights" in refusal(fields | {"quantization_config": {"bits": 4}})
     assert "text_config in config.json should be an object" in refusal(fields | {"text_config": None})
     other = fields | {"text_config": fields["text_config"] | {"model_type": "ministral3"}}

@@ -18,7 +18,7 @@ SHAPE = Shape(4, 4)
 PROMPTS = [[5, 9, 200, 3], [7, 7]]
 
 
-@pytest.mark.parametrize("new", [1, 2, 4, 7, 23])
+@pytest.mark.parametrize("new", [1, *(pytest.param(new, marks=pytest.mark.slow) for new in (2, 4, 23)), 7])
 def test_tokens_per_step_are_those_that_were_delivered(mha, new):
     replies = list(Engine(mha[0], Recurrent(mha[1], SHAPE)).generate(PROMPTS, limits=Limits(new), batch=2))
     for reply in replies:
@@ -69,7 +69,9 @@ def poisoned(target, token: int, value: float = np.nan):
     return ours
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 40, 0.9)], ids=["greedy", "filtered"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), pytest.param(Sampling(0.8, 40, 0.9), marks=pytest.mark.slow)], ids=["greedy", "filtered"]
+)
 def test_a_row_whose_logits_are_not_finite_ends_in_an_error_behind_its_good_tokens_and_others_go_on(mha, sampling):
     target, drafter = mha
     good = list(Engine(target, Recurrent(drafter, SHAPE)).generate(PROMPTS, sampling, Limits(24), seeds=[1, 2], batch=2))

@@ -59,6 +59,7 @@ def test_a_real_pair_is_measured_against_plain_decoding_and_transformers(report,
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_synthetic_acceptance_gives_what_was_asked_for_and_says_that_it_is_synthetic(report):
     arguments = ["--shape", "demo", "--layers", 1, "--max-new-tokens", 128, "--prompt-count", 4, "--batch-size", 2]
     result, printed = report(*arguments, "--rates", 0.9, 0.5, beams=["2x3"])

@@ -18,7 +18,15 @@ def pair():
     return infer.load(shape=Shape(4, 4))
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(0.7, 50, 0.95)], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        pytest.param(Sampling(), marks=pytest.mark.slow),
+        Sampling(1.0),
+        pytest.param(Sampling(0.7, 50, 0.95), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_speculation_changes_no_token_of_the_embedded_target(pair, sampling):
     prompts = [pair.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     fast = list(pair.engine.generate(prompts, sampling, Limits(200), batch=3))

@@ -98,6 +98,7 @@ def test_a_whole_head_has_what_tensorrt_llms_converter_reads(tmp_path):
     assert config["rnn"] is True and set(tensors) == names
 
 
+@pytest.mark.slow
 def test_a_head_with_a_draft_vocabulary_trains_decodes_and_is_exported_whole(target, talk, tmp_path, capsys):
     shape = ["--head", "slim", "--head-vocab", 64, "--steps", 2]
     assert main.command(train(target, talk, tmp_path / "run", *shape)) == 0

@@ -134,9 +134,10 @@ class Pair:
         rows = -(-min(batch_size, len(ids) * call.n) // shards) * shards
         seeds = call.seeds(len(ids))
         asked = [(own, seed, sample) for own, seed in zip(ids, seeds, strict=True) for sample in range(call.n)]
-        given = (*zip(*asked, strict=True),)
-        replies = stopper.generate(self.engine, given[0], call.sampling, call.limits, given[1], rows, given[2], call.stop_ids)
-        return [self._completion(stopper, list(own), reply) for own, reply in zip(given[0], replies, strict=True)]
+        prompts, own_seeds, samples = zip(*asked, strict=True)
+        given = (prompts, call.sampling, call.limits, own_seeds, rows, samples, call.stop_ids)
+        replies = stopper.generate(self.engine, *given)
+        return [self._completion(stopper, list(own), reply) for own, reply in zip(prompts, replies, strict=True)]
 
     def _completion(self, stopper: Stopper, prompt: list[int], reply: Reply) -> Completion:
         if self.tokenizer is None:

@@ -6,7 +6,7 @@
         for event in scheduler.step():
             print(event.ticket, event.reply.token_ids, event.done)
 
-    rows    0 [a a a a a a][d d d d][f f ...      a step: requests that wait are read, one group after the other, and inserted into
+    rows    0 [a a a a a a][d d d d][f f ...      a step: requests that wait are read, one after the other, and inserted into
             1 [b b b][c c c c c c c][e e ...      free rows; then rounds for all rows, until one of them ends where another request
                      ^ b ended: c is inserted     waits for it
 

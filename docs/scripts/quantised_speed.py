@@ -1,6 +1,6 @@
 """Tokens per second of the embedded pair by the format of its target's weights: plain and speculative, all in turn in one process.
 
-python docs/scripts/quantised_speed.py --weights float32 int8 fp8    # greedy; medians over --repeats
+python -m docs.scripts.quantised_speed --weights float32 int8 fp8    # greedy; medians over --repeats
 """
 
 import argparse

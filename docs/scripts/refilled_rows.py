@@ -1,6 +1,6 @@
 """Total tokens per second of prompts whose replies have unequal lengths: rows that are refilled as they end, against batches.
 
-    python docs/scripts/refilled_rows.py --rows 8 16 --repeats 3
+    python -m docs.scripts.refilled_rows --rows 8 16 --repeats 3
 
 The embedded pair decodes starts of held-out Python, each to a length of its own, drawn from a log-normal distribution (--median,
 --sigma, --most), as real replies have: most are short, a few are very long. A batch is R prompts in the order of the list,

@@ -1,6 +1,6 @@
 """How far the text of typical acceptance is from the target's, at each temperature; plain decoding with other seeds is the control.
 
-    python docs/scripts/typical_distance.py --temperatures 0.25 0.5 0.75 1 1.25 1.5
+    python -m docs.scripts.typical_distance --temperatures 0.25 0.5 0.75 1 1.25 1.5
 
 Two figures, of many short replies of the embedded target to the first prompts of its list:
 

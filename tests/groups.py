@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from tests import flags
+
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 300  # seconds, on a slow machine with other work
 GLOO_WORDS = ("[Gloo]", "connected peer ranks")
@@ -18,7 +20,7 @@ class Group:
 
     def __init__(self, folder: pathlib.Path, module: str, *arguments: object, devices: int = 4, count: int = 2):
         port, self.folder = free_port(), folder
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        environment = {**os.environ, "XLA_FLAGS": f"{flags.FASTER_TO_COMPILE} {flags.devices(devices)}", "JAX_PLATFORMS": "cpu"}
         folder.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for index in range(count):

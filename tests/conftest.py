@@ -20,6 +20,7 @@ from redrafter_jax.files import fingerprint
 from tests import support
 
 jax.set_mesh(make_mesh())
+os.environ["XLA_FLAGS"] = flags.of_all_compilers(os.environ["XLA_FLAGS"])  # the CPU's has read them
 CACHE = jax.config.jax_compilation_cache_dir
 
 

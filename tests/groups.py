@@ -20,7 +20,11 @@ class Group:
 
     def __init__(self, folder: pathlib.Path, module: str, *arguments: object, devices: int = 4, count: int = 2):
         port, self.folder = free_port(), folder
-        environment = {**os.environ, "XLA_FLAGS": f"{flags.FASTER_TO_COMPILE} {flags.devices(devices)}", "JAX_PLATFORMS": "cpu"}
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"{flags.FASTER_TO_COMPILE} {flags.devices(devices)}",
+            "JAX_PLATFORMS": "cpu",
+        }
         folder.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for index in range(count):

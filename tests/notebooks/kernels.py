@@ -13,7 +13,10 @@ SECONDS = 1200  # that a cell may take, on a machine that does other things too
 def run(notebook: nbformat.NotebookNode, devices: int = 1) -> list[nbformat.NotebookNode]:
     """The code cells of a notebook behind a run in a fresh kernel with so many simulated devices; raises where one ends in an
     error."""
-    environment = os.environ | {"XLA_FLAGS": f"{flags.FASTER_TO_COMPILE} {flags.devices(devices)}", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{flags.FASTER_TO_COMPILE} {flags.devices(devices)}",
+        "JAX_PLATFORMS": "cpu",
+    }
     return [cell for cell in make.run(notebook, SECONDS, environment).cells if cell.cell_type == "code"]
 
 

@@ -59,7 +59,8 @@ def main() -> None:
         }
         for name, replies in others.items():
             distance = total_variation(reference, replies)
-            mean, error = surprise(pair.engine.target, prompts, replies, temperature, options.batch)
+            with jax.set_mesh(pair.engine.runner.mesh):
+                mean, error = surprise(pair.engine.target, prompts, replies, temperature, options.batch)
             print(f"| {temperature:g} | {name} | {distance:.3f} | {mean:+.3f} ± {error:.3f} |", flush=True)
 
 

@@ -67,7 +67,7 @@ def serving(pair: Pair, options: Options = OPTIONS, keys: Sequence[bytes] = ()) 
     """A server of this pair until the body ends."""
     length = pair.engine.proposer.round.length
     room = session.make_room(options, pair.engine.target.config, length, options.max_length)
-    scheduler = session.schedule(pair.engine, options.batch_size, room)
+    scheduler = session.schedule(pair.engine, options.batch_size, room, not options.no_prefix_reuse)
     house = session.furnish(pair, scheduler, options.model_name, options, keys)
     session.prepare(scheduler, pair)
     listener = session.bind("127.0.0.1", 0)

@@ -36,7 +36,9 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.model.target import TargetConfig
 
 MAX_LENGTH = 8192  # tokens of a row by default, where the target's context is longer
-PROMPT_SIZES = (32, 64, 128, 256)  # tokens that prompts are filled up to, below the most; each has a program of its own
+CHUNK_TOKENS = 256  # of a prompt that a pass reads: about as many as keep an accelerator busy with the weights that it reads
+CPU_CHUNK_TOKENS = 128  # likewise; on a CPU a pass of so few takes little more for each token (docs/decisions.md)
+LAST_CHUNKS = (32, 64, 128, 256)  # tokens that the last chunk of a prompt is filled up to; each has a program of its own
 MORE_STOP_IDS = 8  # that a request may have besides the model's
 PREPARED_ROUNDS = 8  # that are timed before the first request
 KEEP_ALIVE_SECONDS = 60  # that an idle connection stays open
@@ -55,7 +57,7 @@ def run(options, keys: Sequence[bytes]) -> int:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     room = scheduler.room
-    rows = f"{scheduler.rows} rows of {room.longest} tokens, prompts of at most {room.prompts[-1]}"
+    rows = f"{scheduler.rows} rows of {room.longest} tokens, prompts of at most {room.bucket.prompt}"
 
     def say_ready() -> None:
         print(f"ready after {time.perf_counter() - began:.1f} s: {name} on {address} ({rows})", file=sys.stderr, flush=True)
@@ -104,13 +106,13 @@ def load(options) -> tuple[Pair, Scheduler]:
         print(resolved.why, file=sys.stderr)
     loaded = pair.fill(resolved, tokenizer, shape or Shape(), lookup=lookup)
     loaded.engine.runner.on_compile = functools.partial(compiling, True, jax.config.jax_compilation_cache_dir)
-    return loaded, schedule(loaded.engine, rows, room)
+    return loaded, schedule(loaded.engine, rows, room, not options.no_prefix_reuse)
 
 
-def schedule(engine: Engine, rows: int, room: Room) -> Scheduler:
+def schedule(engine: Engine, rows: int, room: Room, reuses: bool = True) -> Scheduler:
     """A running batch with room for the model's stop ids and some more."""
     columns = stop_id_columns([[0] * (len(engine.stop_ids) + MORE_STOP_IDS)])
-    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns))
+    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns), reuses)
 
 
 def options_length(options, found: pair.Resolved) -> int:
@@ -152,8 +154,8 @@ def make_room(options, target: TargetConfig, drafted: int, length: int) -> Room:
         if (value or 1) >= length:
             raise BadInput(f"{name} should be below --max-length, {length}, not {value}")
     longest, new = options.max_prompt_tokens or length - 1, options.max_tokens_limit or length - 1
-    sizes = (*(size for size in PROMPT_SIZES if size < longest), longest)
-    return Room(Bucket(longest, new, drafted, length), needs(most, not options.no_penalties), 0, sizes)
+    chunk = options.chunk_tokens or (CPU_CHUNK_TOKENS if jax.default_backend() == "cpu" else CHUNK_TOKENS)
+    return Room(Bucket(longest, new, drafted, length, chunk), needs(most, not options.no_penalties), 0, LAST_CHUNKS)
 
 
 def needs(logprobs: int, penalties: bool) -> Needs:

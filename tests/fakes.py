@@ -39,7 +39,7 @@ class Fake(engine.Engine):
 class FakeScheduler:
     """As many requests as there are rows are complete after each step, the last that came first."""
 
-    round_seconds = 0.1
+    round_seconds, offered = 0.1, 0
 
     def __init__(self, fake: Fake, rows: int):
         self.fake, self.rows, self.waiting = fake, rows, []
@@ -56,4 +56,5 @@ class FakeScheduler:
         replies = self.fake.generate([self.waiting[ticket].prompt for ticket in left])
         for ticket in left:
             self.waiting[ticket] = None
+        self.offered += self.rows
         return [Event(ticket, reply, True) for ticket, reply in zip(left, replies, strict=True)][::-1]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from tqdm.auto import tqdm
 
 from infer import failures
-from infer.evaluate.entrants import Entrant
 from infer.evaluate import refilled
+from infer.evaluate.entrants import Entrant
 from infer.evaluate.figures import Answers, Spent, Tally
 from infer.evaluate.suites import Suite
 from infer.options import read_seeds

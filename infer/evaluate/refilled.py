@@ -25,13 +25,11 @@ def decode(engine: Engine, rows: int, requests: Sequence[Request]) -> tuple[list
     """The replies, in their order. What there is to compile should be compiled."""
     scheduler = engine.scheduler(rows, requests, reuses=False)
     scheduler.prepare()
-    began, in_rounds, passes = time.perf_counter(), 0.0, 0
+    began, in_rounds, replies = time.perf_counter(), 0.0, {}
     tickets = [scheduler.submit(request) for request in requests]
-    rounds, replies = dict.fromkeys(tickets, 0), {}
     while len(replies) < len(tickets):
-        events = scheduler.step(loop.ALL_ROUNDS)
-        new = max(event.reply.rounds - rounds[event.ticket] for event in events)
-        in_rounds, passes = in_rounds + new * scheduler.round_seconds, passes + new
-        rounds |= {event.ticket: event.reply.rounds for event in events}
-        replies |= {event.ticket: event.reply for event in events if event.done}
-    return [replies[ticket] for ticket in tickets], Spent(time.perf_counter() - began, in_rounds, passes)
+        before = scheduler.offered
+        replies |= {event.ticket: event.reply for event in scheduler.step(loop.ALL_ROUNDS) if event.done}
+        in_rounds += scheduler.round_seconds * (scheduler.offered - before) / scheduler.rows
+    spent = Spent(time.perf_counter() - began, in_rounds, scheduler.offered // scheduler.rows)
+    return [replies[ticket] for ticket in tickets], spent

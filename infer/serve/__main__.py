@@ -30,8 +30,8 @@ class Options:
     }
     VALUES: ClassVar = {
         "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "chat_template": "FILE", "model_name": "NAME",
-        "beam_width": "W", "beam_length": "L",
-        "node_budget": "N", "draft_top_k": "K", "logprobs": "K", "chunk_tokens": "N", "mesh": "D M", "cache_dir": "FOLDER", "api_key_file": "FILE",
+        "beam_width": "W", "beam_length": "L", "chunk_tokens": "N",
+        "node_budget": "N", "draft_top_k": "K", "logprobs": "K", "mesh": "D M", "cache_dir": "FOLDER", "api_key_file": "FILE",
         "cors_origin": "ORIGIN", "settings": "FILE",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
@@ -84,8 +84,8 @@ class Options:
     """Read every prompt from its first token on. By default, what a prompt begins with is taken from a row that has read it: the
     earlier turns of a conversation, a system prompt."""
     chunk_tokens: int | None = None
-    """Tokens of a prompt that are read at a time, before the running rows go on, and that are reused as one; by default 128 on a CPU
-    and 256 elsewhere."""
+    """Tokens of a prompt that a pass reads, between which the running rows go on, and that are reused together; by default 128 on
+    a CPU and 256 elsewhere."""
     look_ms: float = 50.0
     """Milliseconds between two looks at the batch: what a stream, or a request that comes while a row is free, waits for."""
     max_queue: int = 64

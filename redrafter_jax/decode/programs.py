@@ -33,8 +33,8 @@ class Programs:
 class Refilled:
     """What decodes a running batch whose rows are refilled: ``empty()`` is its state before the first request; ``insert(state, row,
     one)`` is `insert.insert`, which donates the running state; ``run`` as of `Programs`. A prompt is read by ``take(state, row,
-    length)``, ``reads[N](weights, reading, tokens, start, length)`` for each chunk of N tokens, and ``begin(weights, reading, tokens,
-    limit, stop_ids, policy)``, which are those of `reading`; the last two donate what was read."""
+    length)``, by ``reads[N](weights, reading, tokens, start, length)`` for each chunk of N tokens, and by ``begin(weights, reading,
+    tokens, limit, stop_ids, policy)``, which are those of `reading`; the last two donate what was read."""
 
     empty: jax.stages.Compiled
     insert: jax.stages.Compiled

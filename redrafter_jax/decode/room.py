@@ -34,7 +34,7 @@ class Room:
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """The numbers of tokens that a pass over a prompt reads, ascending: the last of them but for the prompt's own last chunk."""
+        """The numbers of tokens that a pass over a prompt reads, ascending: the last one, or a smaller one for the prompt's end."""
         most = self.bucket.pass_tokens
         return (*sorted(size for size in self.ends if size < most), most)
 

@@ -11,9 +11,10 @@
                      ^ b ended: c is inserted     waits for it
 
 A long prompt is read in chunks, between which the rows run on; chunks that a row has in its cache already are taken from there
-(`kept.py`, `reading.py`). Every chunk is read by the same program, and every request decoded by the same program, so its text depends
-on nothing beside it: not on when it came, nor on its row, nor on what was there already. Not here: threads, clocks of clients, text
-(`infer/`).
+(`kept.py`, `reading.py`).
+
+Every chunk is read by the same program, and every request decoded by the same program, so its text depends on nothing beside it:
+not on when it came, nor on its row, nor on what was there already. Not here: threads, clocks of clients, text (`infer/`).
 """
 
 import collections

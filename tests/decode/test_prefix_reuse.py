@@ -86,7 +86,7 @@ def drain(scheduler) -> dict[int, list]:
     )
 )
 def test_the_text_does_not_depend_on_what_rows_have_read_before(scheduler, requests, alone, arrivals):
-    """Requests come, end and are cancelled, also while their prompts are read; what rows have is kept from one example to the next."""
+    """Requests come, end and are cancelled, also while prompts are read; what rows have stays from one example to the next."""
     expected, replies = {}, {}
     for number, pause, is_cancelled, rounds, is_hurried in arrivals:
         ticket = scheduler.submit(requests[number])

@@ -104,7 +104,7 @@ def test_several_are_decoded_in_rows_that_are_refilled_and_nothing_is_compiled_m
     for (replies, spent), row in zip(decoded, (whole["plain"], whole[NAME]), strict=True):
         rounds = [reply.rounds for reply in replies]
         assert row["rounds"] == sum(rounds) and row["tokens"] == 72 and row["identical_replies"] == 6
-        assert max(rounds) < sum(rounds) / 2 <= spent.passes < sum(rounds)  # two rows, filled three times each
+        assert sum(rounds) / 2 <= spent.passes < sum(rounds)  # of two rows, filled three times each
         assert 0 < spent.round_seconds < spent.seconds and row["tokens_per_second"] == pytest.approx(72 / spent.seconds)
         assert row["round_seconds"] == pytest.approx(spent.round_seconds / spent.passes)
     assert whole[NAME]["tokens_per_step"] == 66 / whole[NAME]["rounds"] > 1

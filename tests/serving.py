@@ -23,7 +23,7 @@ from tests import support
 from tests.texts import with_tokenizer
 
 OPTIONS = Options(
-    model_name="golden", batch_size=3, max_length=96, max_prompt_tokens=40, logprobs=3, look_ms=5.0, max_queue=8,
+    model_name="golden", batch_size=3, max_length=96, max_prompt_tokens=40, chunk_tokens=16, logprobs=3, look_ms=5.0, max_queue=8,
     max_seconds=120.0, max_request_bytes=20_000,
 )  # fmt: skip
 END_SECONDS = 60  # that a server may take to end

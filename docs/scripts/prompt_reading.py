@@ -26,7 +26,7 @@ from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target
 
-NEW, MORE, ENDS = 64, 80, (32, 64, 128, 256)
+NEW, MORE, ENDS = 64, 80, (32, 64)
 
 
 def main() -> None:

@@ -36,9 +36,9 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.model.target import TargetConfig
 
 MAX_LENGTH = 8192  # tokens of a row by default, where the target's context is longer
-CHUNK_TOKENS = 256  # of a prompt that a pass reads: about as many as keep an accelerator busy with the weights that it reads
-CPU_CHUNK_TOKENS = 128  # likewise; on a CPU a pass of so few takes little more for each token (docs/decisions.md)
-LAST_CHUNKS = (32, 64, 128, 256)  # tokens that the last chunk of a prompt is filled up to; each has a program of its own
+# Tokens of a prompt that a pass reads, the last number; and those that the prompt's end is filled up to, each a program of its own.
+# An accelerator multiplies about 256 in the time in which it reads the weights; on a CPU each token costs (docs/decisions.md).
+CPU_CHUNKS, CHUNKS = (32, 64, 128), (64, 256)
 MORE_STOP_IDS = 8  # that a request may have besides the model's
 PREPARED_ROUNDS = 8  # that are timed before the first request
 KEEP_ALIVE_SECONDS = 60  # that an idle connection stays open
@@ -154,8 +154,9 @@ def make_room(options, target: TargetConfig, drafted: int, length: int) -> Room:
         if (value or 1) >= length:
             raise BadInput(f"{name} should be below --max-length, {length}, not {value}")
     longest, new = options.max_prompt_tokens or length - 1, options.max_tokens_limit or length - 1
-    chunk = options.chunk_tokens or (CPU_CHUNK_TOKENS if jax.default_backend() == "cpu" else CHUNK_TOKENS)
-    return Room(Bucket(longest, new, drafted, length, chunk), needs(most, not options.no_penalties), 0, LAST_CHUNKS)
+    *ends, chunk = CPU_CHUNKS if jax.default_backend() == "cpu" else CHUNKS
+    bucket = Bucket(longest, new, drafted, length, options.chunk_tokens or chunk)
+    return Room(bucket, needs(most, not options.no_penalties), 0, tuple(ends))
 
 
 def needs(logprobs: int, penalties: bool) -> Needs:

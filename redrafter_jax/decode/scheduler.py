@@ -135,7 +135,7 @@ class Scheduler:
 
     def step(self, rounds: int = loop.ALL_ROUNDS, watch: Watch | None = None, reading_seconds: float = math.inf) -> list[Event]:
         """Reads requests that wait into free rows, decodes at most ``rounds`` rounds, or until a row ends while another request
-        waits for it, and says what became of each row. After ``reading_seconds`` no further chunk of a prompt is read, so that
+        waits for it, and says what became of each row that has a request. After ``reading_seconds`` no further chunk of a prompt is read, so that
         those that run are not stopped for longer than that and one chunk. At least one is, where a row is free."""
         if self._state is None:
             self.prepare()
@@ -158,7 +158,7 @@ class Scheduler:
     def _fill(self, until: float) -> None:
         has_read = False
         while self.is_reading or (self._waiting and self.running < self.rows):
-            if has_read and self._seats and time.perf_counter() >= until:
+            if has_read and time.perf_counter() >= until:
                 return
             has_read = True
             if self._reading is None:

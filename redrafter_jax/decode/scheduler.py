@@ -135,8 +135,8 @@ class Scheduler:
 
     def step(self, rounds: int = loop.ALL_ROUNDS, watch: Watch | None = None, reading_seconds: float = math.inf) -> list[Event]:
         """Reads requests that wait into free rows, decodes at most ``rounds`` rounds, or until a row ends while another request
-        waits for it, and says what became of each row that has a request. After ``reading_seconds`` no further chunk of a prompt is read, so that
-        those that run are not stopped for longer than that and one chunk. At least one is, where a row is free."""
+        waits for it, and says what became of each request that has a row. After ``reading_seconds`` no further chunk of a prompt
+        is read, so that those that run are not stopped for longer than that and one chunk. At least one is, where a row is free."""
         if self._state is None:
             self.prepare()
         self._fill(time.perf_counter() + reading_seconds)

@@ -32,12 +32,14 @@ class Fake(engine.Engine):
     def requests(self, prompts, sampling, limits, seeds, samples=None):
         return [Request(prompt, sampling, limits, seed, ()) for prompt, seed in zip(prompts, seeds, strict=True)]
 
-    def scheduler(self, rows, requests, prompt=0):
+    def scheduler(self, rows, requests, prompt=0, reuses=True):
         return FakeScheduler(self, rows)
 
 
 class FakeScheduler:
     """As many requests as there are rows are complete after each step, the last that came first."""
+
+    round_seconds, offered = 0.1, 0
 
     def __init__(self, fake: Fake, rows: int):
         self.fake, self.rows, self.waiting = fake, rows, []
@@ -51,7 +53,8 @@ class FakeScheduler:
 
     def step(self, rounds=1, watch=None):
         left = [ticket for ticket, request in enumerate(self.waiting) if request is not None][: self.rows]
-        replies = next(self.fake.stream([self.waiting[ticket].prompt for ticket in left])).replies
+        replies = self.fake.generate([self.waiting[ticket].prompt for ticket in left])
         for ticket in left:
             self.waiting[ticket] = None
+        self.offered += self.rows
         return [Event(ticket, reply, True) for ticket, reply in zip(left, replies, strict=True)][::-1]

@@ -23,7 +23,7 @@ from tests import support
 from tests.texts import with_tokenizer
 
 OPTIONS = Options(
-    model_name="golden", batch_size=3, max_length=96, max_prompt_tokens=40, logprobs=3, look_ms=5.0, max_queue=8,
+    model_name="golden", batch_size=3, max_length=96, max_prompt_tokens=40, chunk_tokens=16, logprobs=3, look_ms=5.0, max_queue=8,
     max_seconds=120.0, max_request_bytes=20_000,
 )  # fmt: skip
 END_SECONDS = 60  # that a server may take to end
@@ -67,7 +67,7 @@ def serving(pair: Pair, options: Options = OPTIONS, keys: Sequence[bytes] = ()) 
     """A server of this pair until the body ends."""
     length = pair.engine.proposer.round.length
     room = session.make_room(options, pair.engine.target.config, length, options.max_length)
-    scheduler = session.schedule(pair.engine, options.batch_size, room)
+    scheduler = session.schedule(pair.engine, options.batch_size, room, not options.no_prefix_reuse)
     house = session.furnish(pair, scheduler, options.model_name, options, keys)
     session.prepare(scheduler, pair)
     listener = session.bind("127.0.0.1", 0)

@@ -1,4 +1,5 @@
-"""All methods decode the same batches in turn, in one process, all compiled before the first is timed.
+"""All methods decode the same conversations in turn, a group of them at a time, in one process, all compiled before the first is
+timed. Where several are decoded at a time, the rows are refilled as they end (`refilled.py`).
 
 A conversation's later questions stand behind plain decoding's replies, whichever method answers them, so that all methods read
 the same prompts. Not here: figures (`figures.py`), loading (`entrants.py`).
@@ -12,8 +13,9 @@ from collections.abc import Callable, Sequence
 from tqdm.auto import tqdm
 
 from infer import failures
+from infer.evaluate import refilled
 from infer.evaluate.entrants import Entrant
-from infer.evaluate.figures import Answers, Tally
+from infer.evaluate.figures import Answers, Spent, Tally
 from infer.evaluate.suites import Suite
 from infer.options import read_seeds
 from infer.prompts import Prompt
@@ -22,6 +24,7 @@ from redrafter_jax.decode import prefill
 from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.request import Limits
 
+FILLS = 4  # conversations for each row, of those that are timed together
 Encode = Callable[[Prompt], list[int]]
 TextOf = Callable[[list[int], list[int]], str | None]
 """The text of a reply's ids behind a prompt's."""
@@ -37,11 +40,20 @@ class Terms:
     encode: Encode
     text_of: TextOf
 
+    @property
+    def group(self) -> int:
+        """Conversations that are timed together: so many that rows are refilled several times."""
+        return self.rows * FILLS if self.rows > 1 else 1
+
+    def refills(self, prompts: Sequence) -> bool:
+        """Whether so many prompts are decoded in rows that are refilled."""
+        return len(prompts) > self.rows > 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """Conversations of one category that are decoded together: their numbers in the suite, and batches of the numbers of their
-    turns, each behind the one before it."""
+    """Conversations of one category that are timed together: their numbers in the suite, and the numbers of their turns in the
+    batches that are decoded one after the other: each turn alone, or all of them in rows that are refilled."""
 
     category: str
     conversations: list[int]
@@ -80,18 +92,20 @@ def prepare(suite: Suite, temperature: float, plain: Entrant, terms: Terms) -> H
     heat = Heat(suite, temperature, turns, read_seeds(terms.seed, len(suite.given)), [])
     for category in suite.distinct:
         own = suite.of(category)
-        for first in range(0, len(own), terms.rows):
-            indices = own[first : first + terms.rows]
+        for first in range(0, len(own), terms.group):
+            indices = own[first : first + terms.group]
             numbers = [turn.number for turn in turns.all if turn.index in indices]
             group = Cohort(category, indices, [])
-            for batch in turns.batches(numbers, terms.rows):
+            for batch in turns.batches(numbers, terms.group):
                 asked = [number for number in batch if turns[number]]
                 if asked:
                     group.batches.append(asked)
                 goes_on = [number for number in asked if number + 1 in numbers and turns.all[number + 1].question]
-                replies = _decode(plain, heat, goes_on, terms) if goes_on else []
+                replies = _decode(plain, heat, goes_on, terms)[0] if goes_on else []
                 for number, reply in zip(goes_on, replies, strict=True):
                     turns.answer(number, terms.text_of(turns[number], reply.token_ids))
+            if terms.rows > 1 and group.batches:
+                group.batches[:] = [sorted(itertools.chain(*group.batches))]
             heat.groups.append(group)
     return heat
 
@@ -103,10 +117,14 @@ def compile_all(entrants: Sequence[Entrant], heats: Sequence[Heat], terms: Terms
         for batch in heat.batches:
             prompts, seeds = heat.given(batch)
             bucket = prefill.bucket(max(map(len, prompts)), terms.limits.new, 0)
-            todo.setdefault((entrant.name, heat.temperature > 0, bucket), (entrant, heat.temperature, prompts, seeds))
+            key = entrant.name, heat.temperature > 0, bucket, terms.refills(prompts)
+            todo.setdefault(key, (entrant, heat.temperature, prompts, seeds))
     for entrant, temperature, prompts, seeds in _shown(list(todo.values()), "compiling", "program"):
-        rounds = entrant.engine.stream(prompts, entrant.sampling(temperature), terms.limits, seeds, rows=terms.rows, rounds=1)
-        list(itertools.islice(rounds, 2))
+        given = prompts, entrant.sampling(temperature), terms.limits, seeds
+        if terms.refills(prompts):
+            refilled.warm(entrant.engine, terms.rows, entrant.engine.requests(*given))
+        else:
+            list(itertools.islice(entrant.engine.stream(*given, rows=terms.rows, rounds=1), 2))
 
 
 def run(entrants: Sequence[Entrant], heats: Sequence[Heat], terms: Terms) -> None:
@@ -123,8 +141,9 @@ def run(entrants: Sequence[Entrant], heats: Sequence[Heat], terms: Terms) -> Non
         places = {index: place for place, index in enumerate(heat.groups[at].conversations)}
         first = count % len(entrants)
         for entrant in (*entrants[first:], *entrants[:first]):
-            work, replies = heat.works[entrant.name][at], _decode(entrant, heat, batch, terms)
-            work.add(replies)
+            work = heat.works[entrant.name][at]
+            replies, spent = _decode(entrant, heat, batch, terms)
+            work.add(replies, spent)
             heat.replies[entrant.name] |= zip(batch, replies, strict=True)
             for number, reply in zip(batch, replies, strict=True):
                 work.conversations[places[heat.turns.all[number].index]].replies.append(reply)
@@ -134,11 +153,16 @@ def _begun(group: Cohort) -> Tally:
     return Tally([Answers() for _ in group.conversations])
 
 
-def _decode(entrant: Entrant, heat: Heat, numbers: Sequence[int], terms: Terms) -> list[Reply]:
+def _decode(entrant: Entrant, heat: Heat, numbers: Sequence[int], terms: Terms) -> tuple[list[Reply], Spent]:
     prompts, seeds = heat.given(numbers)
-    replies = list(entrant.engine.generate(prompts, entrant.sampling(heat.temperature), terms.limits, seeds, terms.rows))
+    given, engine = (prompts, entrant.sampling(heat.temperature), terms.limits, seeds), entrant.engine
+    if terms.refills(prompts):
+        replies, spent = refilled.decode(engine, terms.rows, engine.requests(*given))
+    else:
+        replies = list(engine.generate(*given, terms.rows))
+        spent = Spent.on_batch(replies)
     failures.check(replies)
-    return replies
+    return replies, spent
 
 
 def _shown(items: list, what: str, unit: str):

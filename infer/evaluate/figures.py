@@ -53,6 +53,22 @@ class Answers:
         return sum(reply.rounds for reply in self.replies)
 
 
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What decoding some replies took: seconds, reading included; of them those of rounds; and passes of the target over all rows,
+    after prompts were read."""
+
+    seconds: float
+    round_seconds: float
+    passes: int
+
+    @classmethod
+    def on_batch(cls, replies: Sequence[Reply]) -> "Spent":
+        """A batch lasts until its slowest row."""
+        seconds = max(reply.seconds for reply in replies)
+        return cls(seconds, seconds - replies[0].first_token_seconds, max(reply.rounds for reply in replies))
+
+
 @dataclasses.dataclass
 class Tally:
     """What a method did for the conversations that are decoded together. tokens: of all replies; passes: of the target after the
@@ -64,13 +80,12 @@ class Tally:
     round_seconds: float = 0.0
     passes: int = 0
 
-    def add(self, replies: Sequence[Reply]) -> None:
-        """A batch of replies, whose seconds count once."""
-        seconds = max(reply.seconds for reply in replies)
+    def add(self, replies: Sequence[Reply], spent: Spent) -> None:
+        """Replies that were decoded together."""
         self.tokens += sum(len(reply.token_ids) for reply in replies)
-        self.seconds += seconds
-        self.round_seconds += seconds - replies[0].first_token_seconds
-        self.passes += max(reply.rounds for reply in replies)
+        self.seconds += spent.seconds
+        self.round_seconds += spent.round_seconds
+        self.passes += spent.passes
 
 
 def tokens_per_step(conversations: Sequence[Answers]) -> RatioEstimate:

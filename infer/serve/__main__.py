@@ -30,7 +30,7 @@ class Options:
     }
     VALUES: ClassVar = {
         "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "chat_template": "FILE", "model_name": "NAME",
-        "beam_width": "W", "beam_length": "L",
+        "beam_width": "W", "beam_length": "L", "chunk_tokens": "N",
         "node_budget": "N", "draft_top_k": "K", "logprobs": "K", "mesh": "D M", "cache_dir": "FOLDER", "api_key_file": "FILE",
         "cors_origin": "ORIGIN", "settings": "FILE",
     }  # fmt: skip
@@ -80,6 +80,12 @@ class Options:
     leaves them out."""
     no_penalties: bool = False
     """Leave out penalties and min_tokens, which cost a few percent of every round too."""
+    no_prefix_reuse: bool = False
+    """Read every prompt from its first token on. By default, what a prompt begins with is taken from a row that has read it: the
+    earlier turns of a conversation, a system prompt."""
+    chunk_tokens: int | None = None
+    """Tokens of a prompt that a pass reads, between which the running rows go on, and that are reused together; by default 128 on
+    a CPU and 256 elsewhere."""
     look_ms: float = 50.0
     """Milliseconds between two looks at the batch: what a stream, or a request that comes while a row is free, waits for."""
     max_queue: int = 64

@@ -14,6 +14,7 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "openai")  # of the extra
 KEY_VARIABLE = "REDRAFTER_API_KEY"
 RANGES = {"port": (0, 65535), "max_queue": (0, 100_000), "max_request_bytes": (1024, 1 << 30)}
 REAL_RANGES = {"look_ms": (1.0, 10_000.0), "max_seconds": (0.1, 86_400.0), "drain_seconds": (0.0, 86_400.0)}
+CHUNK_TOKENS = (16, 8192)
 OF_A_SEARCH = ("beam_width", "beam_length", "node_budget", "draft_top_k")
 
 
@@ -26,6 +27,10 @@ def alone(options) -> None:
         check_range(name, getattr(options, name), low, high)
     for name in ("max_prompt_tokens", "max_tokens_limit"):
         check_range(name, getattr(options, name), 1, 10**7)
+    if options.chunk_tokens is not None:
+        check_range("chunk_tokens", options.chunk_tokens, *CHUNK_TOKENS)
+        if options.chunk_tokens % CHUNK_TOKENS[0]:
+            raise BadInput(f"--chunk-tokens should be a multiple of {CHUNK_TOKENS[0]}, not {options.chunk_tokens}")
     drafting.check(options.drafter, options.beside, None, None)
     searches = changed(options, OF_A_SEARCH)
     drafting.check_search(options.drafter, searches)

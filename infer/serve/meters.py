@@ -22,7 +22,9 @@ class Meters:
         self._running = self._gauge("num_requests_running", "Requests that have a row.")
         self._waiting = self._gauge("num_requests_waiting", "Requests that wait for a row.")
         self._cache = self._gauge("kv_cache_usage_perc", "Share of the cache's slots that hold tokens, from 0 to 1.")
-        self._prompt = self._counter("prompt_tokens", "Tokens of prompts that were read.")
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._queries = self._counter("prefix_cache_queries", "Tokens of prompts that were looked up among those of the rows.")
+        self._hits = self._counter("prefix_cache_hits", "Tokens of prompts that were taken from a row, and so not read.")
         self._generated = self._counter("generation_tokens", "Tokens that were generated.")
         self._drafts = self._counter("spec_decode_num_drafts", "Target passes that scored drafts.")
         self._drafted = self._counter("spec_decode_num_draft_tokens", "Draft tokens that were scored.")
@@ -44,6 +46,8 @@ class Meters:
         new = len(reply.token_ids) - old
         if seen is None:
             self._prompt.inc(len(job.request.prompt))
+            self._queries.inc(len(job.request.prompt))
+            self._hits.inc(reply.cached_tokens)
             self._first.observe(now - job.began)
         elif new:
             self._between.observe((now - job.looked) / new)

@@ -114,7 +114,7 @@ class Orders:
     def _encode(self, where: str, kind: str, content: object) -> list[int]:
         if kind != "token_ids" or content:
             prompts.check_content(where, kind, content)
-        longest = self._room.prompts[-1]
+        longest = self._room.bucket.prompt
         ids = prompts.encode(
             prompts.Prompt(where, kind, content), self._tokenizer, self._config.vocab_size, 1 << 30, self._template
         )

@@ -14,6 +14,7 @@ from openai.types.chat import chat_completion as whole
 from openai.types.chat import chat_completion_chunk as chunk
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
+from openai.types.completion_usage import PromptTokensDetails
 from openai.types.model import Model
 
 from infer.serve.growth import Delta
@@ -82,7 +83,10 @@ class Responses:
 
     def _figures(self, replies: Sequence[Reply]) -> dict:
         given, made = self._order.prompt_tokens, sum(len(reply.token_ids) for reply in replies)
-        usage = CompletionUsage.model_construct(prompt_tokens=given, completion_tokens=made, total_tokens=given + made)
+        details = PromptTokensDetails.model_construct(cached_tokens=sum(r.cached_tokens for r in replies if not r.sample))
+        usage = CompletionUsage.model_construct(
+            prompt_tokens=given, completion_tokens=made, total_tokens=given + made, prompt_tokens_details=details
+        )
         if not self._order.metrics:
             return {"usage": usage}
         (only,) = replies if len(replies) == 1 else (None,)

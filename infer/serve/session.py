@@ -36,7 +36,9 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.model.target import TargetConfig
 
 MAX_LENGTH = 8192  # tokens of a row by default, where the target's context is longer
-PROMPT_SIZES = (32, 64, 128, 256)  # tokens that prompts are filled up to, below the most; each has a program of its own
+# Tokens of a prompt that a pass reads, the last number; and those that the prompt's end is filled up to, each a program of its own.
+# An accelerator multiplies about 256 in the time in which it reads the weights; on a CPU each token costs (docs/decisions.md).
+CPU_CHUNKS, CHUNKS = (32, 64, 128), (64, 256)
 MORE_STOP_IDS = 8  # that a request may have besides the model's
 PREPARED_ROUNDS = 8  # that are timed before the first request
 KEEP_ALIVE_SECONDS = 60  # that an idle connection stays open
@@ -55,7 +57,7 @@ def run(options, keys: Sequence[bytes]) -> int:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     room = scheduler.room
-    rows = f"{scheduler.rows} rows of {room.longest} tokens, prompts of at most {room.prompts[-1]}"
+    rows = f"{scheduler.rows} rows of {room.longest} tokens, prompts of at most {room.bucket.prompt}"
 
     def say_ready() -> None:
         print(f"ready after {time.perf_counter() - began:.1f} s: {name} on {address} ({rows})", file=sys.stderr, flush=True)
@@ -104,13 +106,13 @@ def load(options) -> tuple[Pair, Scheduler]:
         print(resolved.why, file=sys.stderr)
     loaded = pair.fill(resolved, tokenizer, shape or Shape(), lookup=lookup)
     loaded.engine.runner.on_compile = functools.partial(compiling, True, jax.config.jax_compilation_cache_dir)
-    return loaded, schedule(loaded.engine, rows, room)
+    return loaded, schedule(loaded.engine, rows, room, not options.no_prefix_reuse)
 
 
-def schedule(engine: Engine, rows: int, room: Room) -> Scheduler:
+def schedule(engine: Engine, rows: int, room: Room, reuses: bool = True) -> Scheduler:
     """A running batch with room for the model's stop ids and some more."""
     columns = stop_id_columns([[0] * (len(engine.stop_ids) + MORE_STOP_IDS)])
-    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns))
+    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns), reuses)
 
 
 def options_length(options, found: pair.Resolved) -> int:
@@ -152,8 +154,9 @@ def make_room(options, target: TargetConfig, drafted: int, length: int) -> Room:
         if (value or 1) >= length:
             raise BadInput(f"{name} should be below --max-length, {length}, not {value}")
     longest, new = options.max_prompt_tokens or length - 1, options.max_tokens_limit or length - 1
-    sizes = (*(size for size in PROMPT_SIZES if size < longest), longest)
-    return Room(Bucket(longest, new, drafted, length), needs(most, not options.no_penalties), 0, sizes)
+    *ends, chunk = CPU_CHUNKS if jax.default_backend() == "cpu" else CHUNKS
+    bucket = Bucket(longest, new, drafted, length, options.chunk_tokens or chunk)
+    return Room(bucket, needs(most, not options.no_penalties), 0, tuple(ends))
 
 
 def needs(logprobs: int, penalties: bool) -> Needs:

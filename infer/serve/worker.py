@@ -151,9 +151,10 @@ class Worker:
         self._meters.looked(self._scheduler, used)
 
     def _rounds(self) -> int:
-        """Those of about a look's time; one where a prompt will be read, whose first token is not kept back."""
+        """Those of about a look's time; one where a prompt will be read, whose first token is not kept back. Between the chunks of
+        a long one those that run get a look's time too."""
         scheduler = self._scheduler
-        is_read = scheduler.waiting and scheduler.running < scheduler.rows
+        is_read = scheduler.waiting and scheduler.running < scheduler.rows and not scheduler.is_reading
         return 1 if is_read or not scheduler.round_seconds else max(1, int(self._look_seconds / scheduler.round_seconds))
 
     def _watch(self, events: Sequence[Event]) -> list[int]:

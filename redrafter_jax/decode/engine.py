@@ -84,7 +84,7 @@ class Engine:
         sampling, limits, stop_ids: one for all prompts, or a list with one for each; stop_ids None: the engine's.
         seeds: one for each prompt; None for 0, 1, 2 and so on.
         n: replies to each prompt, one after the other, that differ in `Reply.sample`. The first is the only one of n = 1, and no
-        two share their noise, also not with those of another seed (`policy.make_policy`). Each reads its prompt itself.
+        two share their noise, also not with those of another seed (`policy.make_policy`).
 
         Raises:
           BadInput: a prompt, what is given for one, ``batch`` or ``n`` cannot be used.
@@ -129,10 +129,11 @@ class Engine:
             raise BadInput("there should be at least one prompt")
         yield from self._decode(requests, rows, rounds, watch)
 
-    def scheduler(self, rows: int, requests: Sequence[Request], prompt: int = 0) -> Scheduler:
-        """A running batch of so many rows, empty, with room for requests like these, and for prompts of so many tokens."""
+    def scheduler(self, rows: int, requests: Sequence[Request], prompt: int = 0, reuses: bool = True) -> Scheduler:
+        """A running batch of so many rows, empty, with room for requests like these, and for prompts of so many tokens; reuses: as
+        of `Scheduler`."""
         require("rows", wrong_number("batch_size", rows))
-        return Scheduler(self.runner, rows, room_for(requests, self.runner.context, self.proposer.round.length, prompt))
+        return Scheduler(self.runner, rows, room_for(requests, self.runner.context, self.proposer.round.length, prompt), reuses)
 
     def requests(self, prompts, sampling, limits, seeds, stop_ids=None, samples=None) -> list[Request]:
         """What a scheduler takes, one for each prompt. Arguments and errors as for `stream`."""

@@ -8,16 +8,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import adjust, commit, logprobs, sample
+from redrafter_jax.decode.chunk import TILE_SLOTS, Chunk, read_on, unread
 from redrafter_jax.decode.policy import Policy
-from redrafter_jax.decode.propose.proposer import Proposer
-from redrafter_jax.model import attention, cache
-from redrafter_jax.model.layers import take_rows
+from redrafter_jax.decode.propose.proposer import Memory, Proposer
+from redrafter_jax.model import cache
 from redrafter_jax.model.target import Target
 
 CHUNK_TOKENS = 256  # tokens of a prompt that a pass reads
 MIN_FINE_BUCKET_TOKENS = 1024  # tokens, above which buckets are finer than powers of two
-# Slots in a tile of bfloat16 on a TPU; at other counts XLA:TPU chooses another layout for the cache and copies it in every pass.
-TILE_SLOTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +23,25 @@ class Bucket:
     """The static sizes of a batch: what shares a bucket shares a compiled program.
 
     prompt: tokens of the longest prompt; new: new tokens at most; length: L, which the buffers leave room for; text: tokens of
-    prompt and reply together at most, where that is less than both (0: as many as both).
+    prompt and reply together at most, where that is less than both (0: as many as both); chunk: tokens of a prompt that a pass
+    reads (0: `CHUNK_TOKENS`).
     """
 
     prompt: int
     new: int
     length: int
     text: int = 0
+    chunk: int = 0
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens that a pass over a prompt reads."""
+        return min(self.chunk or CHUNK_TOKENS, self.prompt)
 
     @property
     def slots(self) -> int:
         """Cache slots, a multiple of `TILE_SLOTS`: the prompt in full chunks, the reply, and room for one round's write."""
-        read = CHUNK_TOKENS * -(-self.prompt // CHUNK_TOKENS) if self.prompt > CHUNK_TOKENS else self.prompt
+        read = self.pass_tokens * -(-self.prompt // self.pass_tokens)
         text = min(self.text or read + self.new, read + self.new)
         return TILE_SLOTS * -(-max(read, text + self.length + 1) // TILE_SLOTS)
 
@@ -53,13 +58,13 @@ def _round_up(count: int, smallest: int) -> int:
     return step * -(-count // step)
 
 
-def prefixes(prompt: int) -> tuple[int, ...]:
-    """The numbers of cache slots that a chunk of a prompt may attend to: 0, then `CHUNK_TOKENS` times powers of two, then
-    the prompt's. The program has a branch for each number, and a chunk takes the smallest that covers the tokens before
-    it."""
-    sizes = [0]
-    while sizes[-1] < prompt - CHUNK_TOKENS:
-        sizes.append(min(max(2 * sizes[-1], CHUNK_TOKENS), CHUNK_TOKENS * (-(-prompt // CHUNK_TOKENS) - 1)))
+def prefixes(prompt: int, chunk: int = 0) -> tuple[int, ...]:
+    """The numbers of cache slots that a chunk of a prompt may attend to: 0, then ``chunk`` tokens (0: `CHUNK_TOKENS`) times powers
+    of two, then the prompt's. The program has a branch for each number, and a chunk takes the smallest that covers the tokens
+    before it."""
+    sizes, chunk = [0], chunk or CHUNK_TOKENS
+    while sizes[-1] < prompt - chunk:
+        sizes.append(min(max(2 * sizes[-1], chunk), chunk * (-(-prompt // chunk) - 1)))
     return tuple(sizes)
 
 
@@ -75,8 +80,7 @@ def prefill(
 ) -> commit.DecodeState:
     """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens."""
     kv, h_BD = read(target, prompts_BT, length_B, bucket.slots)
-    state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
-    return dataclasses.replace(state, memory=proposer.begin(target, state.view()))
+    return begin(target, proposer, kv, h_BD, None, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
 
 
 def read(
@@ -88,33 +92,37 @@ def read(
     Args:
       arrives: the length of the text that the tokens arrive with (`Target`), if it is not ``length``.
     """
-    config = target.config
     B, T = tokens_BT.shape
     chunk = min(T, CHUNK_TOKENS)
     chunks, sizes = -(-T // chunk), prefixes(T)
     arrives_B = length_B if arrives is None else jnp.full_like(length_B, arrives)
-    slots = TILE_SLOTS * -(-max(slots, chunks * chunk) // TILE_SLOTS)
-    dtype = target.norm[...].dtype
-    kv = cache.empty(config.num_hidden_layers, B, config.num_key_value_heads, slots, config.head_dim, dtype)
-    h_BD = jnp.zeros((B, config.hidden_size), dtype, out_sharding=P("data", None))
     padded_BT = jnp.pad(tokens_BT, ((0, 0), (0, chunks * chunk - T)))
 
-    def read_chunk(index, carry):
-        kv, h_BD = carry
+    def read_one(index, carry):
         start = index * chunk
         tokens_BN = jax.lax.dynamic_slice_in_dim(padded_BT, start, chunk, axis=1)
-        left_B = jnp.clip(length_B - start, 0, chunk)  # the row's tokens in this chunk
-        valid_BN = jnp.arange(chunk) < left_B[:, None]
-        positions_BN = jnp.broadcast_to(start + jnp.arange(chunk), tokens_BN.shape) + jnp.zeros_like(tokens_BN)
-        lengths_BN = jnp.broadcast_to(arrives_B[:, None], tokens_BN.shape)
-        before = kv if chunks > 1 else None  # the only chunk has nothing before it to attend to
-        made = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
-        ends_here_B = (left_B > 0) & (length_B <= start + chunk)
-        newest_BD = take_rows(made.hidden, left_B - 1)
-        return cache.append(kv, made.rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
+        return read_on(target, *carry, Chunk(tokens_BN, start, length_B, arrives_B, sizes))
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
-    return jax.lax.fori_loop(0, needed, read_chunk, (kv, h_BD))
+    return jax.lax.fori_loop(0, needed, read_one, unread(target, B, max(slots, chunks * chunk)))
+
+
+def begin(
+    target: Target,
+    proposer: Proposer,
+    kv: cache.KVCache,
+    h_BD: jax.Array,
+    read: Memory,
+    prompts_BT: jax.Array,
+    limit_B: jax.Array,
+    stop_ids_BX: jax.Array,
+    policy: Policy,
+    bucket: Bucket,
+) -> commit.DecodeState:
+    """The state behind prompts that are in the cache: with the first choice, and the proposer's memory; read: what the proposer
+    has read of them (`Proposer.begin`)."""
+    state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
+    return dataclasses.replace(state, memory=proposer.begin(target, state.view(), read))
 
 
 def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:

@@ -21,6 +21,8 @@ class Reply:
     log-probabilities, the likeliest first. Both are None where `Sampling.logprobs` is 0, which says what they are of.
 
     scored: for the first token of each target pass the nodes that the pass scored, with the root; 0 for other tokens.
+
+    cached_tokens: of its prompt, those that were not read because a row of a running batch had them.
     """
 
     token_ids: list[int]
@@ -37,6 +39,7 @@ class Reply:
     logprobs: list[float] | None = None
     top_logprobs: list[dict[int, float]] | None = None
     scored: list[int] = dataclasses.field(default_factory=list, repr=False)
+    cached_tokens: int = 0
 
     @property
     def metrics(self) -> dict:

@@ -19,32 +19,30 @@ Inputs = tuple[jax.Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """bucket: tokens of prompt and reply; needs: ways to sample; stop_columns: stop ids of a request; prompts: tokens that a
-    prompt is filled up to, ascending, the last of them the bucket's."""
+    """bucket: tokens of prompt and reply; needs: ways to sample; stop_columns: stop ids of a request; ends: numbers of tokens that
+    the last chunk of a prompt is filled up to, where it has fewer than a chunk."""
 
     bucket: prefill.Bucket
     needs: Needs
     stop_columns: int
-    prompts: tuple[int, ...]
+    ends: tuple[int, ...] = ()
 
     @property
     def longest(self) -> int:
         """Tokens of prompt and reply at most."""
         return self.bucket.text or self.bucket.prompt + self.bucket.new
 
-    def of_prompt(self, size: int) -> "Room":
-        """For prompts of at most so many tokens, in a bucket of as many slots."""
-        return dataclasses.replace(self, prompts=tuple(each for each in self.prompts if each <= size))
-
-    def size_of(self, request: Request) -> int:
-        """The tokens that its prompt is filled up to."""
-        return next(size for size in self.prompts if size >= len(request.prompt))
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The numbers of tokens that a pass over a prompt reads, ascending: the last one, or a smaller one for the prompt's end."""
+        most = self.bucket.pass_tokens
+        return (*sorted(size for size in self.ends if size < most), most)
 
     def check(self, request: Request) -> None:
         """Raises BadInput where a request asks for more."""
         length, new = len(request.prompt), request.limits.new
-        if length > self.prompts[-1]:
-            raise BadInput(f"a prompt should have at most {self.prompts[-1]} tokens, not {length}")
+        if length > self.bucket.prompt:
+            raise BadInput(f"a prompt should have at most {self.bucket.prompt} tokens, not {length}")
         if new > self.bucket.new:
             raise BadInput(f"max_new_tokens should be at most {self.bucket.new}, not {new}")
         if stop_id_columns([request.stop_ids]) > self.stop_columns:
@@ -62,7 +60,6 @@ def room_for(requests: Sequence[Request], context: int, length: int, prompt: int
         bucket,
         needs_of([request.sampling for request in requests], [request.limits.min_new for request in requests]),
         stop_id_columns([request.stop_ids for request in requests]),
-        (bucket.prompt,),
     )
 
 
@@ -72,7 +69,7 @@ def put(requests: Sequence[Request], rows: int, context: int, room: Room) -> Inp
     contexts = [min(_context(request, context), room.longest) for request in requests]
     news = [min(request.limits.new, each) for request, each in zip(requests, contexts, strict=True)]
     allowed = [min(new, each - length) for new, each, length in zip(news, contexts, lengths, strict=True)]
-    tokens = np.zeros((rows, room.prompts[-1]), np.int32)
+    tokens = np.zeros((rows, room.bucket.prompt), np.int32)
     for row, request in enumerate(requests):
         tokens[row, : lengths[row]] = request.prompt
     filler = rows - len(requests)

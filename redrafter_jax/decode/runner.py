@@ -61,9 +61,8 @@ class Runner:
     def refilled(self, rows: int, room: Room) -> Refilled:
         """Of a running batch of so many rows. Prompts are read one at a time, beside rows without one where rows are split over
         devices."""
-        few = {size: self.put([], self.rows_at_least, room.of_prompt(size)) for size in room.prompts}
-        inputs = self.put([], rows, room)
-        return self._kept((rows, room), lambda: compile_refilled(self.target, self.proposer, inputs, few, room.bucket))
+        few, inputs = self.put([], self.rows_at_least, room), self.put([], rows, room)
+        return self._kept((rows, room), lambda: compile_refilled(self.target, self.proposer, inputs, few, room))
 
     def _kept(self, key: tuple, compiled: Callable):
         if key not in self._programs:

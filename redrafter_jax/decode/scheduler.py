@@ -10,8 +10,11 @@
             1 [b b b][c c c c c c c][e e ...      free rows; then rounds for all rows, until one of them ends where another request
                      ^ b ended: c is inserted     waits for it
 
-Every request is read by the same program and decoded by the same program, so its text depends on nothing beside it: not on
-when it came, nor on its row. Not here: threads, clocks of clients, text (`infer/`).
+A long prompt is read in chunks, between which the rows run on; chunks that a row has in its cache already are taken from there
+(`kept.py`, `reading.py`).
+
+Every chunk is read by the same program, and every request decoded by the same program, so its text depends on nothing beside it:
+not on when it came, nor on its row, nor on what was there already. Not here: threads, clocks of clients, text (`infer/`).
 """
 
 import collections
@@ -25,7 +28,9 @@ import numpy as np
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.kept import Kept, exact_length
 from redrafter_jax.decode.programs import Refilled
+from redrafter_jax.decode.reader import Reader
 from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.report import FETCHED, reply_of
 from redrafter_jax.decode.room import Room
@@ -48,23 +53,26 @@ Watch = Callable[[list[Event]], Collection[int]]
 @dataclasses.dataclass(frozen=True)
 class _Seat:
     """A request that waits or has a row. began: when it was submitted, read: when its prompt was, in seconds of
-    `time.perf_counter`."""
+    `time.perf_counter`; taken: tokens of its prompt that a row had."""
 
     ticket: int
     request: Request
     began: float
     read: float = 0.0
+    taken: int = 0
 
 
 class Scheduler:
     """rows: R, decoded together, a multiple of the devices that rows are split over; room: the most that a request may ask for,
     which the programs are compiled for.
 
+    reuses: whether a prompt takes what it shares with one that was read before from the row that has it.
+
     decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
     rounds, the look at them included; 0 before the first.
     """
 
-    def __init__(self, runner: Runner, rows: int, room: Room):
+    def __init__(self, runner: Runner, rows: int, room: Room, reuses: bool = True):
         self.rows, self.room = rows, room
         self.decoded = self.offered = 0
         self.round_seconds = 0.0
@@ -73,6 +81,9 @@ class Scheduler:
         self._state: DecodeState | None = None
         self._waiting: collections.deque[_Seat] = collections.deque()
         self._seats: dict[int, _Seat] = {}
+        self._reading: tuple[_Seat, Reader] | None = None
+        exact = exact_length(runner.target.config) if reuses else 0
+        self._kept = Kept(room.chunks[-1], room.bucket.length + 1, exact)
         self._rounds = np.zeros(rows, np.int64)
         self._tickets = 0
 
@@ -84,7 +95,12 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests without a row."""
-        return len(self._waiting)
+        return len(self._waiting) + self.is_reading
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether one of them has a prompt that is read in part."""
+        return self._reading is not None
 
     def prepare(self) -> None:
         """Compiles all programs, of which none is compiled later. Left out, the first step does it."""
@@ -105,24 +121,28 @@ class Scheduler:
     def cancel(self, ticket: int) -> None:
         """Forgets a request: its row is free before the next round, and no event names it any more."""
         self._waiting = collections.deque(seat for seat in self._waiting if seat.ticket != ticket)
+        if self._reading is not None and self._reading[0].ticket == ticket:
+            self._reading = None
         self._end([row for row, seat in self._seats.items() if seat.ticket == ticket])
 
     def reset(self) -> None:
         """Forgets every request, and what is on the device: for a caller whose step has failed."""
         self._waiting.clear()
         self._seats.clear()
+        self._kept.clear()
+        self._reading = None
         self.prepare()
 
     def step(self, rounds: int = loop.ALL_ROUNDS, watch: Watch | None = None, reading_seconds: float = math.inf) -> list[Event]:
         """Reads requests that wait into free rows, decodes at most ``rounds`` rounds, or until a row ends while another request
-        waits for it, and says what became of each row. After ``reading_seconds`` no further prompt is read, so that those that
-        run are not stopped for longer than that and one prompt."""
+        waits for it, and says what became of each request that has a row. After ``reading_seconds`` no further chunk of a prompt
+        is read, so that those that run are not stopped for longer than that and one chunk. At least one is, where a row is free."""
         if self._state is None:
             self.prepare()
         self._fill(time.perf_counter() + reading_seconds)
         if not self._seats:
             return []
-        ends = 1 if self._waiting and self.running == self.rows else loop.ALL_ROWS
+        ends = 1 if self.waiting and self.running == self.rows else loop.ALL_ROWS
         began, before = time.perf_counter(), self.offered
         self._state = self._runner.call(self._programs.run, self._state, np.int32(rounds), np.int32(ends))
         events = self._look()
@@ -136,17 +156,29 @@ class Scheduler:
         return [_ended(event) if row in ended else event for row, event in events.items()]
 
     def _fill(self, until: float) -> None:
-        for row in range(self.rows):
-            if self._waiting and row not in self._seats and (not self._seats or time.perf_counter() < until):
-                seat = self._waiting.popleft()
-                self._insert(row, seat.request)
-                self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0
+        has_read = False
+        while self.is_reading or (self._waiting and self.running < self.rows):
+            if has_read and time.perf_counter() >= until:
+                return
+            has_read = True
+            if self._reading is None:
+                self._reading = self._open(self._waiting.popleft())
+            seat, reader = self._reading
+            reader.read()
+            if reader.is_complete:
+                self._insert(dataclasses.replace(seat, taken=reader.taken), reader)
+                self._reading = None
 
-    def _insert(self, row: int, request: Request) -> None:
-        size = self.room.size_of(request)
-        inputs = self._runner.put([request], self._runner.rows_at_least, self.room.of_prompt(size))
-        few = self._runner.call(self._programs.starts[size], *inputs)
-        self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), few)
+    def _open(self, seat: _Seat) -> tuple[_Seat, Reader]:
+        row, taken = self._kept.find(seat.request.prompt)
+        return seat, Reader(self._runner, self._programs, self.room, seat.request, self._state, row, taken)
+
+    def _insert(self, seat: _Seat, reader: Reader) -> None:
+        free = [row for row in range(self.rows) if row not in self._seats]
+        row = self._kept.choose(free, reader.source, reader.taken)
+        self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), reader.begin())
+        self._kept.keep(row, seat.request.prompt, seat.request.limits.new)
+        self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0
 
     def _look(self) -> dict[int, Event]:
         """What each row that holds a request has so far."""
@@ -157,6 +189,7 @@ class Scheduler:
         events = {}
         for row, seat in self._seats.items():
             reply = reply_of(host, row, seat.request, now - seat.began, seat.read - seat.began, is_ended=False)
+            reply = dataclasses.replace(reply, cached_tokens=seat.taken)
             events[row] = Event(seat.ticket, reply, bool(host["done"][row]))
         return events
 

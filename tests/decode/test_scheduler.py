@@ -16,6 +16,7 @@ from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.small_model import SmallModel
 from redrafter_jax.decode.propose.union import Union
+from redrafter_jax.decode.reader import Reader
 from redrafter_jax.decode.room import Room, room_for
 from redrafter_jax.decode.scheduler import Scheduler
 from redrafter_jax.errors import BadInput
@@ -165,7 +166,7 @@ def test_rows_that_penalise_or_wait_and_log_probabilities_move_with_their_row(mh
 
 
 def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests):
-    room = Room(prefill.Bucket(32, 1000, 4), needs_of([Sampling(1.0)]), 4, (32,))
+    room = Room(prefill.Bucket(32, 1000, 4), needs_of([Sampling(1.0)]), 4)
     runner = engine.runner
     compiled = runner.refilled(ROWS, room)
     state = runner.on_mesh(compiled.empty)
@@ -174,7 +175,10 @@ def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests
     analysis = compiled.insert.memory_analysis()
     assert analysis.alias_size_in_bytes >= cache and analysis.temp_size_in_bytes < cache / ROWS
     greedy = dataclasses.replace(requests[2], sampling=Sampling(), limits=Limits(5))
-    few = runner.call(compiled.starts[32], *runner.put([greedy], 1, room))
+    reader = Reader(runner, compiled, room, greedy, state, 0, 0)
+    reader.read()
+    assert reader.is_complete
+    few = reader.begin()
     before, expected = jax.device_get(_words(state)), jax.device_get(_words(few))
     after = jax.device_get(_words(runner.on_mesh(compiled.insert, state, np.int32(1), few)))
     for old, new, one in zip(*map(jax.tree.leaves, (before, after, expected)), strict=True):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from infer.evaluate import __main__ as evaluate
-from infer.evaluate import checks, contest, entrants, session
+from infer.evaluate import checks, contest, entrants, refilled, session
 from infer.evaluate.entrants import Entrant
 from infer.text import load_tokenizer
 from redrafter_jax.decode.reply import Progress
@@ -86,6 +86,30 @@ def test_methods_and_suites_become_rows_replies_and_files(tmp_path, capsys, monk
     checks.check_output(tmp_path / "out")  # its own files may be replaced
 
 
+def test_several_are_decoded_in_rows_that_are_refilled_and_nothing_is_compiled_meanwhile(tmp_path, capsys, monkeypatch):
+    real, compiled, decoded, decode = contest.run, [], [], refilled.decode
+
+    def watched(*given):
+        with support.compilations() as found:
+            real(*given)
+        compiled.extend(found)
+
+    monkeypatch.setattr(contest, "run", watched)
+    monkeypatch.setattr(refilled, "decode", lambda *given: decoded.append(decode(*given)) or decoded[-1])
+    lines = [line | {"category": "a"} for line in LINES + LINES[:2]]
+    given = ["--suite", write(tmp_path / "suite.jsonl", lines), "--method", METHOD, "--batch-size", 2, "--ignore-eos", "--json"]
+    result = json.loads(run(capsys, *given).out)
+    assert compiled == [] and len(decoded) == 2
+    whole = {row["method"]: row for row in result["rows"] if row["category"] is None}
+    for (replies, spent), row in zip(decoded, (whole["plain"], whole[NAME]), strict=True):
+        rounds = [reply.rounds for reply in replies]
+        assert row["rounds"] == sum(rounds) and row["tokens"] == 72 and row["identical_replies"] == 6
+        assert sum(rounds) / 2 <= spent.passes < sum(rounds)  # of two rows, filled three times each
+        assert 0 < spent.round_seconds < spent.seconds and row["tokens_per_second"] == pytest.approx(72 / spent.seconds)
+        assert row["round_seconds"] == pytest.approx(spent.round_seconds / spent.passes)
+    assert whole[NAME]["tokens_per_step"] == 66 / whole[NAME]["rounds"] > 1
+
+
 class Echo(Fake):
     """An engine whose reply is a function of the prompt; it remembers the prompts."""
 
@@ -116,6 +140,7 @@ def engines(monkeypatch):
         return [Entrant(entry, made[entry.name], 0) for entry in entries]
 
     monkeypatch.setattr(entrants, "fill", fill)
+    monkeypatch.setattr(refilled, "warm", lambda *_: None)
     monkeypatch.setattr(session.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     return made
 

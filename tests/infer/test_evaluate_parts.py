@@ -161,7 +161,7 @@ def test_a_row_has_the_figures_that_a_person_counts():
     for tallies, done in ((own, drafted), (plain, steps)):
         for tally, replies in zip(tallies, done, strict=True):
             for each in replies:
-                tally.add([each])
+                tally.add([each], figures.Spent.on_batch([each]))
                 tally.conversations[0].replies.append(each)
     row = figures.row(own, plain)
     assert (row["conversations"], row["replies"], row["tokens"], row["rounds"]) == (2, 3, 12, 5)
@@ -177,7 +177,8 @@ def test_a_row_has_the_figures_that_a_person_counts():
 
 def test_a_batch_lasts_until_its_slowest_row():
     tally = figures.Tally([figures.Answers(), figures.Answers()])
-    tally.add([reply([1, 2, 3], [2], 4.0), reply([1, 2, 3, 4], [3], 5.0)])
+    replies = [reply([1, 2, 3], [2], 4.0), reply([1, 2, 3, 4], [3], 5.0)]
+    tally.add(replies, figures.Spent.on_batch(replies))
     assert dataclasses.asdict(tally) | {"conversations": 0} == {
         "conversations": 0, "tokens": 7, "seconds": 5.0, "round_seconds": 4.0, "passes": 3
     }  # fmt: skip

@@ -308,6 +308,20 @@ def askings(served, alone) -> list[Asking]:
     return found
 
 
+def test_what_a_row_has_read_of_a_prompt_is_not_read_again_and_is_counted(served, client, texts, askings):
+    names = ("prefix_cache_queries_total", "prefix_cache_hits_total")
+    client.completions.create(**asked(2, max_tokens=1))
+    before = [served.gauge(name) for name in names]
+    again = client.completions.create(**asked(2))
+    assert again.choices[0].text == texts[2] and again.usage.prompt_tokens_details.cached_tokens == 16  # of 30
+    other = client.completions.create(**asked(2, prompt="x" * 15 + "y" * 20))
+    assert other.usage.prompt_tokens_details.cached_tokens == 0
+    assert [served.gauge(name) - old for name, old in zip(names, before, strict=True)] == [65, 16]
+    hits = served.gauge(names[1])
+    assert soak(served, [askings[2], askings[6]], requests=20, clients=6)["whole"] > 10
+    assert served.gauge(names[1]) - hits > 10 * 16
+
+
 def test_clients_that_come_at_once_hang_up_or_send_nonsense_change_no_text_and_keep_no_row(served, askings):
     found = soak(served, askings, requests=90, clients=8)
     assert sum(found.values()) == 90 and set(found) == {"whole", "hung up", "400"}

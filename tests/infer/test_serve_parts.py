@@ -306,6 +306,8 @@ def test_a_client_that_goes_away_before_its_body_is_there_reaches_nothing():
         (["--look-ms", "0"], "--look-ms should be from 1.0"),
         (["--max-queue", "-1"], "--max-queue should be from 0"),
         (["--max-prompt-tokens", "0"], "--max-prompt-tokens should be from 1"),
+        (["--chunk-tokens", "8"], "--chunk-tokens should be from 16 to 8192, not 8"),
+        (["--chunk-tokens", "40"], "--chunk-tokens should be a multiple of 16, not 40"),
         (["--target", "x"], "--drafter is missing"),
         (["--drafter", "lookup", "--beam-width", "2"], "--beam-width is for the search of a head"),
         (["--settings", "x", "--beam-width", "2"], "--settings chooses how a head drafts"),

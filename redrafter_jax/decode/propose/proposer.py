@@ -1,9 +1,15 @@
 """The seam between a way to draft and the rest of decoding: what a proposer sees, and the calls that a round makes of it.
 
     prepare(target)               -> Proposer       once, before anything is compiled
-    begin(target, view)           -> memory         once per batch, at the end of the prefill
+    begin(target, view, read)     -> memory         once per batch, at the end of the prefill
     propose(target, view, memory) -> Tree, memory   each round
     accept(memory, tree, verdict) -> memory         each round, once the target has decided
+
+A proposer that reads prompts itself, as a small model does, may read them beside the target, a chunk at a time:
+
+    unread(rows, slots)           -> read           before the first chunk
+    read(read, chunk)             -> read           each chunk
+    kept(memory)                  -> read           of a row whose prompt another one begins with
 
 A proposer is a pytree of weights. Prefill, verify and commit know its `Round` and nothing else of it.
 """
@@ -15,6 +21,7 @@ from typing import Any
 import jax
 
 from redrafter_jax.decode.adjust import History
+from redrafter_jax.decode.chunk import Chunk
 from redrafter_jax.decode.pack import Tree
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.verify import Verdict
@@ -87,9 +94,22 @@ class Proposer(abc.ABC):
         """
         return self
 
-    def begin(self, target: Target, view: View) -> Memory:
-        """The memory behind the prompt and the first choice g."""
+    def begin(self, target: Target, view: View, read: Memory = None) -> Memory:
+        """The memory behind the prompt and the first choice g. read: what `read` has made of the prompt; None where it has not read
+        any of it."""
         return ()
+
+    def unread(self, rows: int, slots: int) -> Memory:
+        """What `read` begins with; None (the default) for a proposer that does without: `begin` has all tokens."""
+        return None
+
+    def read(self, read: Memory, chunk: Chunk) -> Memory:
+        """With the next chunk of the prompt; what ``read`` has from ``chunk.start`` on counts for nothing."""
+        return read
+
+    def kept(self, memory: Memory) -> Memory:
+        """What of a row's memory `read` could go on from, with the same shapes as `unread`. None by default."""
+        return None
 
     def accept(self, memory: Memory, tree: Tree, verdict: Verdict) -> Memory:
         """The memory after ``verdict.accepted`` drafted tokens of the tree, which may be 0, went into the target's cache."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import adjust, pack, prefill, sample
+from redrafter_jax.decode.chunk import Chunk, read_chunk, unread
 from redrafter_jax.decode.propose import chains
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
@@ -64,10 +65,25 @@ class SmallModel(Proposer):
         """Tokens that each round reads again, g included."""
         return tokens_reread(self.shape.width, self.shape.length, self.depth)
 
-    def begin(self, target: Target, view: View) -> Memory:
+    def begin(self, target: Target, view: View, read: Memory = None) -> Memory:
         """The cache behind the prompt, with room for the drafts of a round behind the longest reply."""
-        room = max(view.tokens.shape[1], self.reread) + self.shape.width * self.shape.length
-        return prefill.read(self.model, view.tokens, view.length, room)[0]
+        if read is not None:
+            return read
+        return prefill.read(self.model, view.tokens, view.length, self._slots(view.tokens.shape[1]))[0]
+
+    def unread(self, rows: int, slots: int) -> Memory:
+        return unread(self.model, rows, self._slots(slots))[0]
+
+    def read(self, read: Memory, chunk: Chunk) -> Memory:
+        kv = dataclasses.replace(read, length=jnp.zeros_like(read.length) + chunk.start)
+        return read_chunk(self.model, kv, chunk)[0]
+
+    def kept(self, memory: Memory) -> Memory:
+        return memory
+
+    def _slots(self, slots: int) -> int:
+        """Of its cache, beside so many of the target's."""
+        return max(slots, self.reread) + self.shape.width * self.shape.length
 
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[pack.Tree, Memory]:
         shape, policy = self.shape, view.policy

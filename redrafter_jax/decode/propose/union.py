@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from redrafter_jax.decode.chunk import Chunk
 from redrafter_jax.decode.pack import Tree, merge
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.request import MAX_NODES
@@ -40,8 +41,20 @@ class Union(Proposer):
     def within(self, round: Round) -> Proposer:
         return dataclasses.replace(self, one=self.one.within(round), other=self.other.within(round))
 
-    def begin(self, target: Target, view: View) -> Memory:
-        return self.one.begin(target, view), self.other.begin(target, view)
+    def begin(self, target: Target, view: View, read: Memory = None) -> Memory:
+        one, other = (None, None) if read is None else read
+        return self.one.begin(target, view, one), self.other.begin(target, view, other)
+
+    def unread(self, rows: int, slots: int) -> Memory:
+        return self.one.unread(rows, slots), self.other.unread(rows, slots)
+
+    def read(self, read: Memory, chunk: Chunk) -> Memory:
+        one, other = read
+        return self.one.read(one, chunk), self.other.read(other, chunk)
+
+    def kept(self, memory: Memory) -> Memory:
+        one, other = memory
+        return self.one.kept(one), self.other.kept(other)
 
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         trees, memories = [], []

@@ -191,9 +191,10 @@ class StopScheduler:
 
     def submit(self, request: Request) -> int:
         """`Scheduler.submit`."""
-        ticket = self.scheduler.submit(request)
-        if self._stopper.stops.strings:
-            self._watched[ticket] = Watched(self._stopper.text(request.prompt, request.limits.min_new))
+        if not self._stopper.stops.strings:
+            return self.scheduler.submit(request)
+        ticket = self.scheduler.submit(request, follows=True)
+        self._watched[ticket] = Watched(self._stopper.text(request.prompt, request.limits.min_new))
         return ticket
 
     def step(self, rounds: int) -> "list[Event]":

@@ -32,7 +32,7 @@ class Fake(engine.Engine):
     def requests(self, prompts, sampling, limits, seeds, samples=None):
         return [Request(prompt, sampling, limits, seed, ()) for prompt, seed in zip(prompts, seeds, strict=True)]
 
-    def scheduler(self, rows, requests, prompt=0):
+    def scheduler(self, rows, requests, prompt=0, adapts=False):
         return FakeScheduler(self, rows)
 
 
@@ -45,7 +45,7 @@ class FakeScheduler:
     def prepare(self):
         pass
 
-    def submit(self, request) -> int:
+    def submit(self, request, follows=False) -> int:
         self.waiting.append(request)
         return len(self.waiting) - 1
 
@@ -54,4 +54,4 @@ class FakeScheduler:
         replies = next(self.fake.stream([self.waiting[ticket].prompt for ticket in left])).replies
         for ticket in left:
             self.waiting[ticket] = None
-        return [Event(ticket, reply, True) for ticket, reply in zip(left, replies, strict=True)][::-1]
+        return [Event(ticket, reply, True, len(reply.token_ids)) for ticket, reply in zip(left, replies, strict=True)][::-1]

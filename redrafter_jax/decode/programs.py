@@ -6,16 +6,17 @@ which costs as much as a short round (docs/decisions.md); so it is flattened onc
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.decode import loop, prefill
+from redrafter_jax.decode import ladder, loop, prefill
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.insert import empty, insert
 from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.decode.report import TEXTS
 from redrafter_jax.model.target import Target
 
 
@@ -31,13 +32,29 @@ class Programs:
 @dataclasses.dataclass(frozen=True)
 class Refilled:
     """What decodes a running batch whose rows are refilled: ``empty()`` is its state before the first request; ``starts[T](weights,
-    *inputs)`` is `loop.start` of a few rows with prompts of at most T tokens; ``insert(state, row, few)`` is `insert.insert`, which
-    donates the running state; ``run`` as of `Programs`."""
+    *inputs)`` is `loop.start` of a few rows with prompts of at most T tokens; ``insert(state, row, few)`` is `insert.insert`, and
+    ``move(state, source, goal)`` is `ladder.move`, which donate the running state; ``runs[r, w]`` as ``run`` of `Programs`, of the
+    first r rows with the way to draft number w, for the weights of that way; ``text(parts, row)`` is `ladder.row_of` of
+    `report.TEXTS`, and ``logprobs`` the same of the state's log-probabilities, None where no row reports them.
+
+    rows: r of each program, ascending; ways: how many there are.
+    """
 
     empty: jax.stages.Compiled
     insert: jax.stages.Compiled
-    run: jax.stages.Compiled
+    move: jax.stages.Compiled
+    runs: Mapping[tuple[int, int], jax.stages.Compiled]
     starts: Mapping[int, jax.stages.Compiled]
+    text: jax.stages.Compiled
+    logprobs: jax.stages.Compiled | None
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(sorted({rows for rows, _ in self.runs}))
+
+    @property
+    def ways(self) -> int:
+        return len({way for _, way in self.runs})
 
 
 def flatten(target: Target, proposer: Proposer) -> list[jax.Array]:
@@ -54,21 +71,55 @@ def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: 
 
 
 def compile_refilled(
-    target: Target, proposer: Proposer, inputs: tuple, few: Mapping[int, tuple], bucket: prefill.Bucket
+    target: Target,
+    ways: Sequence[Proposer],
+    inputs: tuple,
+    few: Mapping[int, tuple],
+    bucket: prefill.Bucket,
+    sizes: Sequence[int],
 ) -> Refilled:
-    """Likewise. inputs: of the running batch; few: of the few rows that are read at a time, by the tokens T of their prompts."""
-    weights, structure = jax.tree.flatten((target, proposer))
+    """Likewise. Of proposers with a memory only the first decodes: it would miss what others decode.
+
+    Args:
+      ways: to draft, the first of which reads prompts.
+      inputs: of the running batch.
+      few: of the few rows that are read at a time, by the tokens T of their prompts.
+      sizes: rows of the programs that decode.
+    """
+    weights, structure = jax.tree.flatten((target, ways[0]))
     start = _start(structure, bucket)
     state = jax.eval_shape(start, weights, *inputs)
     one = jax.eval_shape(start, weights, *next(iter(few.values())))
-    lowered = (
-        jax.jit(functools.partial(empty, state)).lower(),
-        jax.jit(insert, donate_argnums=0).lower(state, jnp.int32(0), one),
-        _lower_run(structure, weights, state),
-        *(jax.jit(start).lower(weights, *each) for each in few.values()),
-    )
-    blank, inserting, running, *starts = _compile(*lowered)
-    return Refilled(blank, inserting, running, dict(zip(few, starts, strict=True)))
+    memories = [jax.eval_shape(_begin, target, way, state) for way in ways] if len(ways) > 1 else [None]
+    if any(map(jax.tree.leaves, memories)):
+        ways, memories = ways[:1], [None]
+    runs = {
+        (rows, number): _lower_run(*_split(target, way), state, rows, memory)
+        for number, (way, memory) in enumerate(zip(ways, memories, strict=True))
+        for rows in sizes
+    }
+    row = jnp.int32(0)
+    texts = {name: getattr(state, name) for name in TEXTS}
+    lowered = {
+        "empty": jax.jit(functools.partial(empty, state)).lower(),
+        "insert": jax.jit(insert, donate_argnums=0).lower(state, row, one),
+        "move": jax.jit(ladder.move, donate_argnums=0).lower(state, row, row),
+        "text": jax.jit(ladder.row_of).lower(texts, row),
+        **({} if state.logprobs is None else {"logprobs": jax.jit(ladder.row_of).lower(state.logprobs, row)}),
+    }
+    starts = [jax.jit(start).lower(weights, *each) for each in few.values()]
+    compiled = iter(_compile(*lowered.values(), *runs.values(), *starts))
+    named = {"logprobs": None} | {name: next(compiled) for name in lowered}
+    return Refilled(**named, runs={key: next(compiled) for key in runs}, starts={size: next(compiled) for size in few})
+
+
+def _begin(target: Target, proposer: Proposer, state: DecodeState):
+    return proposer.begin(target, state.view())
+
+
+def _split(target: Target, proposer: Proposer) -> tuple:
+    weights, structure = jax.tree.flatten((target, proposer))
+    return structure, weights
 
 
 def _start(structure, bucket: prefill.Bucket) -> Callable:
@@ -78,9 +129,21 @@ def _start(structure, bucket: prefill.Bucket) -> Callable:
     return start
 
 
-def _lower_run(structure, weights, state: DecodeState) -> jax.stages.Lowered:
+def _lower_run(structure, weights, state: DecodeState, rows: int | None = None, memory=None) -> jax.stages.Lowered:
+    """rows: of the state, from its first on, that are decoded, None for all; memory: of a proposer that did not begin the state,
+    which is empty, as the state's is, but for its structure."""
+
+    def decode(weights, state, rounds, ends):
+        models = structure.unflatten(weights)
+        if memory is None:
+            return loop.run(*models, state, rounds, ends)
+        own = dataclasses.replace(state, memory=memory)
+        return dataclasses.replace(loop.run(*models, own, rounds, ends), memory=state.memory)
+
     def run(weights, state, rounds, ends):
-        return loop.run(*structure.unflatten(weights), state, rounds, ends)
+        if rows is None or rows == state.done.shape[0]:
+            return decode(weights, state, rounds, ends)
+        return ladder.put_back(state, decode(weights, ladder.first(state, rows), rounds, ends))
 
     return jax.jit(run, donate_argnums=1).lower(weights, state, jnp.int32(0), jnp.int32(0))
 

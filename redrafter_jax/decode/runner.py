@@ -13,14 +13,17 @@ from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.prefill import Bucket
 from redrafter_jax.decode.programs import Programs, Refilled, compile_programs, compile_refilled, flatten
+from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.room import Inputs, Room, put
 from redrafter_jax.devices import processes
 from redrafter_jax.model.target import Target
 
 
 class Runner:
-    """``proposer`` is what was given, as it decodes (`Proposer.prepare`).
+    """``proposer`` is what was given, as it decodes (`Proposer.prepare`); ``ways``: it, and the same in other ``shapes``, of which
+    one of length 0 is plain decoding.
 
     ``compile_seconds`` adds up what was spent on compiling; ``on_compile`` makes a context that programs are compiled in.
 
@@ -28,14 +31,15 @@ class Runner:
       BadInput: the proposer does not fit the target.
     """
 
-    def __init__(self, target: Target, proposer: Proposer):
+    def __init__(self, target: Target, proposer: Proposer, shapes: Sequence[Shape] = ()):
         self.target = target
         self.mesh: jax.sharding.Mesh = jax.tree.leaves(target)[0].sharding.mesh
         with jax.set_mesh(self.mesh):
             self.proposer = proposer.prepare(target)
+        self.ways = _distinct([self.proposer, *(self.proposer.in_shape(shape) if shape.length else Plain() for shape in shapes)])
         self.compile_seconds = 0.0
         self.on_compile: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-        self._weights = flatten(target, self.proposer)
+        self._weights = [flatten(target, way) for way in self.ways]
         self._programs: dict[tuple, Programs | Refilled] = {}
 
     @property
@@ -58,12 +62,14 @@ class Runner:
         key = (bucket, jax.tree.structure(inputs), *(leaf.shape for leaf in jax.tree.leaves(inputs)))
         return self._kept(key, lambda: compile_programs(self.target, self.proposer, inputs, bucket))
 
-    def refilled(self, rows: int, room: Room) -> Refilled:
-        """Of a running batch of so many rows. Prompts are read one at a time, beside rows without one where rows are split over
+    def refilled(self, rows: int, room: Room, ways: int = 1, sizes: Sequence[int] = ()) -> Refilled:
+        """Of a running batch of so many rows, with so many of the `ways`, the first ones, and programs that decode the first rows
+        in these ``sizes``; without any, all rows. Prompts are read one at a time, beside rows without one where rows are split over
         devices."""
         few = {size: self.put([], self.rows_at_least, room.of_prompt(size)) for size in room.prompts}
-        inputs = self.put([], rows, room)
-        return self._kept((rows, room), lambda: compile_refilled(self.target, self.proposer, inputs, few, room.bucket))
+        inputs, sizes = self.put([], rows, room), tuple(sizes) or (rows,)
+        given = (inputs, few, room.bucket, sizes)
+        return self._kept((rows, room, ways, sizes), lambda: compile_refilled(self.target, self.ways[:ways], *given))
 
     def _kept(self, key: tuple, compiled: Callable):
         if key not in self._programs:
@@ -73,9 +79,9 @@ class Runner:
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 
-    def call(self, program: jax.stages.Compiled, *arguments):
-        """The result of a program that takes the weights first."""
-        return self.on_mesh(program, self._weights, *arguments)
+    def call(self, program: jax.stages.Compiled, *arguments, way: int = 0):
+        """The result of a program that takes the weights first, of that of the `ways`."""
+        return self.on_mesh(program, self._weights[way], *arguments)
 
     def end(self, state: DecodeState, rows: Collection[int]) -> DecodeState:
         """With these rows done."""
@@ -92,3 +98,8 @@ class Runner:
         """The result of a call, after waiting for it."""
         with jax.set_mesh(self.mesh):
             return jax.block_until_ready(call(*arguments))
+
+
+def _distinct(ways: Sequence[Proposer | None]) -> tuple[Proposer, ...]:
+    """Each once: those of one structure differ in nothing that a program could."""
+    return tuple({jax.tree.structure(way): way for way in reversed(ways) if way is not None}.values())[::-1]

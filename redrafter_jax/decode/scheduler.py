@@ -10,8 +10,11 @@
             1 [b b b][c c c c c c c][e e ...      free rows; then rounds for all rows, until one of them ends where another request
                      ^ b ended: c is inserted     waits for it
 
-Every request is read by the same program and decoded by the same program, so its text depends on nothing beside it: not on
-when it came, nor on its row. Not here: threads, clocks of clients, text (`infer/`).
+Every request is read by the same program, and decoded by programs that give the same text: so that depends on nothing beside it,
+not on when it came, nor on its row, nor on the way to draft. A scheduler that adapts has programs for a few rows as well
+(`ladder.py`), and takes for each run the way that promises most (`picker.py`).
+
+Not here: threads, clocks of clients, text (`infer/`).
 """
 
 import collections
@@ -22,23 +25,26 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 
-from redrafter_jax.decode import loop
+from redrafter_jax.decode import ladder, loop, timing
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.picker import Picker
 from redrafter_jax.decode.programs import Refilled
 from redrafter_jax.decode.reply import Reply
-from redrafter_jax.decode.report import FETCHED, reply_of
+from redrafter_jax.decode.report import COUNTS, TEXTS, reply_of
 from redrafter_jax.decode.room import Room
 from redrafter_jax.decode.runner import Runner
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What a step brought to a request: its reply so far, and whether it is complete."""
+    """What a step brought to a request: whether it is complete, and its reply, which is None where it is neither complete nor
+    followed; count: tokens of the reply so far."""
 
     ticket: int
-    reply: Reply
+    reply: Reply | None
     done: bool
+    count: int
 
 
 Watch = Callable[[list[Event]], Collection[int]]
@@ -47,33 +53,40 @@ Watch = Callable[[list[Event]], Collection[int]]
 
 @dataclasses.dataclass(frozen=True)
 class _Seat:
-    """A request that waits or has a row. began: when it was submitted, read: when its prompt was, in seconds of
-    `time.perf_counter`."""
+    """A request that waits or has a row. follows: its reply is wanted at every look; began: when it was submitted, read: when its
+    prompt was, in seconds of `time.perf_counter`."""
 
     ticket: int
     request: Request
+    follows: bool
     began: float
     read: float = 0.0
 
 
 class Scheduler:
     """rows: R, decoded together, a multiple of the devices that rows are split over; room: the most that a request may ask for,
-    which the programs are compiled for.
+    which the programs are compiled for; adapts: whether it takes the `Runner.ways` in turn, as suits the busy rows, and programs
+    of fewer rows. What drafts with a memory keeps to its own way, and so do rules by which drafts decide the text.
 
     decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
-    rounds, the look at them included; 0 before the first.
+    rounds, the looks at them included; 0 before the first; rounds_of: rounds so far, by the name of the way.
     """
 
-    def __init__(self, runner: Runner, rows: int, room: Room):
+    def __init__(self, runner: Runner, rows: int, room: Room, adapts: bool = False):
         self.rows, self.room = rows, room
         self.decoded = self.offered = 0
         self.round_seconds = 0.0
+        self.rounds_of: collections.Counter[str] = collections.Counter()
         self._runner = runner
+        shards = runner.rows_at_least
+        self._places = ladder.Places(rows, shards, ladder.ladder(rows, shards) if adapts else [rows])
+        self._ways = _usable(runner, room) if adapts else 1
         self._programs: Refilled | None = None
+        self._picker: Picker | None = None
         self._state: DecodeState | None = None
         self._waiting: collections.deque[_Seat] = collections.deque()
         self._seats: dict[int, _Seat] = {}
-        self._rounds = np.zeros(rows, np.int64)
+        self._rounds, self._counts = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         self._tickets = 0
 
     @property
@@ -87,19 +100,24 @@ class Scheduler:
         return len(self._waiting)
 
     def prepare(self) -> None:
-        """Compiles all programs, of which none is compiled later. Left out, the first step does it."""
-        self._programs = self._runner.refilled(self.rows, self.room)
-        self._state = self._runner.on_mesh(self._programs.empty)
+        """Compiles all programs, of which none is compiled later, and times their rounds where there are several ways. Left out,
+        the first step does it."""
+        self._programs = programs = self._runner.refilled(self.rows, self.room, self._ways, self._places.sizes)
+        if programs.ways > 1:
+            measure = lambda: timing.round_seconds(self._runner, programs, self.room, self._places.order)  # noqa: E731
+            lengths = [way.round.length for way in self._runner.ways[: programs.ways]]
+            self._picker = Picker(self._picker.seconds if self._picker else measure(), lengths)
+        self._state = self._runner.on_mesh(programs.empty)
 
-    def submit(self, request: Request) -> int:
-        """The ticket of a request, which is decoded as soon as a row is free.
+    def submit(self, request: Request, follows: bool = False) -> int:
+        """The ticket of a request, which is decoded as soon as a row is free. follows: every event has its reply so far.
 
         Raises:
           BadInput: it asks for more than there is room for.
         """
         self.room.check(request)
         ticket, self._tickets = self._tickets, self._tickets + 1
-        self._waiting.append(_Seat(ticket, request, time.perf_counter()))
+        self._waiting.append(_Seat(ticket, request, follows, time.perf_counter()))
         return ticket
 
     def cancel(self, ticket: int) -> None:
@@ -115,28 +133,64 @@ class Scheduler:
 
     def step(self, rounds: int = loop.ALL_ROUNDS, watch: Watch | None = None, reading_seconds: float = math.inf) -> list[Event]:
         """Reads requests that wait into free rows, decodes at most ``rounds`` rounds, or until a row ends while another request
-        waits for it, and says what became of each row. After ``reading_seconds`` no further prompt is read, so that those that
-        run are not stopped for longer than that and one prompt."""
+        waits for it (one that adapts: until any row ends), and says what became of each row. After ``reading_seconds`` no further
+        prompt is read, so that those that run are not stopped for longer than that and one prompt."""
         if self._state is None:
             self.prepare()
         self._fill(time.perf_counter() + reading_seconds)
         if not self._seats:
             return []
-        ends = 1 if self._waiting and self.running == self.rows else loop.ALL_ROWS
-        began, before = time.perf_counter(), self.offered
-        self._state = self._runner.call(self._programs.run, self._state, np.int32(rounds), np.int32(ends))
-        events = self._look()
-        self.round_seconds = (time.perf_counter() - began) * self.rows / max(self.offered - before, self.rows)
+        began, ran = time.perf_counter(), 0
+        while True:
+            counts, new = self._run(rounds - ran)
+            ran += new
+            if self._picker is None or new == 0 or ran >= rounds or any(counts["done"][row] for row in self._seats):
+                break
+        events = self._look(counts)
+        self.round_seconds = (time.perf_counter() - began) / max(ran, 1)
         over = {row for row, event in events.items() if event.done}
         asked = set(watch(list(events.values()))) if watch is not None else set()
         ended = {row for row, event in events.items() if event.ticket in asked} - over
+        events |= {row: self._ended(counts, row) for row in ended}
         self._end(ended)
         for row in over:
             del self._seats[row]
-        return [_ended(event) if row in ended else event for row, event in events.items()]
+        return list(events.values())
+
+    def _run(self, rounds: int) -> tuple[dict, int]:
+        """Decodes at most so many rounds of the busy rows; the `COUNTS` of all rows, and how many rounds there were."""
+        rows, way, ends = self._arrange(), 0, loop.ALL_ROWS
+        if self._picker is not None:
+            picked = self._picker.pick(rows, self.running)
+            way, rounds, ends = picked.way, min(rounds, picked.rounds), 1
+        elif len(self._places.sizes) > 1 or (self._waiting and self.running == self.rows):
+            ends = 1
+        run = self._programs.runs[rows, way]
+        self._state = self._runner.call(run, self._state, np.int32(rounds), np.int32(ends), way=way)
+        counts = self._runner.fetch({name: getattr(self._state, name) for name in COUNTS})
+        seats = list(self._seats)
+        each = counts["rounds"][seats] - self._rounds[seats]
+        before = np.where(self._rounds[seats] > 0, self._counts[seats], 1)  # the pass over a prompt has chosen the first token
+        tokens = int((counts["count"][seats] - before).sum())
+        self._rounds, self._counts = np.array(counts["rounds"]), np.array(counts["count"])
+        decoded, ran = int(each.sum()), int(each.max())
+        if self._picker is not None:
+            self._picker.saw(rows, ran, decoded, max(tokens, decoded))
+        self.decoded, self.offered = self.decoded + decoded, self.offered + rows * ran
+        self.rounds_of[self._runner.ways[way].name] += ran
+        return counts, ran
+
+    def _arrange(self) -> int:
+        """Rows of the smallest program that has room for the busy ones, which move down to its rows."""
+        rows, moves = self._places.arrange(self._seats)
+        for source, goal in moves:
+            self._state = self._runner.on_mesh(self._programs.move, self._state, np.int32(source), np.int32(goal))
+            self._seats[goal] = self._seats.pop(source)
+            self._rounds[goal], self._counts[goal] = self._rounds[source], self._counts[source]
+        return rows
 
     def _fill(self, until: float) -> None:
-        for row in range(self.rows):
+        for row in self._places.order:
             if self._waiting and row not in self._seats and (not self._seats or time.perf_counter() < until):
                 seat = self._waiting.popleft()
                 self._insert(row, seat.request)
@@ -148,17 +202,26 @@ class Scheduler:
         few = self._runner.call(self._programs.starts[size], *inputs)
         self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), few)
 
-    def _look(self) -> dict[int, Event]:
-        """What each row that holds a request has so far."""
-        host, now = self._runner.fetch({name: getattr(self._state, name) for name in FETCHED}), time.perf_counter()
-        new = [int(host["rounds"][row] - self._rounds[row]) for row in self._seats]
-        self.decoded, self.offered = self.decoded + sum(new), self.offered + self.rows * max(new)
-        self._rounds = np.array(host["rounds"])
+    def _look(self, counts: dict) -> dict[int, Event]:
+        """What each row that holds a request has so far, by the row. Texts are fetched of those rows alone that need it."""
         events = {}
         for row, seat in self._seats.items():
-            reply = reply_of(host, row, seat.request, now - seat.began, seat.read - seat.began, is_ended=False)
-            events[row] = Event(seat.ticket, reply, bool(host["done"][row]))
+            done = bool(counts["done"][row])
+            reply = self._reply(counts, row) if done or seat.follows else None
+            events[row] = Event(seat.ticket, reply, done, int(counts["count"][row]))
         return events
+
+    def _reply(self, counts: dict, row: int, is_ended: bool = False) -> Reply:
+        seat, state, now = self._seats[row], self._state, time.perf_counter()
+        texts = self._runner.on_mesh(self._programs.text, {name: getattr(state, name) for name in TEXTS}, np.int32(row))
+        wanted = seat.request.sampling.logprobs
+        logprobs = self._runner.on_mesh(self._programs.logprobs, state.logprobs, np.int32(row)) if wanted else None
+        host = self._runner.fetch(texts | {"logprobs": logprobs}) | {name: value[row : row + 1] for name, value in counts.items()}
+        return reply_of(host, 0, seat.request, now - seat.began, seat.read - seat.began, is_ended)
+
+    def _ended(self, counts: dict, row: int) -> Event:
+        """Of a row that the caller ends."""
+        return Event(self._seats[row].ticket, self._reply(counts, row, is_ended=True), True, int(counts["count"][row]))
 
     def _end(self, rows: Collection[int]) -> None:
         """Frees rows that are not done, here and on the device."""
@@ -178,5 +241,9 @@ def in_order(scheduler: Scheduler, requests: Iterable[Request]) -> Iterator[Repl
         yield replies.pop(ticket)
 
 
-def _ended(event: Event) -> Event:
-    return dataclasses.replace(event, reply=dataclasses.replace(event.reply, finish_reason="ended", stop_reason=None), done=True)
+def _usable(runner: Runner, room: Room) -> int:
+    """How many of the ways, the first ones, may take turns."""
+    if room.needs.drawn or room.needs.typical:
+        return 1  # drafts decide the text
+    fits = [way.round.length <= room.bucket.length for way in runner.ways]
+    return fits.index(False) if False in fits else len(fits)

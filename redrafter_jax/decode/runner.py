@@ -16,6 +16,7 @@ from redrafter_jax.decode.programs import Programs, Refilled, compile_programs, 
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.propose.recurrent import Shape
+from redrafter_jax.decode.report import TEXTS
 from redrafter_jax.decode.room import Inputs, Room, put
 from redrafter_jax.devices import processes
 from redrafter_jax.model.target import Target
@@ -90,6 +91,20 @@ class Runner:
             rows_B = processes.put(is_ended, "data")
         return self.on_mesh(loop.end, state, rows_B)
 
+    def turns(self, room: Room) -> int:
+        """How many of the `ways`, the first ones, may take turns in a batch with this room: those whose rounds fit, and only the
+        first of all where a rule lets drafts decide the text."""
+        if room.needs.drawn or room.needs.typical:
+            return 1
+        fits = [way.round.length <= room.bucket.length for way in self.ways]
+        return fits.index(False) if False in fits else len(fits)
+
+    def fetch_row(self, programs: Refilled, state: DecodeState, row: int, with_logprobs: bool) -> dict:
+        """`report.TEXTS` and log-probabilities, None where they are not wanted, of one row ``[1, S, ...]``, on the host."""
+        texts = self.on_mesh(programs.text, {name: getattr(state, name) for name in TEXTS}, np.int32(row))
+        logprobs = self.on_mesh(programs.logprobs, state.logprobs, np.int32(row)) if with_logprobs else None
+        return self.fetch(texts | {"logprobs": logprobs})
+
     def fetch(self, tree):
         """The arrays on the host, in every process."""
         return self.on_mesh(processes.fetch, tree)
@@ -101,5 +116,9 @@ class Runner:
 
 
 def _distinct(ways: Sequence[Proposer | None]) -> tuple[Proposer, ...]:
-    """Each once: those of one structure differ in nothing that a program could."""
-    return tuple({jax.tree.structure(way): way for way in reversed(ways) if way is not None}.values())[::-1]
+    """Each once, and the first one first: those of one structure differ in nothing that a program could."""
+    found: dict[jax.tree_util.PyTreeDef, Proposer] = {}
+    for way in ways:
+        if way is not None:
+            found.setdefault(jax.tree.structure(way), way)
+    return tuple(found.values())

@@ -31,7 +31,7 @@ from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.picker import Picker
 from redrafter_jax.decode.programs import Refilled
 from redrafter_jax.decode.reply import Reply
-from redrafter_jax.decode.report import COUNTS, TEXTS, reply_of
+from redrafter_jax.decode.report import COUNTS, reply_of
 from redrafter_jax.decode.room import Room
 from redrafter_jax.decode.runner import Runner
 
@@ -69,7 +69,8 @@ class Scheduler:
     of fewer rows. What drafts with a memory keeps to its own way, and so do rules by which drafts decide the text.
 
     decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
-    rounds, the looks at them included; 0 before the first; rounds_of: rounds so far, by the name of the way.
+    rounds, the looks at them included; 0 before the first; rounds_of: rounds so far, by the name of the way; picker: decides
+    between ways, once there are several.
     """
 
     def __init__(self, runner: Runner, rows: int, room: Room, adapts: bool = False):
@@ -80,9 +81,9 @@ class Scheduler:
         self._runner = runner
         shards = runner.rows_at_least
         self._places = ladder.Places(rows, shards, ladder.ladder(rows, shards) if adapts else [rows])
-        self._ways = _usable(runner, room) if adapts else 1
+        self._ways = runner.turns(room) if adapts else 1
         self._programs: Refilled | None = None
-        self._picker: Picker | None = None
+        self.picker: Picker | None = None
         self._state: DecodeState | None = None
         self._waiting: collections.deque[_Seat] = collections.deque()
         self._seats: dict[int, _Seat] = {}
@@ -104,10 +105,14 @@ class Scheduler:
         the first step does it."""
         self._programs = programs = self._runner.refilled(self.rows, self.room, self._ways, self._places.sizes)
         if programs.ways > 1:
-            measure = lambda: timing.round_seconds(self._runner, programs, self.room, self._places.order)  # noqa: E731
             lengths = [way.round.length for way in self._runner.ways[: programs.ways]]
-            self._picker = Picker(self._picker.seconds if self._picker else measure(), lengths)
+            self.picker = Picker(self.picker.seconds if self.picker else self._measure(), lengths)
         self._state = self._runner.on_mesh(programs.empty)
+
+    def _measure(self) -> dict[tuple[int, int], float]:
+        self._state = None  # of which there is room for one
+        few = self._read(timing.longest(self.room))
+        return timing.round_seconds(self._runner, self._programs, few, self._places.order)
 
     def submit(self, request: Request, follows: bool = False) -> int:
         """The ticket of a request, which is decoded as soon as a row is free. follows: every event has its reply so far.
@@ -144,7 +149,7 @@ class Scheduler:
         while True:
             counts, new = self._run(rounds - ran)
             ran += new
-            if self._picker is None or new == 0 or ran >= rounds or any(counts["done"][row] for row in self._seats):
+            if self.picker is None or new == 0 or ran >= rounds or any(counts["done"][row] for row in self._seats):
                 break
         events = self._look(counts)
         self.round_seconds = (time.perf_counter() - began) / max(ran, 1)
@@ -160,8 +165,8 @@ class Scheduler:
     def _run(self, rounds: int) -> tuple[dict, int]:
         """Decodes at most so many rounds of the busy rows; the `COUNTS` of all rows, and how many rounds there were."""
         rows, way, ends = self._arrange(), 0, loop.ALL_ROWS
-        if self._picker is not None:
-            picked = self._picker.pick(rows, self.running)
+        if self.picker is not None:
+            picked = self.picker.pick(rows, self.running)
             way, rounds, ends = picked.way, min(rounds, picked.rounds), 1
         elif len(self._places.sizes) > 1 or (self._waiting and self.running == self.rows):
             ends = 1
@@ -174,8 +179,8 @@ class Scheduler:
         tokens = int((counts["count"][seats] - before).sum())
         self._rounds, self._counts = np.array(counts["rounds"]), np.array(counts["count"])
         decoded, ran = int(each.sum()), int(each.max())
-        if self._picker is not None:
-            self._picker.saw(rows, ran, decoded, max(tokens, decoded))
+        if self.picker is not None:
+            self.picker.saw(rows, ran, decoded, max(tokens, decoded))
         self.decoded, self.offered = self.decoded + decoded, self.offered + rows * ran
         self.rounds_of[self._runner.ways[way].name] += ran
         return counts, ran
@@ -197,10 +202,12 @@ class Scheduler:
                 self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0
 
     def _insert(self, row: int, request: Request) -> None:
+        self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), self._read(request))
+
+    def _read(self, request: Request) -> DecodeState:
         size = self.room.size_of(request)
         inputs = self._runner.put([request], self._runner.rows_at_least, self.room.of_prompt(size))
-        few = self._runner.call(self._programs.starts[size], *inputs)
-        self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), few)
+        return self._runner.call(self._programs.starts[size], *inputs)
 
     def _look(self, counts: dict) -> dict[int, Event]:
         """What each row that holds a request has so far, by the row. Texts are fetched of those rows alone that need it."""
@@ -212,11 +219,9 @@ class Scheduler:
         return events
 
     def _reply(self, counts: dict, row: int, is_ended: bool = False) -> Reply:
-        seat, state, now = self._seats[row], self._state, time.perf_counter()
-        texts = self._runner.on_mesh(self._programs.text, {name: getattr(state, name) for name in TEXTS}, np.int32(row))
-        wanted = seat.request.sampling.logprobs
-        logprobs = self._runner.on_mesh(self._programs.logprobs, state.logprobs, np.int32(row)) if wanted else None
-        host = self._runner.fetch(texts | {"logprobs": logprobs}) | {name: value[row : row + 1] for name, value in counts.items()}
+        seat, now = self._seats[row], time.perf_counter()
+        texts = self._runner.fetch_row(self._programs, self._state, row, seat.request.sampling.logprobs > 0)
+        host = texts | {name: value[row : row + 1] for name, value in counts.items()}
         return reply_of(host, 0, seat.request, now - seat.began, seat.read - seat.began, is_ended)
 
     def _ended(self, counts: dict, row: int) -> Event:
@@ -239,11 +244,3 @@ def in_order(scheduler: Scheduler, requests: Iterable[Request]) -> Iterator[Repl
         while ticket not in replies:
             replies |= {event.ticket: event.reply for event in scheduler.step() if event.done}
         yield replies.pop(ticket)
-
-
-def _usable(runner: Runner, room: Room) -> int:
-    """How many of the ways, the first ones, may take turns."""
-    if room.needs.drawn or room.needs.typical:
-        return 1  # drafts decide the text
-    fits = [way.round.length <= room.bucket.length for way in runner.ways]
-    return fits.index(False) if False in fits else len(fits)

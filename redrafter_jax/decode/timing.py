@@ -4,7 +4,7 @@ request."""
 import json
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,16 +23,18 @@ LAPS = 3  # of all programs in turn, so that what slows the machine for a while 
 MORE_LAPS, MORE_SECONDS = 9, 3.0  # laps at most, as long as all of them took less
 
 
-def round_seconds(runner: Runner, programs: Refilled, room: Room, order: Iterable[int]) -> dict[tuple[int, int], float]:
-    """Seconds of a round by rows and way, the median of laps; the same in all processes.
+def longest(room: Room) -> Request:
+    """The shortest prompt with the longest reply that there is room for."""
+    return Request([0], Sampling(), Limits(min(room.bucket.new, room.longest - 1)), 0, ())
+
+
+def round_seconds(runner: Runner, programs: Refilled, few: DecodeState, order: Sequence[int]) -> dict[tuple[int, int], float]:
+    """Seconds of a round by rows and way, the median of laps; the same in all processes of a mesh.
 
     Args:
+      few: what the prompt of `longest` was read into.
       order: of rows, those of the smallest program first.
     """
-    size, order = min(programs.starts), list(order)
-    new = min(room.bucket.new, room.longest - 1)
-    request = Request([0], Sampling(), Limits(new), 0, ())
-    few = runner.call(programs.starts[size], *runner.put([request], runner.rows_at_least, room.of_prompt(size)))
 
     def busy(rows: int) -> DecodeState:
         state = runner.on_mesh(programs.empty)

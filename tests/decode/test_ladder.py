@@ -1,7 +1,7 @@
 """Busy rows move down to the first rows of their device, whatever the mesh, and no text changes."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
@@ -18,6 +18,7 @@ def test_the_sizes_of_programs(rows, shards, sizes):
     assert ladder(rows, shards) == sizes
 
 
+@settings(deadline=None)
 @given(st.sampled_from([1, 2, 4]), st.sets(st.integers(0, 15), min_size=1))
 def test_rows_move_no_more_than_they_must_to_where_the_smallest_program_that_fits_has_them(shards, busy):
     places = Places(16, shards, ladder(16, shards))

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redrafter_jax.decode import picker
@@ -17,6 +17,7 @@ def known(*means: float, rounds: float = 1e6) -> list[Evidence]:
     return [Evidence(length, mean * rounds, rounds) for length, mean in zip(LENGTHS, means, strict=True)]
 
 
+@settings(deadline=None)
 @given(st.tuples(st.floats(1, 5), st.floats(1, 3), st.just(1.0)), st.tuples(*[st.floats(0.001, 1.0)] * 3), st.integers(1, 16))
 def test_of_what_is_known_the_best_promise_is_taken(means, seconds, busy):
     found = pick(seconds, known(*means), busy, allowance=0.0)

@@ -91,7 +91,7 @@ def drain(scheduler, rounds=1000) -> dict[int, list]:
 def test_the_text_of_a_request_depends_neither_on_what_runs_beside_it_nor_on_the_ways_taken(
     scheduler, requests, alone, arrivals, ways
 ):
-    scheduler._picker = Forced(scheduler._picker, ways)
+    scheduler.picker = Forced(scheduler.picker, ways)
     expected, replies = {}, {}
     for number, pause, is_cancelled, rounds in arrivals:
         ticket = scheduler.submit(requests[number])
@@ -108,7 +108,7 @@ def test_the_text_of_a_request_depends_neither_on_what_runs_beside_it_nor_on_the
 
 def test_nothing_is_compiled_while_requests_come_and_go(scheduler, requests):
     drain(scheduler)
-    scheduler._picker = Forced(scheduler._picker, [0, 1, 2, 2])
+    scheduler.picker = Forced(scheduler.picker, [0, 1, 2, 2])
     with compilations() as found:
         for request in requests:
             scheduler.submit(request, follows=request.index == 3)
@@ -274,4 +274,4 @@ def test_what_cannot_take_turns_keeps_its_own_way(mha, kind):
     made.submit(request[0])
     made.step()
     assert list(made.rounds_of) == ["2 deep, 3 nodes" if kind == "small model" else "1x2"]
-    assert made._programs.ways == 1 and made._picker is None
+    assert made._programs.ways == 1 and made.picker is None

@@ -55,6 +55,16 @@ def test_a_way_that_could_be_better_is_tried_as_long_as_it_loses_little_and_one_
     assert pick(hopeless, [unsure[0], Evidence(2, rate=0.95), unsure[2]], 4, allowance=9.0).way == 2
 
 
+def test_all_that_trials_lose_stays_within_their_share_of_the_time():
+    made, lost, clock = Picker({(4, 0): 0.010, (4, 1): 0.009, (4, 2): 0.006}, LENGTHS), 0.0, 0.0
+    for _ in range(2000):
+        made.evidence = [sure(4, 1.3), Evidence(2, rate=0.25), sure(0, 1.0)]  # it never learns
+        picked = made.pick(4, 4)
+        made.saw(4, picked.rounds, picked.rounds * 4, picked.rounds * 4)
+        lost, clock = lost + picked.rounds * picked.loses, clock + picked.rounds * made.seconds[4, picked.way]
+    assert 0.9 < lost / (picker.TRIAL_SHARE * clock + picker.FIRST_TRIALS * 0.006) < 1.01
+
+
 def test_what_is_known_of_a_way_fades_where_it_is_not_taken_and_follows_the_latest_where_it_is():
     known_well = sure(4, 4.0, 256)
     after, kept = known_well.behind(256 * 5, 256), math.exp(-256 / picker.RECENT_ROUNDS)

@@ -233,11 +233,13 @@ def plan(
     return dataclasses.replace(found, mesh=mesh, why=why)
 
 
-def fill(resolved: Resolved, tokenizer, shape: Shape, ignore_eos: bool = False, lookup: Lookup | None = None) -> Pair:
-    """Reads the weights onto the mesh, which becomes the engine's; ``lookup`` drafts beside the head."""
+def fill(
+    resolved: Resolved, tokenizer, shape: Shape, ignore_eos=False, lookup: Lookup | None = None, others: Sequence[Shape] = ()
+) -> Pair:
+    """Reads the weights onto the mesh, which becomes the engine's; ``lookup`` drafts beside the head; ``others``: `Engine`."""
     stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")
     with jax.set_mesh(meshes.make_mesh(*resolved.mesh)):
         head = heads.load_head(resolved.drafter, resolved.dtype, "--drafter") if resolved.drafter else None
         weight_format = resolved.target_config.weight_format
         target = weights.load_target(resolved.target, resolved.dtype, "--target", False, resolved.adapter, weight_format)
-    return Pair(Engine(target, proposer_of(head, shape, lookup), stops), tokenizer)
+    return Pair(Engine(target, proposer_of(head, shape, lookup), stops, others), tokenizer)

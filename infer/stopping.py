@@ -24,7 +24,8 @@ from redrafter_jax.decode.request import Limits, Sampling
 from redrafter_jax.errors import BadInput, shown
 
 if TYPE_CHECKING:  # it starts JAX
-    from redrafter_jax.decode.scheduler import Event, Scheduler
+    from redrafter_jax.decode.scheduler import Scheduler
+    from redrafter_jax.decode.seat import Event
 
 LOOK_ROUNDS = 8  # rounds between two looks at the text; a row decodes at most so many behind its stop string
 
@@ -191,9 +192,10 @@ class StopScheduler:
 
     def submit(self, request: Request) -> int:
         """`Scheduler.submit`."""
-        ticket = self.scheduler.submit(request)
-        if self._stopper.stops.strings:
-            self._watched[ticket] = Watched(self._stopper.text(request.prompt, request.limits.min_new))
+        if not self._stopper.stops.strings:
+            return self.scheduler.submit(request)
+        ticket = self.scheduler.submit(request, follows=True)
+        self._watched[ticket] = Watched(self._stopper.text(request.prompt, request.limits.min_new))
         return ticket
 
     def step(self, rounds: int) -> "list[Event]":

@@ -6,7 +6,7 @@ import types
 from redrafter_jax.decode import engine
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.propose.plain import Plain
-from redrafter_jax.decode.scheduler import Event
+from redrafter_jax.decode.seat import Event
 
 REPLY = engine.Reply([5, 6], [False, False], "length", 1, [1], 0.1, 0)
 
@@ -32,7 +32,7 @@ class Fake(engine.Engine):
     def requests(self, prompts, sampling, limits, seeds, samples=None):
         return [Request(prompt, sampling, limits, seed, ()) for prompt, seed in zip(prompts, seeds, strict=True)]
 
-    def scheduler(self, rows, requests, prompt=0, reuses=True):
+    def scheduler(self, rows, requests, prompt=0, reuses=True, adapts=False):
         return FakeScheduler(self, rows)
 
 
@@ -47,7 +47,7 @@ class FakeScheduler:
     def prepare(self):
         pass
 
-    def submit(self, request) -> int:
+    def submit(self, request, follows=False) -> int:
         self.waiting.append(request)
         return len(self.waiting) - 1
 
@@ -57,4 +57,4 @@ class FakeScheduler:
         for ticket in left:
             self.waiting[ticket] = None
         self.offered += self.rows
-        return [Event(ticket, reply, True) for ticket, reply in zip(left, replies, strict=True)][::-1]
+        return [Event(ticket, reply, True, len(reply.token_ids)) for ticket, reply in zip(left, replies, strict=True)][::-1]

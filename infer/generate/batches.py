@@ -20,6 +20,8 @@ from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.engine import Engine, Reply
 from redrafter_jax.devices import processes
 
+ADAPTS_FROM = 16  # replies to each row, from which on it pays to compile and time several ways to draft
+
 
 class Batches:
     """The replies of a task, n to each prompt: number r is reply r % n to prompt r // n. ``generate`` decodes those that are not in
@@ -93,7 +95,8 @@ class Batches:
         turns, decoding = self.turns, self.task.decoding
         firsts = [self._request(turn.number) for turn in turns.all if not turn.question]
         longest = turns.longest(decoding.limits.new, self.engine.runner.context)
-        rows = StopScheduler(self.stopper, self.engine.scheduler(decoding.batch, firsts, longest))
+        adapts = len(left) >= ADAPTS_FROM * decoding.batch
+        rows = StopScheduler(self.stopper, self.engine.scheduler(decoding.batch, firsts, longest, adapts))
         rows.scheduler.prepare()
         began, replies = time.perf_counter(), []
         for number, reply in refill.decode(rows, turns, left, self._request):

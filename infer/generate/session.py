@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
-from infer import failures, model_sampling, notes, pair, prompts, proposers, room, templates, terminal
+from infer import adapting, failures, model_sampling, notes, pair, prompts, proposers, room, templates, terminal
 from infer.generate import chat, checks, compare, hashes, parts, tuning
 from infer.generate.batches import Batches, decode, open_stream
 from infer.generate.task import Task
@@ -51,7 +51,9 @@ class Prepared:
 
     def fill(self) -> pair.Pair:
         """The pair with its weights."""
-        loaded = pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), self.task.decoding.ignore_eos, self.lookup)
+        others = adapting.others(self.shape) if self.task.tuning.may_be_plain else ()
+        ignore_eos = self.task.decoding.ignore_eos
+        loaded = pair.fill(self.resolved, self.tokenizer, self.shape or Shape(), ignore_eos, self.lookup, others)
         is_read_by_a_program = self.task.destination.json and not sys.stdout.isatty()
         kept_in = jax.config.jax_compilation_cache_dir
         loaded.engine.runner.on_compile = functools.partial(terminal.compiling, not is_read_by_a_program, kept_in)

@@ -5,6 +5,7 @@ import prometheus_client as prometheus
 
 from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.scheduler import Scheduler
+from redrafter_jax.decode.seat import Event
 
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds
 BETWEEN_TOKENS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
@@ -35,27 +36,32 @@ class Meters:
         self._finished = self._make(prometheus.Counter, "request_success", "Requests that were finished.", "finished_reason")
         self._errors = self._counter("request_failures", "Requests that ended in an error of the server.")
         self._gone = self._counter("request_cancellations", "Requests whose client went away.")
+        self._rounds = prometheus.Counter(
+            "redrafter:rounds", "Rounds by the way to draft that was taken.", [*self._labels, "way"], registry=self.registry
+        )
+        self._rounds_seen: dict[str, int] = {}
         self._first = self._histogram("time_to_first_token_seconds", "Until the first token.", FIRST_TOKEN_BUCKETS)
         self._between = self._histogram("inter_token_latency_seconds", "From token to token.", BETWEEN_TOKENS_BUCKETS)
         self._whole = self._histogram("e2e_request_latency_seconds", "Until the last token.", WHOLE_BUCKETS)
 
-    def grew(self, job, reply: Reply, now: float) -> None:
-        """A look found this reply, behind ``job.seen``."""
-        seen, job.seen = job.seen, reply
-        old = len(seen.token_ids) if seen else 0
-        new = len(reply.token_ids) - old
-        if seen is None:
+    def grew(self, job, event: Event, now: float) -> None:
+        """A look found this of a request, behind ``job.count`` tokens. Drafts are counted where there is a reply."""
+        new = event.count - job.count
+        if not job.looked:
             self._prompt.inc(len(job.request.prompt))
             self._queries.inc(len(job.request.prompt))
-            self._hits.inc(reply.cached_tokens)
+            self._hits.inc(event.cached)
             self._first.observe(now - job.began)
         elif new:
             self._between.observe((now - job.looked) / new)
-        job.looked = now
+        job.looked, job.count = now, event.count
         self._generated.inc(new)
-        self._count_drafts(reply, seen, old)
+        if event.reply is not None:
+            self._count_drafts(event.reply, job.seen)
+            job.seen = event.reply
 
-    def _count_drafts(self, reply: Reply, seen: Reply | None, old: int) -> None:
+    def _count_drafts(self, reply: Reply, seen: Reply | None) -> None:
+        old = len(seen.token_ids) if seen else 0
         before = seen.accepted_histogram if seen else [0] * len(reply.accepted_histogram)
         times = [now - then for now, then in zip(reply.accepted_histogram, before, strict=True)]
         nodes = [scored - 1 for scored in reply.scored[old:] if scored > 1]
@@ -75,6 +81,9 @@ class Meters:
         """What the batch holds after a step; used: tokens in the rows."""
         self._running.set(scheduler.running)
         self._waiting.set(scheduler.waiting)
+        for way, rounds in scheduler.rounds_of.items():
+            self._rounds.labels(**self._labels, way=way).inc(rounds - self._rounds_seen.get(way, 0))
+            self._rounds_seen[way] = rounds
         self._cache.set(used / self._slots if scheduler.running else 0)
 
     def cancelled(self) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import jax
 import uvicorn
 
-from infer import notes, pair, programs, proposers, settings, templates, text, tuned
+from infer import adapting, notes, pair, programs, proposers, settings, templates, text, tuned
 from infer.completion import Pair
 from infer.drafting import has_head, wanted_lookup
-from infer.options import check_drafted, check_tree
-from infer.serve.checks import chooses_search
+from infer.options import changed, check_drafted, check_tree
+from infer.serve.checks import OF_A_SEARCH, chooses_search
 from infer.serve.meters import Meters
 from infer.serve.orders import Orders
 from infer.serve.routes import House, make_app
@@ -104,15 +104,17 @@ def load(options) -> tuple[Pair, Scheduler]:
     notes.say(resolved.target, [resolved.drafter], resolved.numbers, resolved.adapter)
     if resolved.why is not None:
         print(resolved.why, file=sys.stderr)
-    loaded = pair.fill(resolved, tokenizer, shape or Shape(), lookup=lookup)
+    says_how = options.decoding is not None or changed(options, OF_A_SEARCH)
+    others = () if says_how else adapting.others(shape)
+    loaded = pair.fill(resolved, tokenizer, shape or Shape(), lookup=lookup, others=others)
     loaded.engine.runner.on_compile = functools.partial(compiling, True, jax.config.jax_compilation_cache_dir)
     return loaded, schedule(loaded.engine, rows, room, not options.no_prefix_reuse)
 
 
 def schedule(engine: Engine, rows: int, room: Room, reuses: bool = True) -> Scheduler:
-    """A running batch with room for the model's stop ids and some more."""
+    """A running batch with room for the model's stop ids and some more, which adapts to the rows that are busy."""
     columns = stop_id_columns([[0] * (len(engine.stop_ids) + MORE_STOP_IDS)])
-    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns), reuses)
+    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns), reuses, adapts=True)
 
 
 def options_length(options, found: pair.Resolved) -> int:

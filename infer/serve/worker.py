@@ -21,7 +21,8 @@ from infer.serve.refusal import Refusal
 from infer.stopping import Watched
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.reply import Reply
-from redrafter_jax.decode.scheduler import Event, Scheduler
+from redrafter_jax.decode.scheduler import Scheduler
+from redrafter_jax.decode.seat import Event
 
 LOG = logging.getLogger(__name__)
 MAX_RETRY_SECONDS = 60
@@ -32,7 +33,8 @@ Tell = Callable[[Reply | None, bool, Refusal | None], None]
 @dataclasses.dataclass(eq=False)
 class Job:
     """A request and who is told of its reply: at every look where it ``streams``, else at its end. watched: looks for stop strings,
-    None where there are none. began, looked: seconds of `time.perf_counter` at which it came, and at which it last grew."""
+    None where there are none. began, looked: seconds of `time.perf_counter` at which it came, and at which it last grew;
+    count, seen: tokens so far, and the reply that was last fetched."""
 
     request: Request
     watched: Watched | None
@@ -40,6 +42,7 @@ class Job:
     tell: Tell
     began: float = dataclasses.field(default_factory=time.perf_counter)
     looked: float = 0.0
+    count: int = 0
     seen: Reply | None = None
     ticket: int | None = None
 
@@ -129,7 +132,7 @@ class Worker:
 
     def _step(self, new: Sequence[Job], gone: Sequence[Job]) -> None:
         for job in new:
-            job.ticket = self._scheduler.submit(job.request)
+            job.ticket = self._scheduler.submit(job.request, follows=job.streams or job.watched is not None)
             self._by_ticket[job.ticket] = job
         for job in gone:
             if self._by_ticket.pop(job.ticket, None) is not None:  # else it was complete before its client went away
@@ -140,8 +143,8 @@ class Worker:
         for event in events:
             job = self._by_ticket[event.ticket]
             reply = event.reply if job.watched is None else job.watched.cut(event.reply, event.done)
-            self._meters.grew(job, event.reply, now)
-            used += len(job.request.prompt) + len(event.reply.token_ids)
+            self._meters.grew(job, event, now)
+            used += len(job.request.prompt) + event.count
             if event.done:
                 self._has_failed = False
                 self._forget(job)

@@ -31,7 +31,8 @@ class DecodeState:
     failed:    ``[B]``     bool, whether the row ended because the target's logits were not finite
     rounds:    ``[B]``     target passes since the prefill
     scored:    ``[B, S]``  at the slot of the first token of each pass, the nodes that it scored, with the root; 0 elsewhere
-    histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token
+    histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token; L is that
+                           of the bucket, the deepest of several ways to draft
     policy:    how each row samples
     seen:      which tokens are in each row's text; None where no row penalises them
     logprobs:  of the reply's tokens, at their slots; None where no row reports them
@@ -79,7 +80,7 @@ def commit(state: DecodeState, verdict: Verdict) -> DecodeState:
     count_B, stopped_B = ends(verdict.emitted, new_B, state.count, state.limit, state.stop_ids)
     kept_B = jnp.where(new_B > 0, count_B - state.count, 0)
     is_draft_BM = jnp.arange(M) < verdict.accepted[:, None]
-    delivered_BM = kept_B[:, None] == jnp.arange(1, M + 1)
+    delivered_BM = kept_B[:, None] == jnp.arange(1, state.histogram.shape[1] + 1)
     grows_B1 = (kept_B > 0)[:, None]
     behind_g_B = state.prompt + state.count
     begins_BS = (jnp.arange(state.scored.shape[1]) == behind_g_B[:, None]) & grows_B1

@@ -18,6 +18,7 @@ from redrafter_jax.decode.batch import Request, make_requests, repeat
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.reply import Progress, Reply
 from redrafter_jax.decode.report import Report
 from redrafter_jax.decode.request import Limits, Sampling, check_stop_ids, require, wrong_number
@@ -36,14 +37,17 @@ Watch = Callable[[list[Reply]], Collection[int]]
 class Engine:
     """A target and what proposes for it; decodes batches of prompts on the mesh of the target.
 
+    shapes: others, in which a `scheduler` that adapts may draft in place of the proposer's own; one of length 0 is plain decoding.
     ``proposer`` is what was given, as it decodes (`Proposer.prepare`). ``runner`` has the programs.
 
     Raises:
       BadInput: a stop id is none of the target's, or the proposer is none or does not fit the target.
     """
 
-    def __init__(self, target: Target, proposer: Proposer | None = None, stop_ids: Sequence[int] = ()):
-        self.runner = Runner(target, Plain() if proposer is None else _check_proposer(proposer))
+    def __init__(
+        self, target: Target, proposer: Proposer | None = None, stop_ids: Sequence[int] = (), shapes: Sequence[Shape] = ()
+    ):
+        self.runner = Runner(target, Plain() if proposer is None else _check_proposer(proposer), shapes)
         self.stop_ids = np.asarray(sorted(check_stop_ids(stop_ids, target.config.vocab_size)) or [-1], np.int32)
 
     @property
@@ -129,11 +133,14 @@ class Engine:
             raise BadInput("there should be at least one prompt")
         yield from self._decode(requests, rows, rounds, watch)
 
-    def scheduler(self, rows: int, requests: Sequence[Request], prompt: int = 0, reuses: bool = True) -> Scheduler:
-        """A running batch of so many rows, empty, with room for requests like these, and for prompts of so many tokens; reuses: as
-        of `Scheduler`."""
+    def scheduler(
+        self, rows: int, requests: Sequence[Request], prompt: int = 0, reuses: bool = True, adapts: bool = False
+    ) -> Scheduler:
+        """A running batch of so many rows, empty, with room for requests like these, and for prompts of so many tokens; reuses,
+        adapts: as of `Scheduler`."""
         require("rows", wrong_number("batch_size", rows))
-        return Scheduler(self.runner, rows, room_for(requests, self.runner.context, self.proposer.round.length, prompt), reuses)
+        deepest = max(way.round.length for way in (self.runner.ways if adapts else (self.proposer,)))
+        return Scheduler(self.runner, rows, room_for(requests, self.runner.context, deepest, prompt), reuses, adapts)
 
     def requests(self, prompts, sampling, limits, seeds, stop_ids=None, samples=None) -> list[Request]:
         """What a scheduler takes, one for each prompt. Arguments and errors as for `stream`."""

@@ -61,10 +61,16 @@ class Kept:
 
     def choose(self, free: Collection[int], source: int, taken: int) -> int:
         """The free row that a prompt should fill, which took so many tokens from ``source``: that one if it had no others, else the
-        one whose tokens were used the longest ago."""
-        if taken and source in free and taken == len(self._records[source].tokens):
+        one whose tokens were used the longest ago, the first of several."""
+        record = self._records.get(source)
+        if taken and source in free and record is not None and taken == len(record.tokens):
             return source
-        return min(free, key=lambda row: (self._last_use(row), row))
+        return min(free, key=self._last_use)
+
+    def swap(self, one: int, other: int) -> None:
+        """These rows have changed places."""
+        records = {one: self._records.pop(other, None), other: self._records.pop(one, None)}
+        self._records |= {row: record for row, record in records.items() if record is not None}
 
     def _last_use(self, row: int) -> int:
         record = self._records.get(row)

@@ -7,7 +7,9 @@ from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.reply import Progress, Reply
 
-FETCHED = ("tokens", "drafted", "scored", "prompt", "count", "rounds", "histogram", "done", "failed", "logprobs")
+TEXTS = ("tokens", "drafted", "scored")  # of a state, which are as long as a row
+COUNTS = ("prompt", "count", "rounds", "histogram", "done", "failed")
+FETCHED = (*TEXTS, *COUNTS, "logprobs")
 
 
 class Report:

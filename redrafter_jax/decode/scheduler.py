@@ -11,80 +11,63 @@
                      ^ b ended: c is inserted     waits for it
 
 A long prompt is read in chunks, between which the rows run on; chunks that a row has in its cache already are taken from there
-(`kept.py`, `reading.py`).
+(`kept.py`, `reading.py`). A scheduler that adapts has programs for a few rows as well (`ladder.py`), and takes for each run the way
+to draft that promises most (`picker.py`).
 
-Every chunk is read by the same program, and every request decoded by the same program, so its text depends on nothing beside it:
-not on when it came, nor on its row, nor on what was there already. Not here: threads, clocks of clients, text (`infer/`).
+Every chunk is read by the same program, and every request decoded by programs that give the same text: so that depends neither on
+what runs beside it, nor on its row, nor on the way to draft. Not here: threads, clocks of clients, text (`infer/`).
 """
 
 import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
-from redrafter_jax.decode import loop
+from redrafter_jax.decode import ladder, loop, timing
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.kept import Kept, exact_length
+from redrafter_jax.decode.picker import Picker
 from redrafter_jax.decode.programs import Refilled
 from redrafter_jax.decode.reader import Reader
 from redrafter_jax.decode.reply import Reply
-from redrafter_jax.decode.report import FETCHED, reply_of
+from redrafter_jax.decode.report import COUNTS, reply_of
 from redrafter_jax.decode.room import Room
 from redrafter_jax.decode.runner import Runner
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """What a step brought to a request: its reply so far, and whether it is complete."""
-
-    ticket: int
-    reply: Reply
-    done: bool
-
-
-Watch = Callable[[list[Event]], Collection[int]]
-"""Of what a step brought: the tickets to end now, whatever they asked for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Seat:
-    """A request that waits or has a row. began: when it was submitted, read: when its prompt was, in seconds of
-    `time.perf_counter`; taken: tokens of its prompt that a row had."""
-
-    ticket: int
-    request: Request
-    began: float
-    read: float = 0.0
-    taken: int = 0
+from redrafter_jax.decode.seat import Event, Seat, Watch
 
 
 class Scheduler:
     """rows: R, decoded together, a multiple of the devices that rows are split over; room: the most that a request may ask for,
-    which the programs are compiled for.
-
-    reuses: whether a prompt takes what it shares with one that was read before from the row that has it.
+    which the programs are compiled for; reuses: whether a prompt takes what it shares with one that was read before from the row
+    that has it; adapts: whether it takes the `Runner.ways` in turn, as suits the busy rows, and programs of fewer rows. What drafts
+    with a memory keeps to its own way, and so do rules by which drafts decide the text.
 
     decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
-    rounds, the look at them included; 0 before the first.
+    rounds, the looks at them included; 0 before the first; rounds_of: rounds so far, by the name of the way; picker: decides
+    between ways, once there are several.
     """
 
-    def __init__(self, runner: Runner, rows: int, room: Room, reuses: bool = True):
+    def __init__(self, runner: Runner, rows: int, room: Room, reuses: bool = True, adapts: bool = False):
         self.rows, self.room = rows, room
         self.decoded = self.offered = 0
         self.round_seconds = 0.0
+        self.rounds_of: collections.Counter[str] = collections.Counter()
         self._runner = runner
+        shards = runner.rows_at_least
+        self._places = ladder.Places(rows, shards, ladder.ladder(rows, shards) if adapts else [rows])
+        self._ways = runner.turns(room) if adapts else 1
         self._programs: Refilled | None = None
+        self.picker: Picker | None = None
         self._state: DecodeState | None = None
-        self._waiting: collections.deque[_Seat] = collections.deque()
-        self._seats: dict[int, _Seat] = {}
-        self._reading: tuple[_Seat, Reader] | None = None
-        exact = exact_length(runner.target.config) if reuses else 0
-        self._kept = Kept(room.chunks[-1], room.bucket.length + 1, exact)
-        self._rounds = np.zeros(rows, np.int64)
+        self._waiting: collections.deque[Seat] = collections.deque()
+        self._seats: dict[int, Seat] = {}
+        self._reading: tuple[Seat, Reader] | None = None
+        self._kept = Kept(room.chunks[-1], room.bucket.length + 1, exact_length(runner.target.config) if reuses else 0)
+        self._rounds, self._counts = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         self._tickets = 0
 
     @property
@@ -103,19 +86,30 @@ class Scheduler:
         return self._reading is not None
 
     def prepare(self) -> None:
-        """Compiles all programs, of which none is compiled later. Left out, the first step does it."""
-        self._programs = self._runner.refilled(self.rows, self.room)
-        self._state = self._runner.on_mesh(self._programs.empty)
+        """Compiles all programs, of which none is compiled later, and times their rounds where there are several ways. Left out,
+        the first step does it."""
+        self._programs = programs = self._runner.refilled(self.rows, self.room, self._ways, self._places.sizes)
+        if programs.ways > 1:
+            lengths = [way.round.length for way in self._runner.ways[: programs.ways]]
+            self.picker = Picker(self.picker.seconds if self.picker else self._measure(), lengths)
+        self._state = self._runner.on_mesh(programs.empty)
 
-    def submit(self, request: Request) -> int:
-        """The ticket of a request, which is decoded as soon as a row is free.
+    def _measure(self) -> dict[tuple[int, int], float]:
+        self._state = None  # of which there is room for one
+        blank = [self._runner.on_mesh(self._programs.empty)]
+        reader = Reader(self._runner, self._programs, self.room, timing.longest(self.room), blank.pop(), 0, 0)
+        reader.read()
+        return timing.round_seconds(self._runner, self._programs, reader.begin(), self._places.order)
+
+    def submit(self, request: Request, follows: bool = False) -> int:
+        """The ticket of a request, which is decoded as soon as a row is free. follows: every event has its reply so far.
 
         Raises:
           BadInput: it asks for more than there is room for.
         """
         self.room.check(request)
         ticket, self._tickets = self._tickets, self._tickets + 1
-        self._waiting.append(_Seat(ticket, request, time.perf_counter()))
+        self._waiting.append(Seat(ticket, request, follows, time.perf_counter()))
         return ticket
 
     def cancel(self, ticket: int) -> None:
@@ -135,25 +129,63 @@ class Scheduler:
 
     def step(self, rounds: int = loop.ALL_ROUNDS, watch: Watch | None = None, reading_seconds: float = math.inf) -> list[Event]:
         """Reads requests that wait into free rows, decodes at most ``rounds`` rounds, or until a row ends while another request
-        waits for it, and says what became of each request that has a row. After ``reading_seconds`` no further chunk of a prompt
-        is read, so that those that run are not stopped for longer than that and one chunk. At least one is, where a row is free."""
+        waits for it (one that adapts: until any row ends), and says what became of each request that has a row. After so many
+        ``reading_seconds`` no further chunk of a prompt is read, so that those that run are not stopped for longer than that and
+        one chunk. At least one is, where a row is free."""
         if self._state is None:
             self.prepare()
         self._fill(time.perf_counter() + reading_seconds)
         if not self._seats:
             return []
-        ends = 1 if self.waiting and self.running == self.rows else loop.ALL_ROWS
-        began, before = time.perf_counter(), self.offered
-        self._state = self._runner.call(self._programs.run, self._state, np.int32(rounds), np.int32(ends))
-        events = self._look()
-        self.round_seconds = (time.perf_counter() - began) * self.rows / max(self.offered - before, self.rows)
+        began, ran = time.perf_counter(), 0
+        while True:
+            counts, new = self._run(rounds - ran)
+            ran += new
+            if self.picker is None or new == 0 or ran >= rounds or any(counts["done"][row] for row in self._seats):
+                break
+        events = self._look(counts)
+        self.round_seconds = (time.perf_counter() - began) / max(ran, 1)
         over = {row for row, event in events.items() if event.done}
         asked = set(watch(list(events.values()))) if watch is not None else set()
         ended = {row for row, event in events.items() if event.ticket in asked} - over
+        events |= {row: self._ended(counts, row) for row in ended}
         self._end(ended)
         for row in over:
             del self._seats[row]
-        return [_ended(event) if row in ended else event for row, event in events.items()]
+        return list(events.values())
+
+    def _run(self, rounds: int) -> tuple[dict, int]:
+        """Decodes at most so many rounds of the busy rows; the `COUNTS` of all rows, and how many rounds there were."""
+        rows, way, ends = self._arrange(), 0, loop.ALL_ROWS
+        if self.picker is not None:
+            picked = self.picker.pick(rows, self.running)
+            way, rounds, ends = picked.way, min(rounds, picked.rounds), 1
+        elif len(self._places.sizes) > 1 or (self.waiting and self.running == self.rows):
+            ends = 1
+        run = self._programs.runs[rows, way]
+        self._state = self._runner.call(run, self._state, np.int32(rounds), np.int32(ends), way=way)
+        counts = self._runner.fetch({name: getattr(self._state, name) for name in COUNTS})
+        seats = list(self._seats)
+        each = counts["rounds"][seats] - self._rounds[seats]
+        before = np.where(self._rounds[seats] > 0, self._counts[seats], 1)  # the pass over a prompt has chosen the first token
+        tokens = int((counts["count"][seats] - before).sum())
+        self._rounds, self._counts = np.array(counts["rounds"]), np.array(counts["count"])
+        decoded, ran = int(each.sum()), int(each.max())
+        if self.picker is not None:
+            self.picker.saw(rows, ran, decoded, max(tokens, decoded))
+        self.decoded, self.offered = self.decoded + decoded, self.offered + rows * ran
+        self.rounds_of[self._runner.ways[way].name] += ran
+        return counts, ran
+
+    def _arrange(self) -> int:
+        """Rows of the smallest program that has room for the busy ones, which move down to its rows."""
+        rows, moves = self._places.arrange(self._seats)
+        for source, goal in moves:
+            self._state = self._runner.on_mesh(self._programs.swap, self._state, np.int32(source), np.int32(goal))
+            self._kept.swap(source, goal)
+            self._seats[goal] = self._seats.pop(source)
+            self._rounds[goal], self._counts[goal] = self._rounds[source], self._counts[source]
+        return rows
 
     def _fill(self, until: float) -> None:
         has_read = False
@@ -169,29 +201,37 @@ class Scheduler:
                 self._insert(dataclasses.replace(seat, taken=reader.taken), reader)
                 self._reading = None
 
-    def _open(self, seat: _Seat) -> tuple[_Seat, Reader]:
+    def _open(self, seat: Seat) -> tuple[Seat, Reader]:
         row, taken = self._kept.find(seat.request.prompt)
         return seat, Reader(self._runner, self._programs, self.room, seat.request, self._state, row, taken)
 
-    def _insert(self, seat: _Seat, reader: Reader) -> None:
-        free = [row for row in range(self.rows) if row not in self._seats]
+    def _insert(self, seat: Seat, reader: Reader) -> None:
+        free = [row for row in self._places.order if row not in self._seats]
         row = self._kept.choose(free, reader.source, reader.taken)
         self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), reader.begin())
         self._kept.keep(row, seat.request.prompt, seat.request.limits.new)
         self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0
 
-    def _look(self) -> dict[int, Event]:
-        """What each row that holds a request has so far."""
-        host, now = self._runner.fetch({name: getattr(self._state, name) for name in FETCHED}), time.perf_counter()
-        new = [int(host["rounds"][row] - self._rounds[row]) for row in self._seats]
-        self.decoded, self.offered = self.decoded + sum(new), self.offered + self.rows * max(new)
-        self._rounds = np.array(host["rounds"])
+    def _look(self, counts: dict) -> dict[int, Event]:
+        """What each row that holds a request has so far, by the row. Texts are fetched of those rows alone that need it."""
         events = {}
         for row, seat in self._seats.items():
-            reply = reply_of(host, row, seat.request, now - seat.began, seat.read - seat.began, is_ended=False)
-            reply = dataclasses.replace(reply, cached_tokens=seat.taken)
-            events[row] = Event(seat.ticket, reply, bool(host["done"][row]))
+            done = bool(counts["done"][row])
+            reply = self._reply(counts, row) if done or seat.follows else None
+            events[row] = Event(seat.ticket, reply, done, int(counts["count"][row]), seat.taken)
         return events
+
+    def _reply(self, counts: dict, row: int, is_ended: bool = False) -> Reply:
+        seat, now = self._seats[row], time.perf_counter()
+        texts = self._runner.fetch_row(self._programs, self._state, row, seat.request.sampling.logprobs > 0)
+        host = texts | {name: value[row : row + 1] for name, value in counts.items()}
+        reply = reply_of(host, 0, seat.request, now - seat.began, seat.read - seat.began, is_ended)
+        return dataclasses.replace(reply, cached_tokens=seat.taken)
+
+    def _ended(self, counts: dict, row: int) -> Event:
+        """Of a row that the caller ends."""
+        seat = self._seats[row]
+        return Event(seat.ticket, self._reply(counts, row, is_ended=True), True, int(counts["count"][row]), seat.taken)
 
     def _end(self, rows: Collection[int]) -> None:
         """Frees rows that are not done, here and on the device."""
@@ -209,7 +249,3 @@ def in_order(scheduler: Scheduler, requests: Iterable[Request]) -> Iterator[Repl
         while ticket not in replies:
             replies |= {event.ticket: event.reply for event in scheduler.step() if event.done}
         yield replies.pop(ticket)
-
-
-def _ended(event: Event) -> Event:
-    return dataclasses.replace(event, reply=dataclasses.replace(event.reply, finish_reason="ended", stop_reason=None), done=True)

@@ -123,7 +123,7 @@ def row_of(scheduler, request) -> list[np.ndarray]:
     ticket = scheduler.submit(request)
     events = scheduler.step(0)
     (row,) = [row for row, seat in scheduler._seats.items() if seat.ticket == ticket]
-    taken = next(event.reply.cached_tokens for event in events if event.ticket == ticket)
+    taken = next(event.cached for event in events if event.ticket == ticket)
     state, length = scheduler._state, len(request.prompt)
     caches = [state.cache, *(each for each in jax.tree.leaves(state.memory, is_leaf=is_cache) if is_cache(each))]
     live = [np.asarray(buffer)[row, :, :length] for kv in caches for buffer in kv.keys + kv.values]
@@ -168,7 +168,7 @@ def test_windows_and_rows_on_other_devices_take_the_same_bits():
 
 
 def test_a_long_prompt_is_read_in_chunks_between_which_the_others_run_on(fresh, requests, alone):
-    running = fresh.submit(dataclasses.replace(requests[4], limits=Limits(2 * NEW)))
+    running = fresh.submit(dataclasses.replace(requests[4], limits=Limits(2 * NEW)), follows=True)
     fresh.step(1)
     long = fresh.submit(requests[3])  # 53 tokens, six chunks of eight and one that is filled up
     for rounds in range(2, 8):
@@ -223,8 +223,12 @@ def test_a_prompt_goes_where_it_comes_from_if_it_has_all_of_it_else_to_the_least
     assert kept.choose([0, 1, 2], *kept.find([0] * 30)) == 0  # it goes on where it was
     assert kept.choose([0, 1, 2], *kept.find([0] * 8 + [9] * 9)) == 1  # row 0 has more than that, and was used since
     assert kept.choose([0, 2], *kept.find([1] * 30)) == 2  # row 1 runs
+    kept.swap(0, 2)
+    assert kept.find([2] * 30) == (0, 16) and kept.find([0] * 30) == (2, 16)
     kept.keep(1, [3] * 5, 5)  # nothing in full chunks
-    assert kept.choose([0, 1, 2], 0, 0) == 1
+    kept.swap(1, 5)  # the latter was never filled
+    assert kept.choose([2, 1, 5], 0, 0) == 1 and kept.choose([2, 5, 1], 0, 0) == 5
+    assert kept.choose([1, 2], 7, 8) == 1  # the row that it was taken from was never filled
 
 
 def test_nothing_is_taken_where_keys_depend_on_the_length_of_the_text(mha):
@@ -233,7 +237,7 @@ def test_nothing_is_taken_where_keys_depend_on_the_length_of_the_text(mha):
     for kind in ("dynamic", "longrope"):
         by_length = dataclasses.replace(config, rope=Rope(kind=kind, original_length=30))
         assert exact_length(by_length) == 30
-        runner = types.SimpleNamespace(target=types.SimpleNamespace(config=by_length))
+        runner = types.SimpleNamespace(target=types.SimpleNamespace(config=by_length), rows_at_least=1)
         kept = Scheduler(runner, 1, room_of(Lookup()))._kept
         kept.keep(0, KEPT[:20], 11)  # its row may become longer than the original length, and be read again
         assert kept.find(KEPT[:25]) == (0, 0)

@@ -258,6 +258,7 @@ def test_models_health_version_metrics_and_page(served, client):
                  "kv_cache_usage_perc"):  # fmt: skip
         assert f'vllm:{name}{{engine="0"' in found, name
     assert 'per_pos_total{engine="0",model_name="golden",position="2"}' in found
+    assert 'redrafter:rounds_total{engine="0",model_name="golden",way="2x3"}' in found
     accepted = [served.house.meters.registry.get_sample_value(
         "vllm:spec_decode_num_accepted_tokens_per_pos_total", {"model_name": "golden", "engine": "0", "position": str(position)}
     ) for position in range(3)]  # fmt: skip

@@ -1,6 +1,7 @@
 """The parts of the server that need no device: the guard, the worker's bounds and its end, texts, options."""
 
 import asyncio
+import dataclasses
 import hmac
 import importlib.util
 import json
@@ -23,7 +24,7 @@ from infer.stopping import Stopper, Stops, Watched
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.request import Limits, Sampling
-from redrafter_jax.decode.scheduler import Event
+from redrafter_jax.decode.seat import Event
 from redrafter_jax.errors import BadInput
 from tests.serving import call, wait_until
 from tests.texts import byte_tokenizer
@@ -45,7 +46,7 @@ def reply_of(ids, reason="length") -> Reply:
 class Steps:
     """A scheduler of one row, each of whose steps gives a token to the request in it, or raises what is in ``errors``."""
 
-    rows, round_seconds = 1, 0.001
+    rows, round_seconds, rounds_of = 1, 0.001, {"plain": 1}
 
     def __init__(self, tokens=(65, 66, 67), errors=()):
         self.tokens, self.errors, self.queue, self.count, self.resets, self.tickets = tokens, list(errors), [], 0, 0, 0
@@ -54,7 +55,7 @@ class Steps:
     running = property(lambda self: int(bool(self.queue)))
     waiting = property(lambda self: max(0, len(self.queue) - 1))
 
-    def submit(self, request):
+    def submit(self, request, follows):
         self.queue.append(self.tickets)
         self.tickets += 1
         return self.tickets - 1
@@ -75,12 +76,12 @@ class Steps:
         if self.errors:
             raise self.errors.pop()
         self.count += 1
-        event = Event(self.queue[0], reply_of(self.tokens[: self.count]), self.count == len(self.tokens))
+        event = Event(self.queue[0], reply_of(self.tokens[: self.count]), self.count == len(self.tokens), self.count)
         is_ended = event.ticket in watch([event]) and not event.done
         if event.done or is_ended:
             self.queue.pop(0)
             self.count = 0
-        return [Event(event.ticket, event.reply, event.done or is_ended)]
+        return [dataclasses.replace(event, done=event.done or is_ended)]
 
 
 @pytest.fixture

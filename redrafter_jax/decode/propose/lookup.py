@@ -43,6 +43,10 @@ class Lookup(LookupSizes, Proposer):
     def round(self) -> Round:
         return Round(self.length, self.nodes)
 
+    @property
+    def name(self) -> str:
+        return "lookup"
+
     def propose(self, target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         with jax.named_scope("draft"):
             matched_BW, end_BW = matches(view.tokens, view.length, self.longest, self.width)

@@ -137,6 +137,12 @@ class Medusa(Proposer):
     def round(self) -> Round:
         return Round(max(map(len, self.paths), default=0), 1 + len(self.paths))
 
+    def in_shape(self, shape: Shape) -> Proposer | None:
+        try:
+            return dataclasses.replace(self, paths=cut(self.paths, shape))
+        except BadInput:
+            return None  # the first of these paths are no tree
+
     def prepare(self, target: Target) -> Proposer:
         if not self.paths:
             return Plain()

@@ -19,6 +19,10 @@ class Plain(Proposer):
         return Round(length=0, nodes=1)
 
     @property
+    def name(self) -> str:
+        return "plain"
+
+    @property
     def draws(self) -> bool:
         return True  # nothing
 

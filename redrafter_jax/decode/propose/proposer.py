@@ -74,6 +74,15 @@ class Proposer(abc.ABC):
         """The sizes of every round."""
 
     @property
+    def name(self) -> str:
+        """In few words, for people."""
+        return f"{self.round.length} deep, {self.round.nodes} nodes"
+
+    def in_shape(self, shape: Any) -> "Proposer | None":
+        """The same, once it is prepared, with a search of another `Shape`, from the same arrays; None where it has no other."""
+        return None
+
+    @property
     def draws(self) -> bool:
         """Whether it can draw its drafts from distributions that it tells (`Tree.drawn`), which the rule `rejection` needs."""
         return False

@@ -59,6 +59,11 @@ class Shape:
         return pack.nodes(self.width, self.length, self.budget)
 
     @property
+    def name(self) -> str:
+        """W x L, and what of it differs from the usual."""
+        return f"{self.width}x{self.length}" + (f", {self.budget} nodes at most" if self.budget else "")
+
+    @property
     def draws(self) -> bool:
         """Whether its drafts can be drawn: a single beam is a chain."""
         return self.tree == "chains" or self.width == 1
@@ -78,6 +83,14 @@ class Recurrent(Proposer):
     @property
     def round(self) -> Round:
         return Round(self.shape.length, self.shape.nodes)
+
+    @property
+    def name(self) -> str:
+        return self.shape.name
+
+    def in_shape(self, shape: Shape) -> Proposer:
+        shape.check_vocabulary(self.head.config.vocab_size, self.head.config.draft_vocab)
+        return dataclasses.replace(self, shape=shape)
 
     @property
     def draws(self) -> bool:

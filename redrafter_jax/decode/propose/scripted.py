@@ -40,15 +40,20 @@ class Scripted(Proposer):
             return self.drafts.pack(view.g, beams), memory
 
     def overwrite(self, beams: Beams, view: View) -> Beams:
-        """The beams, the first of each step replaced by the row's next token where the row's draw at that depth is below
-        its rate."""
+        """`overwritten` by the row's next tokens."""
         L = beams.tokens.shape[1]
         ahead_BL = jnp.minimum(view.length[:, None] + 1 + jnp.arange(L), self.tokens.shape[1] - 1)
-        right_BL = take_rows(self.tokens, ahead_BL)
-        lucky_BL = jax.vmap(_draws, in_axes=(0, 0, None))(view.policy.keys_B, view.length, L) < self.rates
-        first_W = jnp.arange(beams.tokens.shape[2]) == 0
-        tokens = jnp.where(lucky_BL[..., None] & first_W, right_BL[..., None], beams.tokens)
-        return Beams(tokens, jnp.where(first_W, 0, beams.parents), jnp.where(first_W, 0.0, beams.scores))
+        return overwritten(beams, view, take_rows(self.tokens, ahead_BL), self.rates)
+
+
+def overwritten(beams: Beams, view: View, right_BL: jax.Array, rates: jax.Array) -> Beams:
+    """The beams, the first of each step replaced by the right token where the row's draw at that depth is below its rate; rates:
+    one for each depth, or for all."""
+    L = beams.tokens.shape[1]
+    lucky_BL = jax.vmap(_draws, in_axes=(0, 0, None))(view.policy.keys_B, view.length, L) < rates
+    first_W = jnp.arange(beams.tokens.shape[2]) == 0
+    tokens = jnp.where(lucky_BL[..., None] & first_W, right_BL[..., None], beams.tokens)
+    return Beams(tokens, jnp.where(first_W, 0, beams.parents), jnp.where(first_W, 0.0, beams.scores))
 
 
 def scripted(drafts: Recurrent, tokens_BS, rates) -> Scripted:

@@ -1,6 +1,7 @@
 """Two proposers at once: their trees are merged, each prefix once, so that one pass of the target scores both."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -31,6 +32,15 @@ class Union(Proposer):
         one, other = self.one.round, self.other.round
         most = one.nodes + other.nodes - 1
         return Round(max(one.length, other.length), min(self.nodes, most) if self.nodes else most)
+
+    @property
+    def name(self) -> str:
+        return f"{self.one.name} with {self.other.name}"
+
+    def in_shape(self, shape: Any) -> Proposer | None:
+        """The first of both in that shape, whose budget is that of the union; the other as it is."""
+        one = self.one.in_shape(shape)
+        return one and dataclasses.replace(self, one=one, nodes=shape.budget)
 
     def prepare(self, target: Target) -> Proposer:
         if self.nodes == 1 or not 0 <= self.nodes <= MAX_NODES or self.round.nodes > MAX_NODES:

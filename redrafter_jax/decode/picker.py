@@ -1,0 +1,152 @@
+"""Which way to draft promises the most tokens per second: from what a round of each costs, and from what was accepted of each
+lately. Plain numbers; no device and no clock, so that several processes pick the same.
+
+    way       round of 4 rows   tokens a round and row, recently    promise
+    2x2            11 ms                1.9                          1.9 / 11 ms   the best
+    1x2             9 ms                1.5 (may be 1.8)             1.5 / 9 ms    with 1.8 it would win: tried once in a while
+    plain           6 ms                1.0 (exactly)                1.0 / 6 ms
+
+A way that is not in use says nothing about itself, and texts change. So it is guessed from how often drafts of others are
+accepted, and where it could be better it is tried for a few rounds, as long as all that such trials lose stays within a small
+share of the time (`TRIAL_SHARE`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+FIRST_RATE = 0.6  # how often a draft is accepted behind accepted ones, before anything is known
+GUESS_ROUNDS = 4.0  # rounds of a row that a guess from that rate is worth
+RECENT_ROUNDS = 256.0  # rounds of a row, after which what was seen of a way counts for 1/e
+STALE_ROUNDS = 1024.0  # rounds of a row in other ways, after which it counts for as little
+DEVIATIONS = 1.0  # above the mean, that a way may turn out to be
+TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several
+TRIAL_SHARE = 0.01  # of the time, that trials may lose
+FIRST_TRIALS = 8.0  # rounds of the best way whose time trials may lose before anything is known
+MOST_TRIALS = 32.0  # the same at any time, however long there was nothing to try
+REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
+
+
+def tokens_at(rate: float, length: int) -> float:
+    """Tokens of a round whose L drafts are each accepted at this rate behind accepted ones."""
+    return sum(rate**depth for depth in range(length + 1))
+
+
+def rate_of(tokens: float, length: int) -> float:
+    """The inverse of `tokens_at`."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tokens_at(middle, length) < tokens else (low, middle)
+    return high
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What is known of a way with drafts of L tokens: ``tokens`` that were delivered in so many ``rounds`` of a row, where older
+    ones count for less; and a guess from the ``rate`` at which drafts of whatever way were accepted lately. Plain decoding, L = 0,
+    has a token a round, whatever the rate."""
+
+    length: int
+    tokens: float = 0.0
+    rounds: float = 0.0
+    rate: float = FIRST_RATE
+
+    @property
+    def weight(self) -> float:
+        """Rounds of a row, with those that the guess is worth."""
+        return self.rounds + GUESS_ROUNDS
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a round and row, from 1 to L + 1."""
+        return (self.tokens + GUESS_ROUNDS * tokens_at(self.rate, self.length)) / self.weight
+
+    @property
+    def most(self) -> float:
+        """What the mean may turn out to be. A quantity from 1 to L + 1 has at most this variance (Bhatia and Davis 2000)."""
+        variance = (self.mean - 1) * (self.length + 1 - self.mean)
+        return min(self.length + 1.0, self.mean + DEVIATIONS * math.sqrt(max(variance, 0.0) / self.weight))
+
+    def behind(self, tokens: int, rounds: int) -> "Evidence":
+        """With what was seen now."""
+        kept = math.exp(-rounds / RECENT_ROUNDS)
+        return dataclasses.replace(self, tokens=self.tokens * kept + tokens, rounds=self.rounds * kept + rounds)
+
+    def aged(self, rounds: int, rate: float) -> "Evidence":
+        """After so many rounds of a row in another way, and the rate that is known now."""
+        kept = math.exp(-rounds / STALE_ROUNDS)
+        return dataclasses.replace(self, tokens=self.tokens * kept, rounds=self.rounds * kept, rate=rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pick:
+    """A way by its number, and for how many rounds at most; ``loses``: seconds of a round that a trial is expected to lose, 0
+    where it is no trial."""
+
+    way: int
+    rounds: int
+    loses: float = 0.0
+
+
+def pick(seconds: Sequence[float], evidence: Sequence[Evidence], busy: int, allowance: float) -> Pick:
+    """The way with the best promise, or one that is worth a trial.
+
+    Args:
+      seconds: of a round in each way.
+      busy: rows that hold a request.
+      allowance: seconds that a trial may lose.
+    """
+    promises = [each.mean / cost for each, cost in zip(evidence, seconds, strict=True)]
+    best = promises.index(max(promises))
+    trial, hoped = None, promises[best]
+    rounds = -(-TRIAL_ROUNDS // busy)
+    for way, (each, cost) in enumerate(zip(evidence, seconds, strict=True)):
+        loses = max(0.0, cost - each.mean / promises[best])
+        if way != best and each.most / cost > hoped and rounds * loses <= allowance:
+            trial, hoped = Pick(way, rounds, loses), each.most / cost
+    if trial is not None:
+        return trial
+    known = max(1, int(evidence[best].weight) // busy)  # as many again as are known, so that a guess is soon replaced
+    return Pick(best, min(known, max(1, int(REVIEW_SECONDS / seconds[best]))))
+
+
+class Picker:
+    """Picks again and again, and is told what came of it.
+
+    Args:
+      seconds: of a round, by the rows that it decodes and by the number of the way.
+      lengths: L of each way, 0 for plain decoding.
+    """
+
+    def __init__(self, seconds: Mapping[tuple[int, int], float], lengths: Sequence[int]):
+        self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
+        self._allowance = FIRST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
+        self._last = Pick(0, 1)
+
+    def pick(self, rows: int, busy: int) -> Pick:
+        """What to run next with programs of so many rows, of which so many are busy."""
+        self._last = pick(self._of(rows), self.evidence, busy, self._allowance)
+        return self._last
+
+    def saw(self, rows: int, rounds: int, row_rounds: int, tokens: int) -> None:
+        """What came of the last pick: so many rounds, in so many rounds of single rows, with so many tokens."""
+        if not row_rounds:
+            return
+        last, most = self._last, MOST_TRIALS * self._best_seconds(rows)
+        earned = TRIAL_SHARE * rounds * self.seconds[rows, last.way]
+        self._allowance = min(most, self._allowance + earned) - rounds * last.loses
+        own = self.evidence[last.way].behind(tokens, row_rounds)
+        fading = FIRST_RATE + (own.rate - FIRST_RATE) * math.exp(-row_rounds / STALE_ROUNDS)  # without drafts nothing is known
+        rate = rate_of(own.mean, own.length) if own.length else fading
+        self.evidence = [
+            dataclasses.replace(own, rate=rate) if way == last.way else each.aged(row_rounds, rate)
+            for way, each in enumerate(self.evidence)
+        ]
+
+    def _of(self, rows: int) -> list[float]:
+        return [self.seconds[rows, way] for way in range(len(self.evidence))]
+
+    def _best_seconds(self, rows: int) -> float:
+        """Of a round in the way with the best promise."""
+        return min(zip(self._of(rows), self.evidence, strict=True), key=lambda each: each[0] / each[1].mean)[0]

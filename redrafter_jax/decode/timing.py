@@ -1,0 +1,67 @@
+"""What a round costs in each way to draft and at each number of rows: timed on the programs that will run, before the first
+request."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from redrafter_jax.decode import loop
+from redrafter_jax.decode.batch import Request
+from redrafter_jax.decode.commit import DecodeState
+from redrafter_jax.decode.programs import Refilled
+from redrafter_jax.decode.request import Limits, Sampling
+from redrafter_jax.decode.room import Room
+from redrafter_jax.decode.runner import Runner
+from redrafter_jax.devices import processes
+
+WARM_ROUNDS = 1  # that find the weights of another program in the caches
+TIMED_ROUNDS = 4
+LAPS = 3  # of all programs in turn, so that what slows the machine for a while slows all of them
+MORE_LAPS, MORE_SECONDS = 9, 3.0  # laps at most, as long as all of them took less
+
+
+def longest(room: Room) -> Request:
+    """The shortest prompt with the longest reply that there is room for."""
+    return Request([0], Sampling(), Limits(min(room.bucket.new, room.longest - 1)), 0, ())
+
+
+def round_seconds(runner: Runner, programs: Refilled, few: DecodeState, order: Sequence[int]) -> dict[tuple[int, int], float]:
+    """Seconds of a round by rows and way, the median of laps; the same in all processes of a mesh.
+
+    Args:
+      few: what the prompt of `longest` was read into.
+      order: of rows, those of the smallest program first.
+    """
+
+    def busy(rows: int) -> DecodeState:
+        state = runner.on_mesh(programs.empty)
+        for row in order[:rows]:
+            state = runner.on_mesh(programs.insert, state, np.int32(row), few)
+        return state
+
+    def run(state: DecodeState, rows: int, way: int, rounds: int) -> DecodeState:
+        return runner.call(programs.runs[rows, way], state, np.int32(rounds), np.int32(loop.ALL_ROWS), way=way)
+
+    def once(rows: int, way: int) -> float:
+        warm = run(busy(rows), rows, way, WARM_ROUNDS)
+        began = time.perf_counter()
+        after = run(warm, rows, way, TIMED_ROUNDS)
+        took = time.perf_counter() - began
+        return took / max(1, int(np.max(runner.fetch(after.rounds))) - WARM_ROUNDS)
+
+    found, began = {key: [] for key in programs.runs}, time.perf_counter()
+    for lap in range(MORE_LAPS):
+        if lap >= LAPS and (runner.mesh.is_multi_process or time.perf_counter() - began > MORE_SECONDS):
+            break
+        for key in found:
+            found[key].append(once(*key))
+    seconds = {key: statistics.median(each) for key, each in found.items()}
+    return _of_first(seconds) if runner.mesh.is_multi_process else seconds
+
+
+def _of_first(seconds: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+    """Those that the first of the processes of a mesh found."""
+    return dict(zip(seconds, json.loads(processes.broadcast_text(json.dumps(list(seconds.values())))), strict=True))

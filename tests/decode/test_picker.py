@@ -1,0 +1,123 @@
+"""The way that is taken is the one that promises the most tokens per second; trials lose next to nothing."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redrafter_jax.decode import picker
+from redrafter_jax.decode.picker import Evidence, Picker, pick
+
+LENGTHS = [4, 2, 0]  # deep, shallow, plain
+
+
+def sure(length: int, mean: float, rounds: float = 1e6) -> Evidence:
+    """So sure, by default, that nothing is worth a trial."""
+    return Evidence(length, mean * rounds, rounds)
+
+
+def known(*means: float) -> list[Evidence]:
+    return [sure(length, mean) for length, mean in zip(LENGTHS, means, strict=True)]
+
+
+@settings(deadline=None)
+@given(st.tuples(st.floats(1, 5), st.floats(1, 3), st.just(1.0)), st.tuples(*[st.floats(0.001, 1.0)] * 3), st.integers(1, 16))
+def test_of_what_is_known_the_best_promise_is_taken(means, seconds, busy):
+    found = pick(seconds, known(*means), busy, allowance=0.0)
+    promises = [mean / cost for mean, cost in zip(means, seconds, strict=True)]
+    assert promises[found.way] == pytest.approx(max(promises)) and found.loses == 0
+
+
+def test_it_decides_again_after_a_quarter_of_a_second_or_as_many_rounds_as_it_knows():
+    assert pick((0.01, 0.02, 0.02), known(2.0, 1.0, 1.0), 4, 0.0) == picker.Pick(0, 25)
+    assert pick((0.01, 0.02, 0.02), [Evidence(4, 32.0, 16.0), *known(2.0, 1.0, 1.0)[1:]], 4, 0.0).rounds == 5
+    assert pick((0.9, 2.0, 2.0), known(2.0, 1.0, 1.0), 4, 0.0).rounds == 1
+
+
+def test_another_number_of_rows_has_other_costs_and_so_another_way():
+    made = Picker({(1, 0): 10, (1, 1): 9, (1, 2): 8, (16, 0): 40, (16, 1): 22, (16, 2): 10}, LENGTHS)
+    made.evidence = known(2.5, 1.6, 1.0)
+    assert made.pick(1, 1).way == 0 and made.pick(16, 12).way == 2
+    made.evidence = known(2.5, 2.4, 1.0)
+    assert made.pick(16, 12).way == 1
+
+
+def test_a_way_that_could_be_better_is_tried_as_long_as_it_loses_little_and_one_that_cannot_never():
+    seconds = (0.010, 0.009, 0.006)
+    unsure = [sure(4, 1.3), Evidence(2, rate=0.25), sure(0, 1.0)]  # 1.3 tokens as well, as a guess
+    trial = pick(seconds, unsure, 4, allowance=1.0)
+    assert (trial.way, trial.rounds) == (1, 2) and trial.loses == pytest.approx(0.009 - 1.3125 * 0.006)
+    assert pick(seconds, unsure, 4, allowance=2 * trial.loses * 1.01).way == 1
+    assert pick(seconds, unsure, 4, allowance=2 * trial.loses * 0.99).way == 2
+    hopeless = (0.010, 0.0181, 0.006)  # even three tokens a round are fewer per second than one of plain decoding
+    assert pick(hopeless, [unsure[0], Evidence(2, rate=0.95), unsure[2]], 4, allowance=9.0).way == 2
+
+
+def test_all_that_trials_lose_stays_within_their_share_of_the_time():
+    made, lost, clock = Picker({(4, 0): 0.010, (4, 1): 0.009, (4, 2): 0.006}, LENGTHS), 0.0, 0.0
+    for _ in range(2000):
+        made.evidence = [sure(4, 1.3), Evidence(2, rate=0.25), sure(0, 1.0)]  # it never learns
+        picked = made.pick(4, 4)
+        made.saw(4, picked.rounds, picked.rounds * 4, picked.rounds * 4)
+        lost, clock = lost + picked.rounds * picked.loses, clock + picked.rounds * made.seconds[4, picked.way]
+    assert 0.9 < lost / (picker.TRIAL_SHARE * clock + picker.FIRST_TRIALS * 0.010) < 1.001
+
+
+def test_what_is_known_of_a_way_fades_where_it_is_not_taken_and_follows_the_latest_where_it_is():
+    known_well = sure(4, 4.0, 256)
+    after, kept = known_well.behind(256 * 5, 256), math.exp(-256 / picker.RECENT_ROUNDS)
+    assert (after.tokens, after.rounds) == pytest.approx((256 * (4 * kept + 5), 256 * (kept + 1)))
+    faded = known_well.aged(40 * int(picker.STALE_ROUNDS), 0.3)
+    assert (faded.mean, faded.weight) == pytest.approx((1 + 0.3 + 0.09 + 0.027 + 0.0081, picker.GUESS_ROUNDS))
+    assert known_well.aged(100, 0.6).most > known_well.most and Evidence(0, rate=0.9).most == Evidence(0).mean == 1
+    assert picker.rate_of(picker.tokens_at(0.37, 5), 5) == pytest.approx(0.37, abs=1e-5)
+
+
+def test_what_one_way_has_accepted_is_a_guess_for_others_and_fades_while_nothing_is_drafted():
+    made = Picker({(4, way): cost for way, cost in enumerate((0.03, 0.01, 0.009))}, LENGTHS)
+    assert made.pick(4, 4).way == 1
+    made.saw(4, 500, 2000, 2000 * 2)
+    rate = picker.rate_of(2.0, 2)
+    assert made.evidence[0].mean == pytest.approx(picker.tokens_at(rate, 4), rel=0.01) and made.evidence[0].rounds == 0
+    made.saw(4, 500, 2000, 2000)
+    assert made.evidence[0].rate < 0.1
+    assert made.pick(4, 4).way == 2
+    made.saw(4, 10**6, 10**6, 10**6)
+    assert made.evidence[0].rate == pytest.approx(picker.FIRST_RATE)
+
+
+def run(made: Picker, rate: float, seconds: float, rows=4, seed=0) -> float:
+    """Tokens per second over so many seconds, in which drafts are accepted at this rate."""
+    draw, clock, tokens = random.Random(seed), 0.0, 0
+    while clock < seconds:
+        picked, new = made.pick(rows, rows), 0
+        for _ in range(picked.rounds * rows):
+            new += 1
+            for _ in range(LENGTHS[picked.way]):
+                if draw.random() > rate:
+                    break
+                new += 1
+        took = picked.rounds * made.seconds[rows, picked.way]
+        made.saw(rows, picked.rounds, picked.rounds * rows, new)
+        clock, tokens = clock + took, tokens + new
+    return tokens / clock
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("costs", [(0.010, 0.009, 0.008), (0.020, 0.014, 0.010), (0.050, 0.024, 0.010)], ids=str)
+def test_over_a_minute_it_is_on_average_within_three_percent_of_the_best_fixed_way(costs, rate):
+    made = Picker({(4, way): cost for way, cost in enumerate(costs)}, LENGTHS)
+    best = max(4 * sum(rate**depth for depth in range(length + 1)) / cost for length, cost in zip(LENGTHS, costs, strict=True))
+    gains = [run(made, rate, 20.0, seed=seed) for seed in range(3)]
+    assert sum(gains) / 3 > 0.97 * best
+
+
+def test_it_notices_when_texts_become_easy_and_when_they_become_hard_again():
+    costs = (0.020, 0.014, 0.010)
+    made = Picker({(4, way): cost for way, cost in enumerate(costs)}, LENGTHS)
+    for rate, best in ((0.1, 2), (0.9, 0), (0.1, 2)):
+        run(made, rate, 10.0)
+        late = run(made, rate, 10.0, seed=1)
+        assert late > 0.95 * 4 * sum(rate**depth for depth in range(LENGTHS[best] + 1)) / costs[best]

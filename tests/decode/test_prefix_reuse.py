@@ -186,7 +186,7 @@ def test_a_long_prompt_is_read_in_chunks_between_which_the_others_run_on(fresh, 
 
 
 def test_a_chunk_is_written_in_place_and_a_row_is_taken_without_another_copy(engine):
-    compiled = engine.runner.refilled(ROWS, dataclasses.replace(room_of(engine.proposer), bucket=prefill.Bucket(64, 3000, 7, 0, 8)))
+    compiled = engine.runner.refilled(ROWS, room_of(engine.proposer, new=3000))
     one = engine.runner.on_mesh(compiled.take, engine.runner.on_mesh(compiled.empty), np.int32(1), np.int32(0))
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves((one.cache, one.memory)))
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(one))

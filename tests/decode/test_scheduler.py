@@ -195,7 +195,7 @@ def test_rows_that_penalise_or_wait_and_log_probabilities_move_with_their_row(mh
 def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests):
     room = Room(prefill.Bucket(32, 1000, 4), needs_of([Sampling(1.0)]), 4, (32,))
     runner = engine.runner
-    compiled = runner.refilled(ROWS, room, 3, (1, ROWS))
+    compiled = runner.refilled(ROWS, room, 3, (1,))
     state = runner.on_mesh(compiled.empty)
     assert np.asarray(state.done).all() and not np.asarray(state.count).any()
     cache = sum(buffer.nbytes for buffer in state.cache.keys + state.cache.values)
@@ -212,8 +212,8 @@ def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests
 
 def test_a_row_moves_in_place_and_programs_of_a_few_rows_copy_no_other_row(engine, requests):
     runner, room = engine.runner, Room(prefill.Bucket(32, 1000, 4), needs_of([Sampling(1.0)]), 4, (32,))
-    compiled = runner.refilled(ROWS, room, 3, (1, ROWS))
-    assert (compiled.rows, compiled.ways) == ((1, ROWS), 3)
+    compiled = runner.refilled(ROWS, room, 3, (1,))
+    assert (compiled.rows, compiled.ways) == ((1,), 3)
     few = runner.call(compiled.starts[32], *runner.put([dataclasses.replace(requests[1], sampling=Sampling())], 1, room))
     state = runner.on_mesh(compiled.insert, runner.on_mesh(compiled.empty), np.int32(2), few)
     before = jax.device_get(_words(state))
@@ -254,8 +254,8 @@ def test_a_request_that_asks_for_more_than_there_is_room_for_is_refused(schedule
 
 
 def test_programs_that_refill_take_plain_arrays(engine):
-    assert "Target" not in str(engine.runner.refilled(ROWS, _room(engine)).runs[ROWS, 0].in_tree)
-    assert isinstance(engine.runner.refilled(ROWS, _room(engine)), programs.Refilled)
+    compiled = engine.runner.refilled(ROWS, _room(engine), 3, (1, ROWS))
+    assert isinstance(compiled, programs.Refilled) and "Target" not in str(compiled.runs[ROWS, 0].in_tree)
 
 
 def _room(engine) -> Room:

@@ -196,7 +196,7 @@ def test_rows_that_penalise_or_wait_and_log_probabilities_move_with_their_row(mh
 def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests):
     room = Room(prefill.Bucket(32, 1000, 4), needs_of([Sampling(1.0)]), 4)
     runner = engine.runner
-    compiled = runner.refilled(ROWS, room, 3, (1, ROWS))
+    compiled = runner.refilled(ROWS, room, 3, (1,))
     state = runner.on_mesh(compiled.empty)
     assert np.asarray(state.done).all() and not np.asarray(state.count).any()
     cache = sum(buffer.nbytes for buffer in state.cache.keys + state.cache.values)
@@ -216,8 +216,8 @@ def test_a_row_is_inserted_in_place_and_no_other_row_is_touched(engine, requests
 
 def test_rows_change_places_in_place_and_programs_of_a_few_rows_copy_no_other_row(engine, requests):
     runner, room = engine.runner, Room(prefill.Bucket(32, 1000, 4), needs_of([Sampling(1.0)]), 4)
-    compiled = runner.refilled(ROWS, room, 3, (1, ROWS))
-    assert (compiled.rows, compiled.ways) == ((1, ROWS), 3)
+    compiled = runner.refilled(ROWS, room, 3, (1,))
+    assert (compiled.rows, compiled.ways) == ((1,), 3)
     state = runner.on_mesh(compiled.empty)
     for row, number in ((2, 1), (0, 0)):
         reader = Reader(runner, compiled, room, dataclasses.replace(requests[number], sampling=Sampling()), state, 0, 0)
@@ -262,8 +262,8 @@ def test_a_request_that_asks_for_more_than_there_is_room_for_is_refused(schedule
 
 
 def test_programs_that_refill_take_plain_arrays(engine):
-    assert "Target" not in str(engine.runner.refilled(ROWS, _room(engine)).runs[ROWS, 0].in_tree)
-    assert isinstance(engine.runner.refilled(ROWS, _room(engine)), programs.Refilled)
+    compiled = engine.runner.refilled(ROWS, _room(engine), 3, (1, ROWS))
+    assert isinstance(compiled, programs.Refilled) and "Target" not in str(compiled.runs[ROWS, 0].in_tree)
 
 
 def _room(engine) -> Room:

@@ -174,6 +174,8 @@ class Engine:
 
     def _inputs(self, requests: list[Request], rows: int) -> tuple[Inputs, prefill.Bucket]:
         room = room_for(requests, self.runner.context, self.proposer.round.length)
+        if any(request.scores_prompt for request in requests):
+            raise BadInput("scores_prompt is for a scheduler whose room has scores")
         return self.runner.put(requests, max(rows, len(requests)), room), room.bucket
 
 

@@ -2,12 +2,14 @@
 proposer's memory."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import adjust, commit, logprobs, sample
+from redrafter_jax.decode import adjust, commit, logprobs, sample, score
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.model import attention, cache
@@ -72,10 +74,18 @@ def prefill(
     stop_ids_BX: jax.Array,
     policy: Policy,
     bucket: Bucket,
+    scores: bool = False,
 ) -> commit.DecodeState:
-    """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens."""
-    kv, h_BD = read(target, prompts_BT, length_B, bucket.slots)
+    """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens. scores: the state
+    has the log-probabilities of the prompts' tokens too (`score.py`), where the policy reports any."""
+    if scores:
+        watch = score.Scores(target, policy, prompts_BT)
+        kv, h_BD, found = read_and_watch(target, prompts_BT, length_B, bucket.slots, None, watch.add, watch.empty())
+    else:
+        kv, h_BD = read(target, prompts_BT, length_B, bucket.slots)
     state = _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
+    if scores:
+        state = dataclasses.replace(state, logprobs=score.put(state.logprobs, found, length_B))
     return dataclasses.replace(state, memory=proposer.begin(target, state.view()))
 
 
@@ -88,6 +98,13 @@ def read(
     Args:
       arrives: the length of the text that the tokens arrive with (`Target`), if it is not ``length``.
     """
+    return read_and_watch(target, tokens_BT, length_B, slots, arrives, lambda seen, *_: seen, ())[:2]
+
+
+def read_and_watch(
+    target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int, arrives: int | None, watch: Callable, seen
+) -> tuple[cache.KVCache, jax.Array, Any]:
+    """Likewise; and what ``watch(seen, start, hidden_BND)`` makes of ``seen`` at each chunk that begins at the token ``start``."""
     config = target.config
     B, T = tokens_BT.shape
     chunk = min(T, CHUNK_TOKENS)
@@ -100,7 +117,7 @@ def read(
     padded_BT = jnp.pad(tokens_BT, ((0, 0), (0, chunks * chunk - T)))
 
     def read_chunk(index, carry):
-        kv, h_BD = carry
+        kv, h_BD, seen = carry
         start = index * chunk
         tokens_BN = jax.lax.dynamic_slice_in_dim(padded_BT, start, chunk, axis=1)
         left_B = jnp.clip(length_B - start, 0, chunk)  # the row's tokens in this chunk
@@ -111,10 +128,11 @@ def read(
         made = target(tokens_BN, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=sizes)
         ends_here_B = (left_B > 0) & (length_B <= start + chunk)
         newest_BD = take_rows(made.hidden, left_B - 1)
-        return cache.append(kv, made.rows, left_B), jnp.where(ends_here_B[:, None], newest_BD, h_BD)
+        h_BD = jnp.where(ends_here_B[:, None], newest_BD, h_BD)
+        return cache.append(kv, made.rows, left_B), h_BD, watch(seen, start, made.hidden)
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
-    return jax.lax.fori_loop(0, needed, read_chunk, (kv, h_BD))
+    return jax.lax.fori_loop(0, needed, read_chunk, (kv, h_BD, seen))
 
 
 def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:

@@ -31,13 +31,14 @@ class Programs:
 @dataclasses.dataclass(frozen=True)
 class Refilled:
     """What decodes a running batch whose rows are refilled: ``empty()`` is its state before the first request; ``starts[T](weights,
-    *inputs)`` is `loop.start` of a few rows with prompts of at most T tokens; ``insert(state, row, few)`` is `insert.insert`, which
-    donates the running state; ``run`` as of `Programs`."""
+    *inputs)`` is `loop.start` of a few rows with prompts of at most T tokens, ``scoring[T]`` likewise with the log-probabilities of
+    the prompts; ``insert(state, row, few)`` is `insert.insert`, which donates the running state; ``run`` as of `Programs`."""
 
     empty: jax.stages.Compiled
     insert: jax.stages.Compiled
     run: jax.stages.Compiled
     starts: Mapping[int, jax.stages.Compiled]
+    scoring: Mapping[int, jax.stages.Compiled]
 
 
 def flatten(target: Target, proposer: Proposer) -> list[jax.Array]:
@@ -54,9 +55,10 @@ def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: 
 
 
 def compile_refilled(
-    target: Target, proposer: Proposer, inputs: tuple, few: Mapping[int, tuple], bucket: prefill.Bucket
+    target: Target, proposer: Proposer, inputs: tuple, few: Mapping[int, tuple], bucket: prefill.Bucket, scores: bool = False
 ) -> Refilled:
-    """Likewise. inputs: of the running batch; few: of the few rows that are read at a time, by the tokens T of their prompts."""
+    """Likewise. inputs: of the running batch; few: of the few rows that are read at a time, by the tokens T of their prompts;
+    scores: also those that score the prompts."""
     weights, structure = jax.tree.flatten((target, proposer))
     start = _start(structure, bucket)
     state = jax.eval_shape(start, weights, *inputs)
@@ -66,14 +68,16 @@ def compile_refilled(
         jax.jit(insert, donate_argnums=0).lower(state, jnp.int32(0), one),
         _lower_run(structure, weights, state),
         *(jax.jit(start).lower(weights, *each) for each in few.values()),
+        *(jax.jit(_start(structure, bucket, True)).lower(weights, *each) for each in few.values() if scores),
     )
     blank, inserting, running, *starts = _compile(*lowered)
-    return Refilled(blank, inserting, running, dict(zip(few, starts, strict=True)))
+    plain, scoring = starts[: len(few)], starts[len(few) :]
+    return Refilled(blank, inserting, running, dict(zip(few, plain, strict=True)), dict(zip(few, scoring, strict=scores)))
 
 
-def _start(structure, bucket: prefill.Bucket) -> Callable:
+def _start(structure, bucket: prefill.Bucket, scores: bool = False) -> Callable:
     def start(weights, *inputs):
-        return loop.start(*structure.unflatten(weights), *inputs, bucket=bucket)
+        return loop.start(*structure.unflatten(weights), *inputs, bucket=bucket, scores=scores)
 
     return start
 

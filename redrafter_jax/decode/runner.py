@@ -63,7 +63,8 @@ class Runner:
         devices."""
         few = {size: self.put([], self.rows_at_least, room.of_prompt(size)) for size in room.prompts}
         inputs = self.put([], rows, room)
-        return self._kept((rows, room), lambda: compile_refilled(self.target, self.proposer, inputs, few, room.bucket))
+        given = self.target, self.proposer, inputs, few, room.bucket, room.scores
+        return self._kept((rows, room), lambda: compile_refilled(*given))
 
     def _kept(self, key: tuple, compiled: Callable):
         if key not in self._programs:

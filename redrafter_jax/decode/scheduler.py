@@ -61,13 +61,15 @@ class Scheduler:
     which the programs are compiled for.
 
     decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
-    rounds, the look at them included; 0 before the first.
+    rounds, the look at them included; 0 before the first; clock: seconds, by which alone it decides anything: of several processes
+    that decode together it has to say the same in all (`led.py`).
     """
 
     def __init__(self, runner: Runner, rows: int, room: Room):
         self.rows, self.room = rows, room
         self.decoded = self.offered = 0
         self.round_seconds = 0.0
+        self.clock: Callable[[], float] = time.perf_counter
         self._runner = runner
         self._programs: Refilled | None = None
         self._state: DecodeState | None = None
@@ -85,6 +87,11 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests without a row."""
         return len(self._waiting)
+
+    @property
+    def next_ticket(self) -> int:
+        """Of the next request that is submitted."""
+        return self._tickets
 
     def prepare(self) -> None:
         """Compiles all programs, of which none is compiled later. Left out, the first step does it."""
@@ -119,7 +126,7 @@ class Scheduler:
         run are not stopped for longer than that and one prompt."""
         if self._state is None:
             self.prepare()
-        self._fill(time.perf_counter() + reading_seconds)
+        self._fill(reading_seconds)
         if not self._seats:
             return []
         ends = 1 if self._waiting and self.running == self.rows else loop.ALL_ROWS
@@ -135,9 +142,10 @@ class Scheduler:
             del self._seats[row]
         return [_ended(event) if row in ended else event for row, event in events.items()]
 
-    def _fill(self, until: float) -> None:
+    def _fill(self, seconds: float) -> None:
+        until = self.clock() + seconds if self._waiting else 0.0
         for row in range(self.rows):
-            if self._waiting and row not in self._seats and (not self._seats or time.perf_counter() < until):
+            if self._waiting and row not in self._seats and (not self._seats or self.clock() < until):
                 seat = self._waiting.popleft()
                 self._insert(row, seat.request)
                 self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0
@@ -145,7 +153,8 @@ class Scheduler:
     def _insert(self, row: int, request: Request) -> None:
         size = self.room.size_of(request)
         inputs = self._runner.put([request], self._runner.rows_at_least, self.room.of_prompt(size))
-        few = self._runner.call(self._programs.starts[size], *inputs)
+        starts = self._programs.scoring if request.scores_prompt else self._programs.starts
+        few = self._runner.call(starts[size], *inputs)
         self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), few)
 
     def _look(self) -> dict[int, Event]:

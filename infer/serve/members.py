@@ -24,8 +24,8 @@ def listen(bind: Callable[[], socket.socket]) -> socket.socket | None:
 
 
 def lead(scheduler: Scheduler, serve: Callable[[Scheduler | Led], int]) -> int:
-    """The exit code of ``serve``, which is given the scheduler that it may use: of several processes one that the others follow until
-    it returns. What made a step of it fail is raised, since the others cannot go on either."""
+    """The exit code of ``serve``, which is given the scheduler that it may use: of several processes one that the others follow
+    until it returns. What made a step of it fail is raised, since the others cannot go on either."""
     if processes.count() == 1:
         return serve(scheduler)
     led = Led(scheduler)

@@ -32,7 +32,9 @@ def normal(requirement: str) -> str:
     return name.lower().replace("_", "-") + ",".join(sorted(bounds.split(",")))
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-docs.txt", "requirements-serve.txt", "requirements-ray.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-dev.txt", "requirements-docs.txt", "requirements-serve.txt", "requirements-ray.txt"]
+)
 def test_every_requirement_says_both_ends(name):
     for line in requirements(name):
         assert "==" in line or (">=" in line and "<" in line), line

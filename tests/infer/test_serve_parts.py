@@ -76,7 +76,7 @@ class Steps:
             raise self.errors.pop()
         self.count += 1
         event = Event(self.queue[0], reply_of(self.tokens[: self.count]), self.count == len(self.tokens))
-        is_ended = event.ticket in watch([event]) and not event.done
+        is_ended = watch is not None and event.ticket in watch([event]) and not event.done
         if event.done or is_ended:
             self.queue.pop(0)
             self.count = 0
@@ -301,7 +301,12 @@ def test_a_client_that_goes_away_before_its_body_is_there_reaches_nothing():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--port", "70000"], "--port should be from 0 to 65535, not 70000"),
+        (["--port", "99999"], "--port should be from 0 to 65535, not 99999"),
+        (["--chat-template-kwargs", "{"], "--chat-template-kwargs should be a JSON object such as"),
+        (["--chat-template-kwargs", '{"messages": 1}'], "--chat-template-kwargs should hold variables of the chat template"),
+        (["--lora", "nowhere"], "--lora"),
+        (["--prompt-logprobs", "--logprobs", "0"], "--prompt-logprobs reports as many as --logprobs says"),
+        (["--process-id", "1"], "--process-id goes with --coordinator and --num-processes"),
         (["--batch-size", "0"], "--batch-size should be from 1"),
         (["--look-ms", "0"], "--look-ms should be from 1.0"),
         (["--max-queue", "-1"], "--max-queue should be from 0"),
@@ -314,9 +319,16 @@ def test_a_client_that_goes_away_before_its_body_is_there_reaches_nothing():
     ],
 )
 def test_a_wrong_option_is_one_sentence(arguments, said, capsys):
-    assert command.main([*arguments, "--cache-dir", "/tmp/none-such-cache"] if "--host" in arguments else arguments) == 2
+    more = ["--cache-dir", "/tmp/none-such-cache"] if "--host" in arguments else ["--port", "0"] if "--lora" in arguments else []
+    assert command.main([*arguments, *more]) == 2
     err = capsys.readouterr().err
     assert err.splitlines()[-1].startswith("error: ") and said in err
+
+
+def test_a_number_format_that_there_is_not_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["--weights", "int3"])
+    assert end.value.code == 2 and "invalid choice 'int3' for argument '--weights'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", [["fastapi"], ["uvicorn", "openai"]])

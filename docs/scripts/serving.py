@@ -4,10 +4,10 @@ prompts with as many rows.
     python -m docs.scripts.serving --rows 16 --clients 1 4 16 --repeats 3 --json serving.json
     python -m docs.scripts.serving -- --target MODEL --drafter HEAD
 
-Both servers are up all the time, and one that is asked nothing takes no time of the machine. They and `infer.generate` take turns, and of
-the repeats the median counts. Every reply has --max-tokens tokens (ignore_eos), greedy, so all three make the same texts. Options
-behind `--` are those of the pair, for all three. The cost of HTTP is read at as many clients as there are rows: tokens per second
-of the server over those of `infer.generate`, which says its own (compiling is in neither).
+Both servers are up all the time, and one that is asked nothing takes no time of the machine. They and `infer.generate` take turns,
+and of the repeats the median counts. Every reply has --max-tokens tokens (ignore_eos), greedy, so all three make the same texts.
+Options behind `--` are those of the pair, for all three. The cost of HTTP is read at as many clients as there are rows: tokens per
+second of the server over those of `infer.generate`, which says its own (compiling is in neither).
 """
 
 import argparse

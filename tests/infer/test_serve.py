@@ -4,7 +4,6 @@ import asyncio
 import collections
 import dataclasses
 import json
-import os
 import socket
 import time
 import urllib.error
@@ -20,7 +19,7 @@ from infer.stopping import Stopper, Stops
 from infer.text import text_of
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from tests.serving import OPTIONS, golden_pair, serving, wait_until
-from tests.soak import Asking, soak
+from tests.soak import Asking, resident, soak
 from tests.support import compilations
 
 PROMPTS = ["def f", "éa", "x" * 30, "import os\n", "hello", "0", "<system>be<user>so<assistant>"]
@@ -157,7 +156,6 @@ def test_log_probabilities_of_a_completion_are_the_targets_own(client, alone):
 
 @pytest.mark.parametrize("new", [0, 1])
 def test_log_probabilities_of_an_echo_are_those_that_its_text_was_decoded_with(served, client, alone, new):
-    """As lm-eval asks for them: a prompt of token ids, and at most one new token."""
     reply, tokenizer = alone[3], served.pair.tokenizer
     ids = [*tokenizer(PROMPTS[3])["input_ids"], *reply.token_ids[:25]]
     begin = len(ids) - 25
@@ -350,9 +348,3 @@ def test_two_thousand_requests_of_32_clients(served, askings):
     check_idle(served)
     assert served.gauge("request_failures_total") == 0
     assert resident() - before < MAX_GROWTH_BYTES
-
-
-def resident() -> int:
-    """Bytes of memory that this process has, clients and all."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -79,7 +79,7 @@ def prefill(
     """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens. scores: the state
     has the log-probabilities of the prompts' tokens too (`score.py`), where the policy reports any."""
     if scores:
-        watch = score.Scores(target, policy, prompts_BT)
+        watch = score.PromptScores(target, policy, prompts_BT)
         kv, h_BD, found = read_and_watch(target, prompts_BT, length_B, bucket.slots, None, watch.add, watch.empty())
     else:
         kv, h_BD = read(target, prompts_BT, length_B, bucket.slots)

@@ -10,7 +10,7 @@ from redrafter_jax.decode.policy import Policy
 from redrafter_jax.model.target import Target
 
 
-class Scores:
+class PromptScores:
     """Of prompts ``[B, T]``; for `prefill.read_and_watch`. What it keeps at place t is of token t + 1, which the pass over token t
     decides."""
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import importlib.util
 import json
 import queue
 import types
@@ -10,7 +9,6 @@ import types
 import pytest
 import transformers
 
-from infer.serve import __main__ as command
 from infer.serve import guard, session
 from infer.serve.growth import Growth
 from infer.serve.guard import Guard
@@ -296,61 +294,6 @@ def test_a_client_that_goes_away_before_its_body_is_there_reaches_nothing():
 
     asyncio.run(Guard(inner, (), 10)({"type": "http", "path": "/", "method": "POST", "headers": []}, receive, send))
     assert not reached and not sent
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--port", "99999"], "--port should be from 0 to 65535, not 99999"),
-        (["--chat-template-kwargs", "{"], "--chat-template-kwargs should be a JSON object such as"),
-        (["--chat-template-kwargs", '{"messages": 1}'], "--chat-template-kwargs should hold variables of the chat template"),
-        (["--lora", "nowhere"], "--lora"),
-        (["--prompt-logprobs", "--logprobs", "0"], "--prompt-logprobs reports as many as --logprobs says"),
-        (["--process-id", "1"], "--process-id goes with --coordinator and --num-processes"),
-        (["--batch-size", "0"], "--batch-size should be from 1"),
-        (["--look-ms", "0"], "--look-ms should be from 1.0"),
-        (["--max-queue", "-1"], "--max-queue should be from 0"),
-        (["--max-prompt-tokens", "0"], "--max-prompt-tokens should be from 1"),
-        (["--target", "x"], "--drafter is missing"),
-        (["--drafter", "lookup", "--beam-width", "2"], "--beam-width is for the search of a head"),
-        (["--settings", "x", "--beam-width", "2"], "--settings chooses how a head drafts"),
-        (["--api-key-file", "/nowhere/keys"], "--api-key-file: /nowhere/keys cannot be read"),
-        (["--host", "nowhere.invalid"], "--host nowhere.invalid --port 8000 cannot be listened on"),
-    ],
-)
-def test_a_wrong_option_is_one_sentence(arguments, said, capsys):
-    more = ["--cache-dir", "/tmp/none-such-cache"] if "--host" in arguments else ["--port", "0"] if "--lora" in arguments else []
-    assert command.main([*arguments, *more]) == 2
-    err = capsys.readouterr().err
-    assert err.splitlines()[-1].startswith("error: ") and said in err
-
-
-def test_a_number_format_that_there_is_not_is_refused(capsys):
-    with pytest.raises(SystemExit) as end:
-        command.main(["--weights", "int3"])
-    assert end.value.code == 2 and "invalid choice 'int3' for argument '--weights'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("missing", [["fastapi"], ["uvicorn", "openai"]])
-def test_missing_packages_are_one_sentence_that_says_what_to_install(missing, monkeypatch, capsys):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else real(name))
-    assert command.main([]) == 2
-    err = capsys.readouterr().err
-    assert (
-        err == f"error: infer.serve needs {' and '.join(missing)}; pip install -r requirements-serve.txt, or redrafter-jax[serve]\n"
-    )
-
-
-def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
-    checks = command.checks
-    (tmp_path / "keys").write_text("one\n\n two \n")
-    assert checks.read_keys(tmp_path / "keys") == [b"one", b"two"] and checks.read_keys(None) == []
-    monkeypatch.setenv("REDRAFTER_API_KEY", "three")
-    assert checks.read_keys(None) == [b"three"]
-    (tmp_path / "keys").write_text("\n")
-    with pytest.raises(BadInput, match="has no key"):
-        checks.read_keys(tmp_path / "keys")
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_loaded():

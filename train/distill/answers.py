@@ -28,7 +28,7 @@ def share(prompts: Sequence[list[int]], seed: int, part: int, parts: int) -> lis
     return numbered[part::parts]
 
 
-class Answers:
+class Answerer:
     """How an engine answers ``prompts``, ``size`` of them at a time; ``target``: the folder of the target. What a prompt gets
     depends on nothing beside it."""
 
@@ -79,7 +79,7 @@ def write(
     if not left:
         return
     with tqdm(total=len(prompts), initial=len(prompts) - len(left), unit="prompt") as bar:
-        for line in Answers(engine, prompts, sampling, limits, size, target).lines(left):
+        for line in Answerer(engine, prompts, sampling, limits, size, target).lines(left):
             file.write([line])
             bar.update()
 

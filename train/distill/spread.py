@@ -28,5 +28,5 @@ def write(file: ReplyFile, options, numbers: Sequence[int]) -> None:
 def _decoder(options) -> Callable[[Sequence[int]], Iterator[dict]]:
     """What answers the prompts with some numbers, with the pair in memory."""
     found = plan.make(options)
-    answer = answers.Answers(found.engine(), found.prompts, *found.how)
+    answer = answers.Answerer(found.engine(), found.prompts, *found.how)
     return lambda numbers: (line for line in answer.lines(numbers))

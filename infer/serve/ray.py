@@ -21,7 +21,6 @@ except ImportError:
     raise BadInput(f"infer.serve.ray needs ray[serve]; {INSTALL}") from None
 
 from infer.command import read_options
-from infer.options import check_range
 from infer.serve import checks
 from infer.serve.__main__ import Options
 from redrafter_jax.errors import BadInput
@@ -29,6 +28,7 @@ from redrafter_jax.errors import BadInput
 OF_LISTENING = ("host", "port", "drain_seconds", "group")  # which Ray does
 HEALTH_SECONDS = 5.0  # from one look at a replica's health to the next
 NAME = "redrafter"  # of the deployment
+MOST = 100_000  # replicas, or of what a replica takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,7 @@ def _number(name: str, value: Any) -> float:
     try:
         found = float(value)
     except (TypeError, ValueError):
-        raise BadInput(f"{name} should be a number, not {value}") from None
-    check_range(name, found, 1.0 if name == "replicas" else 0.0, 100_000.0)
+        found = -1.0
+    if not (1 if name == "replicas" else 0) <= found <= MOST:
+        raise BadInput(f"{name} should be a number from {1 if name == 'replicas' else 0} to {MOST}, not {value}")
     return found

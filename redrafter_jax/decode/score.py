@@ -30,7 +30,7 @@ class PromptScores:
 
         def write(buffer: jax.Array, new: jax.Array) -> jax.Array:  # the last chunk may be longer than what is left
             padded = jnp.pad(buffer, [(0, 0), (0, N)] + [(0, 0)] * (buffer.ndim - 2))
-            return jax.lax.dynamic_update_slice_in_dim(padded, new, start, axis=1)[:, :T]
+            return jax.lax.dynamic_update_slice_in_dim(padded, new.astype(buffer.dtype), start, axis=1)[:, :T]
 
         return jax.tree.map(write, seen, found)
 
@@ -42,6 +42,6 @@ def put(into: Logprobs | None, seen: Logprobs | None, length_B: jax.Array) -> Lo
         rest = [(0, 0)] * (buffer.ndim - 2)
         at_its_slot = jnp.pad(new, [(0, 0), (1, max(0, buffer.shape[1] - new.shape[1])), *rest])[:, : buffer.shape[1]]
         is_prompt_BS = jnp.arange(buffer.shape[1]) < length_B[:, None]
-        return jnp.where(is_prompt_BS.reshape(*is_prompt_BS.shape, *[1] * len(rest)), at_its_slot, buffer)
+        return jnp.where(is_prompt_BS[(..., *[None] * len(rest))], at_its_slot, buffer)
 
     return jax.tree.map(merge, into, seen)

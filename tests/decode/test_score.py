@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +13,7 @@ from redrafter_jax.decode.room import room_for
 from redrafter_jax.decode.scheduler import Scheduler, in_order
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model import attention
+from tests import support
 from tests.support import compilations
 
 PROMPTS = [[5], [1, 5, 9], [9, 8, 7, 6, 5, 4, 3, 2], [(7 * n) % 300 for n in range(19)], [3] * 30]
@@ -47,10 +46,10 @@ def scheduler(engine, requests):
 
 def logprobs_of(target, prompt) -> np.ndarray:
     """``[T, V]``: of the token behind each of the prompt's, by one pass over all of it."""
-    tokens = jnp.asarray([prompt], jnp.int32)
-    given = tokens, jnp.arange(len(prompt))[None], attention.causal(jnp.ones((1, len(prompt)), bool)), None
-    hidden = target(*given, jnp.full((1, len(prompt)), len(prompt))).hidden
-    return np.asarray(jax.nn.log_softmax(target.unembed(hidden)[0]))
+    positions = support.put(np.arange(len(prompt))[None], np.int32)
+    hidden = target(support.put([prompt], np.int32), positions, attention.causal(positions >= 0)).hidden
+    logits = np.asarray(target.unembed(hidden), np.float64)[0]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def test_they_are_those_of_one_pass_over_the_prompt_and_the_reply_stays_what_it_is(engine, requests, scheduler):

@@ -95,10 +95,11 @@ def test_a_chat_that_cannot_be_served_is_refused(app, body, message):
 
 def test_variables_of_the_template_are_the_servers_and_a_request_has_its_own(pair):
     room = session.make_room(OPTIONS, pair.engine.target.config, 3, OPTIONS.max_length)
+    room = session.schedule(pair.engine, 1, room).room
     orders = Orders(pair.engine, pair.tokenizer, room, "golden", 11, THINKING, kwargs={"enable_thinking": False})
 
     def written(**more) -> str:
-        body = ChatBody.model_validate({"messages": [{"role": "user", "content": "a"}], "stop_token_ids": []} | more)
+        body = ChatBody.model_validate({"messages": [{"role": "user", "content": "a"}]} | more)
         return pair.tokenizer.decode(orders.chat(body).requests[0].prompt)
 
     assert written().endswith("<assistant><think>\n\n</think>\n\n")

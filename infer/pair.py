@@ -210,9 +210,10 @@ def plan(
     new_tokens: int = 128,
     length: int = 0,
     option: str = "--batch-size",
+    together: bool = False,
 ) -> Resolved:
     """With a mesh that fits the pair, or one that is chosen (``mesh`` None), for so many rows (of ``option``) and new tokens and
-    rounds that draft ``length`` tokens deep.
+    rounds that draft ``length`` tokens deep; ``together``: of the devices of all processes.
 
     Raises:
       BadInput: the mesh does not fit, or its devices have no room for the weights.
@@ -221,7 +222,7 @@ def plan(
     context = target.max_position_embeddings
     slots = prefill.bucket(min(context, PLANNED_PROMPT_TOKENS), min(context, new_tokens), length).slots
     load = placement.to_decode(target, head, found.dtype, rows, slots, option)
-    mesh, why = mesh_choice.resolve(load, mesh, False, "--mesh", "--distributed")
+    mesh, why = mesh_choice.resolve(load, mesh, together, "--mesh", "--distributed", "model")
     # The weights alone: the cache depends on prompts that are not known yet (`room.check`).
     quantised_target = found.with_weights("int8").target_config
     smaller = {

@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
+import os
 import random
 import threading
 import urllib.error
@@ -71,3 +72,9 @@ def _text(said: bytes, streams: bool) -> str:
         return json.loads(said)["choices"][0]["text"]
     events = [json.loads(line[6:]) for line in said.split(b"\n\n") if line not in (b"", b"data: [DONE]")]
     return "".join(event["choices"][0]["text"] for event in events)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has, clients and all."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

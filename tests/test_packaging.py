@@ -32,13 +32,15 @@ def normal(requirement: str) -> str:
     return name.lower().replace("_", "-") + ",".join(sorted(bounds.split(",")))
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-docs.txt", "requirements-serve.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-dev.txt", "requirements-docs.txt", "requirements-serve.txt", "requirements-ray.txt"]
+)
 def test_every_requirement_says_both_ends(name):
     for line in requirements(name):
         assert "==" in line or (">=" in line and "<" in line), line
 
 
-@pytest.mark.parametrize("extra", ["dev", "docs", "serve"])
+@pytest.mark.parametrize("extra", ["dev", "docs", "serve", "ray"])
 def test_an_extra_is_the_requirements_of_its_name(extra):
     assert sorted(PROJECT["project"]["optional-dependencies"][extra]) == sorted(requirements(f"requirements-{extra}.txt"))
 

@@ -17,10 +17,10 @@ from infer import distributed, drafting, prompts, settings, templates
 from infer.command import read_options, run_command
 from infer.distributed import Group
 from infer.generate import checks
-from infer.generate.checks import SAMPLING_OPTIONS
 from infer.generate.task import Decoding, Destination, Models, Task, Tuning, WantedShape
 from infer.options import Weights, given
 from infer.stopping import Stops
+from infer.workers import Workers
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 from redrafter_jax.devices import processes
 from redrafter_jax.errors import BadInput
@@ -51,7 +51,7 @@ class Options:
         "node_budget": "N", "draft_top_k": "K", "top_k": "K", "top_p": "P", "temperature": "T",
         "stop": "TEXT", "logprobs": "K", "n": "N",
     }  # fmt: skip
-    DEFAULTS: ClassVar = {name: getattr(Sampling, name) for name in SAMPLING_OPTIONS}
+    DEFAULTS: ClassVar = {name: getattr(Sampling, name) for name in checks.SAMPLING_OPTIONS}
     EXAMPLES: ClassVar = (
         "python -m infer.generate",
         'python -m infer.generate --prompt "def fibonacci(n):" --max-new-tokens 64',
@@ -159,6 +159,7 @@ class Options:
     mesh: tuple[int, int] | None = None
     """Devices over which a batch (D) and the models (M) are split; by default what the devices, their memory and the target's
     size suggest."""
+    workers: tyro.conf.OmitArgPrefixes[Workers] = Workers()
     group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
@@ -176,14 +177,13 @@ def _main(arguments: list[str] | None) -> int:
 def task_of(options: Options) -> Task:
     """The checked options (`checks.alone`) in the library's types, except prompts, the cache of programs and the group."""
     beams = WantedShape(options.beam_width, options.beam_length, options.node_budget or 0, options.tree, options.draft_top_k)
-    own = given(options, SAMPLING_OPTIONS)
+    own = given(options, checks.SAMPLING_OPTIONS)
     of_the_reply = {name: getattr(options, name) for name in ("presence_penalty", "frequency_penalty", "logprobs")}
     sampling = Sampling(**own, rule=options.acceptance, **of_the_reply)
     limits = Limits(options.max_new_tokens, options.max_length or 0, options.min_new_tokens)
     has_head = drafting.has_head(options.drafter)
     lookup = drafting.wanted_lookup(options.drafter, options.beside, options.lookup_length, options.lookup_match)
     lookup = None if options.decoding == "autoregressive" else lookup
-    says_how = checks.chooses_search(options)
     return Task(
         Models(
             options.target,
@@ -209,8 +209,8 @@ def task_of(options: Options) -> Task:
             stops=Stops(options.stop, options.include_stop),
             n=options.n,
         ),
-        Destination(options.output, options.json, options.no_color),
-        Tuning() if says_how else Tuning(settings.source_of(options.settings), options.decoding is None),
+        Destination(options.output, options.json, options.no_color, options.workers),
+        Tuning() if checks.chooses_search(options) else Tuning(settings.source_of(options.settings), options.decoding is None),
     )
 
 
@@ -233,10 +233,11 @@ def _run(options: Options) -> int:
     if sys.stderr.isatty():
         processes.say(f"loading {'the embedded pair' if options.target is None else options.target} ...", sys.stderr)
     from infer import programs  # JAX is imported here
-    from infer.generate import session
+    from infer.generate import session, spread
 
     programs.use_cache(options.cache_dir)
-    return session.converse(task_of(options)) if options.interactive else session.run(task_of(options), asked)
+    decode = spread.run if options.workers.ray_workers else session.run
+    return session.converse(task_of(options)) if options.interactive else decode(task_of(options), asked)
 
 
 def _default_prompt(options: Options) -> prompts.Prompt:

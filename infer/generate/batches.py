@@ -63,7 +63,7 @@ class Batches:
         unit = "prompt" if self.n == 1 else "reply"
         with tqdm(total=count, initial=count - len(left), unit=unit, disable=hidden, file=sys.stderr) as bar:
             complete, unshown = {}, collections.deque(left)
-            for number, reply in self._one_by_one(left) if self.task.decoding.batch == 1 else self._in_rows(left):
+            for number, reply in self._decoded(left):
                 if self.file is not None and self.writes:
                     self.file.write([self.line_of(number, reply)])
                 complete[number] = reply
@@ -77,6 +77,13 @@ class Batches:
             self.legend.print()
         shared = count < len(self.turns)
         processes.say(f"{'process 0: ' if shared else ''}{self.totals}", sys.stderr)
+
+    def lines(self, numbers: Sequence[int]) -> Iterator[dict]:
+        """The lines of replies that are not done, as they become complete; nothing is written or shown."""
+        return (self.line_of(number, reply) for number, reply in self._decoded(numbers))
+
+    def _decoded(self, left: Sequence[int]) -> Iterator[tuple[int, Reply]]:
+        return self._one_by_one(left) if self.task.decoding.batch == 1 else self._in_rows(left)
 
     def _one_by_one(self, left: Sequence[int]) -> Iterator[tuple[int, Reply]]:
         for batch in self.turns.batches(left, 1):

@@ -45,6 +45,7 @@ def alone(options) -> None:
     drafting.check_search(options.drafter, changed(options, OF_A_SEARCH))
     _drawn(options)
     options.group.check()
+    options.workers.check()
     _together(options)
 
 
@@ -98,8 +99,10 @@ def _together(options) -> None:
         raise BadInput("--output keeps replies, not comparisons; with --decoding compare use --json")
     if options.decoding == "autoregressive" and options.beside is not None:
         raise BadInput("--with lookup drafts beside a head, and --decoding autoregressive drafts nothing; leave out one of them")
-    if not options.group.is_single:
+    if not options.group.is_single or options.workers.ray_workers:
         _in_a_group(options)
+    if not options.group.is_single and options.workers.ray_workers:
+        raise BadInput("--ray-workers decodes in processes that Ray starts; leave out --distributed and --coordinator")
     if options.target is not None and options.drafter is None and options.decoding != "autoregressive":
         raise BadInput("--drafter is missing: name the head for --target, or use --decoding autoregressive")
     if options.interactive:
@@ -124,7 +127,7 @@ def _in_a_group(options) -> None:
         if getattr(options, name):
             raise BadInput(f"{flag(name)} is for one process; several decode a file of --prompts into --output")
     if options.decoding == "compare":
-        raise BadInput("--decoding compare times one process; leave out --distributed and --coordinator")
+        raise BadInput("--decoding compare times one process; leave out --distributed, --coordinator and --ray-workers")
     if options.prompts in (None, "-") or options.output is None:
         raise BadInput("--prompts and --output are missing: several processes decode a file of prompts into a file of replies")
 

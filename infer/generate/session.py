@@ -92,15 +92,21 @@ def tune(prepared: Prepared, longest: int) -> Prepared:
     return prepared if task is prepared.task else prepare(task, prepared.tokenizer)
 
 
-def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
-    """Decodes the prompts; returns the exit code."""
+def plan(task: Task, given: Sequence[prompts.Prompt]) -> tuple[Prepared, Turns, list[int], list[str]]:
+    """The task with its pair and the settings that were measured for it, the replies that are asked for, of each prompt its seed,
+    and the hash of each reply's line. Raises BadInput as `prepare` and `Turns`."""
     prepared = prepare(task)
     decoding = prepared.task.decoding
     turns = Turns(given, prepared.encode, decoding.n)
     prepared = tune(prepared, turns.longest(decoding.limits.new, prepared.context))
+    seeds = read_seeds(prepared.task.decoding.seed, len(given))
+    return prepared, turns, seeds, hashes.runs_of(prepared, turns, seeds)
+
+
+def run(task: Task, given: Sequence[prompts.Prompt]) -> int:
+    """Decodes the prompts; returns the exit code."""
+    prepared, turns, seeds, runs = plan(task, given)
     task, decoding = prepared.task, prepared.task.decoding
-    seeds = read_seeds(decoding.seed, len(given))
-    runs = hashes.runs_of(prepared, turns, seeds)
     file = None if task.destination.file is None else ReplyFile(task.destination.file, Owner.of_runs(dict(enumerate(runs))))
     seen = json.dumps([runs, sorted(file.done) if file else []])
     what = "--prompts, --output, --settings (or infer.tune's file, which each host has; --settings none reads none), the pair"

@@ -8,6 +8,7 @@ from typing import Literal
 from infer.options import Weights
 from infer.settings import SettingsFile
 from infer.stopping import Stops
+from infer.workers import Workers
 from redrafter_jax.decode.propose.lookup_sizes import LookupSizes
 from redrafter_jax.decode.request import DRAFT_TOP_K, Limits, Sampling
 
@@ -67,11 +68,13 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Destination:
-    """Where replies go: into a file, to standard output as JSON lines, or there as text, which may be coloured."""
+    """Where replies go: into a file, to standard output as JSON lines, or there as text, which may be coloured. workers: who makes
+    them."""
 
     file: pathlib.Path | None = None
     json: bool = False
     no_color: bool = False
+    workers: Workers = Workers()
 
     @property
     def shows_text(self) -> bool:

@@ -11,7 +11,9 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from infer import distributed
 from infer.command import read_options, run_command
+from infer.distributed import Group
 from infer.options import Weights
 from infer.serve import checks
 from redrafter_jax.decode.request import DRAFT_TOP_K
@@ -30,6 +32,7 @@ class Options:
     }
     VALUES: ClassVar = {
         "target": "MODEL", "lora": "FOLDER", "drafter": "HEAD", "chat_template": "FILE", "model_name": "NAME",
+        "chat_template_kwargs": "JSON",
         "beam_width": "W", "beam_length": "L", "chunk_tokens": "N",
         "node_budget": "N", "draft_top_k": "K", "logprobs": "K", "mesh": "D M", "cache_dir": "FOLDER", "api_key_file": "FILE",
         "cors_origin": "ORIGIN", "settings": "FILE",
@@ -39,6 +42,7 @@ class Options:
         "python -m infer.serve --port 8000 --batch-size 16",
         "python -m infer.serve --target MODEL --drafter HEAD --max-length 4096 --logprobs 0",
         "python -m infer.serve --target MODEL --drafter HEAD --host 0.0.0.0 --api-key-file keys",
+        "python -m infer.serve --target MODEL --drafter HEAD --distributed",
     )
 
     target: str | None = None
@@ -52,6 +56,9 @@ class Options:
     """lookup: draft with the head and with a lookup at once."""
     chat_template: str | None = None
     """Jinja file that messages are written with, or `vicuna`; by default the tokenizer's own, and Vicuna's where it has none."""
+    chat_template_kwargs: str | None = None
+    """JSON object of further variables that the chat template reads, such as '{"enable_thinking": false}' of Qwen3; a request's own
+    `chat_template_kwargs` go before them."""
     model_name: str | None = None
     """How requests call the model; by default the name that --target was given, or `embedded`."""
     decoding: Literal["speculative", "autoregressive"] | None = None
@@ -78,6 +85,9 @@ class Options:
     logprobs: int = 20
     """The likeliest tokens whose log-probabilities a request may ask for. They cost a few percent of every round, whoever asks; 0
     leaves them out."""
+    prompt_logprobs: bool = False
+    """Let completions with `echo` and `logprobs` have those of the prompt's tokens too, as lm-eval asks for. The programs that read
+    prompts are compiled twice for it; no other request is slower."""
     no_penalties: bool = False
     """Leave out penalties and min_tokens, which cost a few percent of every round too."""
     no_prefix_reuse: bool = False
@@ -113,9 +123,10 @@ class Options:
     """How the matrices of the target's layers are stored: int8 or fp8, or as --dtype; by default as --dtype, or as a quantised
     checkpoint has them."""
     mesh: tuple[int, int] | None = None
-    """Devices over which rows (D) and the models (M) are split; by default what suits them."""
+    """Devices over which rows (D) and the models (M) are split, of all processes; by default what suits them."""
     cache_dir: pathlib.Path | None = None
     """Folder for compiled programs, as in infer.generate, so that the next start compiles nothing."""
+    group: tyro.conf.OmitArgPrefixes[Group] = Group()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -128,11 +139,16 @@ def _main(arguments: list[str] | None) -> int:
     checks.alone(options)
     checks.packages()
     keys = checks.read_keys(options.api_key_file)
-    if not keys and not checks.is_of_this_machine(options.host):
+    listens = options.group.process_id in (None, 0)  # the other processes follow the first
+    if listens and not keys and not checks.is_of_this_machine(options.host):
         print(f"note: --host {options.host} is reached from other machines, and no API key is needed", file=sys.stderr)
-    from infer.serve import session  # JAX is imported here
 
-    return session.run(options, keys)
+    def serve() -> int:
+        from infer.serve import session  # JAX is imported here
+
+        return session.run(options, keys)
+
+    return distributed.run(options.group, serve)
 
 
 if __name__ == "__main__":

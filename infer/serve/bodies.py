@@ -84,6 +84,7 @@ class ChatBody(Body):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     echo: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def unsupported(self) -> list[str]:
         return sorted([*super().unsupported(), *(["echo"] if self.echo else [])])

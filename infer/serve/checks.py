@@ -5,7 +5,7 @@ import ipaddress
 import os
 import pathlib
 
-from infer import drafting
+from infer import drafting, templates
 from infer.options import changed, check_number, check_range, check_ranges
 from infer.settings import NONE
 from redrafter_jax.errors import BadInput
@@ -31,6 +31,12 @@ def alone(options) -> None:
         check_range("chunk_tokens", options.chunk_tokens, *CHUNK_TOKENS)
         if options.chunk_tokens % CHUNK_TOKENS[0]:
             raise BadInput(f"--chunk-tokens should be a multiple of {CHUNK_TOKENS[0]}, not {options.chunk_tokens}")
+    templates.read_kwargs(options.chat_template_kwargs)
+    options.group.check()
+    if options.prompt_logprobs and not options.logprobs:
+        raise BadInput(
+            "--prompt-logprobs reports as many as --logprobs says, and --logprobs 0 leaves them out; leave out one of them"
+        )
     drafting.check(options.drafter, options.beside, None, None)
     searches = changed(options, OF_A_SEARCH)
     drafting.check_search(options.drafter, searches)

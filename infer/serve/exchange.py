@@ -34,7 +34,7 @@ class Exchange:
         self._worker, self._loop, self._ready = worker, asyncio.get_running_loop(), asyncio.Event()
         self._seconds, self._deadline = seconds, self._loop.time() + seconds
         self._latest: dict[int, tuple[Reply | None, bool, Refusal | None]] = {}
-        self._growths = [Growth(stopper, *each) for each in zip(order.requests, order.echoes, strict=True)]
+        self._growths = [Growth(stopper, *each, order.silent) for each in zip(order.requests, order.echoes, strict=True)]
         self._jobs = [
             Job(request, _watched(stopper, request), order.streams, functools.partial(self._tell, index))
             for index, request in enumerate(order.requests)

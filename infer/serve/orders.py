@@ -6,9 +6,9 @@ Not here: the fields (`bodies.py`), decoding (`worker.py`), replies (`responses.
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from infer import prompts
+from infer import prompts, templates
 from infer.options import read_seeds
 from infer.serve import bodies
 from infer.serve.bodies import Body, ChatBody, CompletionBody
@@ -29,7 +29,7 @@ class Order:
     """What one HTTP request asks for: ``requests``, one for each choice, prompt by prompt.
 
     echoes: for each choice the text that stands before its reply; logprobs: likeliest tokens that are shown beside each token, None
-    where no log-probabilities are; usage, metrics, drafts: whether the reply has them.
+    where no log-probabilities are; usage, metrics, drafts: whether the reply has them; silent: there is no reply, only its echo.
     """
 
     is_chat: bool
@@ -42,6 +42,7 @@ class Order:
     usage: bool = False
     metrics: bool = False
     drafts: bool = False
+    silent: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -51,32 +52,43 @@ class Order:
 
 class Orders:
     """Reads bodies for one pair and its room. name: how requests call the model; most: replies of one request; template: writes
-    messages, in place of the tokenizer's own; metrics: whether every reply has them.
+    messages, in place of the tokenizer's own, with the variables ``kwargs``; metrics: whether every reply has them.
 
     Its methods raise Refusal for what cannot be served; they may be called from one thread at a time.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer, room: Room, name: str, most: int, template: str | None = None, metrics: bool = False
+        self,
+        engine: Engine,
+        tokenizer,
+        room: Room,
+        name: str,
+        most: int,
+        template: str | None = None,
+        metrics: bool = False,
+        kwargs: Mapping[str, object] | None = None,
     ):
         self.name, self._most, self._metrics = name, most, metrics
-        self._engine, self._tokenizer, self._room, self._template = engine, tokenizer, room, template
+        self._engine, self._tokenizer, self._room = engine, tokenizer, room
+        self._template, self._kwargs = template, dict(kwargs or {})
         self._config = engine.target.config
 
     def completion(self, body: CompletionBody) -> Order:
         """The order of a `/v1/completions`."""
         with _checked(body):
             self._check(body)
-            if body.echo and body.logprobs is not None:
-                raise BadInput("echo has no log-probabilities of the prompt; leave out logprobs or echo")
+            if body.echo and body.logprobs is not None and not self._room.scores:
+                raise BadInput("echo with logprobs is off: the server was started without --prompt-logprobs")
             if body.logprobs is not None:
                 require("logprobs", wrong_number("logprobs", body.logprobs))
             given = _each(body.prompt)
             self._check_count(len(given), body)
             ids = [self._encode("prompt", "prompt" if isinstance(one, str) else "token_ids", one) for one in given]
-            default = min(DEFAULT_NEW_TOKENS, self._room.bucket.new)
+            new = _or(body.max_tokens, min(DEFAULT_NEW_TOKENS, self._room.bucket.new))
             echoes = [self._text(one) if body.echo else "" for one in given]
-            return self._order(body, ids, echoes, _or(body.max_tokens, default), body.logprobs)
+            silent = bool(body.echo) and new == 0  # a token is decoded for it and not shown
+            order = self._order(body, ids, echoes, 1 if silent else new, body.logprobs)
+            return dataclasses.replace(order, silent=silent)
 
     def chat(self, body: ChatBody) -> Order:
         """The order of a `/v1/chat/completions`."""
@@ -89,7 +101,9 @@ class Orders:
                 if not body.logprobs:
                     raise BadInput("top_logprobs goes with logprobs: true")
             self._check_count(1, body)
-            ids = self._encode("messages", "messages", bodies.messages_of(body))
+            own = body.chat_template_kwargs or {}
+            kwargs = self._kwargs | templates.check_kwargs(own, "chat_template_kwargs")
+            ids = self._encode("messages", "messages", bodies.messages_of(body), kwargs)
             asked = _or(body.max_completion_tokens, body.max_tokens)
             logprobs = (body.top_logprobs or 0) if body.logprobs else None
             return self._order(body, [ids], [""], _or(asked, self._room.bucket.new), logprobs)
@@ -111,13 +125,12 @@ class Orders:
             what = f"{prompts} prompts with {_or(body.n, 1)} replies each"
             raise BadInput(f"n: {what} are more than the {self._most} replies that this server takes at once")
 
-    def _encode(self, where: str, kind: str, content: object) -> list[int]:
+    def _encode(self, where: str, kind: str, content: object, kwargs: Mapping[str, object] | None = None) -> list[int]:
         if kind != "token_ids" or content:
             prompts.check_content(where, kind, content)
         longest = self._room.bucket.prompt
-        ids = prompts.encode(
-            prompts.Prompt(where, kind, content), self._tokenizer, self._config.vocab_size, 1 << 30, self._template
-        )
+        how = self._config.vocab_size, 1 << 30, self._template, kwargs
+        ids = prompts.encode(prompts.Prompt(where, kind, content), self._tokenizer, *how)
         if len(ids) > longest:
             message = f"{where} has {len(ids)} tokens; this server has room for prompts of at most {longest}"
             raise Refusal(400, message, where, "context_length_exceeded")
@@ -138,6 +151,8 @@ class Orders:
         requests = self._engine.requests(ids, sampling, limits, read_seeds(seed, len(ids)), self._stop_ids(body))
         if n != 1:
             requests = repeat(requests, n)
+        if logprobs is not None and getattr(body, "echo", None):
+            requests = [dataclasses.replace(request, scores_prompt=True) for request in requests]
         for request in requests:
             self._room.check(request)
         return Order(

@@ -4,6 +4,7 @@ Beyond OpenAI's fields: ``seed``, with which the same request gives the same tex
 ``metrics`` and ``drafts`` where they were asked for. Not here: which text is new (`growth.py`), HTTP (`routes.py`).
 """
 
+import itertools
 import secrets
 import time
 from collections.abc import Sequence
@@ -118,19 +119,21 @@ class Responses:
 
     def _completion_logprobs(self, delta: Delta) -> Logprobs:
         reply, first, text_of = delta.reply, delta.first, self._tokens.text_of
-        offsets, offset = [], delta.offset
-        for piece in delta.pieces:
-            offsets.append(offset)
-            offset += len(piece)
+        new = list(zip(reply.token_ids[first:], reply.logprobs[first:], reply.top_logprobs[first:], strict=True))
+        offsets = _offsets(delta.pieces, delta.offset)[: len(new)]
+        if delta.prompt:  # nothing is said of the first token, for nothing came before it
+            ids, pieces = zip(*delta.prompt, strict=True)
+            new = [*zip(ids, [None, *reply.prompt_logprobs], [None, *reply.prompt_top_logprobs], strict=True), *new]
+            offsets = _offsets(pieces, 0) + offsets
         tops = []
-        for token, value, top in zip(reply.token_ids[first:], reply.logprobs[first:], reply.top_logprobs[first:], strict=True):
-            shown = dict(list(top.items())[: self._order.logprobs]) | {token: value}
-            tops.append({text_of(each): _finite(logprob) for each, logprob in shown.items()})
+        for token, value, top in new:
+            shown = None if top is None else dict(list(top.items())[: self._order.logprobs]) | {token: value}
+            tops.append(shown and {text_of(each): _finite(logprob) for each, logprob in shown.items()})
         return Logprobs.model_construct(
-            tokens=[text_of(token) for token in reply.token_ids[first:]],
-            token_logprobs=[_finite(value) for value in reply.logprobs[first:]],
+            tokens=[text_of(token) for token, _, _ in new],
+            token_logprobs=[None if value is None else _finite(value) for _, value, _ in new],
             top_logprobs=tops if self._order.logprobs else None,
-            text_offset=offsets[: len(reply.token_ids) - first],
+            text_offset=offsets,
         )
 
     def _chat_logprobs(self, delta: Delta, kind: type) -> whole.ChoiceLogprobs | chunk.ChoiceLogprobs | None:
@@ -157,6 +160,11 @@ def _ending(delta: Delta | None) -> dict:
     if delta is None or not delta.done:
         return {"finish_reason": None}
     return {"finish_reason": delta.reply.finish_reason, "stop_reason": delta.reply.stop_reason}
+
+
+def _offsets(pieces: Sequence[str], before: int) -> list[int]:
+    """Where each piece begins in a text."""
+    return list(itertools.accumulate(map(len, pieces), initial=before))[:-1]
 
 
 def _finite(logprob: float) -> float:

@@ -16,6 +16,7 @@ from infer import adapting, notes, pair, programs, proposers, settings, template
 from infer.completion import Pair
 from infer.drafting import has_head, wanted_lookup
 from infer.options import changed, check_drafted, check_tree
+from infer.serve import members
 from infer.serve.checks import OF_A_SEARCH, chooses_search
 from infer.serve.meters import Meters
 from infer.serve.orders import Orders
@@ -24,6 +25,7 @@ from infer.serve.worker import Worker
 from infer.terminal import compiling
 from redrafter_jax.decode.batch import stop_id_columns
 from redrafter_jax.decode.engine import Engine
+from redrafter_jax.decode.led import BEAT_SECONDS, Led
 from redrafter_jax.decode.policy import Needs, needs_of
 from redrafter_jax.decode.prefill import Bucket
 from redrafter_jax.decode.propose.lookup import Lookup
@@ -31,7 +33,7 @@ from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.decode.request import Limits, Sampling, require, wrong_for_context
 from redrafter_jax.decode.room import Room
 from redrafter_jax.decode.scheduler import Scheduler
-from redrafter_jax.devices import memory, placement
+from redrafter_jax.devices import memory, placement, processes
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.target import TargetConfig
 
@@ -49,11 +51,12 @@ def run(options, keys: Sequence[bytes]) -> int:
     began = time.perf_counter()
     programs.use_cache(options.cache_dir)
     template = None if options.chat_template is None else templates.read(options.chat_template)
-    listener = bind(options.host, options.port)
+    listener = members.listen(lambda: bind(options.host, options.port))
     loaded, scheduler = load(options)
     name = options.model_name or options.target or "embedded"
-    house = furnish(loaded, scheduler, name, options, keys, template)
     prepare(scheduler, loaded)
+    if listener is None:
+        return members.follow(scheduler)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     room = scheduler.room
@@ -62,7 +65,11 @@ def run(options, keys: Sequence[bytes]) -> int:
     def say_ready() -> None:
         print(f"ready after {time.perf_counter() - began:.1f} s: {name} on {address} ({rows})", file=sys.stderr, flush=True)
 
-    return serve(house, listener, options.drain_seconds, say_ready)
+    def begin(shared: Scheduler | Led) -> int:
+        house = furnish(loaded, shared, name, options, keys, template)
+        return serve(house, listener, options.drain_seconds, say_ready)
+
+    return members.lead(scheduler, begin)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -94,7 +101,7 @@ def load(options) -> tuple[Pair, Scheduler]:
     lookup = None if is_plain else proposers.lookup_of(wanted_lookup(options.drafter, options.beside, None, None))
     shape = shape_of(options, found, lookup) if with_head else None
     length, rows = options_length(options, found), options.batch_size
-    resolved = pair.plan(found, options.mesh, rows, length, proposers.drafted_length(shape, lookup))
+    resolved = pair.plan(found, options.mesh, rows, length, proposers.drafted_length(shape, lookup), together=True)
     if with_head and not chooses_search(options):
         resolved, shape = tune(options, resolved, shape, length)
     rows = -(-rows // resolved.mesh[0]) * resolved.mesh[0]
@@ -103,9 +110,8 @@ def load(options) -> tuple[Pair, Scheduler]:
     check_memory(resolved, room, rows)
     notes.say(resolved.target, [resolved.drafter], resolved.numbers, resolved.adapter)
     if resolved.why is not None:
-        print(resolved.why, file=sys.stderr)
-    says_how = options.decoding is not None or changed(options, OF_A_SEARCH)
-    others = () if says_how else adapting.others(shape)
+        processes.say(resolved.why, sys.stderr)
+    others = () if options.decoding is not None or changed(options, OF_A_SEARCH) else adapting.others(shape)
     loaded = pair.fill(resolved, tokenizer, shape or Shape(), lookup=lookup, others=others)
     loaded.engine.runner.on_compile = functools.partial(compiling, True, jax.config.jax_compilation_cache_dir)
     return loaded, schedule(loaded.engine, rows, room, not options.no_prefix_reuse)
@@ -158,7 +164,7 @@ def make_room(options, target: TargetConfig, drafted: int, length: int) -> Room:
     longest, new = options.max_prompt_tokens or length - 1, options.max_tokens_limit or length - 1
     *ends, chunk = CPU_CHUNKS if jax.default_backend() == "cpu" else CHUNKS
     bucket = Bucket(longest, new, drafted, length, options.chunk_tokens or chunk)
-    return Room(bucket, needs(most, not options.no_penalties), 0, tuple(ends))
+    return Room(bucket, needs(most, not options.no_penalties), 0, tuple(ends), options.prompt_logprobs)
 
 
 def needs(logprobs: int, penalties: bool) -> Needs:
@@ -184,13 +190,16 @@ def check_memory(resolved: pair.Resolved, room: Room, rows: int) -> None:
 
 
 def furnish(
-    loaded: Pair, scheduler: Scheduler, name: str, options, keys: Sequence[bytes] = (), template: str | None = None
+    loaded: Pair, scheduler: Scheduler | Led, name: str, options, keys: Sequence[bytes] = (), template: str | None = None
 ) -> House:
     """Everything that the application needs."""
     room, rows = scheduler.room, scheduler.rows
     meters = Meters(name, rows * room.bucket.slots)
-    worker = Worker(scheduler, options.look_ms / 1e3, options.max_queue, meters)
-    orders = Orders(loaded.engine, loaded.tokenizer, room, name, rows + options.max_queue, template, options.request_metrics)
+    beat = BEAT_SECONDS if isinstance(scheduler, Led) else None
+    worker = Worker(scheduler, options.look_ms / 1e3, options.max_queue, meters, beat)
+    kwargs = templates.read_kwargs(options.chat_template_kwargs)
+    how = rows + options.max_queue, template, options.request_metrics, kwargs
+    orders = Orders(loaded.engine, loaded.tokenizer, room, name, *how)
     given = options.max_seconds, tuple(keys), options.cors_origin, options.max_request_bytes
     return House(orders, worker, meters, loaded.tokenizer, room.longest, *given)
 

@@ -48,15 +48,16 @@ class Job:
 
 
 class Worker:
-    """queue: requests that may wait for a row; on_end: called once, in the worker's thread, where it cannot go on.
+    """queue: requests that may wait for a row; on_end: called once, in the worker's thread, where it cannot go on; beat: seconds
+    within which a step is made also where there is nothing to do, None for never.
 
     A step that fails ends the requests that there are with an error. The next ones start from an empty batch; where that cannot be
     made any more, or fails as well before any reply is complete, the worker ends.
     """
 
-    def __init__(self, scheduler: Scheduler, look_seconds: float, queue: int, meters: Meters):
+    def __init__(self, scheduler: Scheduler, look_seconds: float, queue: int, meters: Meters, beat: float | None = None):
         self.on_end: Callable[[], None] = lambda: None
-        self._scheduler, self._look_seconds, self._meters = scheduler, look_seconds, meters
+        self._scheduler, self._look_seconds, self._meters, self._beat = scheduler, look_seconds, meters, beat
         self._most = scheduler.rows + queue
         self._wake = threading.Condition()
         self._jobs: set[Job] = set()
@@ -120,13 +121,13 @@ class Worker:
                 self._fail(error)
 
     def _take(self) -> tuple[list[Job], list[Job]]:
-        """What came in; sleeps while there is nothing to do."""
+        """What came in; sleeps while there is nothing to do, for a beat at most."""
 
         def has_work() -> bool:
             return bool(self._new or self._gone or self._by_ticket or self._is_stopping)
 
         with self._wake:
-            self._wake.wait_for(has_work)
+            self._wake.wait_for(has_work, self._beat)
             taken, self._new, self._gone = (self._new, self._gone), [], []
             return taken
 
@@ -138,7 +139,8 @@ class Worker:
             if self._by_ticket.pop(job.ticket, None) is not None:  # else it was complete before its client went away
                 self._scheduler.cancel(job.ticket)
                 self._meters.cancelled()
-        events = self._scheduler.step(self._rounds(), self._watch, self._look_seconds)
+        is_watched = any(job.watched is not None for job in self._by_ticket.values())
+        events = self._scheduler.step(self._rounds(), self._watch if is_watched else None, self._look_seconds)
         now, used = time.perf_counter(), 0
         for event in events:
             job = self._by_ticket[event.ticket]

@@ -30,7 +30,8 @@ MIN_STOP_IDS = 4  # columns of the table of stop ids, so that a row may have non
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A prompt of token ids and how to continue it: what one row of a batch decodes. stop_ids: each ends the reply; sample:
-    which of several replies with one seed it is; index: the number of the prompt in its call."""
+    which of several replies with one seed it is; index: the number of the prompt in its call; scores_prompt: the reply has the
+    log-probabilities of the prompt's tokens too, of which `Sampling.logprobs` says how many (a `Scheduler` whose room has them)."""
 
     prompt: Sequence[int] | np.ndarray
     sampling: Sampling
@@ -39,6 +40,7 @@ class Request:
     stop_ids: tuple[int, ...]
     sample: int = 0
     index: int = 0
+    scores_prompt: bool = False
 
 
 def make_requests(

@@ -28,24 +28,30 @@ class Chunk:
     prefixes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
-def read_chunk(model: Target, kv: cache.KVCache, chunk: Chunk) -> tuple[cache.KVCache, jax.Array, jax.Array]:
-    """The cache with the chunk's tokens, the hidden state ``[B, D]`` of each row's last token in the chunk, and whether that is
-    the last of its prompt, ``[B]``."""
-    N, length_B = chunk.tokens.shape[1], chunk.length
-    left_B = jnp.clip(length_B - chunk.start, 0, N)  # the row's tokens in this chunk
+def read_chunk(model: Target, kv: cache.KVCache, chunk: Chunk) -> tuple[cache.KVCache, jax.Array]:
+    """The cache with the chunk's tokens, and their hidden states ``[B, N, D]``."""
+    N = chunk.tokens.shape[1]
+    left_B = _left(chunk)
     valid_BN = jnp.arange(N) < left_B[:, None]
     positions_BN = jnp.broadcast_to(chunk.start + jnp.arange(N), chunk.tokens.shape) + jnp.zeros_like(chunk.tokens)
     lengths_BN = jnp.broadcast_to(chunk.arrives[:, None], chunk.tokens.shape)
     before = kv if any(chunk.prefixes) else None
     made = model(chunk.tokens, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=chunk.prefixes)
-    ends_here_B = (left_B > 0) & (length_B <= chunk.start + N)
-    return cache.append(kv, made.rows, left_B), take_rows(made.hidden, left_B - 1), ends_here_B
+    return cache.append(kv, made.rows, left_B), made.hidden
 
 
-def read_on(model: Target, kv: cache.KVCache, h_BD: jax.Array, chunk: Chunk) -> tuple[cache.KVCache, jax.Array]:
-    """The cache with the chunk's tokens; and h ``[B, D]``, which is that of the last token where a row's prompt ends here."""
-    kv, newest_BD, ends_here_B = read_chunk(model, kv, chunk)
-    return kv, jnp.where(ends_here_B[:, None], newest_BD, h_BD)
+def read_on(model: Target, kv: cache.KVCache, h_BD: jax.Array, chunk: Chunk) -> tuple[cache.KVCache, jax.Array, jax.Array]:
+    """The cache with the chunk's tokens; h ``[B, D]``, which is that of the last token where a row's prompt ends here; and the
+    hidden states ``[B, N, D]`` of all of them."""
+    kv, hidden_BND = read_chunk(model, kv, chunk)
+    left_B = _left(chunk)
+    ends_here_B = (left_B > 0) & (chunk.length <= chunk.start + hidden_BND.shape[1])
+    return kv, jnp.where(ends_here_B[:, None], take_rows(hidden_BND, left_B - 1), h_BD), hidden_BND
+
+
+def _left(chunk: Chunk) -> jax.Array:
+    """``[B]``: the row's tokens in this chunk."""
+    return jnp.clip(chunk.length - chunk.start, 0, chunk.tokens.shape[1])
 
 
 def unread(model: Target, rows: int, slots: int) -> tuple[cache.KVCache, jax.Array]:

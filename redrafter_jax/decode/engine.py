@@ -24,7 +24,7 @@ from redrafter_jax.decode.report import Report
 from redrafter_jax.decode.request import Limits, Sampling, check_stop_ids, require, wrong_number
 from redrafter_jax.decode.room import Inputs, room_for
 from redrafter_jax.decode.runner import Runner
-from redrafter_jax.decode.scheduler import Scheduler, in_order
+from redrafter_jax.decode.scheduler import Scheduler
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.target import Target
@@ -182,6 +182,8 @@ class Engine:
 
     def _inputs(self, requests: list[Request], rows: int) -> tuple[Inputs, prefill.Bucket]:
         room = room_for(requests, self.runner.context, self.proposer.round.length)
+        if any(request.scores_prompt for request in requests):
+            raise BadInput("scores_prompt is for a scheduler whose room has scores")
         return self.runner.put(requests, max(rows, len(requests)), room), room.bucket
 
 
@@ -191,3 +193,13 @@ def _check_proposer(proposer: object) -> Proposer:
     if not isinstance(proposer, Proposer):
         raise BadInput(f"proposer should be a Proposer, such as Recurrent(drafter, Shape(4, 4)), not {shown(proposer)}")
     return proposer
+
+
+def in_order(scheduler: Scheduler, requests: Iterable[Request]) -> Iterator[Reply]:
+    """The replies to all of them, in their order, each as soon as those before it are complete."""
+    tickets = [scheduler.submit(request) for request in requests]
+    replies: dict[int, Reply] = {}
+    for ticket in tickets:
+        while ticket not in replies:
+            replies |= {event.ticket: event.reply for event in scheduler.step() if event.done}
+        yield replies.pop(ticket)

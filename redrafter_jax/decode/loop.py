@@ -60,7 +60,7 @@ def run(
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
 
-start = jax.jit(prefill.prefill, static_argnames="bucket")
+start = jax.jit(prefill.prefill, static_argnames=("bucket", "scores"))
 
 
 def end(state: DecodeState, rows_B: jax.Array) -> DecodeState:

@@ -2,12 +2,14 @@
 proposer's memory."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.decode import adjust, commit, logprobs, sample
+from redrafter_jax.decode import adjust, commit, logprobs, sample, score
 from redrafter_jax.decode.chunk import TILE_SLOTS, Chunk, read_on, unread
 from redrafter_jax.decode.policy import Policy
 from redrafter_jax.decode.propose.proposer import Memory, Proposer
@@ -77,10 +79,17 @@ def prefill(
     stop_ids_BX: jax.Array,
     policy: Policy,
     bucket: Bucket,
+    scores: bool = False,
 ) -> commit.DecodeState:
-    """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens."""
-    kv, h_BD = read(target, prompts_BT, length_B, bucket.slots)
-    return begin(target, proposer, kv, h_BD, None, prompts_BT, limit_B, stop_ids_BX, policy, bucket)
+    """Reads left-aligned prompts ``[B, T]`` (T = bucket.prompt, padded with any id) of ``length`` >= 1 tokens. scores: the state
+    has the log-probabilities of the prompts' tokens too (`score.py`), where the policy reports any."""
+    given = (prompts_BT, limit_B, stop_ids_BX, policy, bucket)
+    if not scores:
+        return begin(target, proposer, *read(target, prompts_BT, length_B, bucket.slots), None, *given)
+    watch = score.PromptScores(target, policy, prompts_BT)
+    kv, h_BD, found = read_and_watch(target, prompts_BT, length_B, bucket.slots, None, watch.add, watch.empty())
+    state = begin(target, proposer, kv, h_BD, None, *given)
+    return dataclasses.replace(state, logprobs=score.put(state.logprobs, found, length_B))
 
 
 def read(
@@ -92,6 +101,13 @@ def read(
     Args:
       arrives: the length of the text that the tokens arrive with (`Target`), if it is not ``length``.
     """
+    return read_and_watch(target, tokens_BT, length_B, slots, arrives, lambda seen, *_: seen, ())[:2]
+
+
+def read_and_watch(
+    target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int, arrives: int | None, watch: Callable, seen
+) -> tuple[cache.KVCache, jax.Array, Any]:
+    """Likewise; and what ``watch(seen, start, hidden_BND)`` makes of ``seen`` at each chunk that begins at the token ``start``."""
     B, T = tokens_BT.shape
     chunk = min(T, CHUNK_TOKENS)
     chunks, sizes = -(-T // chunk), prefixes(T)
@@ -99,12 +115,14 @@ def read(
     padded_BT = jnp.pad(tokens_BT, ((0, 0), (0, chunks * chunk - T)))
 
     def read_one(index, carry):
+        *before, seen = carry
         start = index * chunk
         tokens_BN = jax.lax.dynamic_slice_in_dim(padded_BT, start, chunk, axis=1)
-        return read_on(target, *carry, Chunk(tokens_BN, start, length_B, arrives_B, sizes))
+        kv, h_BD, hidden_BND = read_on(target, *before, Chunk(tokens_BN, start, length_B, arrives_B, sizes))
+        return kv, h_BD, watch(seen, start, hidden_BND)
 
     needed = -(-jnp.max(length_B) // chunk)  # by the longest prompt, which may be shorter than its bucket
-    return jax.lax.fori_loop(0, needed, read_one, unread(target, B, max(slots, chunks * chunk)))
+    return jax.lax.fori_loop(0, needed, read_one, (*unread(target, B, max(slots, chunks * chunk)), seen))
 
 
 def begin(

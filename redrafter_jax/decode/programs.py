@@ -39,7 +39,8 @@ class Refilled:
 
     A prompt is read by ``take(state, row, length)``, by ``reads[N](weights, reading, tokens, start, length)`` for each chunk of N
     tokens, and by ``begin(weights, reading, tokens, limit, stop_ids, policy)``, which are those of `reading`, with the weights of
-    the first way; the last two donate what was read.
+    the first way; the last two donate what was read. ``scoring(weights, *inputs)`` is `loop.start` of a few rows with the
+    log-probabilities of their prompts; None where no request may ask for them.
 
     rows: r of each program, ascending; ways: how many there are.
     """
@@ -53,6 +54,7 @@ class Refilled:
     runs: Mapping[tuple[int, int], jax.stages.Compiled]
     text: jax.stages.Compiled
     logprobs: jax.stages.Compiled | None
+    scoring: jax.stages.Compiled | None
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -114,11 +116,12 @@ def compile_refilled(
         "begin": jax.jit(begin, donate_argnums=1).lower(weights, one, tokens, *others),
         "text": jax.jit(ladder.row_of).lower(texts, number),
         **({} if state.logprobs is None else {"logprobs": jax.jit(ladder.row_of).lower(state.logprobs, number)}),
+        **({"scoring": jax.jit(_start(structure, bucket, scores=True)).lower(weights, *few)} if room.scores else {}),
     }
     runs = _lower_runs(target, ways, state, sizes)
     reads = [jax.jit(read, donate_argnums=1).lower(weights, one, tokens[:, :size], number, length) for size in room.chunks]
     compiled = iter(_compile(*lowered.values(), *runs.values(), *reads))
-    named = {"logprobs": None} | {name: next(compiled) for name in lowered}
+    named = {"logprobs": None, "scoring": None} | {name: next(compiled) for name in lowered}
     return Refilled(**named, runs={key: next(compiled) for key in runs}, reads={size: next(compiled) for size in room.chunks})
 
 
@@ -142,9 +145,9 @@ def _split(target: Target, proposer: Proposer) -> tuple:
     return structure, weights
 
 
-def _start(structure, bucket: prefill.Bucket) -> Callable:
+def _start(structure, bucket: prefill.Bucket, scores: bool = False) -> Callable:
     def start(weights, *inputs):
-        return loop.start(*structure.unflatten(weights), *inputs, bucket=bucket)
+        return loop.start(*structure.unflatten(weights), *inputs, bucket=bucket, scores=scores)
 
     return start
 

@@ -11,13 +11,14 @@ from redrafter_jax.devices import processes
 
 
 class Reader:
-    """A request's prompt, of which ``taken`` tokens come from a row of the running state. tokens: how many are there so far."""
+    """A request's prompt, of which ``taken`` tokens come from a row of the running state. tokens: how many are there so far. A
+    request that scores its prompt is read as a whole, by a program of its own."""
 
     def __init__(self, runner: Runner, programs: Refilled, room: Room, request: Request, state: DecodeState, row: int, taken: int):
         self.request, self.source, self.taken, self.tokens = request, row, taken, taken
         self._runner, self._programs, self._room = runner, programs, room
         self._inputs = runner.put([request], runner.rows_at_least, room)
-        self._reading = runner.on_mesh(programs.take, state, np.int32(row), np.int32(taken))
+        self._reading = None if request.scores_prompt else runner.on_mesh(programs.take, state, np.int32(row), np.int32(taken))
 
     @property
     def is_complete(self) -> bool:
@@ -25,6 +26,9 @@ class Reader:
 
     def read(self) -> None:
         """The next chunk."""
+        if self.request.scores_prompt:
+            self.tokens = len(self.request.prompt)
+            return
         room, left = self._room, len(self.request.prompt) - self.tokens
         size = next((size for size in room.chunks if size >= left), room.chunks[-1])
         part = np.zeros((self._runner.rows_at_least, size), np.int32)
@@ -37,5 +41,7 @@ class Reader:
 
     def begin(self) -> DecodeState:
         """The state behind the whole prompt, of a few rows of which the first counts."""
+        if self.request.scores_prompt:
+            return self._runner.call(self._programs.scoring, *self._inputs)
         prompt, _, *others = self._inputs
         return self._runner.call(self._programs.begin, self._reading, prompt, *others)

@@ -67,7 +67,7 @@ def read(
 ) -> Reading:
     """With the chunk of N tokens that stand at slot ``start`` and after it; length: tokens of the prompt."""
     chunk = Chunk(tokens_GN, start, length_G, length_G, prefill.prefixes(bucket.prompt, bucket.pass_tokens))
-    kv, h_GD = read_on(target, reading.cache, reading.h, chunk)
+    kv, h_GD, _ = read_on(target, reading.cache, reading.h, chunk)
     return Reading(kv, h_GD, proposer.read(reading.memory, chunk))
 
 

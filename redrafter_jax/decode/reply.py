@@ -19,6 +19,7 @@ class Reply:
 
     logprobs: the log-probability of each token; top_logprobs: for each token the ids of the likeliest ones and their
     log-probabilities, the likeliest first. Both are None where `Sampling.logprobs` is 0, which says what they are of.
+    prompt_logprobs, prompt_top_logprobs: likewise of the prompt's tokens but the first, where `Request.scores_prompt`.
 
     scored: for the first token of each target pass the nodes that the pass scored, with the root; 0 for other tokens.
 
@@ -40,6 +41,8 @@ class Reply:
     top_logprobs: list[dict[int, float]] | None = None
     scored: list[int] = dataclasses.field(default_factory=list, repr=False)
     cached_tokens: int = 0
+    prompt_logprobs: list[float] | None = None
+    prompt_top_logprobs: list[dict[int, float]] | None = None
 
     @property
     def metrics(self) -> dict:

@@ -56,6 +56,8 @@ def reply_of(host: dict, row: int, request: Request, seconds: float, first_token
     stop = ids[-1] if ids and ids[-1] in request.stop_ids else None
     reason = "error" if host["failed"][row] else "stop" if stop is not None else "length"
     chosen, top = _logprobs(host["logprobs"], row, reply, request.sampling.logprobs)
+    prompt = slice(1, host["prompt"][row])
+    of_prompt = _logprobs(host["logprobs"], row, prompt, request.sampling.logprobs) if request.scores_prompt else (None, None)
     return Reply(
         token_ids=ids,
         drafted=host["drafted"][row, reply].tolist(),
@@ -71,6 +73,8 @@ def reply_of(host: dict, row: int, request: Request, seconds: float, first_token
         logprobs=chosen,
         top_logprobs=top,
         scored=host["scored"][row, reply].tolist(),
+        prompt_logprobs=of_prompt[0],
+        prompt_top_logprobs=of_prompt[1],
     )
 
 

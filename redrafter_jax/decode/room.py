@@ -20,12 +20,13 @@ Inputs = tuple[jax.Array, ...]
 @dataclasses.dataclass(frozen=True)
 class Room:
     """bucket: tokens of prompt and reply; needs: ways to sample; stop_columns: stop ids of a request; ends: numbers of tokens that
-    the last chunk of a prompt is filled up to, where it has fewer than a chunk."""
+    the last chunk of a prompt is filled up to, where it has fewer than a chunk; scores: whether requests may score prompts."""
 
     bucket: prefill.Bucket
     needs: Needs
     stop_columns: int
     ends: tuple[int, ...] = ()
+    scores: bool = False
 
     @property
     def longest(self) -> int:
@@ -49,6 +50,8 @@ class Room:
             raise BadInput(f"stop_ids should be at most {self.stop_columns}, not {len(request.stop_ids)}")
         if not self.needs.covers(needs_of([request.sampling], [request.limits.min_new])):
             raise BadInput(f"this way to sample was not prepared: {request.sampling}, min_new {request.limits.min_new}")
+        if request.scores_prompt and not (self.scores and request.sampling.logprobs):
+            raise BadInput("scores_prompt needs log-probabilities, and a room that was made with scores")
 
 
 def room_for(requests: Sequence[Request], context: int, length: int, prompt: int = 0) -> Room:

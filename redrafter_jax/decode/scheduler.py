@@ -22,7 +22,7 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -48,7 +48,8 @@ class Scheduler:
 
     decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
     rounds, the looks at them included; 0 before the first; rounds_of: rounds so far, by the name of the way; picker: decides
-    between ways, once there are several.
+    between ways, once there are several; clock: seconds, by which alone it decides anything: of several processes that decode
+    together it has to say the same in all (`led.py`).
     """
 
     def __init__(self, runner: Runner, rows: int, room: Room, reuses: bool = True, adapts: bool = False):
@@ -56,6 +57,7 @@ class Scheduler:
         self.decoded = self.offered = 0
         self.round_seconds = 0.0
         self.rounds_of: collections.Counter[str] = collections.Counter()
+        self.clock: Callable[[], float] = time.perf_counter
         self._runner = runner
         shards = runner.rows_at_least
         self._places = ladder.Places(rows, shards, ladder.ladder(rows, shards) if adapts else [rows])
@@ -84,6 +86,11 @@ class Scheduler:
     def is_reading(self) -> bool:
         """Whether one of them has a prompt that is read in part."""
         return self._reading is not None
+
+    @property
+    def next_ticket(self) -> int:
+        """Of the next request that is submitted."""
+        return self._tickets
 
     def prepare(self) -> None:
         """Compiles all programs, of which none is compiled later, and times their rounds where there are several ways. Left out,
@@ -134,7 +141,7 @@ class Scheduler:
         one chunk. At least one is, where a row is free."""
         if self._state is None:
             self.prepare()
-        self._fill(time.perf_counter() + reading_seconds)
+        self._fill(reading_seconds)
         if not self._seats:
             return []
         began, ran = time.perf_counter(), 0
@@ -187,10 +194,10 @@ class Scheduler:
             self._rounds[goal], self._counts[goal] = self._rounds[source], self._counts[source]
         return rows
 
-    def _fill(self, until: float) -> None:
-        has_read = False
+    def _fill(self, seconds: float) -> None:
+        until, has_read = self.clock() + seconds if self.waiting else 0.0, False
         while self.is_reading or (self._waiting and self.running < self.rows):
-            if has_read and time.perf_counter() >= until:
+            if has_read and self.clock() >= until:
                 return
             has_read = True
             if self._reading is None:
@@ -202,14 +209,14 @@ class Scheduler:
                 self._reading = None
 
     def _open(self, seat: Seat) -> tuple[Seat, Reader]:
-        row, taken = self._kept.find(seat.request.prompt)
+        row, taken = (0, 0) if seat.request.scores_prompt else self._kept.find(seat.request.prompt)
         return seat, Reader(self._runner, self._programs, self.room, seat.request, self._state, row, taken)
 
     def _insert(self, seat: Seat, reader: Reader) -> None:
         free = [row for row in self._places.order if row not in self._seats]
         row = self._kept.choose(free, reader.source, reader.taken)
         self._state = self._runner.on_mesh(self._programs.insert, self._state, np.int32(row), reader.begin())
-        self._kept.keep(row, seat.request.prompt, seat.request.limits.new)
+        self._kept.keep(row, [] if seat.request.scores_prompt else seat.request.prompt, seat.request.limits.new)
         self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0
 
     def _look(self, counts: dict) -> dict[int, Event]:
@@ -239,13 +246,3 @@ class Scheduler:
             del self._seats[row]
         if rows:
             self._state = self._runner.end(self._state, rows)
-
-
-def in_order(scheduler: Scheduler, requests: Iterable[Request]) -> Iterator[Reply]:
-    """The replies to all of them, in their order, each as soon as those before it are complete."""
-    tickets = [scheduler.submit(request) for request in requests]
-    replies: dict[int, Reply] = {}
-    for ticket in tickets:
-        while ticket not in replies:
-            replies |= {event.ticket: event.reply for event in scheduler.step() if event.done}
-        yield replies.pop(ticket)

@@ -89,14 +89,19 @@ def _most_of_data(load: Footprint, meshes: list[tuple[int, int]], fewest: int) -
 
 
 def resolve(
-    load: Footprint, mesh: tuple[int, int] | None, together: bool, what: str = "mesh", joins: str = "jax.distributed.initialize"
+    load: Footprint,
+    mesh: tuple[int, int] | None,
+    together: bool,
+    what: str = "mesh",
+    joins: str = "jax.distributed.initialize",
+    prefer: str | None = None,
 ) -> tuple[tuple[int, int], str | None]:
     """The given mesh, checked; or a recommended one and, where there is more than one device, a line that gives the reason.
 
     Args:
       together: all processes work on one mesh, as in training. Otherwise each process works on a mesh of its own devices,
         unless these are too few to hold the load. what: the name of the mesh; joins: the call by which a host joins the
-        others.
+        others; prefer: the axis that gets the devices where both would do, None for ``data`` if they work together, else ``model``.
 
     Raises:
       BadInput: see `check` and `recommend`; or the mesh leaves some of the processes out, or this host has not joined the others.
@@ -113,5 +118,7 @@ def resolve(
         return mesh, None
     each = memory.of_device(own[0])
     all_devices = group and (together or (each is not None and not load.holding(load.meshes(len(own)), each)))
-    chosen, reason = recommend(load, every if all_devices else len(own), each, all_devices, "data" if together else "model")
+    chosen, reason = recommend(
+        load, every if all_devices else len(own), each, all_devices, prefer or ("data" if together else "model")
+    )
     return chosen, f"mesh {chosen[0]} {chosen[1]}: {reason}" if every > 1 else None

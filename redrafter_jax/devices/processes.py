@@ -134,6 +134,15 @@ def gather(array) -> Any:
     return multihost_utils.process_allgather(array)
 
 
+def broadcast(array) -> Any:
+    """The first process's host array, in every process, whose own has the same shape and type; all processes call it together."""
+    if count() == 1:
+        return array
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(array)
+
+
 def broadcast_text(text: str) -> str:
     """The first process's text, in every process; all processes call it together."""
     import numpy as np

@@ -1,9 +1,7 @@
 """`--lora`: every command reads the adapter before anything else, merges it as the target is read, and says so."""
 
-import json
 import pathlib
 
-import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -15,6 +13,7 @@ from infer.generate import hashes, session
 from infer.tune import __main__ as tune
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import weights
+from tests.adapters import write
 from tests.fakes import Fake
 from tests.support import MODELS
 from tests.texts import with_tokenizer
@@ -32,21 +31,6 @@ def target(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def adapter(target, tmp_path_factory) -> pathlib.Path:
     return write(tmp_path_factory.mktemp("adapter") / "lora", target)
-
-
-def write(folder: pathlib.Path, target: pathlib.Path, alpha: float = 8) -> pathlib.Path:
-    """An adapter of every q and down of a target."""
-    stored, rng, factors = load_file(target / "model.safetensors"), np.random.default_rng(1), {}
-    for name, matrix in stored.items():
-        if "q_proj" in name or "down_proj" in name:
-            module = f"base_model.model.{name.removesuffix('.weight')}"
-            height, width = matrix.shape
-            factors[f"{module}.lora_A.weight"] = rng.normal(size=(2, width)).astype(np.float32)
-            factors[f"{module}.lora_B.weight"] = 0.1 * rng.normal(size=(height, 2)).astype(np.float32)
-    folder.mkdir()
-    save_file(factors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": alpha}))
-    return folder
 
 
 def test_with_an_adapter_the_text_is_that_of_the_adapted_target_and_the_head_stays(target, adapter, tmp_path, capsys):

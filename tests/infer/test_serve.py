@@ -4,7 +4,6 @@ import asyncio
 import collections
 import dataclasses
 import json
-import os
 import socket
 import time
 import urllib.error
@@ -19,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from infer.stopping import Stopper, Stops
 from infer.text import text_of
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from tests.serving import golden_pair, serving, wait_until
-from tests.soak import Asking, soak
+from tests.serving import OPTIONS, golden_pair, serving, wait_until
+from tests.soak import Asking, resident, soak
 from tests.support import compilations
 
 PROMPTS = ["def f", "éa", "x" * 30, "import os\n", "hello", "0", "<system>be<user>so<assistant>"]
@@ -32,7 +31,7 @@ MAX_GROWTH_BYTES = 64 << 20  # of the process, by 2,000 requests
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    with serving(golden_pair(tmp_path_factory.mktemp("pair"))) as found:
+    with serving(golden_pair(tmp_path_factory.mktemp("pair")), dataclasses.replace(OPTIONS, prompt_logprobs=True)) as found:
         yield found
 
 
@@ -153,6 +152,32 @@ def test_log_probabilities_of_a_completion_are_the_targets_own(client, alone):
         assert 2 <= len(top) <= 3 and top[found.tokens[index]] == pytest.approx(reply.logprobs[index], abs=1e-4)
         assert sorted(top.values())[-2:] == pytest.approx(sorted(likeliest.values()), abs=1e-4)
     assert found.text_offset[0] == 0 and found.text_offset == sorted(found.text_offset)
+
+
+@pytest.mark.parametrize("new", [0, 1])
+def test_log_probabilities_of_an_echo_are_those_that_its_text_was_decoded_with(served, client, alone, new):
+    reply, tokenizer = alone[3], served.pair.tokenizer
+    begin, said = len(PROMPTS[3]), reply.token_ids[:25]
+    ids = [*tokenizer(PROMPTS[3])["input_ids"], *said]
+    given = {"model": "golden", "prompt": [ids, ids[:begin]], "max_tokens": new, "echo": True, "logprobs": 2, "temperature": 0}
+    whole = client.completions.create(**given)
+    found, text = whole.choices[0].logprobs, whole.choices[0].text
+    shown = [len(ids) + new, begin + new]
+    assert (
+        [len(choice.logprobs.tokens) for choice in whole.choices] == shown == [len(c.logprobs.text_offset) for c in whole.choices]
+    )
+    assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+    assert found.token_logprobs[begin : len(ids)] == pytest.approx(reply.logprobs[: len(said)], abs=1e-4)
+    for token, value, top in list(zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True))[1:]:
+        assert 2 <= len(top) <= 3 and top[token] == value and max(top.values()) >= value
+    echo = text_of(tokenizer, [], ids)
+    assert text.startswith(echo) and (new or text == echo) and found.text_offset[: begin + 1] == list(range(begin + 1))
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(ids) + begin, 2 * new)
+    assert whole.choices[0].finish_reason == "length"
+    parts = [c for chunk in client.completions.create(**given, stream=True) for c in chunk.choices if c.index == 0]
+    assert "".join(part.text for part in parts) == text
+    values = [value for part in parts for value in part.logprobs.token_logprobs]
+    assert values[0] is None and values[1:] == pytest.approx(found.token_logprobs[1:], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -338,9 +363,3 @@ def test_two_thousand_requests_of_32_clients(served, askings):
     check_idle(served)
     assert served.gauge("request_failures_total") == 0
     assert resident() - before < MAX_GROWTH_BYTES
-
-
-def resident() -> int:
-    """Bytes of memory that this process has, clients and all."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

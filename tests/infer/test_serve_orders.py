@@ -6,16 +6,23 @@ import types
 import pytest
 
 from infer.serve import session
+from infer.serve.bodies import ChatBody
 from infer.serve.meters import Meters
 from infer.serve.orders import Orders
+from infer.serve.refusal import Refusal
 from infer.serve.routes import House, make_app
 from tests.serving import OPTIONS, call, golden_pair
+from tests.texts import THINKING
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
+def pair(tmp_path_factory):
+    return golden_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def app(pair):
     """The application without its worker."""
-    pair = golden_pair(tmp_path_factory.mktemp("pair"))
     room = session.make_room(OPTIONS, pair.engine.target.config, 3, OPTIONS.max_length)
     scheduler = session.schedule(pair.engine, OPTIONS.batch_size, room)
     orders = Orders(pair.engine, pair.tokenizer, scheduler.room, "golden", most=11)
@@ -58,7 +65,8 @@ REFUSED = [
     ({"prompt": "a", "min_tokens": 17}, 400, "min_tokens should be at most max_tokens, 16", "min_tokens"),
     ({"prompt": "a", "logit_bias": {"5": 1}, "suffix": "b"}, 400, "not supported by this server: logit_bias, suffix", "logit_bias"),
     ({"prompt": "a", "stream_options": {}}, 400, "stream_options goes with stream: true", "stream_options"),
-    ({"prompt": "a", "echo": True, "logprobs": 1}, 400, "echo has no log-probabilities of the prompt", "echo"),
+    ({"prompt": "a", "echo": True, "logprobs": 1}, 400, "echo with logprobs is off: the server was started without", "echo"),
+    ({"prompt": "a", "chat_template_kwargs": {"x": 1}}, 400, "by this server: chat_template_kwargs", "chat_template_kwargs"),
 ]  # fmt: skip
 
 
@@ -83,6 +91,23 @@ def test_what_cannot_be_served_is_refused_in_openais_form(app, body, status, mes
 def test_a_chat_that_cannot_be_served_is_refused(app, body, message):
     status, error = post(app, "/v1/chat/completions", body)
     assert status == 400 and message in error["message"], error
+
+
+def test_variables_of_the_template_are_the_servers_and_a_request_has_its_own(pair):
+    room = session.make_room(OPTIONS, pair.engine.target.config, 3, OPTIONS.max_length)
+    room = session.schedule(pair.engine, 1, room).room
+    orders = Orders(pair.engine, pair.tokenizer, room, "golden", 11, THINKING, kwargs={"enable_thinking": False})
+
+    def written(**more) -> str:
+        body = ChatBody.model_validate({"messages": [{"role": "user", "content": "a"}]} | more)
+        return pair.tokenizer.decode(orders.chat(body).requests[0].prompt)
+
+    assert written().endswith("<assistant><think>\n\n</think>\n\n")
+    assert written(chat_template_kwargs={"enable_thinking": True}).endswith("<assistant>")
+    with pytest.raises(Refusal, match="chat_template_kwargs should hold variables"):
+        written(chat_template_kwargs={"messages": []})
+    with pytest.raises(Refusal, match="other"):
+        written(chat_template_kwargs={"other": 1})
 
 
 NO_OBJECTS = [b"", b"{", b"[]", b"7", b'{"prompt": ' + b"[" * 5000, b"\xff", b'{"prompt": 1' + b"0" * 5000 + b"}"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tqdm.auto import tqdm
 
@@ -28,6 +28,38 @@ def share(prompts: Sequence[list[int]], seed: int, part: int, parts: int) -> lis
     return numbered[part::parts]
 
 
+class Answerer:
+    """How an engine answers ``prompts``, ``size`` of them at a time; ``target``: the folder of the target. What a prompt gets
+    depends on nothing beside it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[NumberedPrompt],
+        sampling: Sampling,
+        limits: Limits,
+        size: int,
+        target: pathlib.Path,
+    ):
+        requests = engine.requests([prompt.ids for prompt in prompts], sampling, limits, [prompt.seed for prompt in prompts])
+        self._asked = {prompt.number: (prompt, request) for prompt, request in zip(prompts, requests, strict=True)}
+        self._scheduler, self._target = engine.scheduler(size, requests), target
+
+    def lines(self, numbers: Sequence[int]) -> Iterator[dict]:
+        """The lines of the replies to the prompts with these numbers, as they become complete.
+
+        Raises:
+          BadInput: the logits of the target are not finite.
+        """
+        asked = {self._scheduler.submit(self._asked[number][1]): self._asked[number][0] for number in numbers}
+        while asked:
+            for event in self._scheduler.step():
+                if event.done:
+                    prompt = asked.pop(event.ticket)
+                    check_finite(prompt, event.reply, self._target)
+                    yield line_of(prompt, event.reply)
+
+
 def write(
     file: ReplyFile,
     engine: Engine,
@@ -37,27 +69,19 @@ def write(
     size: int,
     target: pathlib.Path,
 ) -> None:
-    """Writes the replies that are not done, each as it becomes complete, with ``size`` prompts decoded at a time. What a prompt
-    gets depends on nothing beside it, so a run that is resumed writes what it would have written.
+    """Writes the replies that are not done, each as it becomes complete, with ``size`` prompts decoded at a time, so a run that is
+    resumed writes what it would have written.
 
     Raises:
       BadInput: the logits of the ``target`` in this folder are not finite. That reply is not written.
     """
-    left = [prompt for prompt in prompts if prompt.number not in file.done]
+    left = [prompt.number for prompt in prompts if prompt.number not in file.done]
     if not left:
         return
-    all_requests = engine.requests([prompt.ids for prompt in prompts], sampling, limits, [prompt.seed for prompt in prompts])
-    requests = dict(zip((prompt.number for prompt in prompts), all_requests, strict=True))
-    scheduler = engine.scheduler(size, all_requests)
-    asked = {scheduler.submit(requests[prompt.number]): prompt for prompt in left}
     with tqdm(total=len(prompts), initial=len(prompts) - len(left), unit="prompt") as bar:
-        while asked:
-            for event in scheduler.step():
-                if event.done:
-                    prompt = asked.pop(event.ticket)
-                    check_finite(prompt, event.reply, target)
-                    file.write([line_of(prompt, event.reply)])
-                    bar.update()
+        for line in Answerer(engine, prompts, sampling, limits, size, target).lines(left):
+            file.write([line])
+            bar.update()
 
 
 def line_of(prompt: NumberedPrompt, reply: Reply) -> dict:

@@ -1,6 +1,8 @@
 """Options of `infer.serve`: with those that change the target the text is that of `infer.generate`; wrong ones are refused."""
 
+import contextlib
 import importlib.util
+import io
 
 import pytest
 
@@ -23,14 +25,15 @@ def target(tmp_path_factory):
 
 
 @pytest.mark.parametrize("option", ["weights", "lora"])
-def test_the_text_is_that_of_generate(option, target, tmp_path, cache, capsys):
+def test_the_text_is_that_of_generate(option, target, tmp_path, cache):
     value = "int8" if option == "weights" else str(write(tmp_path / "lora", target, alpha=64))
     plain = ["--target", str(target), "--decoding", "autoregressive", "--mesh", "1", "1", "--cache-dir", str(cache)]
     asked = ["--prompt", PROMPT, "--max-new-tokens", str(NEW), "--ignore-eos", "--seed", "3", "--temperature", "1.0", "--json"]
     texts = []
     for more in ([f"--{option}", value], []):
-        assert generate.main([*plain, *asked, *more]) == 0
-        texts.append(replies(capsys.readouterr().out)[0]["text"])
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert generate.main([*plain, *asked, *more]) == 0
+        texts.append(replies(out.getvalue())[0]["text"])
     options = Options(
         target=str(target), decoding="autoregressive", mesh=(1, 1), model_name="golden", batch_size=1, max_length=64,
         max_prompt_tokens=16, logprobs=0, no_penalties=True, look_ms=5.0, **{option: value},

@@ -7,6 +7,9 @@ they make is added up by the router's weights.
 The experts are split over ``model``. A shard has every token of its rows: it sorts the (token, expert) pairs by expert, multiplies
 each group by its expert's matrices (`jax.lax.ragged_dot`), counts the pairs of other shards' experts for nothing, and the sums of
 the shards are added. No expert is ever too full for a pair, so what a token gets does not depend on what else is in the pass.
+`ragged_dot` takes matrices of x's own format alone. Quantised ones are widened on their way into the product of one expert at a
+time, a part of its group at a time, in a loop: only experts that some pair has are read, in eight bits, and no wider copy of one is
+ever in memory (a test reads the program for a TPU).
 In shapes X is the number of experts that are chosen, and M = B N X counts the pairs of a shard.
 """
 
@@ -21,6 +24,7 @@ from redrafter_jax.model import layers
 from redrafter_jax.model.quantised import Quantised, quantise
 from redrafter_jax.model.target_config import TargetConfig
 
+PART_ROWS = 128  # rows of a group that are multiplied at a time by a quantised matrix: a tile of a TPU's matrix unit
 SPLIT, SPLIT_SCALES = P("model", None, None), P("model", None)  # of matrices [E, in, out]: each shard has some of the experts
 
 
@@ -90,16 +94,41 @@ def _mix(x_BND, weights_BNX, chosen_BNX, gate, up, down, act) -> jax.Array:
     order_M = jnp.argsort(expert_M)
     sizes_E = jnp.sum(expert_M[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
     x_MD, sorted_M = x_BND.reshape(-1, D)[order_M // X], expert_M[order_M]
-    made_MF = act(_ragged(x_MD, gate, sizes_E, sorted_M)) * _ragged(x_MD, up, sizes_E, sorted_M)
-    made_MD = _ragged(made_MF, down, sizes_E, sorted_M).astype(jnp.float32) * weights_BNX.reshape(-1)[order_M][:, None]
+    made_MF = act(_ragged(x_MD, gate, sizes_E)) * _ragged(x_MD, up, sizes_E)
+    made_MD = _ragged(made_MF, down, sizes_E).astype(jnp.float32) * weights_BNX.reshape(-1)[order_M][:, None]
     made_MD = jnp.where((sorted_M < E)[:, None], made_MD, 0)  # rows of no group are undefined
     return jnp.sum(made_MD[jnp.argsort(order_M)].reshape(B, N, X, D), axis=2)
 
 
-def _ragged(x_MI: jax.Array, matrices: tuple[jax.Array, ...], sizes_E: jax.Array, expert_M: jax.Array) -> jax.Array:
-    """Each group of rows by its expert's matrix ``[in, out]``; a scale of an output comes after the product, as in
-    `layers.times`."""
-    values_EIO, *scale_EO = matrices
-    values_EIO = values_EIO.astype(x_MI.dtype)
-    made_MO = jax.lax.ragged_dot(x_MI, values_EIO, sizes_E, precision=layers.precision_of(x_MI, values_EIO))
-    return made_MO if not scale_EO else (made_MO * scale_EO[0].at[expert_M].get(mode="clip")).astype(x_MI.dtype)
+def _ragged(x_MI: jax.Array, matrices: tuple[jax.Array, ...], sizes_E: jax.Array) -> jax.Array:
+    """``[M, out]``: groups of rows, one behind the other, each by its expert's matrix ``[in, out]``. Rows of no group are
+    undefined."""
+    if len(matrices) == 2:
+        return _by_parts(x_MI, *matrices, sizes_E)
+    (matrices_EIO,) = matrices
+    return jax.lax.ragged_dot(x_MI, matrices_EIO, sizes_E, precision=layers.precision_of(x_MI, matrices_EIO))
+
+
+def _by_parts(x_MI: jax.Array, values_EIO: jax.Array, scale_EO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """The same with quantised matrices, `PART_ROWS` rows at a time; the scale comes after the product, as in `layers.times`."""
+    M, (E, _, out) = len(x_MI), values_EIO.shape
+    R = min(M, PART_ROWS)
+    ends_E = jnp.cumsum(sizes_E)
+
+    def of_expert(expert, made_MO):
+        def of_part(carry):
+            at, made_MO = carry
+            first = jnp.minimum(at, M - R)  # the last part begins early enough to have all its rows
+            x_RI = jax.lax.dynamic_slice_in_dim(x_MI, first, R)
+            matrix_IO = jax.lax.dynamic_index_in_dim(values_EIO, expert, keepdims=False).astype(x_MI.dtype)
+            y_RO = (layers.einsum("ri,io->ro", x_RI, matrix_IO) * scale_EO[expert]).astype(x_MI.dtype)
+            row_R = first + jnp.arange(R)
+            is_own = (row_R >= at) & (row_R < ends_E[expert])
+            y_RO = jnp.where(is_own[:, None], y_RO, jax.lax.dynamic_slice_in_dim(made_MO, first, R))
+            return at + R, jax.lax.dynamic_update_slice_in_dim(made_MO, y_RO, first, 0)
+
+        start = ends_E[expert] - sizes_E[expert]
+        return jax.lax.while_loop(lambda carry: carry[0] < ends_E[expert], of_part, (start, made_MO))[1]
+
+    empty_MO = jax.lax.pcast(jnp.zeros((M, out), x_MI.dtype), ("data", "model"), to="varying")
+    return jax.lax.fori_loop(0, E, of_expert, empty_MO)

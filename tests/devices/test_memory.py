@@ -12,6 +12,11 @@ import pytest
 from infer import pair
 from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
+from infer.serve import session
+from redrafter_jax.decode import prefill
+from redrafter_jax.decode.policy import needs_of
+from redrafter_jax.decode.request import Sampling
+from redrafter_jax.decode.room import Room
 from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices.placement import Footprint
 from redrafter_jax.errors import BadInput
@@ -110,6 +115,17 @@ def test_the_row_that_prompts_are_read_into_is_on_every_shard_of_rows(mesh):
     )
     load = distill.load_of(options, SEVENTY_B, None)
     assert load.beside == pytest.approx(load.cache / 8) and load.beside > 0
+
+
+def test_a_server_needs_room_for_it_too(monkeypatch):
+    resolved = pair.Resolved(pathlib.Path("target"), SEVENTY_B, None, None, dtype="bfloat16")
+    room = Room(prefill.Bucket(64, 64, 4), needs_of([Sampling()]), 4, (64,))
+    need = placement.to_decode(SEVENTY_B, None, "bfloat16", 4, room.bucket.slots).bytes_per_device(1, 1)  # of 3 rows and one beside
+    monkeypatch.setattr(memory, "of_host", lambda: need)
+    session.check_memory(resolved, room, 3)
+    monkeypatch.setattr(memory, "of_host", lambda: need - 1)
+    with pytest.raises(BadInput, match="with the cache of --batch-size 3 and --max-length"):
+        session.check_memory(resolved, room, 3)
 
 
 def test_each_accelerator_holds_its_part(monkeypatch):

@@ -11,8 +11,9 @@ from flax import nnx
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import peft, tensors, weights
-from redrafter_jax.model import attention
+from redrafter_jax.model import attention, experts
 from redrafter_jax.model.quantised import FORMATS, quantise, widen
+from redrafter_jax.model.target import Target
 from redrafter_jax.slices import roofline
 from redrafter_jax.slices.roofline import Setting
 from tests import compressed
@@ -64,6 +65,32 @@ def test_experts_are_quantised_each_by_itself_and_their_routers_stay():
         np.testing.assert_allclose(hidden(split), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_a_group_that_is_multiplied_in_parts_is_what_the_whole_is(rows, monkeypatch):
+    """Groups of no row, of fewer than a part has, of as many, and of more; the last part of all would reach behind the end."""
+    monkeypatch.setattr(experts, "PART_ROWS", rows)
+    rng, sizes = np.random.default_rng(3), np.array([0, 4, 1, 0, 7, 3], np.int32)
+    x = rng.normal(size=(17, 5)).astype(np.float32)  # two rows of no group
+    matrices = quantise(jax.numpy.asarray(rng.normal(size=(6, 5, 8)).astype(np.float32)), "int8")
+    scales = jax.numpy.asarray(matrices.scale[...])
+
+    def of_shard(*given):
+        return experts._ragged(given[0], given[1:3], given[3])
+
+    specs = (jax.P(), experts.SPLIT, experts.SPLIT_SCALES, jax.P("model"))
+    with jax.set_mesh(make_mesh(1, 1)):
+        found = jax.jit(jax.shard_map(of_shard, in_specs=specs, out_specs=jax.P(("data", "model"))))(
+            *(put_as(each, spec) for each, spec in zip((x, matrices.values[...], scales, sizes), specs, strict=True))
+        )
+    wide = np.asarray(widen(matrices))
+    expected = np.concatenate([part @ wide[e] for e, part in enumerate(np.split(x[:15], np.cumsum(sizes)[:-1]))])
+    np.testing.assert_allclose(np.asarray(found)[:15], expected, atol=1e-5)
+
+
+def put_as(array, spec: jax.P) -> jax.Array:
+    return jax.device_put(array, jax.NamedSharding(jax.sharding.get_mesh(), spec))
+
+
 def hidden(target) -> np.ndarray:
     """Of two texts."""
     ids = np.random.default_rng(0).integers(3, flavours.VOCAB, (2, 9)).astype(np.int32)
@@ -82,8 +109,12 @@ def test_a_quantised_checkpoint_with_experts_is_refused(tmp_path):
 
 def test_a_quantised_matrix_is_a_byte_a_number_in_the_floor_of_a_pass_and_experts_are_read_by_their_use():
     config = weights.load_target(flavours.make("qwen3_moe")[1]).config
-    wide, narrow = (Setting(each, None, 1, 1, 1, 0, 2) for each in (config, dataclasses.replace(config, weight_format="int8")))
-    experts = config.num_hidden_layers * config.num_experts * 3 * config.hidden_size * config.moe_intermediate_size
+    configs = config, dataclasses.replace(config, weight_format="int8")
+    wide, narrow = (Setting(each, None, 1, 1, 1, 0, 2) for each in configs)
+    made = (jax.eval_shape(lambda each=each: Target(jax.random.key(0), each)).blocks for each in configs)
+    met = [experts.weights_per_token(blocks, config) for blocks in made]
+    assert met[0] == met[1] > 0
+    of_experts = config.num_hidden_layers * config.num_experts * 3 * config.hidden_size * config.moe_intermediate_size
     dense = config.num_hidden_layers * sum(
         config.hidden_size * heads * config.head_dim for heads in (2 * config.num_attention_heads, 2 * config.num_key_value_heads)
     )
@@ -91,7 +122,7 @@ def test_a_quantised_matrix_is_a_byte_a_number_in_the_floor_of_a_pass_and_expert
         one, other = roofline.verify(wide, nodes), roofline.verify(narrow, nodes)
         assert one.flops == other.flops
         some = 1 - (1 - config.num_experts_per_tok / config.num_experts) ** nodes
-        assert one.bytes - other.bytes == pytest.approx(dense + some * experts)
+        assert one.bytes - other.bytes == pytest.approx(dense + some * of_experts)
 
 
 def adapter_of(folder, to):

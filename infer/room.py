@@ -7,7 +7,7 @@ from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices.placement import Footprint
 
 
-def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: int) -> None:
+def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: int, refills: bool = False) -> None:
     """Refuses a batch whose cache does not fit beside the weights; names smaller options that would do.
 
     Args:
@@ -15,6 +15,7 @@ def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: in
       new: new tokens at most.
       rows: prompts that are decoded together.
       length: drafted tokens per beam, L.
+      refills: rows are refilled as they end (`placement.to_decode`).
 
     Raises:
       BadInput: a device of the resolved mesh, or the host, has too little memory.
@@ -22,7 +23,7 @@ def check(resolved: pair.Resolved, longest: int, new: int, rows: int, length: in
 
     def load(rows: int = rows, new: int = new, dtype: str = resolved.dtype, found: pair.Resolved = resolved) -> Footprint:
         slots = prefill.bucket(longest, new, length).slots
-        return placement.to_decode(found.target_config, resolved.drafter_config, dtype, rows, slots)
+        return placement.to_decode(found.target_config, resolved.drafter_config, dtype, rows, slots, refills=refills and rows > 1)
 
     if memory.shortage(load(), resolved.mesh) is None:
         return

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from infer import text
 from infer.text import Detokenizer
-from redrafter_jax.decode.batch import ALL_ROUNDS, Request
+from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.reply import Progress, Reply, cut
 from redrafter_jax.decode.request import Limits, Sampling
 from redrafter_jax.errors import BadInput, shown
@@ -164,13 +164,15 @@ class Stopper:
     def generate(self, engine, prompts, sampling, limits, seeds, rows: int, samples=None, stop_ids=None) -> list[Reply]:
         """The replies to these prompts, in their order. They are decoded as one batch where there are rows for all of them, and
         else as rows become free; arguments as of `stream`."""
+        from redrafter_jax.decode import loop  # brings JAX, which what imports this for `Stops` does without
+
         given = {"samples": samples, "stop_ids": stop_ids}
         if len(prompts) <= rows or rows == 1:
             found = []
             for first in range(0, len(prompts), rows):
                 part = slice(first, first + rows)
                 own = {"samples": samples[part] if samples is not None else None, "stop_ids": stop_ids}
-                *_, last = self.stream(engine, prompts[part], sampling, limits, seeds[part], rows, ALL_ROUNDS, **own)
+                *_, last = self.stream(engine, prompts[part], sampling, limits, seeds[part], rows, loop.ALL_ROUNDS, **own)
                 found += last.replies
             return found
         requests = engine.requests(prompts, sampling, limits, seeds, **given)
@@ -178,7 +180,7 @@ class Stopper:
         running.scheduler.prepare()
         asked, found = [running.submit(request) for request in requests], {}
         while len(found) < len(asked):
-            found |= {event.ticket: event.reply for event in running.step(ALL_ROUNDS) if event.done}
+            found |= {event.ticket: event.reply for event in running.step(loop.ALL_ROUNDS) if event.done}
         return [found[ticket] for ticket in asked]
 
 

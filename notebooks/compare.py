@@ -67,7 +67,7 @@ def find_checkout(folder):
 
 def install_on_colab(repository):
     """Installs what is missing and restarts the session; nothing where nothing is missing."""
-    extras = [name for name in (find_accelerator(), "plots") if name]
+    extras = [name for name in (find_accelerator(), "plots", "serve") if name]
     unmet = find_unmet(extras)
     if not unmet:
         print(f"redrafter_jax {version('redrafter-jax')} and jax {version('jax')} are installed.")

@@ -17,7 +17,7 @@
 # the target's own, at any temperature.
 #
 # Run the cells from the top. Without changes they use a pair of small models of Python source that comes with the
-# package, which takes a minute or two on a CPU. The last cell takes a model of yours.
+# package, which takes a few minutes on a CPU. The last cell takes a model of yours.
 
 # %%
 # @title Install { display-mode: "form" }
@@ -69,7 +69,7 @@ def find_checkout(folder):
 
 def install_on_colab(repository):
     """Installs what is missing and restarts the session; nothing where nothing is missing."""
-    extras = [name for name in (find_accelerator(), "plots") if name]
+    extras = [name for name in (find_accelerator(), "plots", "serve") if name]
     unmet = find_unmet(extras)
     if not unmet:
         print(f"redrafter_jax {version('redrafter-jax')} and jax {version('jax')} are installed.")
@@ -103,6 +103,7 @@ set_up(REPOSITORY)
 # @title Parameters
 TARGET = ""  # @param {type:"string"}
 DRAFTER = ""  # @param {type:"string"}
+WEIGHTS = ""  # @param ["", "int8", "fp8"]
 PROMPT = "def read_lines(path):\n"  # @param {type:"string"}
 MAX_NEW_TOKENS = 96  # @param {type:"integer"}
 TEMPERATURE = 0.8  # @param {type:"number"}
@@ -112,6 +113,7 @@ FOLDER = "redrafter"  # @param {type:"string"}
 
 # %% [markdown]
 # `TARGET` and `DRAFTER` are folders, or names on the Hugging Face hub; empty, the pair that comes with the package.
+# `WEIGHTS` stores the matrices of the target's layers in eight bits; empty, in bfloat16 (float32 on a CPU).
 # `TREE_BEAMS` is the shape of the search in the picture below: 4 beams of 4 drafted tokens each.
 
 # %%
@@ -120,7 +122,7 @@ from infer import load
 from infer.display.session import begin
 
 folder = begin(FOLDER)
-pair = load(TARGET or None, DRAFTER or None)
+pair = load(TARGET or None, DRAFTER or None, weights=WEIGHTS or None)
 drafts = pair.engine.proposer.round
 print(f"A round drafts {drafts.length} tokens deep, and the target scores {drafts.nodes} nodes in one pass.")
 
@@ -202,19 +204,64 @@ trees = fetch_trees(drawn, PROMPT, rounds=4)
 plot_tree(max(trees, key=lambda tree: len(tree.path)))
 
 # %% [markdown]
+# ## Serve it
+# `python -m infer.serve` has OpenAI's HTTP interface. This starts it with the pair that comes with the package, asks it
+# for the text of the seed above, shows that as it comes, and stops it. It computes on the CPU, because this session
+# holds the TPU; on a machine of its own leave `JAX_PLATFORMS` out. It needs the extra `serve`.
+
+# %%
+import re
+
+import infer
+
+SMALL = ["--batch-size", "2", "--max-length", "256", "--logprobs", "0", "--no-penalties", "--settings", "none"]
+
+
+def wait_for(server):
+    """The address of a server as soon as it is ready, in a minute or two; None if it ended, whose reason is printed."""
+    for line in server.stderr:
+        found = re.search(r"ready after .* on (http://\S+)", line)
+        if found:
+            return found[1]
+        print(line, end="")
+
+
+environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(infer.__file__).parents[1])}
+command = [sys.executable, "-m", "infer.serve", "--port", "0", *SMALL]  # port 0: any that is free
+server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+try:
+    address = wait_for(server)
+    if address:
+        from openai import OpenAI
+
+        client = OpenAI(base_url=f"{address}/v1", api_key="none")
+        asked = dict(model="embedded", prompt=PROMPT, max_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, seed=SEED)
+        served = ""
+        for event in client.completions.create(**asked, stream=True):
+            served += event.choices[0].text
+            print(event.choices[0].text, end="", flush=True)
+        is_same = served == sampled["head"].text
+        print("\n---\nthe same text as above" if is_same else "\n---\nanother text: above is another model or number format")
+finally:
+    server.terminate()
+    print("the server ended with exit code", server.wait())
+
+# %% [markdown]
 # ## Your own model
 # Any checkpoint of a supported family (Llama, Qwen, Gemma ...), by folder or hub name. Without a head of its own it drafts by
 # lookup, which pays where a text repeats its prompt (editing code, quoting). A head comes from the notebook
-# *train_head*. One v5e chip has 16 GB, enough for 3 to 4 billion parameters in bfloat16; int8 weights are not
-# supported yet.
+# *train_head*. One v5e chip has 16 GB. Qwen3 0.6B, 1.7B and 4B fit in bfloat16 (1.2, 3.4 and 8 GB of weights); with
+# `OWN_WEIGHTS = "int8"` Qwen3 8B and Llama-3.1 8B do, too. Which models fit, and what a step costs, is a table in
+# [docs/reports/scaling.md](../docs/reports/scaling.md#what-fits-one-v5e-chip).
 
 # %%
-OWN_TARGET = ""  # @param ["", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "HuggingFaceTB/SmolLM2-360M-Instruct"] {allow-input: true}
+OWN_TARGET = ""  # @param ["", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B", "Qwen/Qwen3-8B"] {allow-input: true}
+OWN_WEIGHTS = "int8"  # @param ["", "int8", "fp8"]
 OWN_DRAFTER = "lookup"  # @param {type:"string"}
 QUESTION = "Write this again with type hints: def add(first, second): return first + second"  # @param {type:"string"}
 
 if OWN_TARGET:
-    own = load(OWN_TARGET, OWN_DRAFTER)
+    own = load(OWN_TARGET, OWN_DRAFTER, weights=OWN_WEIGHTS or None)
     asks = [{"role": "user", "content": QUESTION}] if own.tokenizer.chat_template else QUESTION
     stream(own, asks, MAX_NEW_TOKENS)
 else:

@@ -69,7 +69,7 @@ def find_checkout(folder):
 
 def install_on_colab(repository):
     """Installs what is missing and restarts the session; nothing where nothing is missing."""
-    extras = [name for name in (find_accelerator(), "plots") if name]
+    extras = [name for name in (find_accelerator(), "plots", "serve") if name]
     unmet = find_unmet(extras)
     if not unmet:
         print(f"redrafter_jax {version('redrafter-jax')} and jax {version('jax')} are installed.")
@@ -101,7 +101,8 @@ set_up(REPOSITORY)
 
 # %%
 # @title Parameters
-TARGET = ""  # @param {type:"string"}
+TARGET = ""  # @param ["", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"] {allow-input: true}
+WEIGHTS = ""  # @param ["", "int8", "fp8"]
 DATA = ""  # @param {type:"string"}
 HEAD = "slim"  # @param ["slim", "full"]
 STEPS = 200  # @param {type:"integer"}
@@ -116,6 +117,8 @@ PUSH_TO_HUB = ""  # @param {type:"string"}
 
 # %% [markdown]
 # - `TARGET`: a folder or hub name of a model of a supported family (Llama, Qwen, Gemma ...); empty: the one of the package.
+# - `WEIGHTS`: int8 or fp8 stores the matrices of the target's layers in eight bits; empty, in bfloat16 (float32 on a CPU).
+#   The head learns from the target as it is stored, and is for that one.
 # - `DATA`: conversations (ShareGPT, `messages` or Alpaca records) as a file or as `owner/dataset/file.json` on the
 #   hub, or a folder of texts; empty: the Python source on this machine.
 # - `OWN_TEXT`: first let the target answer the conversations, or continue the texts, and train on that too. It is what
@@ -124,20 +127,22 @@ PUSH_TO_HUB = ""  # @param {type:"string"}
 #
 # ## Parameters for one v5e chip
 #
-# | model | `HEAD` | `BATCH` | `ROW_LENGTH` | `STEPS` | `RATE` | GB of 16 |
-# |---|---|---|---|---|---|---|
-# | HuggingFaceTB/SmolLM2-360M-Instruct | full | 8 | 1024 | 4000 | 0.001 | 2.8 |
-# | TinyLlama/TinyLlama-1.1B-Chat-v1.0 | full | 8 | 1024 | 4000 | 0.001 | 5.6 |
-# | meta-llama/Llama-3.2-1B-Instruct (asks for a licence) | slim | 8 | 1024 | 4000 | 0.001 | 3.7 |
-# | HuggingFaceTB/SmolLM2-1.7B-Instruct | slim | 8 | 1024 | 4000 | 0.001 | 4.4 |
+# | model | `HEAD` | `BATCH` | `ROW_LENGTH` | `STEPS` | `RATE` | GB of 16 | with `WEIGHTS = "int8"` |
+# |---|---|---|---|---|---|---|---|
+# | Qwen/Qwen3-0.6B | slim | 8 | 1024 | 4000 | 0.001 | 1.8 | 1.3 |
+# | Qwen/Qwen3-1.7B | slim | 8 | 1024 | 4000 | 0.001 | 4.8 | 3.4 |
+# | HuggingFaceTB/SmolLM2-360M-Instruct | full | 8 | 1024 | 4000 | 0.001 | 2.8 | 2.5 |
+# | TinyLlama/TinyLlama-1.1B-Chat-v1.0 | full | 8 | 1024 | 4000 | 0.001 | 5.6 | |
+# | meta-llama/Llama-3.2-1B-Instruct (asks for a licence) | slim | 8 | 1024 | 4000 | 0.001 | 3.7 | 2.8 |
+# | HuggingFaceTB/SmolLM2-1.7B-Instruct | slim | 8 | 1024 | 4000 | 0.001 | 4.4 | |
 #
 # with `DATA = "yahma/alpaca-cleaned/alpaca_data_cleaned.json"` or conversations of yours, and `EVALUATE_EVERY = 500`.
-# The last column counts the target in bfloat16, the head with its gradients and moments in float32, and what the
-# loss keeps; what passes through the target comes on top. For the last row the TPU compiler expects 5.2 GiB and 0.26 s
+# The GB count the target in bfloat16 or int8, the head with its gradients and moments in float32, and what the loss
+# keeps; what passes through the target comes on top. For the last row the TPU compiler expects 5.2 GiB and 0.26 s
 # with 4 of the 8 rows on a v5e chip, so 4000 updates take about 35 minutes (`train.fit --topology v5e:2x2 --mesh 4 1
 # --batch 16 --row-length 1024 --head slim`). The recipe follows the paper's for a 7B model. **None of this was run on a
-# TPU yet.** None of these models needs int8 weights to fit; larger ones do (7B in bfloat16 is 14 GB), and int8 is not
-# supported yet.
+# TPU yet.** None of these models needs int8 weights to fit. They leave room for longer rows, larger batches and larger
+# models: Qwen3 4B with a slim head is 9.9 GB in bfloat16, and 6.2 GB in int8.
 
 # %%
 # %matplotlib inline
@@ -178,10 +183,10 @@ def find_data(name):
     return ["--conversations" if path.suffix in (".json", ".jsonl") else "--text", path]
 
 
-data = find_data(DATA)
+data, stored = find_data(DATA), ["--weights", WEIGHTS] if WEIGHTS else []
 if OWN_TEXT:
     stride = ["--stride", 2048] if data[0] == "--text" else []
-    run_command(distill.command, "--target", target, *data, *stride, "--output", folder / "own.jsonl")
+    run_command(distill.command, "--target", target, *stored, *data, *stride, "--output", folder / "own.jsonl")
     data += ["--token-ids", folder / "own.jsonl"]
 
 # %% [markdown]
@@ -197,7 +202,7 @@ from train import main as training
 options = ["--head", HEAD, "--steps", STEPS, "--batch", BATCH, "--row-length", ROW_LENGTH, "--rate", RATE]
 options += ["--warmup", min(50, STEPS // 4)]
 options += ["--save-every", EVALUATE_EVERY, "--evaluate-every", EVALUATE_EVERY]
-run_command(training.command, "--target", target, *data, "--output", run, *options)
+run_command(training.command, "--target", target, *stored, *data, "--output", run, *options)
 
 # %% [markdown]
 # ## The curves
@@ -229,7 +234,7 @@ for line in log.read(run):
 from infer import load
 from infer.display.stream import stream
 
-pair = load(target, str(run / "head"))
+pair = load(target, str(run / "head"), weights=WEIGHTS or None)
 prompt = "def read_lines(path):\n" if not TARGET else "The best way to learn a language is"
 completion = stream(pair, prompt, max_new_tokens=96)
 

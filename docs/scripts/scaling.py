@@ -19,6 +19,9 @@ NAMES = {
     "qwen3-0.6b": "Qwen3-0.6B sizes",
     "llama-7b": "Vicuna 7B", "vicuna-7b": "Vicuna 7B", "llama-13b": "Llama 13B", "llama-33b": "Llama 33B",
     "llama-3.1-8b": "Llama-3.1 8B", "llama-3.1-70b": "Llama-3.1 70B",
+    "gemma-3-1b": "Gemma 3 1B", "llama-3.2-1b": "Llama-3.2 1B", "qwen3-1.7b": "Qwen3-1.7B", "llama-3.2-3b": "Llama-3.2 3B",
+    "phi-4-mini": "Phi-4-mini", "gemma-3-4b": "Gemma 3 4B", "qwen3-4b": "Qwen3-4B",
+    "mistral-7b": "Mistral 7B", "qwen3-8b": "Qwen3-8B",
 }  # fmt: skip
 SHOWN = (
     ("qwen3-0.6b", "v5e:1x1"),
@@ -30,7 +33,10 @@ SHOWN = (
     ("llama-3.1-8b", "v5e:2x2"), ("llama-3.1-8b", "v5e:2x4"), ("llama-3.1-8b", "v6e:2x4"),
     ("llama-3.1-70b", "v5e:4x4"), ("llama-3.1-70b", "v6e:2x4"), ("llama-3.1-70b", "v5p:2x2x2"),
 )  # fmt: skip
-ONE_CHIP = ("qwen3-0.6b", "llama-7b", "llama-3.1-8b")  # on `ONE_CHIP_TOPOLOGY`, in each of `ONE_CHIP_WEIGHTS`
+ONE_CHIP = (  # on `ONE_CHIP_TOPOLOGY`, in each of `ONE_CHIP_WEIGHTS`
+    "qwen3-0.6b", "gemma-3-1b", "llama-3.2-1b", "qwen3-1.7b", "llama-3.2-3b", "phi-4-mini", "gemma-3-4b", "qwen3-4b",
+    "llama-7b", "mistral-7b", "llama-3.1-8b", "qwen3-8b",
+)  # fmt: skip
 ONE_CHIP_TOPOLOGY, ONE_CHIP_WEIGHTS, ONE_CHIP_BATCHES = "v5e:1x1", ("bfloat16", "int8"), ("1", "8")
 ONE_CHIP_HEADINGS = ("model", "weights", "GiB, of usable", "plain step, ms", "shape: its break-even")
 HEADINGS = ("model", "slice, mesh", "GiB per chip, of usable", "plain step, ms", "shape: its break-even")
@@ -207,10 +213,12 @@ def plot_passes(file: pathlib.Path) -> None:
 
 
 def plot_break_even(file: pathlib.Path) -> None:
-    """Tokens per step above which each compiled round pays; the anchor is 1, where a round costs a plain step."""
+    """Tokens per step above which each compiled round pays on more than one chip; the anchor is 1, where a round costs a plain
+    step."""
     from matplotlib import pyplot
 
-    rounds = [row for row in read_rows(DATA / "fit.csv") if "x" in row["shape"] and row["over_plain"]]
+    compiled = [row for row in read_rows(DATA / "fit.csv") if row["topology"] != ONE_CHIP_TOPOLOGY]
+    rounds = [row for row in compiled if "x" in row["shape"] and row["over_plain"]]
     order = list(NAMES)
     places = sorted({key(row) for row in rounds}, key=lambda place: (order.index(place[0]), *place[1:]))
     shapes = ("4x4", "8x5", "16x4")

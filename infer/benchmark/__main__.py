@@ -24,7 +24,7 @@ ACCELERATOR_BEAMS = ("1x4", "4x4", "8x5", "16x4", "45x4")
 Shapes = Literal[
     "demo", "llama-7b", "llama-13b", "llama-33b", "llama-3.1-8b", "llama-3.1-70b", "smollm-135m", "smollm-360m", "qwen3-0.6b",
     "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "qwen3-32b", "qwen3-30b-a3b", "gemma-3-1b", "gemma-3-4b", "gemma-3-27b", "mistral-7b",
-    "phi-4-mini",
+    "phi-4-mini", "llama-3.2-1b", "llama-3.2-3b",
 ]  # fmt: skip
 
 

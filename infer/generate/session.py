@@ -160,7 +160,7 @@ def check_room(prepared: Prepared, turns: Turns) -> None:
     """Raises BadInput where the cache of a batch does not fit beside the weights."""
     decoding, length = prepared.task.decoding, proposers.drafted_length(prepared.shape, prepared.lookup)
     new = min(decoding.limits.new, prepared.context)
-    room.check(prepared.resolved, turns.longest(new, prepared.context), new, decoding.batch, length)
+    room.check(prepared.resolved, turns.longest(new, prepared.context), new, decoding.batch, length, refills=True)
 
 
 def exit_code(failed: int, count: int) -> int:

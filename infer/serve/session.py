@@ -177,7 +177,7 @@ def check_memory(resolved: pair.Resolved, room: Room, rows: int) -> None:
     """Raises BadInput where the cache of all rows does not fit beside the weights."""
 
     def footprint(rows: int = rows, slots: int = room.bucket.slots, dtype: str = resolved.dtype) -> placement.Footprint:
-        return placement.to_decode(resolved.target_config, resolved.drafter_config, dtype, rows, slots)
+        return placement.to_decode(resolved.target_config, resolved.drafter_config, dtype, rows, slots, refills=True)
 
     half = room.longest // 2
     ways = {

@@ -23,7 +23,6 @@ from redrafter_jax.decode.request import (
 from redrafter_jax.errors import BadInput, shown
 
 MAX_SAMPLES = RANGES["n"][1]
-ALL_ROUNDS = 1 << 30  # rounds of a batch that nothing but its rows should end
 MIN_STOP_IDS = 4  # columns of the table of stop ids, so that a row may have none or a few in the same program
 
 

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import prefill, reread, sample, verify
-from redrafter_jax.decode.batch import ALL_ROUNDS as ALL_ROUNDS
 from redrafter_jax.decode.commit import DecodeState, commit
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.model.target import Target
 
+ALL_ROUNDS = 1 << 30  # rounds of a batch that nothing but its rows should end
 ALL_ROWS = 1 << 30  # rows that may end in a `run`, where it should go on until all of them have
 
 

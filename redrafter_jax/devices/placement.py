@@ -32,8 +32,10 @@ class Footprint:
 
     option: the name of what decides the rows; size: bytes of weights and what goes with them (`bytes_of_target`,
     `bytes_of_head`), split over ``model``, or over both axes if ``spread``; cache: bytes of keys and values
-    (`bytes_of_token`), split over ``data``, and over ``model`` as far as there are key-value heads; repeats_heads: whether these
-    may be repeated, where there are fewer than shards (`repeat_kv_heads`), which is not so where their weights are trained.
+    (`bytes_of_token`), split over ``data``, and over ``model`` as far as there are key-value heads; beside: bytes of keys and
+    values of the row that each data shard reads a prompt into, before it moves into a running batch (`decode/insert.py`);
+    repeats_heads: whether heads may be repeated, where there are fewer than shards (`repeat_kv_heads`), which is not so where their
+    weights are trained.
     """
 
     target: TargetConfig
@@ -44,11 +46,12 @@ class Footprint:
     spread: bool = False
     cache: float = 0.0
     repeats_heads: bool = True
+    beside: float = 0.0
 
     def bytes_per_device(self, data: int, model: int) -> float:
         """Bytes that a device of such a mesh holds."""
         weights = self.size / (data * model if self.spread else model)
-        return weights + self.cache / (data * min(model, self.target.num_key_value_heads))
+        return weights + (self.cache / data + self.beside) / min(model, self.target.num_key_value_heads)
 
     def why_not(self, data: int, model: int) -> str | None:
         """Why a mesh does not fit, in words; None where it fits."""
@@ -174,13 +177,21 @@ def bytes_of_token(config: TargetConfig, dtype: str) -> int:
 
 
 def to_decode(
-    target: TargetConfig, head: Drafts | None, dtype: str, rows: int = 1, slots: int = 0, option: str = "rows"
+    target: TargetConfig,
+    head: Drafts | None,
+    dtype: str,
+    rows: int = 1,
+    slots: int = 0,
+    option: str = "rows",
+    refills: bool = False,
 ) -> Footprint:
-    """The load of decoding: the weights of a pair, and a cache of ``rows`` rows and ``slots`` slots; a small model has one too."""
+    """The load of decoding: the weights of a pair, and a cache of ``rows`` rows and ``slots`` slots; a small model has one too.
+    ``refills``: rows are refilled as they end, from one that is read beside them."""
     size = bytes_of_target(target, dtype)
     size += bytes_of_head(vocabulary.materialised_config(head), dtype) if head else 0
     by_token = bytes_of_token(target, dtype) + (bytes_of_token(head, dtype) if isinstance(head, TargetConfig) else 0)
-    return Footprint(target, head, rows, option, size, cache=rows * slots * by_token)
+    cache = slots * by_token
+    return Footprint(target, head, rows, option, size, cache=rows * cache, beside=cache if refills else 0.0)
 
 
 def repeat_kv_heads(config: TargetConfig, model: int) -> TargetConfig:

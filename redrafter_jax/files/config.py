@@ -79,7 +79,7 @@ def target_config(config: dict[str, Any], what: str = "target", weight_format: s
     fields = families.text_fields(config, what)
     found = quantisation.weight_format(fields, weight_format, what)
     if read.num_experts and fields.get(quantisation.KEY):
-        instead = "take the float checkpoint; weights int8 quantises all of it but the experts"
+        instead = "take the float checkpoint, and quantise it as it is loaded (weights int8)"
         raise BadInput(f"{what}: a quantised mixture of experts ({quantisation.KEY}) is not read; {instead}")
     return dataclasses.replace(read, weight_format=found)
 

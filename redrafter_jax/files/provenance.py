@@ -88,7 +88,8 @@ def compare(
     parts += ["another tokenizer"] if "tokenizer" in differ else []
     is_listed = isinstance(then.get("weights"), list) and now["weights"][0] in then["weights"]
     parts += ["other weights"] if "weights" in differ and not is_listed else []
-    parts += [f"{then['dtype']} (this is {dtype})"] if "dtype" in differ else []
+    is_stored_so = _stored(then.get("dtype")) == _stored(dtype)
+    parts += [f"{then['dtype']} (this is {dtype})"] if "dtype" in differ and not is_stored_so else []
     parts += ["another chat template"] if TEMPLATE in differ else []
     if VARIABLES in differ:
         parts.append(f"{VARIABLES} {json.dumps(then[VARIABLES])} (these are {json.dumps(now[VARIABLES])})")
@@ -101,6 +102,13 @@ def compare(
 def _weights(folder: pathlib.Path, adapter: StoredAdapter | None, what: str) -> str:
     sample = fingerprint.sample_weights(folder, what)
     return sample if adapter is None else f"{sample}+{adapter.fingerprint}"
+
+
+def _stored(numbers: object) -> str:
+    """The eight bits that matrices are stored in, by a number format in words (`describe`); "" of floating-point numbers, whose
+    width does not tell targets apart: bfloat16 rounds a state by less than eight bits do, and heads draft as well from those
+    (docs/reports/quantised.md)."""
+    return str(numbers).rpartition(" weights, ")[0]
 
 
 def _hash(template: str | None) -> str | None:

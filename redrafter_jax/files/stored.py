@@ -4,6 +4,7 @@ Not here: where the bytes of a tensor are (`weight_files.py`), which tensors mak
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -103,6 +104,11 @@ class StoredStack:
     """Matrices of a leaf with three axes, along its first."""
 
     each: tuple[Stored, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers, as `Stored.dtype`: one that has room for those of every matrix."""
+        return functools.reduce(np.promote_types, (stored.dtype for stored in self.each))
 
     def part(self, index: tuple[slice, ...], shape: tuple[int, ...], dtype) -> np.ndarray:
         """As `Stored.part`, one matrix after the other."""

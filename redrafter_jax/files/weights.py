@@ -50,7 +50,7 @@ def load_target(
       spread: split the weights over ``data`` too; they are gathered as they are used.
       adapter: low-rank matrices that are added (`peft.read`), in float32, before the sum is rounded to ``dtype`` or quantised.
       weights: a format of `quantised.FORMATS`, which the matrices of the layers are quantised to as they are read, one after the
-        other; embedding, norms, experts and LM head stay in ``dtype``. None: as the folder has them.
+        other; embedding, norms, routers and LM head stay in ``dtype``. None: as the folder has them.
 
     Raises:
       BadInput: a file is missing or broken, the config is of no family, tensors are missing, extra or misshapen, one holds NaN or

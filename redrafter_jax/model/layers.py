@@ -38,6 +38,10 @@ class Linear(nnx.Module):
         self.weight = param(key, shape, split, dtype, scale)
         self.bias = zeros(shape[1:], P(split[1]), dtype) if bias else None
 
+    def quantise(self, weight_format: str) -> None:
+        """Puts the matrix into a format of `quantised.FORMATS`, in place of the float one."""
+        self.weight = quantise(self.weight[...], weight_format)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, ..., in]`` -> ``[B, ..., out]``."""
         y = times(x, self.weight, self.split)
@@ -45,10 +49,10 @@ class Linear(nnx.Module):
 
 
 def quantise_matrices(module: nnx.Module, weight_format: str) -> nnx.Module:
-    """The module with the matrices of its linear layers in a format of `quantised.FORMATS`, which replace the float ones."""
+    """The module with the matrices of its parts in a format of `quantised.FORMATS`, where a part can have them so."""
     for part in vars(module).values():
-        if isinstance(part, Linear):
-            part.weight = quantise(part.weight[...], weight_format)
+        if hasattr(part, "quantise"):
+            part.quantise(weight_format)
     return module
 
 

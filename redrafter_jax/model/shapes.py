@@ -18,6 +18,7 @@ _LLAMA3 = dict(
     rope=Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192),
     max_position_embeddings=131072,
 )
+_LLAMA32 = _LLAMA3 | dict(tie_word_embeddings=True, rope=Rope(500000.0, "llama3", 32.0, 1.0, 4.0, 8192))
 _QWEN3 = dict(
     vocab_size=151936, head_dim=128, rope=Rope(1000000.0), qk_norm="head", max_position_embeddings=40960, model_type="qwen3"
 )
@@ -68,6 +69,12 @@ SHAPES = {
     ),
     "llama-3.1-70b": TargetConfig(
         hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, **_LLAMA3,
+    ),
+    "llama-3.2-1b": TargetConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, **_LLAMA32 | {"head_dim": 64},
+    ),
+    "llama-3.2-3b": TargetConfig(
+        hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, **_LLAMA32,
     ),
     "smollm-135m": TargetConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, **_SMOLLM,

@@ -27,7 +27,7 @@ class TargetConfig:
     num_experts, num_experts_per_tok, moe_intermediate_size: experts of a layer, 0 for a feed-forward of ``intermediate_size`` in
     their place; how many of them a token has; and the width of each. norm_topk_prob: a token's weights of them are divided by
     their sum. decoder_sparse_step, mlp_only_layers: only every so many layers have experts, and these have none.
-    weight_format: of `quantised.FORMATS`, that of the layers' matrices but experts; None: the one that is computed in.
+    weight_format: of `quantised.FORMATS`, that of the layers' matrices; None: the one that is computed in.
     """
 
     vocab_size: int

@@ -13,6 +13,7 @@ from redrafter_jax.devices import placement
 from redrafter_jax.model import vocabulary
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.medusa import MedusaConfig
+from redrafter_jax.model.quantised import Quantised
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices.chips import Chip
 
@@ -107,9 +108,16 @@ def knee(setting: Setting, chip: Chip) -> float:
 
 def _numbers(shapes, axes: int = 2) -> int:
     """How many numbers the matrices among some weights have; those of experts have three axes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim == axes)
+    return sum(matrix.size for matrix in _matrices(shapes, axes))
 
 
 def _bytes(shapes, width: int, axes: int = 2) -> int:
     """The bytes of these matrices: ``width`` for a number, or one where it is quantised."""
-    return sum(leaf.size * min(width, leaf.dtype.itemsize) for leaf in jax.tree.leaves(shapes) if leaf.ndim == axes)
+    return sum(matrix.size * min(width, matrix.dtype.itemsize) for matrix in _matrices(shapes, axes))
+
+
+def _matrices(shapes, axes: int) -> list:
+    """Matrices without their scales."""
+    weights = jax.tree.leaves(shapes, is_leaf=lambda part: isinstance(part, Quantised))
+    values = [part.values if isinstance(part, Quantised) else part for part in weights]
+    return [matrix for matrix in values if matrix.ndim == axes]

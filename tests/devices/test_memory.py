@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import resource
 import sys
 
@@ -11,12 +12,18 @@ import pytest
 from infer import pair
 from infer.benchmark import __main__ as benchmark
 from infer.generate import __main__ as generate
-from redrafter_jax.devices import memory
+from infer.serve import session
+from redrafter_jax.decode import prefill
+from redrafter_jax.decode.policy import needs_of
+from redrafter_jax.decode.request import Sampling
+from redrafter_jax.decode.room import Room
+from redrafter_jax.devices import memory, placement
 from redrafter_jax.devices.placement import Footprint
 from redrafter_jax.errors import BadInput
 from redrafter_jax.model.shapes import SHAPES
 from tests import support
 from train import main as train
+from train.distill import __main__ as distill
 
 GB = 10**9
 SEVENTY_B = SHAPES["llama-3.1-70b"]
@@ -66,12 +73,13 @@ def test_a_target_that_is_too_large_is_refused_before_its_weights_are_read(small
 
 @pytest.mark.parametrize(
     ("rows", "less"),
-    [(16, "--batch-size 13, --max-new-tokens 200, --dtype bfloat16"), (64, "--batch-size 13, --max-new-tokens 50")],
+    [(16, "--max-new-tokens 200, --dtype bfloat16"), (64, "--max-new-tokens 50")],
 )
-@pytest.mark.parametrize("command", [generate, benchmark], ids=["generate", "benchmark"])
+@pytest.mark.parametrize(("command", "fits"), [(generate, 12), (benchmark, 13)], ids=["generate", "benchmark"])
 def test_a_cache_that_does_not_fit_beside_the_weights_is_refused_with_what_would(
-    command, rows, less, tmp_path, monkeypatch, capsys
+    command, fits, rows, less, tmp_path, monkeypatch, capsys
 ):
+    """Generating reads a prompt into a row beside those that run, so one of them fewer fits."""
     monkeypatch.setattr(memory, "of_host", lambda: 4 * GB)
     config = json.loads((support.MODELS / "target_mha" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1000}))  # and no weights beside it
@@ -82,7 +90,7 @@ def test_a_cache_that_does_not_fit_beside_the_weights_is_refused_with_what_would
     assert command.main([*map(str, given)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: --target in float32, with the cache of --batch-size {rows}, prompts of up to 2 tokens and")
-    assert error.endswith(f"GB are there; {less}, shorter prompts or more devices would do\n")
+    assert error.endswith(f"GB are there; --batch-size {fits}, {less}, shorter prompts or more devices would do\n")
 
 
 def test_training_on_a_target_that_is_too_large_is_refused_before_anything_is_read(small_host, tmp_path):
@@ -95,6 +103,29 @@ def test_training_on_a_target_that_is_too_large_is_refused_before_anything_is_re
     ):
         train.main(options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4), (1, 16)], ids=str)
+def test_the_row_that_prompts_are_read_into_is_on_every_shard_of_rows(mesh):
+    alone, too = (placement.to_decode(SEVENTY_B, None, "bfloat16", 8, 100, refills=each) for each in (False, True))
+    row = 100 * placement.bytes_of_token(SEVENTY_B, "bfloat16") / min(mesh[1], SEVENTY_B.num_key_value_heads)
+    assert too.bytes_per_device(*mesh) - alone.bytes_per_device(*mesh) == pytest.approx(row)
+    options = distill.Options(
+        pathlib.Path("target"), pathlib.Path("out.jsonl"), text=(pathlib.Path("text"),), dtype="bfloat16", batch_size=8
+    )
+    load = distill.load_of(options, SEVENTY_B, None)
+    assert load.beside == pytest.approx(load.cache / 8) and load.beside > 0
+
+
+def test_a_server_needs_room_for_it_too(monkeypatch):
+    resolved = pair.Resolved(pathlib.Path("target"), SEVENTY_B, None, None, dtype="bfloat16")
+    room = Room(prefill.Bucket(64, 64, 4), needs_of([Sampling()]), 4, (64,))
+    need = placement.to_decode(SEVENTY_B, None, "bfloat16", 4, room.bucket.slots).bytes_per_device(1, 1)  # of 3 rows and one beside
+    monkeypatch.setattr(memory, "of_host", lambda: need)
+    session.check_memory(resolved, room, 3)
+    monkeypatch.setattr(memory, "of_host", lambda: need - 1)
+    with pytest.raises(BadInput, match="with the cache of --batch-size 3 and --max-length"):
+        session.check_memory(resolved, room, 3)
 
 
 def test_each_accelerator_holds_its_part(monkeypatch):

@@ -39,6 +39,7 @@ PARAMETERS = {  # as published, embeddings counted once where they are tied
     "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360,
     "qwen3-32b": 32_762_123_264, "qwen3-30b-a3b": 30_532_122_624, "gemma-3-1b": 999_885_952, "gemma-3-4b": 3_880_263_168,
     "gemma-3-27b": 27_009_346_304, "mistral-7b": 7_248_023_552, "phi-4-mini": 3_836_021_760,
+    "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824,
 }  # fmt: skip
 
 

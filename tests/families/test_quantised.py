@@ -6,15 +6,21 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import peft, tensors, weights
+from redrafter_jax.model import attention, experts
 from redrafter_jax.model.quantised import FORMATS, quantise, widen
+from redrafter_jax.model.target import Target
 from redrafter_jax.slices import roofline
 from redrafter_jax.slices.roofline import Setting
 from tests import compressed
 from tests.families import flavours
+from tests.support import put
 
+MOE = "qwen3_moe in the layers that are not named"  # whose others have a feed-forward
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -29,29 +35,94 @@ def test_a_quantised_checkpoint_of_a_family_is_the_float_one_that_it_stands_for(
             np.testing.assert_array_equal(widen(getattr(block, part).weight), getattr(wide, part).weight[...])
 
 
-def test_experts_stay_as_they_are_and_the_other_matrices_of_their_layers_are_quantised(tmp_path):
-    _, folder = flavours.make("qwen3_moe")
-    floats, target = (dict(tensors.leaves(weights.load_target(folder, weights=each))) for each in (None, "int8"))
-    made = {path.rpartition(".")[0] for path in target.keys() - floats.keys()}
-    assert made == floats.keys() - target.keys() == {path for path in floats if path.endswith(".weight")}
-    for path in floats.keys() & target.keys():
-        np.testing.assert_array_equal(floats[path], target[path])
-    assert any(".experts.down" in path for path in target)
-    folder, _ = compressed.compress(folder, tmp_path)
+def test_experts_are_quantised_each_by_itself_and_their_routers_stay():
+    folder = flavours.make(MOE)[1]
+    floats, target = weights.load_target(folder), weights.load_target(folder, weights="int8")
+    wide, found = (dict(tensors.leaves(each)) for each in (floats, target))
+    made = wide.keys() - found.keys()
+    assert {path for path in made if ".experts." in path} == {path for path in wide if ".experts." in path and "router" not in path}
+    assert made >= {path for path in wide if path.endswith(".weight")}
+    for path in wide.keys() & found.keys():
+        np.testing.assert_array_equal(wide[path], found[path])
+    for block, like in zip(target.blocks, floats.blocks, strict=True):
+        for part in ("gate", "up", "down") if block.experts else ():
+            matrix, original = getattr(block.experts, part), getattr(like.experts, part)
+            for expert in range(len(original[...])):
+                alone = quantise(original[...][expert], "int8")
+                np.testing.assert_array_equal(matrix.values[...][expert], alone.values[...])
+                np.testing.assert_array_equal(matrix.scale[...][expert], alone.scale[...])
+            setattr(like.experts, part, nnx.Param(widen(matrix)))
+        for part in PARTS:
+            if hasattr(block, part):
+                getattr(like, part).weight = nnx.Param(widen(getattr(block, part).weight))
+    expected = hidden(floats)
+    np.testing.assert_allclose(hidden(target), expected, atol=1e-4)
+    assert np.abs(hidden(weights.load_target(folder)) - expected).max() > 1e-2
+    with jax.set_mesh(make_mesh(2, 4)):
+        split = weights.load_target(folder, weights="int8")
+        matrix = split.blocks[0].experts.gate
+        assert {part[...].sharding.shard_shape(part[...].shape)[0] for part in (matrix.values, matrix.scale)} == {2}
+        np.testing.assert_allclose(hidden(split), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_a_group_that_is_multiplied_in_parts_is_what_the_whole_is(rows, monkeypatch):
+    """Groups of no row, of fewer than a part has, of as many, and of more; the last part of all would reach behind the end."""
+    monkeypatch.setattr(experts, "PART_ROWS", rows)
+    rng, sizes = np.random.default_rng(3), np.array([0, 4, 1, 0, 7, 3], np.int32)
+    x = rng.normal(size=(17, 5)).astype(np.float32)  # two rows of no group
+    matrices = quantise(jax.numpy.asarray(rng.normal(size=(6, 5, 8)).astype(np.float32)), "int8")
+    scales = jax.numpy.asarray(matrices.scale[...])
+
+    def of_shard(*given):
+        return experts._ragged(given[0], given[1:3], given[3])
+
+    specs = (jax.P(), experts.SPLIT, experts.SPLIT_SCALES, jax.P("model"))
+    with jax.set_mesh(make_mesh(1, 1)):
+        found = jax.jit(jax.shard_map(of_shard, in_specs=specs, out_specs=jax.P(("data", "model"))))(
+            *(put_as(each, spec) for each, spec in zip((x, matrices.values[...], scales, sizes), specs, strict=True))
+        )
+    wide = np.asarray(widen(matrices))
+    expected = np.concatenate([part @ wide[e] for e, part in enumerate(np.split(x[:15], np.cumsum(sizes)[:-1]))])
+    np.testing.assert_allclose(np.asarray(found)[:15], expected, atol=1e-5)
+
+
+def put_as(array, spec: jax.P) -> jax.Array:
+    return jax.device_put(array, jax.NamedSharding(jax.sharding.get_mesh(), spec))
+
+
+def hidden(target) -> np.ndarray:
+    """Of two texts."""
+    ids = np.random.default_rng(0).integers(3, flavours.VOCAB, (2, 9)).astype(np.int32)
+    positions = put(np.broadcast_to(np.arange(9), (2, 9)), np.int32)
+    return np.asarray(compiled(target, put(ids, np.int32), positions, attention.causal(positions >= 0)).hidden)
+
+
+compiled = jax.jit(lambda target, *given: target(*given))
+
+
+def test_a_quantised_checkpoint_with_experts_is_refused(tmp_path):
+    folder, _ = compressed.compress(flavours.make("qwen3_moe")[1], tmp_path)
     with pytest.raises(BadInput, match=r"a quantised mixture of experts \(quantization_config\) is not read; take the float"):
         weights.load_target(folder)
 
 
 def test_a_quantised_matrix_is_a_byte_a_number_in_the_floor_of_a_pass_and_experts_are_read_by_their_use():
     config = weights.load_target(flavours.make("qwen3_moe")[1]).config
-    wide, narrow = (Setting(each, None, 1, 1, 1, 0, 2) for each in (config, dataclasses.replace(config, weight_format="int8")))
+    configs = config, dataclasses.replace(config, weight_format="int8")
+    wide, narrow = (Setting(each, None, 1, 1, 1, 0, 2) for each in configs)
+    made = (jax.eval_shape(lambda each=each: Target(jax.random.key(0), each)).blocks for each in configs)
+    met = [experts.weights_per_token(blocks, config) for blocks in made]
+    assert met[0] == met[1] > 0
+    of_experts = config.num_hidden_layers * config.num_experts * 3 * config.hidden_size * config.moe_intermediate_size
     dense = config.num_hidden_layers * sum(
         config.hidden_size * heads * config.head_dim for heads in (2 * config.num_attention_heads, 2 * config.num_key_value_heads)
     )
     for nodes in (1, 5):
         one, other = roofline.verify(wide, nodes), roofline.verify(narrow, nodes)
         assert one.flops == other.flops
-        assert one.bytes - other.bytes == pytest.approx(dense)
+        some = 1 - (1 - config.num_experts_per_tok / config.num_experts) ** nodes
+        assert one.bytes - other.bytes == pytest.approx(dense + some * of_experts)
 
 
 def adapter_of(folder, to):

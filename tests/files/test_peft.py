@@ -1,6 +1,7 @@
 """Adapters in PEFT's format, merged into a target while it is read: PEFT's own sum, in every option that is honoured; and one
 sentence for what is not."""
 
+import copy
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config as configs
 from redrafter_jax.files import peft, tensors, weights
 from redrafter_jax.model.target import Target
+from tests.families import flavours
 from tests.support import MODELS
 
 FIELDS = {"model_type": "llama", "vocab_size": 104, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
@@ -33,10 +35,12 @@ def target(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def write(folder: pathlib.Path, target: pathlib.Path, ranks: dict[str, int] | int = 3, dtype="float32", **fields) -> pathlib.Path:
-    """An adapter of MODULES of the target, as PEFT writes it, with random factors."""
+def write(
+    folder: pathlib.Path, target: pathlib.Path, ranks: dict[str, int] | int = 3, dtype="float32", modules=MODULES, **fields
+) -> pathlib.Path:
+    """An adapter of these modules of the target, as PEFT writes it, with random factors."""
     stored, rng, factors = load_file(target / "model.safetensors"), np.random.default_rng(5), {}
-    for module in MODULES:
+    for module in modules:
         rank = ranks if isinstance(ranks, int) else ranks.get(module, 3)
         height, width = stored[f"{module}.weight"].shape
         for factor, shape in (("A", (rank, width)), ("B", (height, rank))):
@@ -47,11 +51,13 @@ def write(folder: pathlib.Path, target: pathlib.Path, ranks: dict[str, int] | in
     return folder
 
 
-def merged(target: pathlib.Path, adapter: pathlib.Path, folder: pathlib.Path, scales: dict[str, float] | float) -> pathlib.Path:
+def merged(
+    target: pathlib.Path, adapter: pathlib.Path, folder: pathlib.Path, scales: dict[str, float] | float, modules=MODULES
+) -> pathlib.Path:
     """The target with W + scale B A in its files."""
     shutil.copytree(target, folder)
     stored, factors = load_file(target / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
-    for module in MODULES:
+    for module in modules:
         a, b = (factors[f"base_model.model.{module}.lora_{factor}.weight"].astype(np.float64) for factor in "AB")
         scale = scales if isinstance(scales, float) else scales[module]
         stored[f"{module}.weight"] = (stored[f"{module}.weight"] + scale * (b @ a)).astype(np.float32)
@@ -84,6 +90,55 @@ def test_a_target_with_an_adapter_is_w_plus_scale_b_a(target, tmp_path, ranks, f
     assert_near(ours, weights.load_target(merged(target, adapter, tmp_path / "merged", scales)))
     moved = np.abs(np.asarray(ours.lm_head) - np.asarray(weights.load_target(target).lm_head)).max()
     assert moved > 0.1
+
+
+FUSED = ("model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.gate_up_proj", "model.layers.2.self_attn.o_proj")
+PATTERNS = {
+    "rank_pattern": {"qkv_proj": 5},
+    "alpha_pattern": {r"layers\.1\.mlp\.gate_up_proj": 12, "qkv_proj": 3},
+}
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+def test_an_adapter_of_fused_tensors_is_added_to_each_of_their_parts(tmp_path, mesh):
+    folder = flavours.make("phi3")[1]
+    adapter = write(tmp_path / "adapter", folder, {FUSED[0]: 5}, modules=FUSED, **PATTERNS)
+    with_sum = merged(folder, adapter, tmp_path / "merged", dict(zip(FUSED, (3 / 5, 12 / 3, 6 / 3), strict=True)), FUSED)
+    with jax.set_mesh(make_mesh(*mesh)):
+        ours = weights.load_target(folder, adapter=peft.read(adapter, "--lora"))
+        plain, theirs = (weights.load_target(each) for each in (folder, with_sum))
+    assert_near(ours, theirs)
+    for layer, parts in enumerate((("q", "k", "v"), ("gate", "up"), ("o",))):
+        one, other = ours.blocks[layer], plain.blocks[layer]
+        moved = {name for name in ("q", "k", "v", "o", "gate", "up", "down") if _apart(getattr(one, name), getattr(other, name))}
+        assert moved == set(parts)
+
+
+def _apart(one, other) -> bool:
+    return np.abs(np.asarray(one.weight[...]) - np.asarray(other.weight[...])).max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own, of transformers
+def test_an_adapter_of_fused_tensors_is_merged_as_peft_merges_it(tmp_path):
+    library = pytest.importorskip("peft", reason="peft is not installed; it is no requirement")
+    model, folder = flavours.make("phi3")
+    how = library.LoraConfig(
+        r=3,
+        lora_alpha=6,
+        target_modules=["qkv_proj", "gate_up_proj", "o_proj"],
+        use_rslora=True,
+        init_lora_weights="gaussian",
+        **PATTERNS,
+    )
+    adapted = library.get_peft_model(copy.deepcopy(model), how)
+    for name, factor in adapted.named_parameters():
+        if "lora_B" in name:
+            factor.data.normal_()
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)  # else it asks the hub for the target
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    ours = weights.load_target(folder, adapter=peft.read(tmp_path / "adapter", "--lora"))
+    assert_near(ours, weights.load_target(tmp_path / "merged"))
+    assert _apart(ours.blocks[1].up, weights.load_target(folder).blocks[1].up)
 
 
 def test_on_a_mesh_each_device_adds_its_own_part_also_where_heads_are_repeated(target, tmp_path):

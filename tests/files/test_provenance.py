@@ -64,8 +64,28 @@ def test_what_differs_of_a_target_is_said_in_one_sentence(target, head, change, 
 def test_several_differences_are_listed_with_the_number_format(target, head):
     change_tokenizer(target)
     change_one_tensor(target)
-    said = provenance.compare(head, target, "bfloat16")
-    assert "trained for another tokenizer, other weights and float32 (this is bfloat16); acceptance may be low" in said
+    said = provenance.compare(head, target, "int8 weights, bfloat16")
+    how = "float32 (this is int8 weights, bfloat16)"
+    assert f"trained for another tokenizer, other weights and {how}; acceptance may be low" in said
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "matters"),
+    [
+        ("float32", "bfloat16", False),
+        ("int8 weights, float32", "int8 weights, bfloat16", False),
+        ("float32", "int8 weights, float32", True),
+        ("int8 weights, bfloat16", "bfloat16", True),
+        ("int8 weights, bfloat16", "fp8 weights, bfloat16", True),
+        (None, "bfloat16", False),
+    ],
+)
+def test_the_width_of_floats_is_not_said_and_eight_bits_are(target, head, then, now, matters):
+    config = json.loads((head / "config.json").read_text())
+    config["redrafter_jax_target"]["dtype"] = then
+    (head / "config.json").write_text(json.dumps(config))
+    said = provenance.compare(head, target, now)
+    assert said == (f"the head in {head} was trained for {then} (this is {now}); acceptance may be low" if matters else None)
 
 
 def test_a_head_that_says_nothing_or_something_else_is_not_compared(target, head):

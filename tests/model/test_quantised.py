@@ -37,6 +37,8 @@ def test_each_channel_is_scaled_by_its_largest_weight_and_rounded_to_the_nearest
         np.testing.assert_allclose(found.scale[channel], scale, rtol=1e-7)
         np.testing.assert_array_equal(np.asarray(found.values[:, channel]), expected)
     assert found.values.dtype == FORMATS[name].dtype and found.shape == matrix.shape and found.size == matrix.size
+    limits = jnp.iinfo if name == "int8" else jnp.finfo
+    assert FORMATS[name].largest == float(limits(FORMATS[name].dtype).max)
     if name == "int8":
         assert abs(np.asarray(found.values[...], np.int32)).max() == 127
         assert (abs(np.asarray(widen(found)) - matrix.astype(np.float32)) <= 0.501 * np.asarray(found.scale[...])).all()

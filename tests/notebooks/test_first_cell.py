@@ -73,7 +73,7 @@ def test_on_colab_with_an_old_jax_it_installs_says_so_and_restarts(cell, on_cola
     cell.installed = dict(COLAB_TPU)
     with pytest.raises(Restarted):
         cell.set_up(ADDRESS)
-    assert cell.ran == [[sys.executable, "-m", "pip", "install", "-q", f"redrafter-jax[tpu,plots] @ {ADDRESS}"]]
+    assert cell.ran == [[sys.executable, "-m", "pip", "install", "-q", f"redrafter-jax[tpu,plots,serve] @ {ADDRESS}"]]
     assert cell.signals == [(cell.os.getpid(), 9)]
     said = capsys.readouterr().out
     assert "redrafter-jax" in said and "The session restarts now" in said and "run all cells again" in said
@@ -100,7 +100,8 @@ def test_a_version_before_a_release_counts(cell, on_colab):
 
 
 @pytest.mark.parametrize(
-    "installed, devices, extras", [({}, set(), "plots"), ({}, {"/dev/nvidia0"}, "cuda,plots"), (COLAB_TPU, set(), "tpu,plots")]
+    "installed, devices, extras",
+    [({}, set(), "plots,serve"), ({}, {"/dev/nvidia0"}, "cuda,plots,serve"), (COLAB_TPU, set(), "tpu,plots,serve")],
 )
 def test_the_extra_fits_the_device(cell, on_colab, installed, devices, extras):
     cell.installed, cell.devices = dict(installed), devices
@@ -117,7 +118,7 @@ def test_a_device_of_a_tpu_is_enough(cell, monkeypatch):
 def test_a_checkout_on_colab_is_installed_from_its_folder(cell, on_colab, tmp_path):
     with pytest.raises(Restarted):
         cell.set_up(str(tmp_path))
-    assert cell.ran[0][-1] == f"{tmp_path}[plots]"
+    assert cell.ran[0][-1] == f"{tmp_path}[plots,serve]"
 
 
 def test_where_pip_fails_nothing_restarts(cell, on_colab):

@@ -33,6 +33,8 @@ def test_generate(tmp_path):
     assert same_seed.endswith("\nthe same tokens\n")
     assert "all 24 tokens of 1 prompts are identical (float32)" in printed(cell_with(cells, "compare("))
     assert len(shown([cell_with(cells, "plot_tree")], "image/png")) == 1
+    served = printed(cell_with(cells, "infer.serve"))
+    assert served.endswith("\n---\nthe same text as above\nthe server ended with exit code 0\n")
     assert printed(cells[-1]) == "Choose a model above and run this cell.\n"
 
 

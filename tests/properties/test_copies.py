@@ -20,6 +20,9 @@ from tests.on_slice import needs_compiler
 TARGET = dataclasses.replace(on_slice.TARGET, vocab_size=4096, num_hidden_layers=1)
 
 
+EXPERTS = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 640}
+
+
 def elements(kv: cache.KVCache) -> int:
     """Of one buffer on one device."""
     return math.prod(kv.keys[0].sharding.shard_shape(kv.keys[0].shape))
@@ -54,10 +57,14 @@ def matrices_of(target) -> set[int]:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("weight_format", "shape"), [("int8", AUTOREGRESSIVE), ("int8", Shape(4, 4)), ("fp8", AUTOREGRESSIVE)], ids=str
+    ("weight_format", "shape", "experts"),
+    [("int8", AUTOREGRESSIVE, {}), ("int8", Shape(4, 4), {}), ("fp8", AUTOREGRESSIVE, {}), ("int8", Shape(4, 4), EXPERTS)],
+    ids=str,
 )
-def test_a_loop_for_a_tpu_reads_eight_bits_a_weight_and_widens_no_matrix_in_memory(shape, weight_format):
+def test_a_loop_for_a_tpu_reads_eight_bits_a_weight_and_widens_no_matrix_in_memory(shape, weight_format, experts):
+    """Nor one expert's, of which a device has several in one array."""
     config = dataclasses.replace(TARGET, vocab_size=400, weight_format=weight_format)  # no part of the LM head has their size
+    config = dataclasses.replace(config, **experts)
     head = drafter.full(config.vocab_size, config.hidden_size)
     subject = points.Workload(topology.find_slice("v5e:2x2"), config, head, "bfloat16", 2000)
     program = points.compile_loop(subject, (1, 4), 1, shape)
@@ -66,6 +73,7 @@ def test_a_loop_for_a_tpu_reads_eight_bits_a_weight_and_widens_no_matrix_in_memo
     assert program.text.arrays_of(matrices_of(target), 0)  # the matrices themselves
     of_head = {math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(proposer)}  # which are not quantised
     sizes = matrices_of(target) - of_head
+    sizes |= {config.hidden_size * config.moe_intermediate_size} if experts else set()
     assert sizes and not program.text.arrays_of(sizes, 1)
 
 

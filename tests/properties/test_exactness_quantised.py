@@ -1,5 +1,6 @@
 """Same seed, same text for a quantised target: plain and speculative decoding share its weights, on one device and on a mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -73,6 +74,18 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("target")
     weights.save_target(jax.jit(Target, static_argnums=(1, 2))(jax.random.key(0), CONFIG, jnp.float32), path)
     return path
+
+
+def test_no_draft_changes_a_token_of_experts_in_eight_bits():
+    config = dataclasses.replace(CONFIG, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=16, weight_format="int8")
+    experts = jax.jit(Target, static_argnums=(1, 2))(jax.random.key(0), config, jnp.float32)
+    drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), full(256, 64), jnp.float32)
+    prompts = [[row + 1] * (row + 2) for row in range(3)]
+    found = [
+        [reply.token_ids for reply in engine.generate(prompts, SAMPLED, Limits(16), batch=batch)]
+        for engine, batch in ((Engine(experts), 1), (Engine(experts, Recurrent(drafter, Shape(4, 3))), 3))
+    ]
+    assert found[0] == found[1] and len({token for ids in found[0] for token in ids}) > 8
 
 
 def decode(folder, mesh_shape: tuple[int, int], sampling: Sampling) -> list[list[int]]:

@@ -63,6 +63,11 @@ def test_every_mesh_gives_the_tokens_of_one_device(folder, mesh_shape, sampling)
     assert len(np.unique(expected)) > 8
 
 
+def test_refilled_rows_on_a_mesh_give_the_tokens_of_one_device(folder):
+    """Eight requests in two rows, each row in another data shard: a row that is inserted leaves the other shard's as it was."""
+    assert decode(folder, (2, 4), full, Sampling(1.0), rows=2) == decode(folder, (1, 1), full, Sampling(1.0))
+
+
 def test_a_slim_head_and_filters_run_split_as_well(folder):
     sampling = Sampling(1.0, 20, 0.9)
     assert decode(folder, (2, 4), slim, sampling) == decode(folder, (1, 1), slim, sampling)

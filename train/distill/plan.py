@@ -146,7 +146,7 @@ def load_of(options, target: TargetConfig, head: HeadConfig | None) -> placement
     """What the devices have to carry: both models' weights, and the cache of a batch."""
     prompt = options.prompt_tokens if options.text else QUESTION_TOKENS
     slots = min(target.max_position_embeddings, prompt + options.max_new_tokens)
-    return placement.to_decode(target, head, options.dtype, options.batch_size, slots, "--batch-size")
+    return placement.to_decode(target, head, options.dtype, options.batch_size, slots, "--batch-size", refills=True)
 
 
 def settings_of(options, stops: list[int], shape: tuple[int, int], adapter: StoredAdapter | None = None) -> dict:

@@ -20,6 +20,7 @@ DRAFTER_TYPE = "recurrent_drafting_drafter"
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
 TRAINED_FOR_KEY = "redrafter_jax_target"  # ours: which target the head was trained for (`provenance.py`)
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
+BIGRAM_KEY, GATED_KEY = "bigram_rank", "gated_state"  # ours: parts beyond the paper's head, left out where there are none
 
 
 def read_json(folder: pathlib.Path, what: str) -> dict[str, Any]:
@@ -104,9 +105,17 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     draft_vocab = whole(config, DRAFT_VOCAB_KEY, what, MAX_VOCABULARY_TOKENS) if DRAFT_VOCAB_KEY in config else 0
     if draft_vocab > vocab:
         raise BadInput(f"{what}: {DRAFT_VOCAB_KEY} in config.json should be at most vocab_size {vocab}, not {draft_vocab}")
-    return DrafterConfig(
-        vocab_size=vocab, hidden_size=width, exit_size=exit_size, num_blocks=blocks, rnn=rnn, tied=tied, draft_vocab=draft_vocab
-    )
+    bigram = whole(config, BIGRAM_KEY, what, min(vocab, MAX_FEATURES)) if BIGRAM_KEY in config else 0
+    gated = flag(config, GATED_KEY, False, what)
+    if gated and not rnn:
+        raise BadInput(f"{what}: {GATED_KEY} in config.json is of a recurrent state, and rnn is false")
+    shapes = {"exit_size": exit_size, "num_blocks": blocks, "rnn": rnn, "tied": tied, "draft_vocab": draft_vocab}
+    return DrafterConfig(vocab_size=vocab, hidden_size=width, bigram=bigram, gated=gated, **shapes)
+
+
+def fields_of_parts(config: DrafterConfig) -> dict[str, int | bool]:
+    """The parts of a head beyond the paper's, as its config.json names them."""
+    return {BIGRAM_KEY: config.bigram, GATED_KEY: config.gated}
 
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig | TargetConfig, what: str = "drafter") -> None:

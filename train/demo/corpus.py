@@ -73,8 +73,8 @@ class Options:
     output: pathlib.Path
     """Folder for `train/`, `held_out/`, with packages `held_out_packages/`, and `origins.json`, which has their licences."""
     packages: tuple[str, ...] = ()
-    """Installed packages, by the names that they are imported by: Python files of each, a megabyte at most, are added to `train/` or,
-    for one package in four, chosen by a hash of its name, to `held_out_packages/`."""
+    """Installed packages, by the names that they are imported by: a megabyte of each at most is added to `train/` or, of one
+    package in four, chosen by a hash of its name, to `held_out_packages/`."""
     requirements: tuple[pathlib.Path, ...] = ()
     """Files like requirements.txt: the packages that they name are added likewise."""
 

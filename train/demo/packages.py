@@ -81,7 +81,9 @@ def _read(name: str, folder: pathlib.Path, metadata: Mapping[str, str]) -> Packa
 
 def _licence(metadata: Mapping[str, str]) -> str:
     """As the metadata say it: an expression, the first line of a text, or the classifiers."""
-    classifiers = [value.rpartition("::")[2].strip() for key, value in metadata.items() if key == "Classifier" and "License" in value]
+    classifiers = [
+        value.rpartition("::")[2].strip() for key, value in metadata.items() if key == "Classifier" and "License" in value
+    ]
     given = metadata.get("License-Expression") or metadata.get("License", "").strip() or ", ".join(classifiers) or "?"
     return given.splitlines()[0].strip()
 
@@ -122,10 +124,16 @@ def _imported(distribution: str, file: pathlib.Path) -> list[tuple]:
     found = []
     for name in sorted(names):
         spec = importlib.util.find_spec(name)
-        if spec is not None and spec.submodule_search_locations and read_files(pathlib.Path(list(spec.submodule_search_locations)[0])):
+        if (
+            spec is not None
+            and spec.submodule_search_locations
+            and read_files(pathlib.Path(list(spec.submodule_search_locations)[0]))
+        ):
             found.append((name, *_find(name)))
     if not found:
-        raise BadInput(f"--requirements: {distribution!r} in {file} installs no Python package here; install it, or take out its line")
+        raise BadInput(
+            f"--requirements: {distribution!r} in {file} installs no Python package here; install it, or take out its line"
+        )
     return found
 
 

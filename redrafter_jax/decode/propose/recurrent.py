@@ -142,7 +142,7 @@ def steps(target: Target, head: Drafter, h_BD: jax.Array, width: int, adjusts: A
 
     def step(state_BWD: jax.Array, tokens_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
         state_BWD = head.advance(state_BWD, target.embed(tokens_BW))
-        return head.unembed(head.exit(context, state_BWD), target), state_BWD
+        return head.unembed(head.exit(context, state_BWD, tokens_BW), target), state_BWD
 
     B, D = h_BD.shape
     start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))

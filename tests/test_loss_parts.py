@@ -1,6 +1,5 @@
 """The loss of heads with parts beyond the paper's, and with total variation in it, against the straightforward form."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +68,9 @@ def test_a_mesh_gives_the_same_gradients(mha):
     found = []
     for shape in ((1, 1), (2, 2)):
         with jax.set_mesh(make_mesh(*shape)):
-            place = lambda module: jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), jax.typeof(leaf).sharding.spec), module)  # noqa: E731
+            place = lambda module: jax.tree.map(
+                lambda leaf: jax.device_put(np.asarray(leaf), jax.typeof(leaf).sharding.spec), module
+            )  # noqa: E731
             ours = jax.jit(jax.value_and_grad(loss.draft_loss, has_aux=True, allow_int=True), static_argnames="config")
             batch = (put(tokens, np.int32), put(labels, np.int32), put(hidden))
             given = dict(config=config, segments_BT=put(segments, np.int32), distance_share=0.5)

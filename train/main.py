@@ -95,7 +95,7 @@ def _train(options: Options) -> int:
     numbers = name_formats(options.dtype, target_config.weight_format)
     trained_for = provenance.describe(options.target, numbers, "--target", adapter, template_kwargs(options))
     configuration[configurations.NOT_COMPARED] = {
-        name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype", "weights", "begin_with")
+        name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype", "weights")
     } | {configurations.TRAINED_FOR: trained_for}
     processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output

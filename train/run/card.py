@@ -123,7 +123,7 @@ def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
     usual |= {name: getattr(Options(target), name) for name in ("dtype", "weights", "preset", *CARD_OPTIONS)}
     given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA_OPTIONS}
     given |= {name: options[name] for name in ("preset", *CARD_OPTIONS) if name in options}
-    given |= {"lora": _name(given["lora"])} if given.get("lora") else {}
+    given |= {name: _name(options[name]) for name in ("lora", "begin_with") if options.get(name)}
     given |= {name: compared[name] for name in usual if name in compared and name not in DOES_NOT_CHANGE_WEIGHTS}
     words = ["python", "-m", "train.main", "--target", target.name]
     for name, value in given.items():

@@ -1,6 +1,5 @@
 """The loss of heads with parts beyond the paper's, and with total variation in it, against the straightforward form."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redrafter_jax.model import draft_ids, layers, parts
+from redrafter_jax.model.confidence import Confidence
 from redrafter_jax.model.target import Target, unembed
 
 PARTS = {"bigram": "a bigram term", "gated": "gates"}  # fields of a config that add to the paper's head, and what they add
@@ -29,7 +30,8 @@ PARTS = {"bigram": "a bigram term", "gated": "gates"}  # fields of a config that
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
     ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table. ``bigram``: the rank of
-    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`)."""
+    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`). ``confidence``: what its scores say of acceptance,
+    where that was fitted."""
 
     vocab_size: int
     hidden_size: int
@@ -40,6 +42,7 @@ class DrafterConfig:
     draft_vocab: int = 0
     bigram: int = 0
     gated: bool = False
+    confidence: Confidence | None = None
 
     def __post_init__(self):
         if not 0 <= self.draft_vocab <= self.vocab_size:

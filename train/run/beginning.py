@@ -14,6 +14,7 @@ from redrafter_jax.files.heads import Head, HeadConfig
 from redrafter_jax.model.drafter import PARTS
 
 OPTION = "--begin-with"
+FITTED = ("tree", "confidence")  # fields of a config that are fitted after training
 
 
 def load(folder: pathlib.Path, config: HeadConfig) -> Head:
@@ -31,7 +32,7 @@ def load(folder: pathlib.Path, config: HeadConfig) -> Head:
     for field in dataclasses.fields(config):
         theirs, ours = getattr(begun, field.name), getattr(config, field.name)
         is_added = field.name in PARTS and theirs == field.default
-        if theirs != ours and not is_added and field.name != "tree":
+        if theirs != ours and not is_added and field.name not in FITTED:
             raise BadInput(f"{OPTION}: the head in {folder} has {field.name} {theirs}, and the one that is trained {ours}")
     return heads.load_head(folder, what=OPTION)
 

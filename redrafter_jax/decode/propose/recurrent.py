@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import adjust, pack, sample
-from redrafter_jax.decode.propose import chains
+from redrafter_jax.decode.propose import chains, confidence
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.propose.search import Adjust, Beams, Step, adjusted, search
@@ -100,6 +100,7 @@ class Recurrent(Proposer):
         with jax.named_scope("draft"):
             beams = self.draft(target, view)
         with jax.named_scope("pack"):
+            beams = confidence.calibrate(beams, self.head.config.confidence, view.policy)
             return self.pack(view.g, beams), memory
 
     def draft(self, target: Target, view: View) -> Beams:

@@ -62,18 +62,21 @@ def test_a_share_of_zero_is_the_cross_entropy(mha):
 
 def test_a_mesh_gives_the_same_gradients(mha):
     target, _ = mha
-    tokens, labels, hidden, segments = map(np.asarray, draw_packed_rows(target.config, rows=4))
+    given = [np.asarray(each) for each in draw_packed_rows(target.config, rows=4)]
     drafter, config = make(target.config, "slim of a draft vocabulary"), loss.LossConfig(3, 1.0, chunk=8, with_distance=True)
+    ours = jax.jit(jax.value_and_grad(loss.draft_loss, has_aux=True, allow_int=True), static_argnames="config")
     found = []
     for shape in ((1, 1), (2, 2)):
         with jax.set_mesh(make_mesh(*shape)):
-            place = lambda module: jax.tree.map(
-                lambda leaf: jax.device_put(np.asarray(leaf), jax.typeof(leaf).sharding.spec), module
-            )  # noqa: E731
-            ours = jax.jit(jax.value_and_grad(loss.draft_loss, has_aux=True, allow_int=True), static_argnames="config")
-            batch = (put(tokens, np.int32), put(labels, np.int32), put(hidden))
-            given = dict(config=config, segments_BT=put(segments, np.int32), distance_share=0.5)
-            found.append(jax.tree.map(np.asarray, ours(place(drafter), place(target), *batch, **given)))
+            placed = [placed_on_mesh(module) for module in (drafter, target)]
+            tokens, labels, hidden, segments = map(put, given)
+            more = dict(config=config, segments_BT=segments, distance_share=0.5)
+            found.append(jax.tree.map(np.asarray, ours(*placed, tokens, labels, hidden, **more)))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         if one.dtype != jax.dtypes.float0:
             np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def placed_on_mesh(module):
+    """The module with its weights where their shardings put them on the current mesh."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), jax.typeof(leaf).sharding.spec), module)

@@ -30,8 +30,8 @@ PARTS = {"bigram": "a bigram term", "gated": "gates"}  # fields of a config that
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
     ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table. ``bigram``: the rank of
-    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`). ``confidence``: what its scores say of acceptance,
-    where that was fitted."""
+    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`). ``confidence``: what its scores say of
+    acceptance, where that was fitted."""
 
     vocab_size: int
     hidden_size: int

@@ -1,4 +1,4 @@
-"""Acceptance as a logistic function of the score, for each depth (`redrafter_jax/decode/propose/confidence.py`), and what it says."""
+"""Acceptance as a logistic function of the score, for each depth (`redrafter_jax/decode/propose/confidence.py`)."""
 
 import numpy as np
 

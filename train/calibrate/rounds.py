@@ -1,6 +1,6 @@
 """One round of a head from each of many places of a text: which of the nodes the target accepted."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,29 @@ CONTEXT_TOKENS = 64
 
 
 def read(engine: Engine, contexts: list[list[int]], temperature: float, batch: int) -> dict[str, np.ndarray]:
-    """Of every node of the rounds ``[R, N]``: ``depth``, ``parent`` (a node), ``score``, ``valid`` (bool) and ``accepted`` (bool; the
-    root is). Contexts have `CONTEXT_TOKENS` tokens each; those behind the last full batch are left out."""
-    parts = list(_batches(engine, contexts, temperature, batch))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Of every node of the rounds ``[R, N]``: ``depth``, ``parent`` (a node), ``score``, ``valid`` (bool) and ``accepted`` (bool,
+    True at the root). Contexts have `CONTEXT_TOKENS` tokens each; those behind the last full batch are left out."""
+    return read_each({"": engine}, contexts, temperature, batch)[""]
 
 
-def _batches(engine: Engine, contexts: list[list[int]], temperature: float, batch: int) -> Iterator[dict[str, np.ndarray]]:
-    length = engine.proposer.round.length
+def read_each(
+    engines: dict[Hashable, Engine], contexts: list[list[int]], temperature: float, batch: int
+) -> dict[Hashable, dict[str, np.ndarray]]:
+    """`read` of several engines of the same target, whose proposers have no memory, so that contexts are prefilled once."""
+    any_engine, parts = next(iter(engines.values())), {name: [] for name in engines}
+    length = max(engine.proposer.round.length for engine in engines.values())
     bucket = prefill.bucket(CONTEXT_TOKENS, length + 1, length)
-    with jax.set_mesh(engine.mesh):
+    with jax.set_mesh(any_engine.mesh):
         for first in range(0, len(contexts) - batch + 1, batch):
             policy = make_policy([Sampling(temperature)] * batch, list(range(first, first + batch)))
             sizes = ([size] * batch for size in (CONTEXT_TOKENS, length + 1))
             given = (contexts[first : first + batch], *sizes, [[-1]] * batch)
             placed = (processes.put(np.asarray(values, np.int32), "data") for values in given)
-            state = loop.start(engine.target, engine.proposer, *placed, policy, bucket)
-            yield {name: np.asarray(value) for name, value in _round(engine.target, engine.proposer, state).items()}
+            state = loop.start(any_engine.target, any_engine.proposer, *placed, policy, bucket)
+            for name, engine in engines.items():
+                found = _round(engine.target, engine.proposer, state)
+                parts[name].append({field: np.asarray(value) for field, value in found.items()})
+    return {name: {field: np.concatenate([part[field] for part in each]) for field in each[0]} for name, each in parts.items()}
 
 
 @jax.jit

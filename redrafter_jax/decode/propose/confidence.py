@@ -1,7 +1,7 @@
 """How likely the target is to accept a node, from the score of the beam search: fitted after training, for each depth.
 
-A score is the log-probability of a prefix by the head, whose probabilities are too high where it is unsure and too low where it is
-sure, and the more so the deeper. A node budget is filled by what is likely to be accepted, so it needs the two alike at every depth:
+A score is the log-probability of a prefix by the head. Greedy targets accept shallow nodes less often than it says, deep ones more
+often; with noise that both see it is about right. A node budget should be filled by what is accepted, whatever the depth:
 
     log sigmoid(slope logit(p) + bias)      p = exp(score); one slope and bias for each depth, never above the parent's
 
@@ -21,8 +21,8 @@ from redrafter_jax.model.layers import take_rows
 
 
 def calibrate(beams: Beams, confidence: Confidence | None, policy: Policy) -> Beams:
-    """The beams with scores that are log-probabilities of acceptance: for greedy rows, and for rows that show their noise, by the fit
-    of each; scores of other rows stay. None: they are as they are."""
+    """The beams with scores that are log-probabilities of acceptance: for greedy rows, and for rows that show their noise, by the
+    fit of each; scores of other rows stay. None: they are as they are."""
     if confidence is None:
         return beams
     greedy_L2, sampled_L2 = (_of_depths(fit, beams.tokens.shape[1]) for fit in (confidence.greedy, confidence.sampled))

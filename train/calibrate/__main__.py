@@ -1,8 +1,8 @@
 """`python -m train.calibrate`: fits how likely the target accepts a node to the scores of a head's beam search, and writes the head
 with it.
 
-A head that is written so fills a node budget (`infer.generate --nodes`) by expected tokens. Its weights are the same. Not here: the
-rounds (`rounds.py`), the fit (`fit.py`), what decoding does with it (`redrafter_jax/decode/propose/confidence.py`).
+A head that is written so fills a node budget (`infer.generate --node-budget`) by expected tokens. Its weights are the same. Not
+here: the rounds (`rounds.py`), the fit (`fit.py`), what decoding does with it (`redrafter_jax/decode/propose/confidence.py`).
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Options:
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m train.calibrate --target MODEL --drafter head-run/head --text docs --output head",
-        "python -m infer.generate --target MODEL --drafter head --beam 8 5 --nodes 17",
+        "python -m infer.generate --target MODEL --drafter head --beam-width 8 --node-budget 17",
     )
 
     target: pathlib.Path

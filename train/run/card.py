@@ -63,6 +63,8 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int,
     decoded += f" --lora {_name(options['lora'])}" if options is not None and options.get("lora") else ""
     decoded += f" --weights {compared['weights']}" if "weights" in compared else ""
     title, kind = KINDS[compared.get("method", "recurrent")]
+    if compared.get("bigram") or compared.get("gated"):
+        kind = f"{kind.partition(' in the format')[0]}, with parts that Apple's format has no place for"
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
         f"{claims.CARD_SIGNATURE}tags: [speculative-decoding, redrafter]\n---\n"

@@ -100,14 +100,16 @@ class Recurrent(Proposer):
         with jax.named_scope("draft"):
             beams = self.draft(target, view)
         with jax.named_scope("pack"):
-            beams = confidence.calibrate(beams, self.head.config.confidence, view.policy)
             return self.pack(view.g, beams), memory
 
     def draft(self, target: Target, view: View) -> Beams:
-        """The search from each row's h and g, with the row's temperature, noise and adjustments."""
+        """The search from each row's h and g, with the row's temperature, noise and adjustments; scored by acceptance, where the
+        head's config says how likely that is."""
         divisor_B, shape = sample.divisor(view.policy), self.shape
         cut = shape.draft_top_k if shape.width > 1 else 0
-        return draft(target, self.head, view.h, view.g, shape.width, shape.length, divisor_B, view.noise, cut, self.adjusts(view))
+        sizes = shape.width, shape.length
+        beams = draft(target, self.head, view.h, view.g, *sizes, divisor_B, view.noise, cut, self.adjusts(view))
+        return confidence.calibrate(beams, self.head.config.confidence, view.policy)
 
     def adjusts(self, view: View) -> Adjust | None:
         """What the target does to its logits, for the head's; None where that is nothing."""

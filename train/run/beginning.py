@@ -38,11 +38,11 @@ def load(folder: pathlib.Path, config: HeadConfig) -> Head:
 
 
 def grow(begun: Head, untrained: Head) -> Head:
-    """The untrained head with the weights of ``begun`` in place of its own, each where its sharding puts it."""
+    """The untrained head with copies of the weights of ``begun`` in place of its own, each where its sharding puts it."""
     known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(begun)}
 
     def place(path, leaf: jax.Array) -> jax.Array:
         found = known.get(jax.tree_util.keystr(path))
-        return leaf if found is None else jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+        return leaf if found is None else jax.device_put(found.astype(leaf.dtype), leaf.sharding, may_alias=False)
 
     return jax.tree_util.tree_map_with_path(place, untrained)

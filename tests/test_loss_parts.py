@@ -62,7 +62,8 @@ def test_a_share_of_zero_is_the_cross_entropy(mha):
 
 def test_a_mesh_gives_the_same_gradients():
     config = TargetConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=8
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8,
     )  # fmt: skip
     target = Target(jax.random.key(0), config)
     given = [np.asarray(each) for each in draw_packed_rows(target.config, rows=4)]

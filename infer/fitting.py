@@ -35,6 +35,10 @@ class SliceOptions:
     """full: the paper's head (medusa: each head has its own LM head); slim: exits into the target's own LM head."""
     head_vocab: int = 0
     """Tokens that the head can draft; 0: all of the target's."""
+    bigram: int = 0
+    """As in train.main: the rank of a recurrent head's bigram term; 0: none."""
+    gated: bool = False
+    """As in train.main: whether a recurrent head's state has gates."""
     blocks: int = 2
     """Residual blocks of the head (medusa: of each head; the published ones have 1)."""
     whole: bool = False
@@ -97,13 +101,14 @@ def head_line(columns: Columns) -> str:
     return line([name for name, _ in columns], columns)
 
 
-def head_of(method: str, head: str, head_vocab: int, positions: int, blocks: int) -> str:
+def head_of(method: str, head: str, head_vocab: int, positions: int, blocks: int, bigram: int = 0, gated: bool = False) -> str:
     """A head in words, of these values of the options."""
     tokens = f" of {head_vocab} tokens" if head_vocab else ""
     if method == "medusa":
         end = "LM heads of their own" if head == "full" else "the target's LM head"
         return f"{positions} Medusa heads of {blocks} block{'s' * (blocks > 1)} with {end}{tokens}"
-    return f"{head} head{tokens}"
+    parts = [f"a bigram term of rank {bigram}"] * (bigram > 0) + ["gates"] * gated
+    return f"{head} head{tokens}{' with ' if parts else ''}{' and '.join(parts)}"
 
 
 def gib(count: float | None, mark: str = "") -> str:

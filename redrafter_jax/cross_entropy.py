@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from redrafter_jax.model import attention
+from redrafter_jax.model import attention, layers
 from redrafter_jax.model.layers import COLUMNS
+from redrafter_jax.model.parts import OwnColumns, split_exit
 from redrafter_jax.model.target import Target, TargetConfig, unembed
 
 IGNORED_LABEL = -100  # a label that does not count; other labels below 0 can be predicted by no logit
@@ -25,7 +26,8 @@ MAX_RANK = 5  # accuracies are reported for the label among the 1..MAX_RANK larg
 class LossConfig:
     """positions: K; distill_weight: the share of soft labels, 0..1; chunk: N, positions of a text whose ``[K, V]`` logits
     exist at a time, 0 for as many as a device has room for (`MAX_LOGIT_BYTES` bytes, but eight positions at least); decay: the
-    weight of drafted position i is ``decay ** i``; ranks: R, accuracies are reported for the label among the 1..R largest
+    weight of drafted position i is ``decay ** i``; with_distance: whether part of the soft loss may be the total variation between
+    the head's distribution and the target's (`score`); ranks: R, accuracies are reported for the label among the 1..R largest
     logits."""
 
     positions: int = 5
@@ -33,6 +35,7 @@ class LossConfig:
     chunk: int = 0
     decay: float = 1.0
     ranks: int = MAX_RANK
+    with_distance: bool = False
 
 
 def of_next_tokens(target: Target, tokens_BT: jax.Array, columns_DV: jax.Array | None = None) -> jax.Array:
@@ -54,11 +57,12 @@ def score(shapes: TargetConfig, config: LossConfig, own, exits, labels_BKT, hidd
 
     Args:
       shapes: of the target, by which its logits are made (`target.unembed`).
-      own: the head's own LM head ``[E, V]``, or a tuple of one for each drafted position; None for the target's.
+      own: the head's own LM head ``[E, V]``, a tuple of one for each drafted position, or `OwnColumns`; None for the target's.
       exits: for each drafted position ``[B, T, E]``; T is a multiple of the chunk.
       hidden_BTD: the target's states that the teachers are made of.
       target_DV: the columns of the target's LM head that the head can draft.
-      weights_K: of a hard and of a soft label of each drafted position.
+      weights_K: of a hard and of a soft label of each drafted position, and of the total variation between head and teacher,
+        sum |p - q| / 2, at the places of soft labels (`LossConfig.with_distance`).
     """
 
     def of_chunk(carry, start):
@@ -126,13 +130,17 @@ def _chunk(shapes: TargetConfig, config: LossConfig, own, chunk, target_DV, weig
     logits ``[B, K, N, V]``, which is for each label its weight times the head's probabilities less the label's; and a function
     from that gradient to those of the exits and of the head's own LM head."""
     exits_BKNE, labels_BKN, hidden_BND = chunk
-    hard_BKN, soft_BKN = (
-        w[:, None] * counts for w, counts in zip(weights_K, (labels_BKN >= 0, labels_BKN != IGNORED_LABEL), strict=True)
-    )
+    is_place_BKN = labels_BKN != IGNORED_LABEL
+    counted = (labels_BKN >= 0, is_place_BKN, is_place_BKN)
+    hard_BKN, soft_BKN, distance_BKN = (w[:, None] * counts for w, counts in zip(weights_K, counted, strict=True))
 
     def head_logits(exits_BKNE, own) -> jax.Array:
         if isinstance(own, tuple):
             return jnp.stack([unembed(shapes, exits_BKNE[:, k], own_EV) for k, own_EV in enumerate(own)], axis=1)
+        if isinstance(own, OwnColumns):
+            exits_BKNE, rows_BKNR = split_exit(exits_BKNE, own.bigram)
+            columns_EV = target_DV if own.lm_head is None else own.lm_head
+            return unembed(shapes, exits_BKNE, columns_EV, layers.times(rows_BKNR, own.bigram))
         return unembed(shapes, exits_BKNE, target_DV if own is None else own)
 
     logits_BKNV, back = jax.vjp(head_logits, exits_BKNE, own)
@@ -149,6 +157,12 @@ def _chunk(shapes: TargetConfig, config: LossConfig, own, chunk, target_DV, weig
         own_BKN = jnp.sum(p_BNV[:, None] * logits_BKNV, axis=-1)
         loss_BKN += soft_BKN * (total_BKN - own_BKN)
         gradient_BKNV += soft_BKN[..., None] * (q_BKNV - p_BNV[:, None])
+        if config.with_distance:
+            apart_BKNV = q_BKNV - p_BNV[:, None]
+            loss_BKN += distance_BKN * jnp.sum(jnp.abs(apart_BKNV), axis=-1) / 2
+            side_BKNV = jnp.sign(apart_BKNV)
+            mean_BKN1 = jnp.sum(q_BKNV * side_BKNV, axis=-1, keepdims=True)
+            gradient_BKNV += distance_BKN[..., None] * q_BKNV * (side_BKNV - mean_BKN1) / 2
     loss_K = jnp.sum(loss_BKN, axis=(0, 2))
     return (jnp.sum(loss_K), (loss_K, _hits(logits_BKNV, labels_BKN, config.ranks))), gradient_BKNV, back
 

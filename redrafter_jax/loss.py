@@ -2,7 +2,8 @@
 
 At text position t the head sees h_t, starts from zero state, reads x_{t+1} .. x_{t+1+i} and predicts x_{t+2+i}, for
 i = 0..K-1, as long as all of them belong to one example of the row. The cross-entropy is averaged over the labelled
-positions of each i and summed over i. Soft labels are the target's own distributions at those positions. Or it reads and predicts
+positions of each i and summed over i. Soft labels are the target's own distributions p at those positions; a share of their loss
+may be the total variation sum |p - q| / 2, the probability that a draft sampled from q is refused. Or the head reads and predicts
 the K + 1 tokens that the target would generate from there (``paths``), the labels of the paper's own recipe.
 
 A head with a draft vocabulary cannot draft the other tokens. A hard label outside it is left out of the sum and of the
@@ -54,6 +55,7 @@ def draft_loss(
     config: LossConfig,
     segments_BT: jax.Array | None = None,
     paths_BTK: jax.Array | None = None,
+    distance_share: jax.Array | float = 0.0,
 ) -> tuple[jax.Array, Metrics]:
     """The summed loss, in nats, and its parts.
 
@@ -65,6 +67,8 @@ def draft_loss(
       paths_BTK: ``[B, T, K + 1]``, tokens to read and to predict after each text position in place of the text's own: the
         target's greedy ones, as in the paper's section 3.3. Hard labels only; the text's labels still decide which positions
         count.
+      distance_share: how much of the soft loss is the total variation (0..1) in place of the cross-entropy, where the config has
+        it.
 
     Raises:
       ValueError: there are paths, and soft labels are asked for.
@@ -77,9 +81,9 @@ def draft_loss(
     drafter = _added_once(drafter)
     hidden_BTD = pad(hidden_BTD)
 
-    def read(i: int) -> jax.Array:
+    def read(i: int) -> tuple[jax.Array, jax.Array]:
         read_BT = _shifted(tokens_BT, -1 - i) if paths_BTK is None else paths_BTK[:, :, i]
-        return jax.lax.stop_gradient(target.embed(read_BT))
+        return read_BT, jax.lax.stop_gradient(target.embed(read_BT))
 
     exits = [_shifted(exit_BTE, i) for i, exit_BTE in enumerate(drafter.text_exits(hidden_BTD, read, config.positions))]
     labels = []
@@ -96,7 +100,14 @@ def draft_loss(
     decay_K = config.decay ** jnp.arange(config.positions)
     hard_K = decay_K * (1 - config.distill_weight) / jnp.maximum(inside_K, 1)
     soft_K = decay_K * config.distill_weight / jnp.maximum(scored_K, 1)
-    given = (tuple(exits), labels_BKT, _shifted(hidden_BTD, -1), target.columns(drafter.ids), (hard_K, soft_K))
+    distance_K = distance_share * soft_K
+    given = (
+        tuple(exits),
+        labels_BKT,
+        _shifted(hidden_BTD, -1),
+        target.columns(drafter.ids),
+        (hard_K, soft_K - distance_K, distance_K),
+    )
     total, (loss_K, hits_KR) = score(target.config, dataclasses.replace(config, chunk=chunk), drafter.own_columns(), *given)
     return total, Metrics(loss_K / decay_K, hits_KR / jnp.maximum(scored_K, 1)[:, None], scored_K, inside_K)
 
@@ -150,7 +161,8 @@ def _added_once(drafter: Drafter) -> Drafter:
     these are summed over shards once. `cross_entropy.score` does so for the LM head."""
 
     def mark(path, leaf: jax.Array) -> jax.Array:
-        if leaf.ndim != 2 or "lm_head" in jax.tree_util.keystr(path):
+        name = jax.tree_util.keystr(path)
+        if leaf.ndim != 2 or "lm_head" in name or "bigram" in name:
             return leaf
         return jax.sharding.reshard(leaf, P(*COLUMNS, reduced={"data"}))
 

@@ -17,10 +17,14 @@ from redrafter_jax.decode.policy import Policy, make_policy
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.files import weights
+from redrafter_jax.model.confidence import Confidence
+from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
 from redrafter_jax.model.target import Target, TargetConfig
+from train.run import beginning
 
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8], [7] * 11]
+FITTED = Confidence(((0.5, -1.0), (1.5, 0.7)), ((1.0, 0.3), (0.8, -0.2)))  # which changes what fills a budget
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODELS = GOLDEN / "models"
 PAIRS = {"mha_rnn": "mha", "mha_rand": "mha", "gqa_proj": "gqa", "tied_nornn": "tied"}  # drafter -> target
@@ -51,6 +55,14 @@ def put(array, dtype=None) -> jax.Array:
 
 def rows(value, count: int, dtype) -> jax.Array:
     return put(np.broadcast_to(np.asarray(value, dtype), (count,)))
+
+
+def with_parts(head: Drafter) -> Drafter:
+    """The head with a bigram term that does a little, gates and a fit of its scores."""
+    config = dataclasses.replace(head.config, bigram=8, gated=True, confidence=FITTED)
+    grown = beginning.grow(head, Drafter(jax.random.key(4), config))
+    grown.bigram.columns[...] = 0.1 * jax.random.normal(jax.random.key(5), grown.bigram.columns.shape)
+    return grown
 
 
 def policy(count: int, temperature=0.0, top_k=0, top_p=1.0, rule="coupled", seeds=None) -> Policy:

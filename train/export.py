@@ -89,10 +89,14 @@ def main(options: Options) -> None:
             f"--target: {options.run} was trained for another target than {options.target}, whose config.json, weights"
             " or tokenizer differ; give the folder that train.main was given, as it was then, and its --lora"
         )
+    recipe = configurations.read_recipe(configuration, checkpoints / configurations.CONFIGURATION_FILE)
+    parts = shapes.make_head_config(target_config, recipe).beyond_the_papers
+    if options.whole and parts:
+        has = " and ".join(parts)
+        raise BadInput(f"--whole: the head has {has}, and Apple's architecture has no place for that; export it without --whole")
     if options.whole:
         load = placement.to_decode(target_config, None, "float32")
         memory.check(load, (1, 1), "--target, whose LM head --whole takes over,", {}, "an export without --whole")
-    recipe = configurations.read_recipe(configuration, checkpoints / configurations.CONFIGURATION_FILE)
     if not recipe.trains_target and (options.merged or options.adapter):
         option = "--merged" if options.merged else "--adapter"
         raise BadInput(

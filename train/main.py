@@ -52,7 +52,7 @@ def _train(options: Options) -> int:
     from redrafter_jax.devices import mesh as meshes
     from redrafter_jax.files import config, fingerprint, hub, provenance, weights
     from train.data import datasets
-    from train.run import card, evaluation, footprint, loop, merged
+    from train.run import beginning, card, evaluation, footprint, loop, merged, shapes
     from train.run import configuration as configurations
 
     name, adapter = options.target, pair.read_adapter(options.lora)
@@ -72,6 +72,7 @@ def _train(options: Options) -> int:
     memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
     footprint.check(load, options.recipe, mesh)
     jax.set_mesh(meshes.make_mesh(*mesh))
+    begun = options.begin_with and beginning.load(options.begin_with, shapes.make_head_config(target_config, options.recipe))
     parts = [datasets.build(source, options.output / "datasets") for source in sources(options)]
     rows, held_out = datasets.join(parts, "train"), datasets.join(parts, "validation")
     if rows is None:
@@ -86,6 +87,7 @@ def _train(options: Options) -> int:
         **as_json(options)["recipe"],
         "dtype": options.dtype,
         **({} if weight_format is None else {"weights": weight_format}),
+        **({} if begun is None else {"begin_with": fingerprint.fingerprint(options.begin_with)}),
         "target": fingerprint.fingerprint(options.target, adapter.fingerprint if adapter else None),
         "data": [part.parent.name for part in parts],
     }
@@ -98,7 +100,8 @@ def _train(options: Options) -> int:
     processes.run_in_first(lambda: configurations.save(options.output, configuration, options.resume, options.checkpoints))
     folder, steps, place = options.output / "head", options.recipe.steps, options.checkpoints or options.output
     try:
-        state = loop.train_pair(target, rows, options.recipe, options.output, held_out, options.checkpoints, options.profile)
+        places = options.checkpoints, options.profile
+        state = loop.train_pair(target, rows, options.recipe, options.output, held_out, *places, begun=begun)
     except stop.Stopped as stopped:
         processes.say(f"stopped; the same command goes on from step {stopped.step} of {steps}, which is in {place}")
         return stopped.code

@@ -9,13 +9,19 @@ from redrafter_jax.model import vocabulary
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import topology
 
+MAX_RANK = 1 << 14  # of a bigram term, as train.main takes it
+
 
 def config_of(options, target: TargetConfig) -> DraftsConfig:
     """The head, as decoding unties it, or the small model.
 
     Raises:
-      BadInput: --draft-model names no shapes, or another vocabulary.
+      BadInput: --draft-model names no shapes, or another vocabulary, or --bigram or --gated is not for these heads.
     """
+    if (options.bigram or options.gated) and options.method != "recurrent":
+        raise BadInput(f"--{'bigram' if options.bigram else 'gated'} is of --method recurrent; leave it out")
+    if not 0 <= options.bigram <= min(target.vocab_size, MAX_RANK):
+        raise BadInput(f"--bigram should be from 0 to {min(target.vocab_size, MAX_RANK)}, not {options.bigram}")
     if options.draft_model is not None:
         model = topology.read_target_config(options.draft_model, "--draft-model")
         if model.vocab_size != target.vocab_size:
@@ -25,5 +31,6 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
     if options.method == "medusa":
         head = synthetic.medusa_config(target, options.head, options.head_vocab, options.positions, options.blocks)
     else:
-        head = dataclasses.replace(synthetic.head_config(target, options.head, options.head_vocab), num_blocks=options.blocks)
+        shape = synthetic.head_config(target, options.head, options.head_vocab)
+        head = dataclasses.replace(shape, num_blocks=options.blocks, bigram=options.bigram, gated=options.gated)
     return vocabulary.materialised_config(head)

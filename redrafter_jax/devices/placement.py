@@ -68,6 +68,8 @@ class Footprint:
             return None
         if self.head.exit_size % model:
             return f"{model} does not divide the head's exit_size {self.head.exit_size}"
+        if getattr(self.head, "bigram", 0) % model:
+            return f"{model} does not divide the rank of the head's bigram term, {self.head.bigram}"
         if self.head.draft_vocab % model:
             return f"{model} does not divide the head's draft vocabulary of {self.head.draft_vocab} tokens"
         return None

@@ -13,6 +13,7 @@ from redrafter_jax import families
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
 from redrafter_jax.files import json_files, quantisation
+from redrafter_jax.model.confidence import Confidence
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target_config import TargetConfig, wrong_draft_model
 
@@ -20,6 +21,8 @@ DRAFTER_TYPE = "recurrent_drafting_drafter"
 TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's and is not stored
 TRAINED_FOR_KEY = "redrafter_jax_target"  # ours: which target the head was trained for (`provenance.py`)
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
+CONFIDENCE_KEY = "confidence"  # ours: (slope, bias) of each depth, for greedy and for sampled rows (`model/confidence.py`)
+BIGRAM_KEY, GATED_KEY = "bigram_rank", "gated_state"  # ours: parts beyond the paper's head, left out where there are none
 
 
 def read_json(folder: pathlib.Path, what: str) -> dict[str, Any]:
@@ -104,9 +107,32 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     draft_vocab = whole(config, DRAFT_VOCAB_KEY, what, MAX_VOCABULARY_TOKENS) if DRAFT_VOCAB_KEY in config else 0
     if draft_vocab > vocab:
         raise BadInput(f"{what}: {DRAFT_VOCAB_KEY} in config.json should be at most vocab_size {vocab}, not {draft_vocab}")
+    bigram = whole(config, BIGRAM_KEY, what, min(vocab, MAX_FEATURES)) if BIGRAM_KEY in config else 0
+    gated = flag(config, GATED_KEY, False, what)
+    if gated and not rnn:
+        raise BadInput(f"{what}: {GATED_KEY} in config.json is of a recurrent state, and rnn is false")
+    shapes = {"exit_size": exit_size, "num_blocks": blocks, "rnn": rnn, "tied": tied, "draft_vocab": draft_vocab}
     return DrafterConfig(
-        vocab_size=vocab, hidden_size=width, exit_size=exit_size, num_blocks=blocks, rnn=rnn, tied=tied, draft_vocab=draft_vocab
+        vocab_size=vocab, hidden_size=width, bigram=bigram, gated=gated, confidence=_confidence(config, what), **shapes
     )
+
+
+def _confidence(config: dict[str, Any], what: str) -> Confidence | None:
+    """What a head's scores say of acceptance; None where it was not fitted."""
+    if CONFIDENCE_KEY not in config:
+        return None
+    try:
+        given = config[CONFIDENCE_KEY]
+        return Confidence(*(tuple((float(slope), float(bias)) for slope, bias in given[name]) for name in ("greedy", "sampled")))
+    except (KeyError, TypeError, ValueError) as error:
+        right = "lists of a slope and a bias for each depth, greedy and sampled"
+        raise BadInput(f"{what}: {CONFIDENCE_KEY} in config.json should be {right} ({error})") from None
+
+
+def fields_of_parts(config: DrafterConfig) -> dict[str, int | bool | dict | None]:
+    """What a head has beyond the paper's, as its config.json names it."""
+    fitted = config.confidence and dataclasses.asdict(config.confidence)
+    return {BIGRAM_KEY: config.bigram, GATED_KEY: config.gated, CONFIDENCE_KEY: fitted}
 
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig | TargetConfig, what: str = "drafter") -> None:

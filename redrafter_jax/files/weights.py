@@ -29,6 +29,10 @@ _DRAFTER_NAMES = [
     (r"\.(rnn_u|input_proj)\.bias", r"\1.bias", False),
     (r"\.blocks\[(\d+)\]\.weight", r"lm_head.\1.linear.weight", True),
     (r"\.blocks\[(\d+)\]\.bias", r"lm_head.\1.linear.bias", False),
+    (r"\.bigram\.rows", "bigram.rows.weight", False),
+    (r"\.bigram\.columns", "bigram.columns.weight", True),
+    (r"\.gates\.(\w+)\.weight", r"gates.\1.weight", True),
+    (r"\.gates\.(\w+)\.bias", r"gates.\1.bias", False),
     (r"\.ids", "draft_ids", False),
 ]
 
@@ -126,6 +130,9 @@ def save_drafter(
     """Writes a head in Apple's format. With ``target`` it is written so that Apple's code can read it, a slim head with the
     target's LM head and a draft vocabulary as the whole one (`vocabulary.expand`); without, as it is (for this project).
 
+    Raises:
+      BadInput: there is a target, and the head has parts that Apple's architecture has no place for.
+
     Args:
       trained_for: the target that it was trained for (`provenance.describe`), where that is known.
     """
@@ -149,6 +156,7 @@ def save_drafter(
         fields[configs.TIED_KEY] = True
     if config.draft_vocab:
         fields[configs.DRAFT_VOCAB_KEY] = config.draft_vocab
+    fields |= {key: value for key, value in configs.fields_of_parts(config).items() if value}
     if trained_for is not None:
         fields[configs.TRAINED_FOR_KEY] = trained_for
     tensors.write(folder, arrays, fields)

@@ -5,6 +5,7 @@
     z   = z + silu(A z + a)                      n times
     logits = z C                                 C is the head's own, or the target's (slim)
 
+Parts beyond these, a bigram term and a gated state, are in `parts.py`.
 A head may have a draft vocabulary (FR-Spec, arXiv 2502.14856): C then has a column for each of U tokens alone, and a table
 says which. What is drafted goes through the table at once, so everything outside this file knows the target's ids only.
 Architecture and weight names are Apple's (`files/weights.py` reads and writes their format), so heads travel both ways.
@@ -18,14 +19,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redrafter_jax.model import draft_ids, layers
+from redrafter_jax.model import draft_ids, layers, parts
+from redrafter_jax.model.confidence import Confidence
 from redrafter_jax.model.target import Target, unembed
+
+PARTS = {"bigram": "a bigram term", "gated": "gates"}  # fields of a config that add to the paper's head, and what they add
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
-    ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table."""
+    ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table. ``bigram``: the rank of
+    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`). ``confidence``: what its scores say of
+    acceptance, where that was fitted."""
 
     vocab_size: int
     hidden_size: int
@@ -34,12 +40,19 @@ class DrafterConfig:
     rnn: bool = True
     tied: bool = False
     draft_vocab: int = 0
+    bigram: int = 0
+    gated: bool = False
+    confidence: Confidence | None = None
 
     def __post_init__(self):
         if not 0 <= self.draft_vocab <= self.vocab_size:
             raise ValueError(f"a draft vocabulary of {self.draft_vocab} is not a part of the target's {self.vocab_size} tokens")
         if self.tied and self.exit_size != self.hidden_size:
             raise ValueError(f"a tied head exits at the target's width {self.hidden_size}, not {self.exit_size}")
+        if not 0 <= self.bigram <= self.vocab_size:
+            raise ValueError(f"a bigram term of rank {self.bigram} is not of 0 to the vocabulary's {self.vocab_size}")
+        if self.gated and not self.rnn:
+            raise ValueError("a state without recurrence has no gates")
 
     def make(self, key, dtype=jnp.float32, ids: jax.Array | None = None) -> "Drafter":
         """An untrained head of these shapes."""
@@ -49,6 +62,11 @@ class DrafterConfig:
     def has_fixed_tree(self) -> bool:
         """Whether what is drafted is no search and no draw, as in the configs of all heads."""
         return False
+
+    @property
+    def beyond_the_papers(self) -> list[str]:
+        """What the head has that the paper's and Apple's architecture have no place for, in words."""
+        return [words for name, words in PARTS.items() if getattr(self, name)]
 
     @property
     def projects(self) -> bool:
@@ -96,6 +114,7 @@ class Drafter(nnx.Module):
     def __init__(self, key, config: DrafterConfig, dtype=jnp.float32, ids: jax.Array | None = None):
         D, E, U = config.hidden_size, config.exit_size, config.draft_vocab or config.vocab_size
         keys = jax.random.split(key, 4)
+        of_bigram, of_gates = jax.random.split(jax.random.fold_in(key, 1))
         self.config = config
         linear = functools.partial(layers.Linear, split=layers.COLUMNS, dtype=dtype)
         self.rnn_w = linear(keys[0], (D, D)) if config.rnn else None
@@ -103,13 +122,19 @@ class Drafter(nnx.Module):
         self.input_proj = linear(keys[2], (2 * D, E), bias=True) if config.projects else None
         self.blocks = nnx.List([linear(keys[3], (E, E), bias=True, scale=0.0) for _ in range(config.num_blocks)])
         self.lm_head = None if config.tied else layers.param(keys[3], (E, U), layers.COLUMNS, dtype)
+        self.bigram = parts.Bigram(of_bigram, config.vocab_size, U, config.bigram, dtype) if config.bigram else None
+        self.gates = parts.Gates(of_gates, D, dtype) if config.gated else None
         self.ids = draft_ids.as_ids(jnp.arange(U) if ids is None else ids) if config.draft_vocab else None
 
     def advance(self, state: jax.Array, embedding: jax.Array) -> jax.Array:
         """The recurrent state ``[..., D]`` after one more token; both arguments ``[..., D]``."""
         if self.rnn_w is None:
             return state + embedding
-        return layers.gather_features(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
+        if self.gates is None:
+            return layers.gather_features(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(state)))
+        keep, read = self.gates(state, embedding)
+        new = layers.gather_features(jax.nn.silu(self.rnn_w(embedding) + self.rnn_u(read * state)))
+        return keep * state + (1 - keep) * new
 
     def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The part of `exit` that depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share
@@ -122,8 +147,9 @@ class Drafter(nnx.Module):
         first = self._first()
         return None if first is None else _halves(first)[0]
 
-    def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array) -> jax.Array:
-        """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``."""
+    def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``; with a bigram term ``[..., E + r]``, for
+        which the tokens ``[...]`` are needed that the state has read last."""
         h, share = context
         first, rest = self._first(), self.blocks
         first_out = None if first is None else share + layers.times(state, _halves(first)[1])
@@ -135,7 +161,7 @@ class Drafter(nnx.Module):
                 z, rest = z + layers.gather_features(jax.nn.silu(first_out)), self.blocks[1:]
         for block in rest:
             z = z + layers.gather_features(jax.nn.silu(block(z)))
-        return z
+        return z if self.bigram is None else jnp.concatenate([z, self.bigram.of(tokens)], axis=-1)
 
     def _first(self) -> layers.Linear | SplitLinear | None:
         """The first layer that reads ``[h ; s]``; None for a head without an ``input_proj`` and without blocks."""
@@ -156,35 +182,49 @@ class Drafter(nnx.Module):
         return copy
 
     def unembed(self, exit_: jax.Array, target: Target) -> jax.Array:
-        """float32 logits ``[..., U]`` (V without a draft vocabulary), split over ``model`` in U; ``exit_`` is ``[..., E]``.
+        """float32 logits ``[..., U]`` (V without a draft vocabulary), split over ``model`` in U; ``exit_`` is what `exit` gives.
 
         A tied head with a draft vocabulary gathers its columns here, each time; `vocabulary.materialise_columns` gathers them once.
         """
-        return unembed(target.config, exit_, self.columns(target))
+        if self.bigram is None:
+            return unembed(target.config, exit_, self.columns(target))
+        z, row = parts.split_exit(exit_, self.bigram.columns)
+        return unembed(target.config, z, self.columns(target), layers.times(row, self.bigram.columns))
 
-    def text_exits(self, hidden_BTD: jax.Array, read: Callable[[int], jax.Array], positions: int) -> list[jax.Array]:
-        """What the LM head reads at every place of a text for each of K drafted positions, K arrays ``[B, T, E]``.
+    def text_exits(
+        self, hidden_BTD: jax.Array, read: Callable[[int], tuple[jax.Array, jax.Array]], positions: int
+    ) -> list[jax.Array]:
+        """What `exit` gives at every place of a text for each of K drafted positions, K arrays ``[B, T, E]``.
 
         Args:
-          read: the embeddings ``[B, T, D]`` of the tokens that are read before position i is drafted.
+          read: the tokens ``[B, T]`` that are read before position i is drafted, and their embeddings ``[B, T, D]``.
         """
         context, state_BTD, exits = self.context(hidden_BTD), jnp.zeros_like(hidden_BTD), []
         for i in range(positions):
-            state_BTD = self.advance(state_BTD, read(i))
-            exits.append(self.exit(context, state_BTD))
+            tokens_BT, embedding_BTD = read(i)
+            state_BTD = self.advance(state_BTD, embedding_BTD)
+            exits.append(self.exit(context, state_BTD, tokens_BT))
         return exits
 
     def weights_per_position(self) -> int:
         """How many numbers of the head a drafted position is multiplied by, without a target's LM head."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self))
+        return sum(leaf.size for leaf in jax.tree.leaves(self)) - sum(leaf.size for leaf in jax.tree.leaves(self.table()))
 
-    def own_columns(self) -> jax.Array | None:
-        """The head's own LM head ``[E, U]``; None where it is the target's."""
-        return None if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
+    def table(self) -> nnx.Param | None:
+        """The matrix of which a drafted token reads one row, ``[V, r]``; None for a head without a bigram term."""
+        return None if self.bigram is None else self.bigram.rows
+
+    def own_columns(self) -> jax.Array | parts.OwnColumns | None:
+        """The head's own LM head ``[E, U]``, None where it is the target's; with a bigram term also the columns of that."""
+        own_EU = None if self.lm_head is None else layers.gather_weight(self.lm_head, layers.COLUMNS)
+        return (
+            own_EU if self.bigram is None else parts.OwnColumns(own_EU, layers.gather_weight(self.bigram.columns, layers.COLUMNS))
+        )
 
     def columns(self, target: Target) -> jax.Array:
-        """The matrix ``[E, U]`` that the head's exits are multiplied by: its own, or its columns of the target's."""
-        own_EU = self.own_columns()
+        """The LM head ``[E, U]``: the head's own, or its columns of the target's."""
+        own = self.own_columns()
+        own_EU = own.lm_head if isinstance(own, parts.OwnColumns) else own
         return target.columns(self.ids) if own_EU is None else own_EU
 
     def drafted(self, values: jax.Array) -> jax.Array:

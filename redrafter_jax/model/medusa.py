@@ -41,6 +41,11 @@ class MedusaConfig:
         return True
 
     @property
+    def beyond_the_papers(self) -> list[str]:
+        """As of a recurrent head's config: nothing."""
+        return []
+
+    @property
     def exit_size(self) -> int:
         """The width that an LM head reads."""
         return self.hidden_size
@@ -67,7 +72,9 @@ class MedusaHeads(nnx.Module):
         """What each head's LM head reads, K arrays of the shape of ``h``, ``[B, ..., D]``."""
         return [functools.reduce(_residual, blocks, h_BD) for blocks in self.blocks]
 
-    def text_exits(self, hidden_BTD: jax.Array, read: Callable[[int], jax.Array], positions: int) -> list[jax.Array]:
+    def text_exits(
+        self, hidden_BTD: jax.Array, read: Callable[[int], tuple[jax.Array, jax.Array]], positions: int
+    ) -> list[jax.Array]:
         """As `Drafter.text_exits`, of the first K heads; what is read makes no difference.
 
         Raises:

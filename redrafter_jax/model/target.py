@@ -194,12 +194,14 @@ def _within(
     return visible_BNN, inside_BNS if seen_BNS is None else seen_BNS & inside_BNS
 
 
-def unembed(config: TargetConfig, hidden: jax.Array, columns: nnx.Param | jax.Array) -> jax.Array:
-    """The one door to the vocabulary: hidden states ``[B, ..., E]`` by columns ``[E, U]`` to float32 logits ``[B, ..., U]``.
+def unembed(config: TargetConfig, hidden: jax.Array, columns: nnx.Param | jax.Array, added: jax.Array | None = None) -> jax.Array:
+    """The one door to the vocabulary: hidden states ``[B, ..., E]`` by columns ``[E, U]`` to float32 logits ``[B, ..., U]``, to
+    which a head may add its own.
 
     The columns are `Target.columns` or a draft head's own LM head. What a family does to its logits (a soft cap, a scale)
     goes here, after the product, so that the target, its heads and the losses do the same.
     """
     logits = layers.times(hidden, columns).astype(jnp.float32)
+    logits = logits if added is None else logits + added.astype(jnp.float32)
     logits = logits if config.logits_divisor == 1 else logits / config.logits_divisor
     return logits if config.logits_cap is None else layers.capped(logits, config.logits_cap)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from redrafter_jax.errors import BadInput
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import Target, TargetConfig
@@ -64,7 +65,13 @@ def expand(drafter: Drafter, target: Target) -> Drafter:
     architecture's LM head has no bias: the exit is widened by a feature that is always 1 (the bias of ``input_proj`` makes
     it, the residual blocks pass it on, for silu(0) = 0), and a token outside the draft vocabulary has `LOGIT_OF_OTHERS` for that
     feature and zeros elsewhere. A head that has no ``input_proj`` gets the identity for one.
+
+    Raises:
+      BadInput: the head has parts that the architecture has no place for.
     """
+    if drafter.config.beyond_the_papers:
+        has = " and ".join(drafter.config.beyond_the_papers)
+        raise BadInput(f"the head has {has}, and Apple's architecture has no place for that; write it as it is, for this project")
     config, D = drafter.config, drafter.config.hidden_size
     if not config.draft_vocab:
         tied = {".lm_head.value": target.columns()} if config.tied else {}

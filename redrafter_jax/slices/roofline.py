@@ -77,7 +77,12 @@ def draft(setting: Setting, width: int, length: int, reread: int = 2) -> Work:
         return _passes(setting, setting.head, width, length, reread)
     head = placement.abstract_head(vocabulary.materialised_config(setting.head))
     of_h = _numbers(head.weight_of_h())  # multiplied once for all beams and positions
-    step = _numbers(head) - of_h + (_numbers(placement.abstract_target(setting.config).lm_head) if head.lm_head is None else 0)
+    step = (
+        _numbers(head)
+        - of_h
+        - _numbers(head.table())
+        + (_numbers(placement.abstract_target(setting.config).lm_head) if head.lm_head is None else 0)
+    )
     tokens = setting.rows * width * length
     flops = 2 * (tokens * step + setting.rows * of_h) / setting.model
     return Work(flops, setting.width * (length * step + of_h) / setting.model)

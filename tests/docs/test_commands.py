@@ -74,6 +74,7 @@ def test_a_command_of_the_pages_has_the_options_that_are_named(found, monkeypatc
 
 NEEDED = {
     "infer.fit": ("--model",),
+    "train.calibrate": ("--target", "--drafter", "--text", "--output"),
     "train.drift": ("--target", "--against", "--text"),
     "train.distill": ("--target", "--output"),
     "train.export": ("--run", "--target", "--output"),
@@ -127,6 +128,7 @@ SMALL = {
     "train.fit": ["--row-length", "128", "--positions", "2"],
     "train.main": ["--steps", "4", "--batch", "2", "--row-length", "64", "--evaluate-every", "0", "--save-every", "2"],
     "train.distill": ["--max-new-tokens", "8", "--batch-size", "8"],
+    "train.calibrate": ["--places", "32", "--beam", "2", "2"],
     "train.drift": ["--rows", "4"],
     "train.benchmark": ["--repeats", "1", "--vocab", "500", "--width", "32"],
 }

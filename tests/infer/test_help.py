@@ -15,6 +15,7 @@ from infer.evaluate import __main__ as evaluate
 from infer.generate import __main__ as generate
 from infer.serve import __main__ as serve
 from train import drift, export, plot
+from train.calibrate import __main__ as calibrate
 from train.distill import __main__ as distill
 from train.main import parse
 from train.run import options as training
@@ -30,6 +31,7 @@ KINDS = {
     "train.plot": plot.Options,
     "train.export": export.Options,
     "train.drift": drift.Options,
+    "train.calibrate": calibrate.Options,
 }
 
 

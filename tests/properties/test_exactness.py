@@ -78,6 +78,7 @@ WAYS = {
     "a small model's beams": lambda head, texts: SmallModel(support.small_model(), Shape(3, 3, budget=6, tree="beams")),
     "a small model's chains": lambda head, texts: SmallModel(support.small_model(), Shape(2, 3, tree="chains")),
     "a small model beside a lookup": lambda head, texts: Union(SmallModel(support.small_model(), Shape(1, 2)), Lookup(3, 1, 4, 2)),
+    "a head with parts and a fit": lambda head, texts: Recurrent(support.with_parts(head), Shape(4, 4, budget=9)),
     "the head's chains": lambda head, texts: Recurrent(head, Shape(2, 3, tree="chains")),
 }
 

@@ -57,6 +57,14 @@ def exports(folder, tmp_path, capsys):
     return command
 
 
+def test_a_head_with_parts_is_not_exported_for_apples_code(folder, exports, tmp_path):
+    file = folder / "checkpoints" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bigram": 4, "gated": True}))
+    code, _, error = exports("--whole")
+    assert code == 2 and "--whole: the head has a bigram term and gates, and Apple's architecture has no place for that" in error
+    assert not (tmp_path / "head").exists()
+
+
 def step_of(head: pathlib.Path) -> int:
     """Which of the saved heads lies in a folder."""
     found = load_file(head / "model.safetensors")["rnn_u.weight"]

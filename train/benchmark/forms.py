@@ -61,7 +61,7 @@ def straightforward(drafter: Drafter, target: Target, tokens_BT, labels_BT, hidd
     context, exits = drafter.context(hidden_BTD), []
     for i in range(config.positions):
         state_BTD = drafter.advance(state_BTD, jax.lax.stop_gradient(target.embed(jnp.roll(tokens_BT, -1 - i, axis=1))))
-        exits.append(drafter.exit(context, state_BTD))
+        exits.append(drafter.exit(context, state_BTD, jnp.roll(tokens_BT, -1 - i, axis=1)))
     logits_BKTV = jax.sharding.reshard(drafter.unembed(jnp.stack(exits, axis=1), target), P("data"))
     p_BTV = jax.sharding.reshard(jax.nn.softmax(target.unembed(hidden_BTD), axis=-1), P("data"))
     for i in range(config.positions):

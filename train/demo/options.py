@@ -21,7 +21,7 @@ class Options:
     work: pathlib.Path = pathlib.Path("demo-run")
     """Folder of the run: tokens, checkpoints, logs, and the finished `pair/`."""
     packages: tuple[str, ...] = ()
-    """Installed packages whose Python files are added to the standard library's for training."""
+    """Installed packages whose Python files are added to the standard library's for training, but for one in four (`corpus`)."""
     vocab: int = 2048
     """Tokens in the vocabulary."""
     width: int = 320

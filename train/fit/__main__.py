@@ -100,10 +100,10 @@ def recipe_of(options: Options):
     if options.accumulate < 1:
         raise BadInput(f"--accumulate should be 1 or more, not {options.accumulate}")
     recipe = Recipe(
-        method=options.method, blocks=options.blocks, head=options.head,
-        head_vocab=options.head_vocab, positions=options.positions, labels=options.labels,
-        distill_weight=options.distill_weight, row_length=options.row_length, batch=options.accumulate * max(options.batch),
-        accumulate=options.accumulate, train_target=options.train_target, lora_rank=options.lora_rank,
+        method=options.method, blocks=options.blocks, head=options.head, head_vocab=options.head_vocab, bigram=options.bigram,
+        gated=options.gated, positions=options.positions, labels=options.labels, distill_weight=options.distill_weight,
+        row_length=options.row_length, batch=options.accumulate * max(options.batch), accumulate=options.accumulate,
+        train_target=options.train_target, lora_rank=options.lora_rank,
     )  # fmt: skip
     recipe.check()
     return recipe

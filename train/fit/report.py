@@ -13,7 +13,7 @@ COLUMNS = (
 def heading(subject: StepSubject, model: str, topology: str) -> str:
     """The lines above the table."""
     recipe, slice_ = subject.recipe, subject.slice
-    head = head_of(recipe.method, recipe.head, recipe.head_vocab, recipe.positions, recipe.blocks)
+    head = head_of(recipe.method, recipe.head, recipe.head_vocab, recipe.positions, recipe.blocks, recipe.bigram, recipe.gated)
     too = f" and the target by adapters of rank {recipe.lora_rank}" if recipe.trains_target else ""
     numbers = name_formats(subject.dtype, subject.target.weight_format)
     return (

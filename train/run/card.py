@@ -63,6 +63,8 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int,
     decoded += f" --lora {_name(options['lora'])}" if options is not None and options.get("lora") else ""
     decoded += f" --weights {compared['weights']}" if "weights" in compared else ""
     title, kind = KINDS[compared.get("method", "recurrent")]
+    if compared.get("bigram") or compared.get("gated"):
+        kind = f"{kind.partition(' in the format')[0]}, with parts that Apple's format has no place for"
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (
         f"{claims.CARD_SIGNATURE}tags: [speculative-decoding, redrafter]\n---\n"
@@ -123,7 +125,7 @@ def _command(target: pathlib.Path, compared: dict, options: dict) -> str:
     usual |= {name: getattr(Options(target), name) for name in ("dtype", "weights", "preset", *CARD_OPTIONS)}
     given = {kind: [_name(path) for path in options.get(kind, ())] for kind in DATA_OPTIONS}
     given |= {name: options[name] for name in ("preset", *CARD_OPTIONS) if name in options}
-    given |= {"lora": _name(given["lora"])} if given.get("lora") else {}
+    given |= {name: _name(options[name]) for name in ("lora", "begin_with") if options.get(name)}
     given |= {name: compared[name] for name in usual if name in compared and name not in DOES_NOT_CHANGE_WEIGHTS}
     words = ["python", "-m", "train.main", "--target", target.name]
     for name, value in given.items():

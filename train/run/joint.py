@@ -69,11 +69,11 @@ def step(
     """One update of the head and of the target's adapter on a batch of rows; ``target`` is the original."""
     is_through = schedule.lets_through(state.step)
     weights, adapter = vocabulary.trainable(state.drafter), state.lora.adapter
-    original_BTD = steps.read(target, batch).hidden
+    original_BTD, share = steps.read(target, batch).hidden, schedule.head.distance_share(state.step)
 
     def aim(weights, adapter: lora.Adapter):
         drafter = vocabulary.merge(weights, state.drafter)
-        return losses(drafter, target, adapter, batch, original_BTD, is_through, schedule, config)
+        return losses(drafter, target, adapter, batch, original_BTD, is_through, schedule, config, share)
 
     of_both = jax.value_and_grad(aim, argnums=(0, 1), has_aux=True)
     (_, (parts, moved)), (of_head, of_adapter) = of_both(weights, adapter)
@@ -93,16 +93,18 @@ def losses(
     is_through: jax.Array,
     schedule: JointSchedule,
     config: loss.LossConfig,
+    distance_share: jax.Array | float = 0.0,
 ) -> tuple[jax.Array, tuple[loss.Metrics, drift.Drift]]:
     """The loss of both, and its parts.
 
     Args:
       original_BTD: the original target's hidden states.
       is_through: whether the head's gradient goes into the adapter.
+      distance_share: as of `loss.draft_loss`.
     """
     hidden_BTD = steps.text_pass(lora.adapt(target, adapter, recompute=True), batch).hidden
     seen_BTD = jnp.where(is_through, hidden_BTD, jax.lax.stop_gradient(hidden_BTD))
-    total, parts = steps.head_loss(drafter, target, batch, seen_BTD, config)
+    total, parts = steps.head_loss(drafter, target, batch, seen_BTD, config, distance_share=distance_share)
     next_BT = drift.labels_of_next_tokens(batch.labels, batch.segments)
     moved = drift.measure(target, hidden_BTD, target, original_BTD, next_BT)
     return total + schedule.kl_weight * moved.kl + schedule.text_weight * moved.text, (parts, moved)

@@ -36,7 +36,7 @@ def flops(target: Target, drafter: Head, recipe: Recipe, is_joint: bool = False)
     both. What is computed again in the backward pass, attention over the context and the adapters are not counted."""
     body = experts.weights_per_token(target.blocks, target.config)
     unembedding = jax.eval_shape(lambda: target.columns(drafter.ids)).size
-    head = drafter.weights_per_position() + (unembedding if drafter.own_columns() is None else 0)
+    head = drafter.weights_per_position() + (unembedding if drafter.config.tied else 0)
     teacher = 2 * unembedding if recipe.distill_weight > 0 else 0
     if recipe.labels == "greedy":
         teacher += 2 * (recipe.positions * (body + target.lm_head[...].size) + target.lm_head[...].size)

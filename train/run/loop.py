@@ -21,7 +21,7 @@ from redrafter_jax.files.heads import Head, HeadConfig
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.target import Target, TargetConfig
 from train.data.rows import Rows, find_most_frequent, read_batches
-from train.run import joint, log, step
+from train.run import beginning, joint, log, step
 from train.run.evaluation import Evaluation
 from train.run.profile import Profile
 from train.run.recipe import Recipe
@@ -37,12 +37,13 @@ class Diverged(BadInput):
 
 
 def make_schedule(recipe: Recipe) -> step.Schedule:
-    return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate)
+    shares = recipe.distance_weight, recipe.distance_from
+    return step.Schedule(recipe.steps, recipe.rate, recipe.warmup, recipe.weight_decay, recipe.clip, recipe.accumulate, *shares)
 
 
 def make_updates(recipe: Recipe) -> tuple:
     """`step.step`, and `joint.step` where the target is trained too, as functions of a state, the target and a batch."""
-    config = LossConfig(recipe.positions, recipe.distill_weight, decay=recipe.decay)
+    config = LossConfig(recipe.positions, recipe.distill_weight, decay=recipe.decay, with_distance=recipe.distance_weight > 0)
     schedule = make_schedule(recipe)
     alone = functools.partial(step.step, schedule=schedule, config=config, labels=recipe.labels)
     if not recipe.trains_target:
@@ -63,6 +64,7 @@ def train_pair(
     held_out=None,
     checkpoints: str | None = None,
     profile: str | None = None,
+    begun: Head | None = None,
 ) -> step.HeadState:
     """Trains a head, and the target's adapter where the recipe says so, from the newest readable checkpoint in ``folder`` or from
     random weights, and returns the state at the end. Unreadable checkpoints are renamed, and printed.
@@ -71,6 +73,7 @@ def train_pair(
       examples, held_out: sequences of `tokens` and `labelled` (`rows.Rows`); ``held_out`` may be None.
       checkpoints: their folder; by default in ``folder``.
       profile: folder for a trace of a few updates; None: no trace.
+      begun: a head whose weights a run without checkpoints begins with, and whose draft vocabulary it has.
 
     Raises:
       BadInput: nothing can be predicted, the draft vocabulary is larger than the target's, no checkpoint can be read,
@@ -88,8 +91,11 @@ def train_pair(
         if saved.latest_step is not None:
             state = resume(saved, start)
         else:
-            ids = find_most_frequent(examples, config.vocab_size, config.draft_vocab) if config.draft_vocab else None
+            needs_ids = config.draft_vocab and begun is None
+            ids = find_most_frequent(examples, config.vocab_size, config.draft_vocab) if needs_ids else None
             state = jax.jit(functools.partial(start, ids=ids))()
+            if begun is not None:
+                state = dataclasses.replace(state, drafter=beginning.grow(begun, state.drafter))
         run = _Run(target, rows, recipe, folder, saved, Evaluation(target, recipe, held_out))
         with Profile(profile) as trace:
             return run.go(state, trace)

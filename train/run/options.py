@@ -24,7 +24,7 @@ class Options:
     }
     VALUES: ClassVar = {
         "target": "MODEL", "lora": "FOLDER", "conversations": "FILE ...", "chat_template_kwargs": "JSON",
-        "text": "PATH ...", "glob": "PATTERN ...", "token_ids": "FILE ...",
+        "begin_with": "HEAD", "text": "PATH ...", "glob": "PATTERN ...", "token_ids": "FILE ...",
         "output": "FOLDER", "checkpoints": "FOLDER", "profile": "FOLDER", "mesh": "D M",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
@@ -48,6 +48,9 @@ class Options:
     """With --text: which files of folders are read, such as '*.md' '*.py'; by default all."""
     token_ids: tuple[pathlib.Path, ...] = ()
     """JSON Lines of token ids, as `train.distill` writes them, to train on."""
+    begin_with: pathlib.Path | None = None
+    """Folder of a head whose weights the run begins with, instead of random ones. The head that is trained may have parts beyond
+    it (--bigram, --gated)."""
     output: pathlib.Path = pathlib.Path("head-run")
     """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
     checkpoints: str | None = None

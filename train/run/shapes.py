@@ -35,6 +35,8 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
         exit_size=2 * D if recipe.head == "full" else D,
         num_blocks=recipe.blocks,
         rnn=recipe.rnn,
+        bigram=min(recipe.bigram, V),
+        gated=recipe.gated,
         tied=recipe.head == "slim",
         draft_vocab=recipe.head_vocab,
     )

@@ -21,7 +21,8 @@ from train.run.recipe import Labels
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """AdamW with a linear rise over ``warmup`` updates and a cosine to zero at ``steps``; biases do not decay. An update
-    is made of ``accumulate`` calls of `step`, whose gradients are averaged."""
+    is made of ``accumulate`` calls of `step`, whose gradients are averaged. After ``distance_from`` updates a share of
+    ``distance_weight`` of the soft labels' loss is the total variation."""
 
     steps: int
     rate: float = 1e-3
@@ -29,6 +30,14 @@ class Schedule:
     weight_decay: float = 0.01
     clip: float = 1.0
     accumulate: int = 1
+    distance_weight: float = 0.0
+    distance_from: int = 0
+
+    def distance_share(self, step: jax.Array) -> jax.Array | float:
+        """The share of the total variation in the soft labels' loss at a call of `step`, counted from 0."""
+        if self.distance_weight == 0:
+            return 0.0
+        return jnp.where(step >= self.distance_from * self.accumulate, self.distance_weight, 0.0)
 
     def rate_at(self, update: jax.Array | int) -> jax.Array:
         """The learning rate of an update, counted from 0."""
@@ -103,10 +112,10 @@ def step(
     state: HeadState, target: Target, batch: Batch, schedule: Schedule, config: loss.LossConfig, labels: Labels = "text"
 ) -> tuple[HeadState, UpdateMetrics]:
     """One update on a batch of rows; the target runs forward only."""
-    weights = vocabulary.trainable(state.drafter)
+    weights, share = vocabulary.trainable(state.drafter), schedule.distance_share(state.step)
 
     def aim(weights: Head) -> tuple[jax.Array, loss.Metrics]:
-        return evaluate(vocabulary.merge(weights, state.drafter), target, batch, config, labels)
+        return evaluate(vocabulary.merge(weights, state.drafter), target, batch, config, labels, share)
 
     (_, parts), gradients = jax.value_and_grad(aim, has_aux=True)(weights)
     metrics = UpdateMetrics(parts, optax.tree.norm(gradients), jnp.mean(batch.segments > 0))
@@ -122,21 +131,33 @@ def update_head(state: HeadState, gradients: Head, schedule: Schedule) -> HeadSt
 
 
 def evaluate(
-    drafter: Head, target: Target, batch: Batch, config: loss.LossConfig, labels: Labels = "text"
+    drafter: Head,
+    target: Target,
+    batch: Batch,
+    config: loss.LossConfig,
+    labels: Labels = "text",
+    distance_share: jax.Array | float = 0.0,
 ) -> tuple[jax.Array, loss.Metrics]:
     """The loss of a head on a batch, and its parts."""
     text = read(target, batch)
     paths_BTK = greedy.paths(target, batch, text, config.positions + 1) if labels == "greedy" else None
-    return head_loss(drafter, target, batch, text.hidden, config, paths_BTK)
+    return head_loss(drafter, target, batch, text.hidden, config, paths_BTK, distance_share)
 
 
 def head_loss(
-    drafter: Head, target: Target, batch: Batch, hidden_BTD: jax.Array, config: loss.LossConfig, paths_BTK: jax.Array | None = None
+    drafter: Head,
+    target: Target,
+    batch: Batch,
+    hidden_BTD: jax.Array,
+    config: loss.LossConfig,
+    paths_BTK: jax.Array | None = None,
+    distance_share: jax.Array | float = 0.0,
 ) -> tuple[jax.Array, loss.Metrics]:
     """`loss.draft_loss` of a batch. The head's weights are float32 so that small updates add up; they are multiplied as the device
     does by default (bfloat16 on a TPU, TF32 on a GPU), several times faster than as float32."""
     with jax.default_matmul_precision("default"):
-        return loss.draft_loss(drafter, target, batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK)
+        given = (batch.tokens, batch.labels, hidden_BTD, config, batch.segments, paths_BTK, distance_share)
+        return loss.draft_loss(drafter, target, *given)
 
 
 def read(target: Target, batch: Batch) -> Pass:

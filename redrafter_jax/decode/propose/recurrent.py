@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import adjust, pack, sample
-from redrafter_jax.decode.propose import chains
+from redrafter_jax.decode.propose import chains, confidence
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.propose.search import Adjust, Beams, Step, adjusted, search
@@ -116,10 +116,13 @@ class Recurrent(Proposer):
             return self.pack(view.g, beams), memory
 
     def draft(self, target: Target, view: View) -> Beams:
-        """The search from each row's h and g, with the row's temperature, noise and adjustments."""
+        """The search from each row's h and g, with the row's temperature, noise and adjustments; scored by acceptance, where the
+        head's config says how likely that is."""
         divisor_B, shape = sample.divisor(view.policy), self.shape
         cut = shape.draft_top_k if shape.width > 1 else 0
-        return draft(target, self.head, view.h, view.g, shape.width, shape.length, divisor_B, view.noise, cut, self.adjusts(view))
+        sizes = shape.width, shape.length
+        beams = draft(target, self.head, view.h, view.g, *sizes, divisor_B, view.noise, cut, self.adjusts(view))
+        return confidence.calibrate(beams, self.head.config.confidence, view.policy)
 
     def adjusts(self, view: View) -> Adjust | None:
         """What the target does to its logits, for the head's; None where that is nothing."""
@@ -155,7 +158,7 @@ def steps(target: Target, head: Drafter, h_BD: jax.Array, width: int, adjusts: A
 
     def step(state_BWD: jax.Array, tokens_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
         state_BWD = head.advance(state_BWD, target.embed(tokens_BW))
-        return head.unembed(head.exit(context, state_BWD), target), state_BWD
+        return head.unembed(head.exit(context, state_BWD, tokens_BW), target), state_BWD
 
     B, D = h_BD.shape
     start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))

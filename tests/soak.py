@@ -12,6 +12,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
 from infer.text import text_of
 from tests.serving import Served
 
@@ -78,3 +81,19 @@ def resident() -> int:
     """Bytes of memory that this process has, clients and all."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def statuses_of_schema(url: str) -> tuple[set[str], collections.Counter[int]]:
+    """Of requests that the server's own schema lets one make: the paths, and how often each status came."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    paths, statuses = set(), collections.Counter()
+    for operation in (found.ok() for found in schema.get_all_operations()):
+
+        @settings(max_examples=8, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(operation.as_strategy())
+        def call(case):
+            statuses[case.call(timeout=60).status_code] += 1
+
+        call()
+        paths.add(operation.path)
+    return paths, statuses

@@ -14,6 +14,7 @@ from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.files import tensors, weights
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, full, slim
 from redrafter_jax.model.target import Target, TargetConfig
+from tests.losses import draw_packed_rows, straightforward
 from tests.support import MODELS, golden, put
 from train.data import rows as data
 from train.run import evaluation, step
@@ -116,34 +117,6 @@ def test_as_many_logits_are_made_at_a_time_as_a_device_has_room_for(mesh_shape, 
     with jax.set_mesh(make_mesh(*mesh_shape)):
         assert loss._chunk_length(loss.LossConfig(5), head, B, T) == N
         assert loss._chunk_length(loss.LossConfig(5, chunk=3), head, B, T) == 3
-
-
-def straightforward(drafter, target, tokens, labels, hidden, segments, config, share=0.0):
-    """The loss with all logits at once, by JAX's own differentiation; ``share``: of total variation in that of soft labels."""
-    B, T = tokens.shape
-    state, total, teacher = jnp.zeros_like(hidden), 0.0, jax.nn.log_softmax(target.unembed(hidden))
-    for i in range(config.positions):
-        read = jnp.roll(tokens, -1 - i, axis=1)
-        state = drafter.advance(state, target.embed(read))
-        logits = jax.nn.log_softmax(drafter.unembed(drafter.exit(drafter.context(hidden), state, read), target))
-        label = jnp.roll(labels, -2 - i, axis=1)
-        counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED_LABEL) & (segments == jnp.roll(segments, -2 - i, axis=1))
-        hard = -jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[..., None], logits, 0), axis=-1)
-        p = jnp.exp(jnp.roll(teacher, -1 - i, axis=1))
-        apart = jnp.sum(jnp.abs(p - jnp.exp(logits)), axis=-1) / 2
-        soft = (1 - share) * -jnp.sum(p * logits, axis=-1) + share * apart
-        mixed = (1 - config.distill_weight) * hard + config.distill_weight * soft
-        total += config.decay**i * jnp.sum(mixed * counts) / jnp.maximum(jnp.sum(counts), 1)
-    return total
-
-
-def draw_packed_rows(config, rows: int = 2):
-    """Tokens, labels (some of them IGNORED), hidden states and segments of rows of two examples, or of one and padding."""
-    V, D, rng = config.vocab_size, config.hidden_size, np.random.default_rng(0)
-    tokens = put(rng.integers(0, V, (rows, 23)), np.int32)
-    labels = put(np.where(rng.random((rows, 23)) < 0.3, loss.IGNORED_LABEL, tokens), np.int32)
-    segments = put(([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3] * rows)[:rows], np.int32)
-    return tokens, labels, put(rng.normal(size=(rows, 23, D)), np.float32), segments
 
 
 @pytest.mark.parametrize("kind", ["full", "slim"])

@@ -9,8 +9,8 @@ from redrafter_jax import loss
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.target import Target, TargetConfig
+from tests.losses import draw_packed_rows, straightforward
 from tests.support import put
-from tests.test_loss import draw_packed_rows, straightforward
 
 KINDS = {
     "slim": dict(tied=True, bigram=8, gated=True),

@@ -11,8 +11,8 @@
                      ^ b ended: c is inserted     waits for it
 
 A long prompt is read in chunks, between which the rows run on; chunks that a row has in its cache already are taken from there
-(`kept.py`, `reading.py`). A scheduler that adapts has programs for a few rows as well (`ladder.py`), and takes for each run the way
-to draft that promises most (`picker.py`).
+(`prefix_cache.py`, `reading.py`). A scheduler that adapts has programs for a few rows as well (`ladder.py`), and takes for each run
+the way to draft that promises most (`picker.py`).
 
 Every chunk is read by the same program, and every request decoded by programs that give the same text: so that depends neither on
 what runs beside it, nor on its row, nor on the way to draft. Not here: threads, clocks of clients, text (`infer/`).
@@ -29,8 +29,8 @@ import numpy as np
 from redrafter_jax.decode import ladder, loop, timing
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
-from redrafter_jax.decode.kept import Kept, exact_length
 from redrafter_jax.decode.picker import Picker
+from redrafter_jax.decode.prefix_cache import PrefixCache, exact_length
 from redrafter_jax.decode.programs import Refilled
 from redrafter_jax.decode.reader import Reader
 from redrafter_jax.decode.reply import Reply
@@ -68,7 +68,7 @@ class Scheduler:
         self._waiting: collections.deque[Seat] = collections.deque()
         self._seats: dict[int, Seat] = {}
         self._reading: tuple[Seat, Reader] | None = None
-        self._kept = Kept(room.chunks[-1], room.bucket.length + 1, exact_length(runner.target.config) if reuses else 0)
+        self._kept = PrefixCache(room.chunks[-1], room.bucket.length + 1, exact_length(runner.target.config) if reuses else 0)
         self._rounds, self._counts = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         self._tickets = 0
 

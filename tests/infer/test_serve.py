@@ -1,7 +1,6 @@
 """A server on loopback, called as its users call it: by the official client, and by hand."""
 
 import asyncio
-import collections
 import dataclasses
 import json
 import socket
@@ -12,14 +11,12 @@ import urllib.request
 
 import openai
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
 
 from infer.stopping import Stopper, Stops
 from infer.text import text_of
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from tests.serving import OPTIONS, golden_pair, serving, wait_until
-from tests.soak import Asking, resident, soak
+from tests.soak import Asking, resident, soak, statuses_of_schema
 from tests.support import compilations
 
 PROMPTS = ["def f", "éa", "x" * 30, "import os\n", "hello", "0", "<system>be<user>so<assistant>"]
@@ -310,17 +307,7 @@ def test_stops_of_several_rows_at_once_do_not_meet(served, texts, alone):
 
 
 def test_no_request_that_the_schema_lets_one_make_fails_in_the_server(served):
-    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
-    paths, statuses = set(), collections.Counter()
-    for operation in (found.ok() for found in schema.get_all_operations()):
-
-        @settings(max_examples=8, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-        @given(operation.as_strategy())
-        def call(case):
-            statuses[case.call(timeout=60).status_code] += 1
-
-        call()
-        paths.add(operation.path)
+    paths, statuses = statuses_of_schema(served.url)
     assert paths >= {"/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics", "/version"}
     assert max(statuses) < 500 and {200, 400} <= set(statuses), statuses
 

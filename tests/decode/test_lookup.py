@@ -117,7 +117,7 @@ def test_the_union_of_two_trees_is_the_likeliest_of_all_their_prefixes_each_once
 class Counting(Lookup):
     """Remembers how many tokens were accepted, to see that a memory arrives where it belongs."""
 
-    def begin(self, target, view):
+    def begin(self, target, view, read=None):
         return view.length * 0
 
     def accept(self, memory, tree, verdict):

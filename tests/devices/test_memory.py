@@ -24,6 +24,7 @@ from redrafter_jax.model.shapes import SHAPES
 from tests import support
 from train import main as train
 from train.distill import __main__ as distill
+from train.distill import plan
 
 GB = 10**9
 SEVENTY_B = SHAPES["llama-3.1-70b"]
@@ -113,7 +114,7 @@ def test_the_row_that_prompts_are_read_into_is_on_every_shard_of_rows(mesh):
     options = distill.Options(
         pathlib.Path("target"), pathlib.Path("out.jsonl"), text=(pathlib.Path("text"),), dtype="bfloat16", batch_size=8
     )
-    load = distill.load_of(options, SEVENTY_B, None)
+    load = plan.load_of(options, SEVENTY_B, None)
     assert load.beside == pytest.approx(load.cache / 8) and load.beside > 0
 
 

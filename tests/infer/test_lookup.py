@@ -129,7 +129,7 @@ def test_the_mesh_and_the_room_are_for_the_rounds_of_the_lookup(monkeypatch):
     loads = []
     monkeypatch.setattr(mesh_choice, "resolve", lambda load, mesh, together, *_: loads.append(load) or ((1, 1), None))
     lengths = []
-    monkeypatch.setattr(session.room, "check", lambda resolved, longest, new, rows, length: lengths.append(length))
+    monkeypatch.setattr(session.room, "check", lambda resolved, longest, new, rows, length, refills: lengths.append(length))
     for length in (1, 64):
         session.check_room(prepared(*BESIDE, "--lookup-length", length), asked_for(IDS))
     assert lengths == [2, 64] and loads[0].cache < loads[1].cache

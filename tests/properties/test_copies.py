@@ -2,6 +2,7 @@
 is a quantised matrix ever there in a wider format."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from infer.fit import points
-from redrafter_jax.decode import loop
+from redrafter_jax.decode import loop, prefill, reading
+from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.devices import placement
 from redrafter_jax.model import cache, drafter
@@ -47,6 +49,20 @@ def test_a_loop_for_a_tpu_copies_no_cache_and_takes_over_the_state_that_was_dona
         state = points.arrays(subject, TARGET.num_hidden_layers, batch, shape)[2]
     assert not program.text.copies_in_loops(elements(state.cache))
     assert program.aliased >= placement.bytes_of(state)
+
+
+@needs_compiler
+def test_a_chunk_of_a_prompt_is_written_for_a_tpu_where_it_belongs():
+    bucket = prefill.Bucket(1024, 1000, 4, chunk=256)
+    with jax.set_mesh(topology.find_slice("v5e:2x2").mesh(1, 4)):
+        target = compiler.target(TARGET, "bfloat16")
+        was = jax.eval_shape(functools.partial(reading.blank, target, Plain(), 1, bucket.slots))
+        given = [((1, 256), ("data", None)), ((), ()), ((1,), ("data",))]
+        chunk = [compiler.abstract(shape, jnp.int32, jax.P(*spec)) for shape, spec in given]
+        read = jax.jit(lambda target, *given: reading.read(target, Plain(), *given, bucket), donate_argnums=1)
+        program = compiler.compile_program(read, target, was, *chunk)
+    buffer = elements(was.cache) * 2  # bytes
+    assert program.aliased >= 2 * buffer and program.temporaries < buffer
 
 
 def matrices_of(target) -> set[int]:

@@ -26,7 +26,7 @@ class _Record:
     used: int
 
 
-class Kept:
+class KeptPrompts:
     """chunk: tokens that a pass reads; rewritten: tokens at the end of a prompt whose place in a proposer's memory rounds write
     again; exact: tokens of a text up to which its cache does not depend on how long it becomes (`exact_length`)."""
 

@@ -28,7 +28,7 @@ import numpy as np
 from redrafter_jax.decode import loop
 from redrafter_jax.decode.batch import Request
 from redrafter_jax.decode.commit import DecodeState
-from redrafter_jax.decode.kept import Kept, exact_length
+from redrafter_jax.decode.kept import KeptPrompts, exact_length
 from redrafter_jax.decode.programs import Refilled
 from redrafter_jax.decode.reader import Reader
 from redrafter_jax.decode.reply import Reply
@@ -83,7 +83,7 @@ class Scheduler:
         self._seats: dict[int, _Seat] = {}
         self._reading: tuple[_Seat, Reader] | None = None
         exact = exact_length(runner.target.config) if reuses else 0
-        self._kept = Kept(room.chunks[-1], room.bucket.length + 1, exact)
+        self._kept = KeptPrompts(room.chunks[-1], room.bucket.length + 1, exact)
         self._rounds = np.zeros(rows, np.int64)
         self._tickets = 0
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.batch import make_requests
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
-from redrafter_jax.decode.kept import Kept, exact_length
+from redrafter_jax.decode.kept import KeptPrompts, exact_length
 from redrafter_jax.decode.policy import needs_of
 from redrafter_jax.decode.propose.lookup import Lookup
 from redrafter_jax.decode.propose.recurrent import Shape
@@ -201,7 +201,7 @@ KEPT = list(range(100, 140))
 
 
 def test_full_chunks_are_found_up_to_the_token_before_the_last():
-    kept = Kept(8, 3)
+    kept = KeptPrompts(8, 3)
     assert kept.find(KEPT) == (0, 0)
     kept.keep(2, KEPT[:27], 5)  # 24 tokens are no part of what rounds write again
     kept.keep(1, KEPT[:26], 5)  # 16 of 26
@@ -216,7 +216,7 @@ def test_full_chunks_are_found_up_to_the_token_before_the_last():
 
 
 def test_a_prompt_goes_where_it_comes_from_if_it_has_all_of_it_else_to_the_least_recently_used():
-    kept = Kept(8, 0)
+    kept = KeptPrompts(8, 0)
     assert kept.choose([0, 1, 2], 0, 0) == 0
     for row in range(3):
         kept.keep(row, [row] * 16, 5)

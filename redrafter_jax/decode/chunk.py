@@ -37,7 +37,14 @@ def read_chunk(model: Target, kv: cache.KVCache, chunk: Chunk) -> tuple[cache.KV
     lengths_BN = jnp.broadcast_to(chunk.arrives[:, None], chunk.tokens.shape)
     before = kv if any(chunk.prefixes) else None
     made = model(chunk.tokens, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=chunk.prefixes)
-    return cache.append(kv, made.rows, left_B), made.hidden
+    return cache.append(_after_pass(kv, take_rows(made.hidden, left_B - 1)), made.rows, left_B), made.hidden
+
+
+def _after_pass(kv: cache.KVCache, hidden_BD: jax.Array) -> cache.KVCache:
+    """The cache, with a dependency that makes its write wait for the pass to have read it, or XLA:CPU would copy every buffer to
+    keep both versions (as in `commit.py`). No sum of absolute values is negative, so the length stays what it is."""
+    never_B = jnp.sum(jnp.abs(hidden_BD), axis=-1) < 0
+    return dataclasses.replace(kv, length=kv.length + never_B)
 
 
 def read_on(model: Target, kv: cache.KVCache, h_BD: jax.Array, chunk: Chunk) -> tuple[cache.KVCache, jax.Array, jax.Array]:

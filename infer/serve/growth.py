@@ -55,10 +55,10 @@ class Growth:
             reply = dataclasses.replace(reply, finish_reason="length", stop_reason=None, **SILENCE)
         echo, self._echo = self._echo, ""
         prompt, self._prompt = self._prompt, []
-        first, offset = self._seen, self._offset + len(echo)
+        first, offset = self._seen, self._offset
         pieces = [self._text.push(token) for token in reply.token_ids[first:]]
         rest = self._text.flush() if done else ""
         if rest or not pieces:
             pieces = [*pieces[:-1], "".join(pieces[-1:]) + rest]
-        self._seen, self._offset = len(reply.token_ids), offset + sum(map(len, pieces))
+        self._seen, self._offset = len(reply.token_ids), offset + len(echo) + sum(map(len, pieces))
         return Delta(reply, pieces, first, offset, done, echo, prompt)

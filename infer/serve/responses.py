@@ -120,7 +120,7 @@ class Responses:
     def _completion_logprobs(self, delta: Delta) -> Logprobs:
         reply, first, text_of = delta.reply, delta.first, self._tokens.text_of
         new = list(zip(reply.token_ids[first:], reply.logprobs[first:], reply.top_logprobs[first:], strict=True))
-        offsets = _offsets(delta.pieces, delta.offset)[: len(new)]
+        offsets = _offsets(delta.pieces, delta.offset + len(delta.echo))[: len(new)]
         if delta.prompt:  # nothing is said of the first token, for nothing came before it
             ids, pieces = zip(*delta.prompt, strict=True)
             new = [*zip(ids, [None, *reply.prompt_logprobs], [None, *reply.prompt_top_logprobs], strict=True), *new]

@@ -51,7 +51,7 @@ def test_while_a_dataset_is_built(place, arguments, monkeypatch, capsys):
 
 def test_while_the_configuration_the_log_or_the_head_is_written(arguments, monkeypatch, capsys):
     head = Drafter(jax.random.key(0), shapes.make_head_config(load_target("mha").config, recipe(2)))
-    monkeypatch.setattr(loop, "train_pair", lambda *_: step.HeadState(jax.numpy.int32(2), head, None))
+    monkeypatch.setattr(loop, "train_pair", lambda *_, **__: step.HeadState(jax.numpy.int32(2), head, None))
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", full_in_safetensors)
         assert main.command(arguments) == 2 and sentence(capsys) == f"error: {NO_ROOM}"

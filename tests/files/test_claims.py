@@ -151,7 +151,7 @@ def test_the_demo_works_in_a_folder_of_its_own(refused, model, tmp_path):
 
 
 def test_a_corpus_is_written_into_no_other_folder_of_its_names(refused, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(corpus.packages, "read_files", lambda folder: [corpus.SourceFile("a.py", "x = 1\n")])
+    monkeypatch.setattr(corpus.installed, "read_files", lambda folder: [corpus.SourceFile("a.py", "x = 1\n")])
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.py").write_text("mine")
     assert "holds files (a.py) that are not of train.demo.corpus" in refused(corpus.command, "--output", tmp_path)

@@ -53,7 +53,7 @@ def saved(folder: pathlib.Path, *steps: int) -> pathlib.Path:
     return folder
 
 
-def stopped(*_):
+def stopped(*_, **__):
     raise stop.Stopped(1, 143)
 
 

@@ -59,7 +59,7 @@ def arguments(tmp_path) -> list[str]:
 
 @pytest.mark.parametrize("code", [130, 143])
 def test_a_run_that_is_not_finished_does_not_look_finished(code, arguments, tmp_path, monkeypatch, capsys):
-    def stopped(*_):
+    def stopped(*_, **__):
         raise stop.Stopped(7, code)
 
     monkeypatch.setattr(loop, "train_pair", stopped)

@@ -28,7 +28,7 @@ def make(config: TargetConfig, kind: str) -> Drafter:
     head = Drafter(jax.random.key(2), shapes, ids=ids)
     head.bigram.columns[...] = 0.3 * jax.random.normal(jax.random.key(5), head.bigram.columns.shape)  # not the untrained zeros
     for linear in (head.gates.keep_u, head.gates.read_u) if head.gates else ():
-        linear.bias[...] = jnp.zeros_like(linear.bias)  # half open, so that all weights have gradients
+        linear.bias[...] = jnp.zeros_like(linear.bias[...])  # half open, so that all weights have gradients
     return head
 
 

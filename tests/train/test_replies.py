@@ -16,6 +16,7 @@ from tests.options import asked_for
 from tests.texts import THINKING, with_tokenizer
 from train import main
 from train.distill import __main__ as distill
+from train.distill import plan
 
 SHORT = ["--max-new-tokens", "3", "--decoding", "autoregressive"]
 
@@ -180,8 +181,8 @@ def test_lines_may_come_in_any_order_and_each_prompt_once(command, tmp_path, ask
 @pytest.fixture
 def distilling(model, tmp_path, monkeypatch, capsys):
     """Runs `train.distill` on six questions, with the fake engine; returns exit code and the last line on stderr."""
-    monkeypatch.setattr(distill, "Engine", Fake)
-    monkeypatch.setattr(distill.weights, "load_target", lambda *_, **__: None)
+    monkeypatch.setattr(plan, "Engine", Fake)
+    monkeypatch.setattr(plan.weights, "load_target", lambda *_, **__: None)
     turns = [[("user", f"{n} and {n}?"), ("assistant", "x")] for n in range(6)]
     talks = [{"messages": [{"role": role, "content": said} for role, said in talk]} for talk in turns]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))

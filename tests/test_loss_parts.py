@@ -46,8 +46,9 @@ def test_value_and_gradients_are_those_of_the_straightforward_form(kind, soft, s
     found = ours(drafter, target, tokens, labels, hidden, config=config, segments_BT=segments, distance_share=share)
     assert float(found[0][0]) == pytest.approx(float(value), rel=1e-5)
     for one, other in zip(jax.tree.leaves(found[1]), jax.tree.leaves(gradient), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-        assert np.abs(other).max() > 1e-5
+        largest = np.abs(other).max()
+        np.testing.assert_allclose(one, other, atol=1e-3 * largest)
+        assert largest > 0
 
 
 def test_a_share_of_zero_is_the_cross_entropy(mha):

@@ -24,6 +24,17 @@ os.environ["XLA_FLAGS"] = flags.of_all_compilers(os.environ["XLA_FLAGS"])  # the
 CACHE = jax.config.jax_compilation_cache_dir
 
 
+SLOW = set((pathlib.Path(__file__).parent / "slow.txt").read_text().splitlines())
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items):
+    """Marks the variants that slow.txt names."""
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def mesh():
     jax.set_mesh(make_mesh())

@@ -16,6 +16,7 @@ import pytest
 
 from infer import command
 from infer.pair import EMBEDDED
+from tests import adapters
 from tests.docs import pages
 
 ROOT = pages.ROOT
@@ -193,6 +194,7 @@ def fill(folder: pathlib.Path) -> None:
         (folder / name).symlink_to(EMBEDDED / part)
     for name in ("infer", "train", "redrafter_jax", "docs"):
         (folder / name).symlink_to(ROOT / name)
+    adapters.write(folder / "ADAPTER", EMBEDDED / "target")
     prompts = ["import os\n", "def main():\n"]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
     turns = [{"from": "human", "value": "Add."}, {"from": "gpt", "value": "def add(a, b):\n    return a + b\n" * 8}]

@@ -77,7 +77,10 @@ class Pair:
           chat_template_kwargs: further variables of the chat template, such as `{"enable_thinking": False}`.
           stop: texts that end a reply where they appear; the text ends before them, or behind with ``include_stop``.
           min_new_tokens: tokens before which nothing ends a reply.
-          repetition_penalty, presence_penalty, frequency_penalty, logprobs: as of `Sampling`.
+          repetition_penalty: as of `Sampling`.
+          presence_penalty: as of `Sampling`.
+          frequency_penalty: as of `Sampling`.
+          logprobs: as of `Sampling`.
           n: replies to each prompt, which differ in their noise; the first is that of n = 1.
           batch_size: replies that are decoded together.
 

@@ -31,7 +31,7 @@ def test_generate(tmp_path):
     passes = dict(re.findall(r"(\S+): +(\d+) target passes for 24 tokens", same_seed))
     assert int(passes["drafts"]) == 23 and int(passes["head"]) < 23  # 23 tokens are left for the passes after the prefill
     assert same_seed.endswith("\nthe same tokens\n")
-    assert "all 24 tokens of 1 prompts are identical (float32)" in printed(cell_with(cells, "compare("))
+    assert "all 24 tokens of 1 prompt are identical (float32)" in printed(cell_with(cells, "compare_prompt("))
     assert len(shown([cell_with(cells, "plot_tree")], "image/png")) == 1
     served = printed(cell_with(cells, "infer.serve"))
     assert served.endswith("\n---\nthe same text as above\nthe server ended with exit code 0\n")
@@ -61,7 +61,7 @@ def test_train_head(tmp_path):
     assert all(1 <= float(found) <= 6 for found in re.findall(r"\dx\d (\d+\.\d+)", steps)) and "4x4" in steps
     assert len(shown(cells, "image/png")) == 1
     assert "def read_lines(path):" in shown(cells, "text/html")[-1]
-    assert "all 96 tokens of 1 prompts are identical (float32)" in printed(cell_with(cells, "compare("))
+    assert "all 96 tokens of 1 prompt are identical (float32)" in printed(cell_with(cells, "compare_prompt("))
     assert (tmp_path / "here" / "head-run" / "head" / "model.safetensors").is_file()
     assert (tmp_path / "here" / "head.zip").is_file() and "head.zip is in the folder" in printed(cells[-1])
 

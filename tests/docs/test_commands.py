@@ -131,6 +131,7 @@ SMALL = {
     "train.distill": ["--max-new-tokens", "8", "--batch-size", "8"],
     "train.calibrate": ["--places", "32", "--beam", "2", "2"],
     "train.drift": ["--rows", "4"],
+    "train.demo.draft_model": ["--steps", "4"],
     "train.benchmark": ["--repeats", "1", "--vocab", "500", "--width", "32"],
 }
 

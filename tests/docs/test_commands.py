@@ -196,6 +196,7 @@ def fill(folder: pathlib.Path) -> None:
     for name in ("infer", "train", "redrafter_jax", "docs"):
         (folder / name).symlink_to(ROOT / name)
     adapters.write(folder / "ADAPTER", EMBEDDED / "target")
+    (folder / "held-out.txt").write_text((ROOT / "infer" / "completion.py").read_text())
     prompts = ["import os\n", "def main():\n"]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
     turns = [{"from": "human", "value": "Add."}, {"from": "gpt", "value": "def add(a, b):\n    return a + b\n" * 8}]

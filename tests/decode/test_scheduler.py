@@ -248,8 +248,8 @@ def _words(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": [1] * 40}, "a prompt should have at most 32 tokens, not 40"),
-        ({"limits": Limits(100)}, "max_new_tokens should be at most 64, not 100"),
+        ({"prompt": [1] * 33}, "a prompt should have at most 32 tokens, not 33"),
+        ({"limits": Limits(65)}, "max_new_tokens should be at most 64, not 65"),
         ({"stop_ids": tuple(range(5))}, "stop_ids should be at most 4, not 5"),
         ({"sampling": Sampling(repetition_penalty=1.5)}, "this way to sample was not prepared"),
         ({"limits": Limits(9, min_new=2)}, "this way to sample was not prepared"),

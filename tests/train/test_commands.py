@@ -26,6 +26,7 @@ from tests.support import MODELS
 from tests.texts import with_tokenizer
 from train import export, main, plot
 from train.distill import __main__ as distill
+from train.distill import plan
 from train.run import card, log
 
 ANSWER = '{"token_ids": [1, 2], "prompt_tokens": 1, "number": 0}\n'
@@ -302,7 +303,7 @@ def test_a_target_that_cannot_be_loaded_leaves_no_output_behind(few, tmp_path, c
 
 def test_replies_to_other_prompts_of_another_target_or_with_torn_settings_are_not_mixed(few, tmp_path, monkeypatch, capsys):
     output, settings = tmp_path / "own.jsonl", tmp_path / "own.jsonl.settings.json"
-    monkeypatch.setattr(distill, "Engine", lambda *_: None)
+    monkeypatch.setattr(plan, "Engine", lambda *_: None)
     monkeypatch.setattr(distill.answers, "write", lambda file, *_: file.path.write_text(ANSWER))
     assert distill.command(few) == 0 and distill.command(few) == 0
     assert "all 1 replies are in" in capsys.readouterr().out and not list(tmp_path.glob("*.part"))

@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 
-import httpx
 import openai
 import pytest
 
@@ -123,7 +122,9 @@ def test_clients_under_load_get_connection_errors_and_a_warm_start_is_ready_in_t
                 found = client.completions.create(**long, stream=streams)
                 for _ in found if streams else ():
                     pass
-        except (openai.APIConnectionError, httpx.TransportError) as error:  # the second is what an open stream raises
+        except Exception as error:  # an open stream raises what the client's HTTP library does, whose name depends on its version
+            if type(error).__module__.split(".")[0] not in ("openai", "httpx", "httpx2"):
+                raise
             errors.append(type(error).__name__)
 
     assert process.url

@@ -235,7 +235,12 @@ def plan(
 
 
 def fill(
-    resolved: Resolved, tokenizer, shape: Shape, ignore_eos=False, lookup: Lookup | None = None, others: Sequence[Shape] = ()
+    resolved: Resolved,
+    tokenizer,
+    shape: Shape,
+    ignore_eos: bool = False,
+    lookup: Lookup | None = None,
+    others: Sequence[Shape] = (),
 ) -> Pair:
     """Reads the weights onto the mesh, which becomes the engine's; ``lookup`` drafts beside the head; ``others``: `Engine`."""
     stops = [] if ignore_eos else config.stop_ids(resolved.target, tokenizer, "--target")

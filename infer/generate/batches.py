@@ -103,7 +103,7 @@ class Batches:
         firsts = [self._request(turn.number) for turn in turns.all if not turn.question]
         longest = turns.longest(decoding.limits.new, self.engine.runner.context)
         adapts = len(left) >= ADAPTS_FROM * decoding.batch
-        rows = StopScheduler(self.stopper, self.engine.scheduler(decoding.batch, firsts, longest, adapts))
+        rows = StopScheduler(self.stopper, self.engine.scheduler(decoding.batch, firsts, longest, adapts=adapts))
         rows.scheduler.prepare()
         began, replies = time.perf_counter(), []
         for number, reply in refill.decode(rows, turns, left, self._request):

@@ -25,7 +25,7 @@ from infer.serve.worker import Worker
 from infer.terminal import compiling
 from redrafter_jax.decode.batch import stop_id_columns
 from redrafter_jax.decode.engine import Engine
-from redrafter_jax.decode.led import BEAT_SECONDS, Led
+from redrafter_jax.decode.led import Led
 from redrafter_jax.decode.policy import Needs, needs_of
 from redrafter_jax.decode.prefill import Bucket
 from redrafter_jax.decode.propose.lookup import Lookup
@@ -120,7 +120,7 @@ def load(options) -> tuple[Pair, Scheduler]:
 def schedule(engine: Engine, rows: int, room: Room, reuses: bool = True) -> Scheduler:
     """A running batch with room for the model's stop ids and some more, which adapts to the rows that are busy."""
     columns = stop_id_columns([[0] * (len(engine.stop_ids) + MORE_STOP_IDS)])
-    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns), reuses, adapts=True)
+    return Scheduler(engine.runner, rows, dataclasses.replace(room, stop_columns=columns), reuses=reuses, adapts=True)
 
 
 def options_length(options, found: pair.Resolved) -> int:
@@ -195,8 +195,7 @@ def furnish(
     """Everything that the application needs."""
     room, rows = scheduler.room, scheduler.rows
     meters = Meters(name, rows * room.bucket.slots)
-    beat = BEAT_SECONDS if isinstance(scheduler, Led) else None
-    worker = Worker(scheduler, options.look_ms / 1e3, options.max_queue, meters, beat)
+    worker = Worker(scheduler, options.look_ms / 1e3, options.max_queue, meters)
     kwargs = templates.read_kwargs(options.chat_template_kwargs)
     how = rows + options.max_queue, template, options.request_metrics, kwargs
     orders = Orders(loaded.engine, loaded.tokenizer, room, name, *how)

@@ -48,16 +48,15 @@ class Job:
 
 
 class Worker:
-    """queue: requests that may wait for a row; on_end: called once, in the worker's thread, where it cannot go on; beat: seconds
-    within which a step is made also where there is nothing to do, None for never.
+    """queue: requests that may wait for a row; on_end: called once, in the worker's thread, where it cannot go on.
 
     A step that fails ends the requests that there are with an error. The next ones start from an empty batch; where that cannot be
     made any more, or fails as well before any reply is complete, the worker ends.
     """
 
-    def __init__(self, scheduler: Scheduler, look_seconds: float, queue: int, meters: Meters, beat: float | None = None):
+    def __init__(self, scheduler: Scheduler, look_seconds: float, queue: int, meters: Meters):
         self.on_end: Callable[[], None] = lambda: None
-        self._scheduler, self._look_seconds, self._meters, self._beat = scheduler, look_seconds, meters, beat
+        self._scheduler, self._look_seconds, self._meters = scheduler, look_seconds, meters
         self._most = scheduler.rows + queue
         self._wake = threading.Condition()
         self._jobs: set[Job] = set()
@@ -121,13 +120,13 @@ class Worker:
                 self._fail(error)
 
     def _take(self) -> tuple[list[Job], list[Job]]:
-        """What came in; sleeps while there is nothing to do, for a beat at most."""
+        """What came in; sleeps while there is nothing to do, for as long as the scheduler can do without a step."""
 
         def has_work() -> bool:
             return bool(self._new or self._gone or self._by_ticket or self._is_stopping)
 
         with self._wake:
-            self._wake.wait_for(has_work, self._beat)
+            self._wake.wait_for(has_work, self._scheduler.idle_seconds)
             taken, self._new, self._gone = (self._new, self._gone), [], []
             return taken
 

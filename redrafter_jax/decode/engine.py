@@ -134,13 +134,13 @@ class Engine:
         yield from self._decode(requests, rows, rounds, watch)
 
     def scheduler(
-        self, rows: int, requests: Sequence[Request], prompt: int = 0, reuses: bool = True, adapts: bool = False
+        self, rows: int, requests: Sequence[Request], prompt: int = 0, *, reuses: bool = True, adapts: bool = False
     ) -> Scheduler:
         """A running batch of so many rows, empty, with room for requests like these, and for prompts of so many tokens; reuses,
         adapts: as of `Scheduler`."""
         require("rows", wrong_number("batch_size", rows))
         deepest = max(way.round.length for way in (self.runner.ways if adapts else (self.proposer,)))
-        return Scheduler(self.runner, rows, room_for(requests, self.runner.context, deepest, prompt), reuses, adapts)
+        return Scheduler(self.runner, rows, room_for(requests, self.runner.context, deepest, prompt), reuses=reuses, adapts=adapts)
 
     def requests(self, prompts, sampling, limits, seeds, stop_ids=None, samples=None) -> list[Request]:
         """What a scheduler takes, one for each prompt. Arguments and errors as for `stream`."""

@@ -36,6 +36,8 @@ class Led:
     """The first process's hand on the scheduler of all: what is submitted and cancelled happens, in all processes, at the next
     step. ``failure``: what a step raised, after which the processes may be at different places, and none can go on."""
 
+    idle_seconds = BEAT_SECONDS
+
     def __init__(self, scheduler: Scheduler):
         self.rows = scheduler.rows
         self.failure: Exception | None = None

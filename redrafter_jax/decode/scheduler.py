@@ -52,7 +52,9 @@ class Scheduler:
     together it has to say the same in all (`led.py`).
     """
 
-    def __init__(self, runner: Runner, rows: int, room: Room, reuses: bool = True, adapts: bool = False):
+    idle_seconds: float | None = None  # that an empty batch can do without a step: any time
+
+    def __init__(self, runner: Runner, rows: int, room: Room, *, reuses: bool = True, adapts: bool = False):
         self.rows, self.room = rows, room
         self.decoded = self.offered = 0
         self.round_seconds = 0.0

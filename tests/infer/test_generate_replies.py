@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from infer.generate import batches
 from infer.generate.__main__ import main
 from infer.text import load_tokenizer
+from redrafter_jax.decode.engine import Engine
 from tests.options import IDS, PAIR, SHORT
 from tests.texts import with_tokenizer
 
@@ -41,6 +43,21 @@ def command(folder, cache, capsys, prompts):
 
 def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_where_there_are_many_replies_the_way_to_draft_adapts_and_no_text_changes(folder, cache, prompts, capsys, monkeypatch):
+    made, real = [], Engine.scheduler
+    monkeypatch.setattr(Engine, "scheduler", lambda *given, **how: made.append(real(*given, **how)) or made[-1])
+    given = ["--target", folder, *PAIR[2:], "--prompts", prompts, "--cache-dir", cache, "--batch-size", 2, "--max-new-tokens", 20]
+
+    def decoded(*more) -> list[list[int]]:
+        assert main(list(map(str, [*given, "--ignore-eos", "--json", *more]))) == 0
+        return [line["token_ids"] for line in lines(capsys.readouterr().out)]
+
+    few = decoded()
+    monkeypatch.setattr(batches, "ADAPTS_FROM", 1)
+    assert decoded() == decoded("--decoding", "autoregressive") == few
+    assert [scheduler.picker is not None for scheduler in made] == [False, True, False] and len(made[1].picker.evidence) > 1
 
 
 def test_a_stop_string_cuts_text_and_tokens_also_when_resumed_and_shown(command, folder, tmp_path):

@@ -44,7 +44,7 @@ def reply_of(ids, reason="length") -> Reply:
 class Steps:
     """A scheduler of one row, each of whose steps gives a token to the request in it, or raises what is in ``errors``."""
 
-    rows, round_seconds, rounds_of = 1, 0.001, {"plain": 1}
+    rows, round_seconds, rounds_of, idle_seconds = 1, 0.001, {"plain": 1}, None
 
     def __init__(self, tokens=(65, 66, 67), errors=()):
         self.tokens, self.errors, self.queue, self.count, self.resets, self.tickets = tokens, list(errors), [], 0, 0, 0

@@ -224,10 +224,9 @@ def plan(
     load = placement.to_decode(target, head, found.dtype, rows, slots, option)
     mesh, why = mesh_choice.resolve(load, mesh, together, "--mesh", "--distributed", "model")
     # The weights alone: the cache depends on prompts that are not known yet (`room.check`).
-    quantised_target = found.with_weights("int8").target_config
     smaller = {
         "--dtype bfloat16": placement.to_decode(target, head, "bfloat16"),
-        "--weights int8": placement.to_decode(quantised_target, head, found.dtype),
+        "--weights int8": placement.to_decode(found.with_weights("int8").target_config, head, found.dtype),
     }
     certain = placement.to_decode(target, head, found.dtype)
     memory.check(certain, mesh, f"--target in {found.numbers}", smaller, "a smaller target or more devices")

@@ -21,7 +21,7 @@ from infer.text import load_tokenizer, text_of
 from infer.workers import Workers
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import weights
+from redrafter_jax.files import config, weights
 from tests.groups import ROOT, free_port
 from tests.jsonl import write_prompts
 from tests.support import MODELS
@@ -87,7 +87,9 @@ def replicas() -> set[int]:
 def test_a_replica_that_is_killed_loses_no_request_and_comes_back(target, tmp_path, environment):
     tokenizer = load_tokenizer(target)
     ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    plain = Engine(weights.load_target(target), stop_ids=[256]).generate(ids, Sampling(1.0), Limits(NEW), batch=len(ids))
+    plain = Engine(weights.load_target(target), stop_ids=config.stop_ids(target, tokenizer, "target")).generate(
+        ids, Sampling(1.0), Limits(NEW), batch=len(ids)
+    )
     texts = [text_of(tokenizer, own, reply.token_ids) for own, reply in zip(ids, plain, strict=True)]
     port, before = free_port(), replicas()
     given = {

@@ -5,9 +5,10 @@
 
 The first continues starts of held-out Python with the embedded pair. The second has a random target of --layers layers, whose
 drafts are accepted at these rates at every depth: the head does its work, and then the right token replaces its best one that
-often. --rows rows have programs of their own for fewer rows, which every way uses. As a reply ends, the next prompt takes its
-row, until each busy row has had --replies of them; so rows are busy but for the end. All ways run in turn, compiled beforehand,
-and have the same texts; the median of their speeds counts. Own / best: against the way whose median is best, the median of the
+often. --rows rows have programs of their own for fewer rows, which every way uses. Replies have from a half to one and a half
+times --new tokens, since no traffic has equal ones. As a reply ends, the next prompt takes its row, until each busy row has had
+--replies of them, and at least 24 in all; so rows are busy but for the end. All ways run in turn, compiled beforehand, and
+have the same texts; the median of their speeds counts. Own / best: against the way whose median is best, the median of the
 ratios within a turn. The scheduler goes on from turn to turn with what it knows, as a server does.
 """
 
@@ -32,6 +33,7 @@ from redrafter_jax.decode.scheduler import Scheduler
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.model.target import TargetConfig
 
+LEAST_REPLIES = 24
 SHAPES = (Shape(2, 2), Shape(1, 2), Shape(1, 4), AUTOREGRESSIVE)
 
 
@@ -105,9 +107,10 @@ def main() -> None:
 
 def measure(title: str, engine: Engine, prompts: list[list[int]], options: argparse.Namespace) -> None:
     """Prints a row for each number of busy rows."""
-    count = options.replies * max(options.busy)
+    count = max(LEAST_REPLIES, options.replies * max(options.busy))
     prompts = [prompts[number % len(prompts)] for number in range(count)]
-    requests = engine.requests(prompts, Sampling(), Limits(options.new), None)
+    lengths = [options.new // 2 + 37 * number % (options.new + 1) for number in range(count)]
+    requests = engine.requests(prompts, Sampling(), [Limits(length) for length in lengths], None)
     scheduler = engine.scheduler(options.rows, requests, adapts=True)
     scheduler.prepare()
     own, names = scheduler.picker, [way.name for way in engine.runner.ways]
@@ -118,15 +121,16 @@ def measure(title: str, engine: Engine, prompts: list[list[int]], options: argpa
     print(f"\n| busy rows | {' | '.join(names)} | own, tokens/s | own / best | rounds of its own |")
     print("|---|" + "---|" * (len(names) + 3))
     for busy in options.busy:
-        wanted, speeds, rounds = requests[: busy * options.replies], {name: [] for name in ways}, {}
+        wanted = requests[: max(LEAST_REPLIES, busy * options.replies)]
+        speeds, rounds = {name: [] for name in ways}, {}
         for turn in range(options.repeats + 1):
             texts = []
-            for name, picker in ways.items():
-                scheduler.picker, before = picker, scheduler.rounds_of.copy()
+            for name in (*names[turn % len(names) :], *names[: turn % len(names)], "own"):  # nobody is always the first
+                scheduler.picker, before = ways[name], scheduler.rounds_of.copy()
                 began = time.perf_counter()
                 texts.append(decode(scheduler, wanted, busy))
                 if turn:  # the first one warms up
-                    speeds[name].append(len(wanted) * options.new / (time.perf_counter() - began))
+                    speeds[name].append(sum(lengths[: len(wanted)]) / (time.perf_counter() - began))
             rounds = scheduler.rounds_of - before
             if any(each != texts[0] for each in texts):
                 raise SystemExit("the texts differ")

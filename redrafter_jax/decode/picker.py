@@ -16,14 +16,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 FIRST_RATE = 0.6  # how often a draft is accepted behind accepted ones, before anything is known
-GUESS_ROUNDS = 4.0  # rounds of a row that a guess from that rate is worth
-RECENT_ROUNDS = 256.0  # rounds of a row, after which what was seen of a way counts for 1/e
-STALE_ROUNDS = 1024.0  # rounds of a row in other ways, after which it counts for as little
+GUESS_ROUNDS = 16.0  # rounds of a row that a guess from that rate is worth
+RECENT_ROUNDS = 1024.0  # rounds of a row, after which what was seen of a way counts for 1/e
+STALE_ROUNDS = 8192.0  # rounds of a row in other ways, after which it counts for as little
 DEVIATIONS = 1.0  # above the mean, that a way may turn out to be
 TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several
 TRIAL_SHARE = 0.01  # of the time, that trials may lose
-FIRST_TRIALS = 8.0  # rounds of the best way whose time trials may lose before anything is known
-MOST_TRIALS = 32.0  # the same at any time, however long there was nothing to try
+MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
 
 
@@ -121,7 +120,7 @@ class Picker:
 
     def __init__(self, seconds: Mapping[tuple[int, int], float], lengths: Sequence[int]):
         self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
-        self._allowance = FIRST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
+        self._allowance = MOST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
         self._last = Pick(0, 1)
 
     def pick(self, rows: int, busy: int) -> Pick:

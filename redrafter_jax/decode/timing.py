@@ -17,8 +17,7 @@ from redrafter_jax.decode.room import Room
 from redrafter_jax.decode.runner import Runner
 from redrafter_jax.devices import processes
 
-WARM_ROUNDS = 1  # that find the weights of another program in the caches
-TIMED_ROUNDS = 4
+MORE_ROUNDS = 4  # of the long call beyond the short one's
 LAPS = 3  # of all programs in turn, so that what slows the machine for a while slows all of them
 MORE_LAPS, MORE_SECONDS = 9, 3.0  # laps at most, as long as all of them took less
 
@@ -29,7 +28,8 @@ def longest(room: Room) -> Request:
 
 
 def round_seconds(runner: Runner, programs: Refilled, few: DecodeState, order: Sequence[int]) -> dict[tuple[int, int], float]:
-    """Seconds of a round by rows and way, the median of laps; the same in all processes of a mesh.
+    """Seconds of a round by rows and way, the median of laps; the same in all processes of a mesh. A call has a cost of its own,
+    which a run of many rounds hardly feels: what counts is how much longer a call of more rounds takes.
 
     Args:
       few: what the prompt of `longest` was read into.
@@ -42,15 +42,17 @@ def round_seconds(runner: Runner, programs: Refilled, few: DecodeState, order: S
             state = runner.on_mesh(programs.insert, state, np.int32(row), few)
         return state
 
-    def run(state: DecodeState, rows: int, way: int, rounds: int) -> DecodeState:
-        return runner.call(programs.runs[rows, way], state, np.int32(rounds), np.int32(loop.ALL_ROWS), way=way)
+    def run(state: DecodeState, rows: int, way: int, rounds: int) -> tuple[DecodeState, float, int]:
+        began = time.perf_counter()
+        state = runner.call(programs.runs[rows, way], state, np.int32(rounds), np.int32(loop.ALL_ROWS), way=way)
+        return state, time.perf_counter() - began, int(np.max(runner.fetch(state.rounds)))
 
     def once(rows: int, way: int) -> float:
-        warm = run(busy(rows), rows, way, WARM_ROUNDS)
-        began = time.perf_counter()
-        after = run(warm, rows, way, TIMED_ROUNDS)
-        took = time.perf_counter() - began
-        return took / max(1, int(np.max(runner.fetch(after.rounds))) - WARM_ROUNDS)
+        state, *_ = run(busy(rows), rows, way, 1)  # which finds the weights of another program in the caches
+        state, short, before = run(state, rows, way, 1)
+        state, long, after = run(state, rows, way, 1 + MORE_ROUNDS)
+        more = after - before - 1
+        return (long - short) / more if more > 0 and long > short else long / max(1, after - before)
 
     found, began = {key: [] for key in programs.runs}, time.perf_counter()
     for lap in range(MORE_LAPS):

@@ -4,6 +4,7 @@ The programs take the arrays of target and proposer as one plain list. A module 
 which costs as much as a short round (docs/decisions.md); so it is flattened once.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 
-from redrafter_jax.decode import ladder, loop, prefill, reading
+from redrafter_jax.decode import kept, ladder, loop, prefill, reading
 from redrafter_jax.decode.commit import DecodeState
 from redrafter_jax.decode.insert import empty, insert
 from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.report import TEXTS
 from redrafter_jax.decode.room import Room
 from redrafter_jax.model.target import Target
+
+RUN, READ = "run of rows and way", "read of tokens"  # begin the names of programs of which there are several
+NOTHING = contextlib.nullcontext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +74,21 @@ def flatten(target: Target, proposer: Proposer) -> list[jax.Array]:
     return jax.tree.leaves((target, proposer))
 
 
-def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: prefill.Bucket) -> Programs:
-    """Compiles both programs in parallel for the mesh that is set; nothing runs."""
-    weights, structure = jax.tree.flatten((target, proposer))
-    start = _start(structure, bucket)
-    state = jax.eval_shape(start, weights, *inputs)
-    return Programs(*_compile(jax.jit(start).lower(weights, *inputs), _lower_run(structure, weights, state)))
+def compile_programs(target: Target, proposer: Proposer, inputs: tuple, bucket: prefill.Bucket, on_compile=NOTHING) -> Programs:
+    """Compiles both programs in parallel for the mesh that is set, or takes those that an earlier process has compiled; nothing
+    runs."""
+
+    def build() -> dict:
+        weights, structure = jax.tree.flatten((target, proposer))
+        start = _start(structure, bucket)
+        state = jax.eval_shape(start, weights, *inputs)
+        return _compile({"start": jax.jit(start).lower(weights, *inputs), "run": _lower_run(structure, weights, state)})
+
+    return Programs(**kept.programs(("batch", bucket), (target, proposer, inputs), build, on_compile))
 
 
 def compile_refilled(
-    target: Target, ways: Sequence[Proposer], inputs: tuple, few: tuple, room: Room, sizes: Sequence[int]
+    target: Target, ways: Sequence[Proposer], inputs: tuple, few: tuple, room: Room, sizes: Sequence[int], on_compile=NOTHING
 ) -> Refilled:
     """Likewise. Of proposers with a memory only the first decodes: it would miss what others decode.
 
@@ -88,7 +97,17 @@ def compile_refilled(
       inputs: of the running batch.
       few: of the few rows that are read at a time.
       sizes: rows of the programs that decode.
+      on_compile: makes a context for compiling.
     """
+    given = (target, tuple(ways), inputs, few)
+    found = kept.programs(("refilled", room, sizes), given, lambda: _build_refilled(*given, room, sizes), on_compile)
+    runs = {name[1:]: program for name, program in found.items() if name[0] == RUN}
+    reads = {name[1]: program for name, program in found.items() if name[0] == READ}
+    others = {name: program for name, program in found.items() if isinstance(name, str)}
+    return Refilled(**{"logprobs": None, "scoring": None} | others, runs=runs, reads=reads)
+
+
+def _build_refilled(target: Target, ways: Sequence[Proposer], inputs: tuple, few: tuple, room: Room, sizes: Sequence[int]) -> dict:
     weights, structure = jax.tree.flatten((target, ways[0]))
     bucket, (tokens, length, *others) = room.bucket, few
 
@@ -118,11 +137,11 @@ def compile_refilled(
         **({} if state.logprobs is None else {"logprobs": jax.jit(ladder.row_of).lower(state.logprobs, number)}),
         **({"scoring": jax.jit(_start(structure, bucket, scores=True)).lower(weights, *few)} if room.scores else {}),
     }
-    runs = _lower_runs(target, ways, state, sizes)
-    reads = [jax.jit(read, donate_argnums=1).lower(weights, one, tokens[:, :size], number, length) for size in room.chunks]
-    compiled = iter(_compile(*lowered.values(), *runs.values(), *reads))
-    named = {"logprobs": None, "scoring": None} | {name: next(compiled) for name in lowered}
-    return Refilled(**named, runs={key: next(compiled) for key in runs}, reads={size: next(compiled) for size in room.chunks})
+    runs = {(RUN, *key): run for key, run in _lower_runs(target, ways, state, sizes).items()}
+    reads = {
+        (READ, size): jax.jit(read, donate_argnums=1).lower(weights, one, tokens[:, :size], number, length) for size in room.chunks
+    }
+    return _compile(lowered | runs | reads)
 
 
 def _lower_runs(target: Target, ways: Sequence[Proposer], state: DecodeState, sizes: Sequence[int]) -> dict:
@@ -171,6 +190,6 @@ def _lower_run(structure, weights, state: DecodeState, rows: int | None = None, 
     return jax.jit(run, donate_argnums=1).lower(weights, state, jnp.int32(0), jnp.int32(0))
 
 
-def _compile(*lowered: jax.stages.Lowered) -> list[jax.stages.Compiled]:
+def _compile(lowered: dict) -> dict:
     with ThreadPoolExecutor(len(lowered)) as pool:
-        return list(pool.map(lambda program: program.compile(), lowered))
+        return dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))

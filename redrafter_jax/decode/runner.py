@@ -61,21 +61,20 @@ class Runner:
     def programs(self, inputs: Inputs, bucket: Bucket) -> Programs:
         """Of a batch that begins with such inputs."""
         key = (bucket, jax.tree.structure(inputs), *(leaf.shape for leaf in jax.tree.leaves(inputs)))
-        return self._kept(key, lambda: compile_programs(self.target, self.proposer, inputs, bucket))
+        return self._kept(key, lambda: compile_programs(self.target, self.proposer, inputs, bucket, self.on_compile))
 
     def refilled(self, rows: int, room: Room, ways: int = 1, sizes: Sequence[int] = ()) -> Refilled:
         """Of a running batch of so many rows, with so many of the `ways`, the first ones, and programs that decode the first rows
         in these ``sizes``; without any, all rows. Prompts are read one at a time, beside rows without one where rows are split over
         devices."""
         few, inputs = self.put([], self.rows_at_least, room), self.put([], rows, room)
-        given = (inputs, few, room, tuple(sizes) or (rows,))
-        return self._kept((rows, room, ways, given[-1]), lambda: compile_refilled(self.target, self.ways[:ways], *given))
+        given = (inputs, few, room, tuple(sizes) or (rows,), self.on_compile)
+        return self._kept((rows, room, ways, given[3]), lambda: compile_refilled(self.target, self.ways[:ways], *given))
 
     def _kept(self, key: tuple, compiled: Callable):
         if key not in self._programs:
             began = time.perf_counter()
-            with self.on_compile():
-                self._programs[key] = self.on_mesh(compiled)
+            self._programs[key] = self.on_mesh(compiled)
             self.compile_seconds += time.perf_counter() - began
         return self._programs[key]
 

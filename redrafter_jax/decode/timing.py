@@ -19,7 +19,7 @@ from redrafter_jax.devices import processes
 
 MORE_ROUNDS = 4  # of the long call beyond the short one's
 LAPS = 3  # of all programs in turn, so that what slows the machine for a while slows all of them
-MORE_LAPS, MORE_SECONDS = 9, 3.0  # laps at most, as long as all of them took less
+MORE_LAPS, MORE_SECONDS = 9, 1.5  # laps at most, as long as all of them took less
 
 
 def longest(room: Room) -> Request:

@@ -160,7 +160,7 @@ class Target(nnx.Module):
         for layer, block in enumerate(self.blocks):
             table, (visible, seen) = tables[config.rope_of(layer)], views[config.window_of(layer)]
             with jax.named_scope("layers"):  # so that a profile tells them from the head's
-                x_BND, k, v = block(x_BND, table, visible, attention.layer_of(kv, layer), seen, prefixes)
+                x_BND, k, v = _traced_once(block, x_BND, table, visible, attention.layer_of(kv, layer), seen, prefixes)
             keys.append(k)
             values.append(v)
             outputs.append(x_BND)
@@ -179,6 +179,12 @@ class Target(nnx.Module):
         """float32 logits ``[B, ..., V]`` of hidden states ``[B, ..., D]``, split over ``model``; with ids ``[U]`` those of the
         tokens that they name, ``[B, ..., U]``."""
         return unembed(self.config, hidden, self.columns(ids))
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _traced_once(block: Block, *arguments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a block returns. Of equal blocks JAX traces one; XLA inlines all of them."""
+    return block(*arguments)
 
 
 def _within(

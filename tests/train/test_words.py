@@ -1,5 +1,6 @@
 """What a person sees while a dataset is made and a head trains."""
 
+import dataclasses
 import logging
 import pathlib
 
@@ -104,7 +105,11 @@ def test_the_lines_of_a_run_fit_80_columns_and_say_what_they_count(tmp_path, cap
     assert said == "step 100000, held out: loss 5.24, first 4%; tokens per step 1.02 1x4, 1.09 4x4" and len(said) <= 80
     with log.Log(tmp_path, recipe(4), 0, 1.0):
         pass
-    assert log.LEGEND.format(2) in capsys.readouterr().err and len(log.LEGEND.format(64)) < 100
+    with log.Log(tmp_path, dataclasses.replace(recipe(4), method="medusa"), 0, 1.0):
+        pass
+    said = capsys.readouterr().err
+    assert said.count(log.LEGEND.format(2)) == 2 and len(log.LEGEND.format(64)) < 100
+    assert said.count(f"{recipe(4).head}   0%") == said.count("medusa   0%") > 0
 
 
 def test_a_plot_has_the_mean_loss_of_a_drafted_position():

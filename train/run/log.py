@@ -89,7 +89,7 @@ class Log:
         self.file = open(path(self.folder), "a")  # noqa: SIM115  (closed in __exit__)
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.first + 1)
         print(LEGEND.format(self.recipe.positions), file=sys.stderr)
-        self.bar = tqdm(desc=self.recipe.head, initial=self.first, total=self.recipe.steps, unit="step", bar_format=BAR_FORMAT)
+        self.bar = tqdm(desc=self.recipe.label, initial=self.first, total=self.recipe.steps, unit="step", bar_format=BAR_FORMAT)
         self.began, self.since = time.perf_counter(), self.first
         return self
 

@@ -117,6 +117,11 @@ class Recipe:
         return self.method == "medusa"
 
     @property
+    def label(self) -> str:
+        """What is trained, in a word."""
+        return self.method if self.is_medusa else self.head
+
+    @property
     def trains_target(self) -> bool:
         return self.train_target == "lora"
 

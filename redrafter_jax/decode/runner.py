@@ -97,11 +97,17 @@ class Runner:
         fits = [way.round.length <= room.bucket.length for way in self.ways]
         return fits.index(False) if False in fits else len(fits)
 
-    def fetch_row(self, programs: Refilled, state: DecodeState, row: int, with_logprobs: bool) -> dict:
-        """`report.TEXTS` and log-probabilities, None where they are not wanted, of one row ``[1, S, ...]``, on the host."""
-        texts = self.on_mesh(programs.text, {name: getattr(state, name) for name in TEXTS}, np.int32(row))
-        logprobs = self.on_mesh(programs.logprobs, state.logprobs, np.int32(row)) if with_logprobs else None
-        return self.fetch(texts | {"logprobs": logprobs})
+    def fetch_texts(self, programs: Refilled, state: DecodeState, rows: Collection[int]) -> dict[int, dict]:
+        """`report.TEXTS` of each of these rows ``[1, S]``, on the host."""
+        parts = {name: getattr(state, name) for name in TEXTS}
+        if len(rows) > 1 and not self.mesh.is_multi_process:  # all at once, for a call costs more than what other rows have
+            whole = self.fetch(parts)
+            return {row: {name: value[row : row + 1] for name, value in whole.items()} for row in rows}
+        return {row: self.fetch(self.on_mesh(programs.text, parts, np.int32(row))) for row in rows}
+
+    def fetch_logprobs(self, programs: Refilled, state: DecodeState, row: int):
+        """The log-probabilities of one row ``[1, S, ...]``, on the host."""
+        return self.fetch(self.on_mesh(programs.logprobs, state.logprobs, np.int32(row)))
 
     def fetch(self, tree):
         """The arrays on the host, in every process."""

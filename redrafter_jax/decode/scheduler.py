@@ -152,12 +152,13 @@ class Scheduler:
             ran += new
             if self.picker is None or new == 0 or ran >= rounds or any(counts["done"][row] for row in self._seats):
                 break
-        events = self._look(counts)
+        told = [row for row, seat in self._seats.items() if counts["done"][row] or seat.follows]
+        events = self._events(counts, self._seats, told)
         self.round_seconds = (time.perf_counter() - began) / max(ran, 1)
         over = {row for row, event in events.items() if event.done}
         asked = set(watch(list(events.values()))) if watch is not None else set()
         ended = {row for row, event in events.items() if event.ticket in asked} - over
-        events |= {row: self._ended(counts, row) for row in ended}
+        events |= self._events(counts, ended, ended, are_ended=True)
         self._end(ended)
         for row in over:
             del self._seats[row]
@@ -221,26 +222,22 @@ class Scheduler:
         self._kept.keep(row, [] if seat.request.scores_prompt else seat.request.prompt, seat.request.limits.new)
         self._seats[row], self._rounds[row] = dataclasses.replace(seat, read=time.perf_counter()), 0
 
-    def _look(self, counts: dict) -> dict[int, Event]:
-        """What each row that holds a request has so far, by the row. Texts are fetched of those rows alone that need it."""
-        events = {}
-        for row, seat in self._seats.items():
-            done = bool(counts["done"][row])
-            reply = self._reply(counts, row) if done or seat.follows else None
+    def _events(self, counts: dict, rows: Collection[int], told: Collection[int], are_ended: bool = False) -> dict[int, Event]:
+        """Of these rows, with the replies of those that are ``told``, whose texts alone are fetched; are_ended: by the caller."""
+        texts, events = self._runner.fetch_texts(self._programs, self._state, told), {}
+        for row in rows:
+            seat, done = self._seats[row], are_ended or bool(counts["done"][row])
+            reply = self._reply(counts, row, texts[row], are_ended) if row in texts else None
             events[row] = Event(seat.ticket, reply, done, int(counts["count"][row]), seat.taken)
         return events
 
-    def _reply(self, counts: dict, row: int, is_ended: bool = False) -> Reply:
+    def _reply(self, counts: dict, row: int, texts: dict, is_ended: bool) -> Reply:
         seat, now = self._seats[row], time.perf_counter()
-        texts = self._runner.fetch_row(self._programs, self._state, row, seat.request.sampling.logprobs > 0)
-        host = texts | {name: value[row : row + 1] for name, value in counts.items()}
+        host = texts | {name: value[row : row + 1] for name, value in counts.items()} | {"logprobs": None}
+        if seat.request.sampling.logprobs > 0:
+            host["logprobs"] = self._runner.fetch_logprobs(self._programs, self._state, row)
         reply = reply_of(host, 0, seat.request, now - seat.began, seat.read - seat.began, is_ended)
         return dataclasses.replace(reply, cached_tokens=seat.taken)
-
-    def _ended(self, counts: dict, row: int) -> Event:
-        """Of a row that the caller ends."""
-        seat = self._seats[row]
-        return Event(seat.ticket, self._reply(counts, row, is_ended=True), True, int(counts["count"][row]), seat.taken)
 
     def _end(self, rows: Collection[int]) -> None:
         """Frees rows that are not done, here and on the device."""

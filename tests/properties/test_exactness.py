@@ -10,7 +10,7 @@ import pytest
 from redrafter_jax.decode import pack, verify
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.lookup import Lookup
-from redrafter_jax.decode.propose.medusa import Medusa
+from redrafter_jax.decode.propose.medusa import PUBLISHED, Medusa
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.scripted import Scripted, scripted
@@ -72,7 +72,8 @@ WAYS = {
     "lookup": lambda head, texts: Lookup(3, 1, 4, 2),
     "union": lambda head, texts: Union(Recurrent(head, Shape(2, 3)), Lookup(4, 1, 5)),
     "a part of a union": lambda head, texts: Union(Lookup(2, 1, 3, 2), Recurrent(head, Shape(3, 2, tree="beams")), nodes=6),
-    "medusa": lambda head, texts: Medusa(support.medusa_heads(support.load_target("mha").config, scale=0.05)),
+    "medusa": lambda head, texts: Medusa(support.medusa_heads(support.load_target("mha").config, scale=0.05), PUBLISHED[:15]),
+    "medusa, 64 nodes": lambda head, texts: Medusa(support.medusa_heads(support.load_target("mha").config, scale=0.05)),
     "a small model's chain": lambda head, texts: SmallModel(support.small_model(), Shape(1, 4)),
     "a small model's search": lambda head, texts: SmallModel(support.small_model(), Shape(3, 3)),
     "a small model's beams": lambda head, texts: SmallModel(support.small_model(), Shape(3, 3, budget=6, tree="beams")),
@@ -84,6 +85,7 @@ WAYS = {
 
 
 SLOW = (  # the others' parts, in other combinations
+    "medusa, 64 nodes",
     "a small model's search",
     "a small model's beams",
     "a small model's chains",

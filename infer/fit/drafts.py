@@ -33,4 +33,4 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
     else:
         shape = synthetic.head_config(target, options.head, options.head_vocab)
         head = dataclasses.replace(shape, num_blocks=options.blocks, bigram=options.bigram, gated=options.gated)
-    return vocabulary.materialised_config(head)
+    return vocabulary.materialised_config(head, target)

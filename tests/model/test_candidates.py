@@ -65,7 +65,7 @@ def test_with_few_candidates_and_a_cut_that_they_hold_the_drafts_are_those_of_th
     found, expected = (searched(target, each, cut=10) for each in (with_candidates(head, target, COUNT, RANK), head))
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
-    fewer = searched(target, with_candidates(head, target, COUNT, 2), cut=10)  # the control
+    fewer = searched(target, with_candidates(head, target, 10, 2), cut=10)  # the control
     assert not np.array_equal(fewer.tokens, expected.tokens)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from infer import synthetic
+from infer.options import check_drafted, read_beams
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.heads import DraftsConfig
 from redrafter_jax.model import candidates, vocabulary
@@ -41,4 +42,6 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
         if wrong:
             raise BadInput(f"--{wrong[0]} {wrong[1]}")
         head = dataclasses.replace(head, candidates=options.candidates, candidate_rank=options.rank)
+        for text, (width, _) in zip(options.beams, read_beams(options.beams), strict=True):
+            check_drafted(f"--beams {text}: its width", width, target.vocab_size, head.draft_vocab, head.candidates)
     return vocabulary.materialised_config(head, target)

@@ -204,20 +204,24 @@ def test_other_values_compile_nothing(engine):
     assert not found
 
 
-EVERY_TOKEN = pytest.param(None, marks=pytest.mark.slow, id="all tokens")
+EVERY_TOKEN = pytest.param(None, 0, marks=pytest.mark.slow, id="all tokens")
 
 
-@pytest.mark.parametrize("vocabulary", [EVERY_TOKEN, pytest.param(list(range(1, 64, 3)), id="a draft vocabulary")])
-def test_the_head_drafts_with_the_adjustments_of_the_target(models, vocabulary):
+CUT = pytest.param(list(range(1, 64, 3)), 0, id="a draft vocabulary")
+
+
+@pytest.mark.parametrize(("vocabulary", "few"), [EVERY_TOKEN, CUT, pytest.param(None, 4, id="candidates")])
+def test_the_head_drafts_with_the_adjustments_of_the_target(models, vocabulary, few):
     """A single greedy beam, against a loop that adjusts the head's logits by the text and what is drafted."""
     target, head = models
     if vocabulary is not None:
         head = cut(head, vocabulary)
+    drafts = support.with_candidates(head, target, few, min(head.config.exit_size, small.V)) if few else head
     columns = list(range(small.V)) if vocabulary is None else vocabulary
     how, least, prompt = Sampling(repetition_penalty=1.5, presence_penalty=1.0, frequency_penalty=1.0), 3, PROMPTS[0]
     policy = support.make_policy([how], [0], min_news=[least])
     state = support.started(target, [prompt], 20, 6, policy, stops=STOPS)
-    draft = jax.jit(Recurrent(head, Shape(1, 6)).draft)
+    draft = jax.jit(Recurrent(drafts, Shape(1, 6)).draft)
     drafted = draft(target, state.view()).tokens[0, :, 0].tolist()
     assert drafted != draft(target, dataclasses.replace(state.view(), history=None)).tokens[0, :, 0].tolist()
     reply, recurrent = [int(state.g[0])], jnp.zeros_like(state.h)

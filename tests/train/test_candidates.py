@@ -8,10 +8,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from redrafter_jax.files import weights
-from redrafter_jax.model import vocabulary
+from redrafter_jax.model import attention, vocabulary
 from redrafter_jax.model.drafter import Drafter, full, slim
 from tests.draft_vocabularies import random_head
-from tests.support import MODELS, load_target, medusa_heads, with_parts
+from tests.support import MODELS, load_target, medusa_heads, put, with_parts
+from tests.texts import with_tokenizer
 from tests.training import same
 from train import candidates
 from train.run import beginning
@@ -33,6 +34,52 @@ def test_a_matrix_with_fewer_tokens_than_features_is_decomposed_too():
     down, up, share = candidates.decompose(matrix, 12)
     np.testing.assert_allclose(down @ up, matrix, atol=1e-5)
     assert share == pytest.approx(1)
+
+
+def test_with_exits_the_factors_are_the_best_for_their_logits():
+    """Against NumPy's own factors of the logits; exits that stay in few directions need no greater rank."""
+    rng = np.random.default_rng(0)
+    matrix, exits = rng.normal(size=(12, 40)), rng.normal(size=(500, 12)) * 2.0 ** -np.arange(12)
+    exits = exits @ np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    down, up, share = candidates.decompose(matrix, 4, exits.T @ exits / len(exits))
+    left, values, right = np.linalg.svd(exits @ matrix, full_matrices=False)
+    best = ((values[4:]) ** 2).sum() / (values**2).sum()
+    off = lambda *factors: ((exits @ matrix - exits @ factors[0] @ factors[1]) ** 2).sum() / (values**2).sum()  # noqa: E731
+    assert best <= off(down, up) < 1.05 * best and share == pytest.approx(1 - best, abs=0.01)
+    assert off(*candidates.decompose(matrix, 4)[:2]) > 10 * best  # the control
+
+
+def test_the_squares_are_of_the_heads_exits_along_the_text(monkeypatch):
+    monkeypatch.setattr(candidates, "ROWS", 8)
+    monkeypatch.setattr(candidates, "ROW_TOKENS", 16)
+    target, head = load_target("mha"), random_head(load_target("mha"), "slim")
+    stream = np.random.default_rng(0).integers(0, 503, 16)
+    found = candidates.squares_of_exits(target, head, stream)  # eight times the same row
+    tokens = put(stream[None], np.int32)
+    hidden = target(tokens, put(np.arange(16)[None], np.int32), attention.causal(tokens >= 0)).hidden
+    expected, count = np.zeros((64, 64)), 0
+    for place in range(16 - candidates.POSITIONS):
+        state, h = put(np.zeros((1, 64)), np.float32), hidden[:, place]
+        for ahead in stream[place + 1 : place + 1 + candidates.POSITIONS]:
+            state = head.advance(state, target.embed(put([ahead], np.int32)))
+            z = np.asarray(head.exit(head.context(h), state))[0]
+            expected, count = expected + np.outer(z, z), count + 1
+    np.testing.assert_allclose(found, expected / count, rtol=1e-3, atol=1e-4)
+
+
+def test_a_text_makes_other_factors_of_the_same_head(tmp_path, capsys):
+    target = load_target("mha")
+    weights.save_drafter(random_head(target, "slim"), tmp_path / "head")
+    (tmp_path / "notes.txt").write_text("".join(f"{n} times {n} is {n * n}. " for n in range(300)))
+    folder, found = str(with_tokenizer(tmp_path / "target")), []
+    for more in ((), ("--text", str(tmp_path / "notes.txt"))):
+        assert run(tmp_path / "head", tmp_path / f"few{len(found)}", "--target", folder, *more) == 0
+        found.append(load_file(tmp_path / f"few{len(found)}" / "model.safetensors"))
+    assert "of the logits, squared" in capsys.readouterr().out
+    changed = {name for name in found[0] if not np.array_equal(found[0][name], found[1][name])}
+    assert changed == {"candidates.down.weight", "candidates.up.weight"}
+    assert run(tmp_path / "head", tmp_path / "few", "--glob", "*.md") == 2
+    assert "--glob chooses among the files of --text" in capsys.readouterr().err
 
 
 HEADS = {

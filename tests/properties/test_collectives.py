@@ -129,7 +129,7 @@ def test_candidates_are_looked_up_without_a_copy_of_the_lm_head(sampling):
             ("all-gather", rows * W * 2 * D): 2 * L,
             ("all-reduce", rows * W * R): L,  # the state in the copy's rank
             ("all-gather", rows * W * C * MODEL): 2 * L,  # each shard's best tokens by the copy
-            ("all-reduce", rows * W * C): L * (2 if sampling.temperature else 1),  # exact logits, and the noise of their tokens
+            ("all-reduce", rows * W * C * (2 if sampling.temperature else 1)): L,  # exact logits, and the noise of their tokens
         }
     )
 

@@ -89,6 +89,7 @@ def decode_by(folder, shape: tuple[int, int], name: str, rule: str) -> list[list
     proposer = {
         "a small model's chain": lambda: SmallModel(small, Shape(1, 3)),
         "a head with candidates": lambda: Recurrent(few_of(target), Shape(4, 3)),
+        "chains of such a head": lambda: Recurrent(few_of(target), Shape(2, 3, tree="chains")),
         "a small model's search": lambda: SmallModel(small, Shape(3, 2)),
         "medusa": lambda: Medusa(MedusaConfig(vocab_size=256, hidden_size=64, num_heads=3).make(jax.random.key(1)), TREE),
     }[name]()
@@ -106,7 +107,7 @@ def few_of(target) -> Drafter:
 
 TREE = ((0,), (1,), (2,), (0, 0), (0, 1), (0, 0, 0))
 OTHERS = [("a small model's chain", "rejection"), ("medusa", "coupled"), ("a head with candidates", "coupled")]
-SLOW_OTHERS = [("a head with candidates", "rejection"), ("a small model's chain", "coupled"), ("a small model's search", "coupled")]
+SLOW_OTHERS = [("chains of such a head", "rejection"), ("a small model's chain", "coupled"), ("a small model's search", "coupled")]
 
 
 @pytest.mark.parametrize("mesh_shape", [(2, 4), pytest.param((1, 8), marks=pytest.mark.slow)], ids=str)

@@ -101,13 +101,14 @@ def head_line(columns: Columns) -> str:
     return line([name for name, _ in columns], columns)
 
 
-def head_of(method: str, head: str, head_vocab: int, positions: int, blocks: int, bigram: int = 0, gated: bool = False) -> str:
-    """A head in words, of these values of the options."""
+def head_of(method: str, head: str, head_vocab: int, positions: int, blocks: int, bigram=0, gated=False, few=0, rank=0) -> str:
+    """A head in words, of these values of the options; few: its candidates."""
     tokens = f" of {head_vocab} tokens" if head_vocab else ""
     if method == "medusa":
         end = "LM heads of their own" if head == "full" else "the target's LM head"
         return f"{positions} Medusa heads of {blocks} block{'s' * (blocks > 1)} with {end}{tokens}"
     parts = [f"a bigram term of rank {bigram}"] * (bigram > 0) + ["gates"] * gated
+    parts += [f"{few} candidates of rank {rank}"] * (few > 0)
     return f"{head} head{tokens}{' with ' if parts else ''}{' and '.join(parts)}"
 
 

@@ -143,9 +143,10 @@ def check_once(name: str, values: Sequence, said: Sequence) -> None:
         raise BadInput(f"{flag(name)} should name each once, not {' '.join(map(str, said))}")
 
 
-def check_drafted(option: str, value: int, vocab_size: int, draft_vocab: int = 0) -> None:
-    """Checks a number of beams, or --draft-top-k, against the tokens that can be drafted: the target's, or the head's own."""
-    require(option, wrong_for_vocabulary(value, vocab_size, draft_vocab))
+def check_drafted(option: str, value: int, vocab_size: int, draft_vocab: int = 0, candidates: int = 0) -> None:
+    """Checks a number of beams, or --draft-top-k, against the tokens that can be drafted: the target's, the head's own, or its
+    candidates."""
+    require(option, wrong_for_vocabulary(value, vocab_size, draft_vocab, candidates))
 
 
 def read_seeds(first: int, count: int) -> list[int]:

@@ -160,7 +160,7 @@ def load(
     found = find(target, None if alone else drafter, with_head, dtype, weight_format, lora)
     if with_head:
         shape = shape_of(found) if shape is None else shape
-        shape.check_vocabulary(found.target_config.vocab_size, found.drafter_config.draft_vocab)
+        shape.check_vocabulary(found.target_config.vocab_size, found.drafter_config.draft_vocab, found.drafter_config.candidates)
     lookup = alone or lookup
     resolved = plan(found, mesh, rows=mesh[0], length=drafted_length(shape if with_head else None, lookup))
     notes.say(resolved.target, [resolved.drafter], resolved.numbers, resolved.adapter)

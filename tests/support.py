@@ -17,6 +17,7 @@ from redrafter_jax.decode.policy import Policy, make_policy
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.files import weights
+from redrafter_jax.model import vocabulary
 from redrafter_jax.model.confidence import Confidence
 from redrafter_jax.model.drafter import Drafter
 from redrafter_jax.model.medusa import MedusaConfig, MedusaHeads
@@ -103,6 +104,14 @@ def medusa_heads(target: TargetConfig, heads: int = 4, scale: float = 0.3, **oth
         for i, leaf in enumerate(leaves)
     ]
     return structure.unflatten(noisy)
+
+
+def with_candidates(head: Drafter, target: Target, count: int, rank: int) -> Drafter:
+    """The head with a candidate head, whose factors are of NumPy's own singular values."""
+    own = head.bigram.columns[...] if head.bigram is not None else jnp.zeros((0, target.config.vocab_size))
+    matrix = np.concatenate([np.asarray(head.columns(target)), np.asarray(own)]).astype(np.float64)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return vocabulary.with_candidates(head, count, left[:, :rank], values[:rank, None] * right[:rank])
 
 
 @functools.cache

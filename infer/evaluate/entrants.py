@@ -132,7 +132,7 @@ def _find_one(method: Method, name: str, bare: Resolved) -> Nominee:
         text.check_same_tokens(bare.target, folder, "its folder")
     resolved = dataclasses.replace(bare, drafter=folder, drafter_config=drafter)
     shape = shape_of(method, drafter, pair.default_shape(jax.default_backend(), bare.target_config, bare.dtype))
-    shape.check_vocabulary(bare.target_config.vocab_size, getattr(drafter, "draft_vocab", 0))
+    shape.check_vocabulary(bare.target_config.vocab_size, *(getattr(drafter, name, 0) for name in ("draft_vocab", "candidates")))
     if shape.length >= context:
         raise BadInput(f"its beams should be shorter than the target's context of {context}, not {shape.length}")
     return Nominee(method, name, resolved, shape)

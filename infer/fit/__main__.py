@@ -40,6 +40,10 @@ class Options(SliceOptions):
     decoding does."""
     method: Literal["recurrent", "medusa", "small"] = "recurrent"
     """As in train.main: ReDrafter's head, or Medusa's heads, as many as --positions; small: --draft-model drafts."""
+    candidates: int = 0
+    """As in train.candidates: tokens that each step of a recurrent head looks up; 0: it computes all logits."""
+    rank: int = 0
+    """As in train.candidates: the rank of the copy of the LM head that finds them."""
     draft_model: str | None = None
     """Of --method small: the model that drafts, named as --model is."""
     positions: int | None = None

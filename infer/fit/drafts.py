@@ -3,9 +3,10 @@
 import dataclasses
 
 from infer import synthetic
+from infer.options import check_drafted, read_beams
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.heads import DraftsConfig
-from redrafter_jax.model import vocabulary
+from redrafter_jax.model import candidates, vocabulary
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import topology
 
@@ -16,12 +17,16 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
     """The head, as decoding unties it, or the small model.
 
     Raises:
-      BadInput: --draft-model names no shapes, or another vocabulary, or --bigram or --gated is not for these heads.
+      BadInput: --draft-model names no shapes, or another vocabulary, or --bigram, --gated, --candidates or --rank is not for these
+        heads, or out of range.
     """
     if (options.bigram or options.gated) and options.method != "recurrent":
         raise BadInput(f"--{'bigram' if options.bigram else 'gated'} is of --method recurrent; leave it out")
     if not 0 <= options.bigram <= min(target.vocab_size, MAX_RANK):
         raise BadInput(f"--bigram should be from 0 to {min(target.vocab_size, MAX_RANK)}, not {options.bigram}")
+    few = {"candidates": options.candidates, "rank": options.rank}
+    if any(few.values()) and options.method != "recurrent":
+        raise BadInput(f"--{next(name for name, value in few.items() if value)} is of --method recurrent; leave it out")
     if options.draft_model is not None:
         model = topology.read_target_config(options.draft_model, "--draft-model")
         if model.vocab_size != target.vocab_size:
@@ -33,4 +38,10 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
     else:
         shape = synthetic.head_config(target, options.head, options.head_vocab)
         head = dataclasses.replace(shape, num_blocks=options.blocks, bigram=options.bigram, gated=options.gated)
-    return vocabulary.materialised_config(head)
+        wrong = candidates.wrong_numbers(head, *few.values()) if any(few.values()) else None
+        if wrong:
+            raise BadInput(f"--{wrong[0]} {wrong[1]}")
+        head = dataclasses.replace(head, candidates=options.candidates, candidate_rank=options.rank)
+        for text, (width, _) in zip(options.beams, read_beams(options.beams), strict=True):
+            check_drafted(f"--beams {text}: its width", width, target.vocab_size, head.draft_vocab, head.candidates)
+    return vocabulary.materialised_config(head, target)

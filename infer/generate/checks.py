@@ -154,8 +154,8 @@ def against(decoding: Decoding, target, shape, head=None) -> None:
         )
     if head.has_fixed_tree and shape.width == 1 and shape.length > head.num_heads:
         raise BadInput(f"--beam-length should be at most {head.num_heads}, as many as there are Medusa heads, not {shape.length}")
-    check_drafted("--beam-width", shape.width, vocabulary, head.draft_vocab)
+    check_drafted("--beam-width", shape.width, vocabulary, head.draft_vocab, head.candidates)
     if shape.draft_top_k > DRAFT_TOP_K:
-        check_drafted("--draft-top-k", shape.draft_top_k, vocabulary, head.draft_vocab)
+        check_drafted("--draft-top-k", shape.draft_top_k, vocabulary, head.draft_vocab, head.candidates)
     if shape.length >= context:
         raise BadInput(f"--beam-length should be below the target's context of {context}, not {shape.length}")

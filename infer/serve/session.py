@@ -135,7 +135,7 @@ def shape_of(options, found: pair.Resolved, lookup: Lookup | None) -> Shape:
     default, head = pair.shape_of(found), found.drafter_config
     width, length = options.beam_width or default.width, options.beam_length or default.length
     check_tree(width, length, options.node_budget or 0, lookup.length if lookup else 0)
-    check_drafted("--beam-width", width, found.target_config.vocab_size, head.draft_vocab)
+    check_drafted("--beam-width", width, found.target_config.vocab_size, head.draft_vocab, head.candidates)
     return Shape(width, length, options.node_budget or 0, draft_top_k=options.draft_top_k)
 
 

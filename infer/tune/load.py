@@ -105,7 +105,7 @@ def name_heads(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
 def _check_head(target: TargetConfig, head: heads.HeadConfig, name: str, plan: TunePlan) -> None:
     config.check_pair(target, head, "--drafter")
     for width in {width for width, _ in plan.beams} if isinstance(head, DrafterConfig) else ():
-        check_drafted(f"--beams of {width} for {name}: their width", width, target.vocab_size, head.draft_vocab)
+        check_drafted(f"--beams of {width} for {name}: their width", width, target.vocab_size, head.draft_vocab, head.candidates)
 
 
 def read_prompts(options, tokenizer, vocab_size: int, room_for: int) -> list[list[int]]:

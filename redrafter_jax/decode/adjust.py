@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode.policy import Penalties, Policy
+from redrafter_jax.model import candidates
 from redrafter_jax.model.layers import take_rows
 
 
@@ -83,26 +84,31 @@ def adjust(
     Args:
       history: of the text up to the root; None where no row adjusts anything.
       path_BNL: tokens on the way from the root, without the root, to each node; -1 fills.
-      ids: ``[V]``, which tokens the logits are of, where that is not all of them in order.
+      ids: which tokens the logits are of, where that is not all of them in order: ``[V]`` of a draft vocabulary, to which the
+        history is cut too; or ``[B, N, V]`` of a shortlist, which are looked up in the history.
     """
     if history is None:
         return logits_BNV
-    ids = _ids_like(logits_BNV) if ids is None else jax.sharding.reshard(ids, _last_axis(logits_BNV))
+    is_short = ids is not None and ids.ndim == 3
+    if not is_short:
+        ids = _ids_like(logits_BNV) if ids is None else jax.sharding.reshard(ids, _last_axis(logits_BNV))
     if history.seen is not None:
-        logits_BNV = _penalise(policy.penalties, logits_BNV, history.seen, _occurrences(path_BNL, ids))
+        at = (lambda values: candidates.take(values, ids)) if is_short else (lambda values: values[:, None])
+        logits_BNV = _penalise(policy.penalties, logits_BNV, jax.tree.map(at, history.seen), _occurrences(path_BNL, ids))
     if policy.min_new_B is None:
         return logits_BNV
     count_BN = history.count[:, None] + jnp.sum(path_BNL >= 0, axis=-1)
     too_early_BN = count_BN < policy.min_new_B[:, None]
-    stops_BV = _occurrences(history.stop_ids, ids) > 0
+    stops_BNV = _occurrences(history.stop_ids[:, None], ids) > 0
     # A sum, so that what is not finite stays so, for `sample.choose` to notice.
-    return jnp.where(too_early_BN[..., None] & stops_BV[:, None], logits_BNV - jnp.inf, logits_BNV)
+    return jnp.where(too_early_BN[..., None] & stops_BNV, logits_BNV - jnp.inf, logits_BNV)
 
 
 def _penalise(penalties: Penalties, logits_BNV: jax.Array, seen: Seen, on_path_BNV: jax.Array) -> jax.Array:
+    """``seen``: for all nodes or for each."""
     repetition, presence, frequency = (of_B[:, None, None] for of_B in dataclasses.astuple(penalties))
-    in_reply_BNV = seen.reply[:, None] + on_path_BNV
-    is_repeated = seen.prompt[:, None] | (in_reply_BNV > 0)
+    in_reply_BNV = seen.reply + on_path_BNV
+    is_repeated = (seen.prompt > 0) | (in_reply_BNV > 0)
     repeated_BNV = jnp.where(logits_BNV > 0, logits_BNV / repetition, logits_BNV * repetition)
     logits_BNV = jnp.where(is_repeated, repeated_BNV, logits_BNV)
     return logits_BNV - frequency * in_reply_BNV - presence * (in_reply_BNV > 0)
@@ -142,11 +148,11 @@ Columns = Callable[[jax.Array], jax.Array]
 
 def of_drafts(
     policy: Policy, history: History | None, columns: Columns = lambda values: values, ids: jax.Array | None = None
-) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
-    """What the target does to its logits, for logits ``[B, W, U]`` of drafts behind paths ``[B, W, X]``; None where that is
-    nothing. ``columns`` and ``ids`` are of a draft vocabulary."""
+) -> Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array] | None:
+    """What the target does to its logits, for logits ``[B, W, U]`` of drafts behind paths ``[B, W, X]`` and the ids of a shortlist
+    ``[B, W, U]``; None where that is nothing. ``columns`` and ``ids`` are of a draft vocabulary."""
     if history is None:
         return None
     if history.seen is not None:
         history = dataclasses.replace(history, seen=jax.tree.map(columns, history.seen))
-    return lambda logits_BWU, path_BWL: adjust(policy, history, logits_BWU, path_BWL, ids)
+    return lambda logits, path, short=None: adjust(policy, history, logits, path, ids if short is None else short)

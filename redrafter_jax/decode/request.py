@@ -1,8 +1,7 @@
 """What a request may ask for: how to sample, how long a reply may be, prompts and seeds; and how large a round may be.
 
-One table of ranges and one sentence for each mistake, for the commands (which put the option's name before it) and for
-Python alike. Nothing here starts JAX. Not here: which options exclude each other (`infer/generate/checks.py`).
-"""
+One table of ranges and one sentence for each mistake, for commands (which put the option's name before it) and Python alike.
+Nothing here starts JAX. Not here: which options exclude each other (`infer/generate/checks.py`)."""
 
 import dataclasses
 import numbers
@@ -88,10 +87,11 @@ def wrong_rule(value: object) -> str | None:
     return f"should be {', '.join(names)} or {last}, not {shown(value)}"
 
 
-def wrong_for_vocabulary(value: int, vocab_size: int, draft_vocab: int = 0) -> str | None:
-    """What is wrong with more tokens than the target's vocabulary, or the head's own draft vocabulary, has."""
-    tokens, whose = (draft_vocab, "head's draft vocabulary") if draft_vocab else (vocab_size, "target's vocabulary")
-    return f"should be at most the {whose} of {tokens}, not {value}" if value > tokens else None
+def wrong_for_vocabulary(value: int, vocab_size: int, draft_vocab: int = 0, candidates: int = 0) -> str | None:
+    """What is wrong with more tokens than the target's vocabulary, the head's draft vocabulary or its candidates are."""
+    tokens, whose = (draft_vocab, "head's draft vocabulary of") if draft_vocab else (vocab_size, "target's vocabulary of")
+    tokens, whose = (candidates, "number of the head's candidates,") if candidates else (tokens, whose)
+    return f"should be at most the {whose} {tokens}, not {value}" if value > tokens else None
 
 
 def wrong_for_context(value: int, context: int) -> str | None:

@@ -18,6 +18,7 @@ from redrafter_jax.model.layers import take_rows
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
 DRAFTS, DECISIONS = 2**32 - 1, 2**32 - 2  # positions that no text has: streams of noise besides the target's
 BLOCK, SHORT_BLOCK = 128, 16
+MANY = 100  # tokens, as candidates are: from so many on, a top-k is worth short blocks where a top-k is a sort, as on TPU and GPU
 WORTH_SELECTING, SHARE = 16384, 128  # from so many tokens on, top-k and top-p look among one in SHARE first, the largest
 
 
@@ -229,14 +230,15 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 def _blockwise_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """On one device."""
     *rest, V = x.shape
-    if 4 * k * BLOCK > V:
+    size = BLOCK if 4 * k * BLOCK <= V else SHORT_BLOCK
+    if 3 * k * size > 2 * V or (size == SHORT_BLOCK and k < MANY):
         return jax.lax.top_k(x, k)
-    blocks = _in_blocks(x, BLOCK)
+    blocks = _in_blocks(x, size)
     _, best_blocks = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
     best_blocks = jnp.sort(best_blocks, axis=-1)  # in order of index, so that ties fall as they would without blocks
     inside = take_rows(blocks, best_blocks, len(rest)).reshape(*rest, -1)
     values, at = jax.lax.top_k(inside, k)
-    return values, take_rows(best_blocks, at // BLOCK, len(rest)) * BLOCK + at % BLOCK
+    return values, take_rows(best_blocks, at // size, len(rest)) * size + at % size
 
 
 def _in_blocks(x: jax.Array, size: int) -> jax.Array:

@@ -190,7 +190,7 @@ def to_decode(
     """The load of decoding: the weights of a pair, and a cache of ``rows`` rows and ``slots`` slots; a small model has one too.
     ``refills``: rows are refilled as they end, from one that is read beside them."""
     size = bytes_of_target(target, dtype)
-    size += bytes_of_head(vocabulary.materialised_config(head), dtype) if head else 0
+    size += bytes_of_head(vocabulary.materialised_config(head, target), dtype) if head else 0
     by_token = bytes_of_token(target, dtype) + (bytes_of_token(head, dtype) if isinstance(head, TargetConfig) else 0)
     cache = slots * by_token
     return Footprint(target, head, rows, option, size, cache=rows * cache, beside=cache if refills else 0.0)

@@ -13,6 +13,7 @@ from redrafter_jax import families
 from redrafter_jax.errors import BadInput, shown
 from redrafter_jax.families.fields import MAX_FEATURES, MAX_LAYERS, MAX_VOCABULARY_TOKENS, flag, whole
 from redrafter_jax.files import json_files, quantisation
+from redrafter_jax.model import candidates
 from redrafter_jax.model.confidence import Confidence
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.target_config import TargetConfig, wrong_draft_model
@@ -22,6 +23,7 @@ TIED_KEY = "tied_lm_head"  # ours: a slim head, whose LM head is the target's an
 TRAINED_FOR_KEY = "redrafter_jax_target"  # ours: which target the head was trained for (`provenance.py`)
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
 CONFIDENCE_KEY = "confidence"  # ours: (slope, bias) of each depth, for greedy and for sampled rows (`model/confidence.py`)
+CANDIDATES_KEY, RANK_KEY = "candidates", "candidate_rank"  # ours: C and R of a candidate head (`model/candidates.py`)
 BIGRAM_KEY, GATED_KEY = "bigram_rank", "gated_state"  # ours: parts beyond the paper's head, left out where there are none
 
 
@@ -112,9 +114,17 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     if gated and not rnn:
         raise BadInput(f"{what}: {GATED_KEY} in config.json is of a recurrent state, and rnn is false")
     shapes = {"exit_size": exit_size, "num_blocks": blocks, "rnn": rnn, "tied": tied, "draft_vocab": draft_vocab}
-    return DrafterConfig(
+    found = DrafterConfig(
         vocab_size=vocab, hidden_size=width, bigram=bigram, gated=gated, confidence=_confidence(config, what), **shapes
     )
+    if CANDIDATES_KEY not in config and RANK_KEY not in config:
+        return found
+    count, rank = (whole(config, key, what, MAX_VOCABULARY_TOKENS) for key in (CANDIDATES_KEY, RANK_KEY))
+    wrong = candidates.wrong_numbers(found, count, rank)
+    if wrong:
+        key = {"candidates": CANDIDATES_KEY, "rank": RANK_KEY}[wrong[0]]
+        raise BadInput(f"{what}: {key} in config.json {wrong[1]}")
+    return dataclasses.replace(found, candidates=count, candidate_rank=rank)
 
 
 def _confidence(config: dict[str, Any], what: str) -> Confidence | None:
@@ -132,7 +142,8 @@ def _confidence(config: dict[str, Any], what: str) -> Confidence | None:
 def fields_of_parts(config: DrafterConfig) -> dict[str, int | bool | dict | None]:
     """What a head has beyond the paper's, as its config.json names it."""
     fitted = config.confidence and dataclasses.asdict(config.confidence)
-    return {BIGRAM_KEY: config.bigram, GATED_KEY: config.gated, CONFIDENCE_KEY: fitted}
+    few = {CANDIDATES_KEY: config.candidates, RANK_KEY: config.candidate_rank}
+    return {BIGRAM_KEY: config.bigram, GATED_KEY: config.gated, CONFIDENCE_KEY: fitted} | few
 
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig | TargetConfig, what: str = "drafter") -> None:

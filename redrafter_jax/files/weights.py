@@ -31,6 +31,8 @@ _DRAFTER_NAMES = [
     (r"\.blocks\[(\d+)\]\.bias", r"lm_head.\1.linear.bias", False),
     (r"\.bigram\.rows", "bigram.rows.weight", False),
     (r"\.bigram\.columns", "bigram.columns.weight", True),
+    (r"\.candidates\.(down|up)", r"candidates.\1.weight", True),
+    (r"\.candidates\.bigram_rows", "bigram.columns.weight", False),
     (r"\.gates\.(\w+)\.weight", r"gates.\1.weight", True),
     (r"\.gates\.(\w+)\.bias", r"gates.\1.bias", False),
     (r"\.ids", "draft_ids", False),
@@ -178,4 +180,6 @@ def save_target(target: Target, folder: pathlib.Path | str, **extra: object) -> 
 
 
 def _drafter_name(path: str, config: DrafterConfig) -> tuple[str, bool]:
-    return (f"lm_head.{config.num_blocks}.weight", True) if path == ".lm_head" else tensors.rename(path, _DRAFTER_NAMES)
+    if path in (".lm_head", ".candidates.rows"):  # files keep it by token, as a candidate head does
+        return f"lm_head.{config.num_blocks}.weight", path == ".lm_head"
+    return tensors.rename(path, _DRAFTER_NAMES)

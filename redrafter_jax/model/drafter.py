@@ -5,7 +5,7 @@
     z   = z + silu(A z + a)                      n times
     logits = z C                                 C is the head's own, or the target's (slim)
 
-Parts beyond these, a bigram term and a gated state, are in `parts.py`.
+Parts beyond these, a bigram term and a gated state, are in `parts.py`; a candidate head is in `candidates.py`.
 A head may have a draft vocabulary (FR-Spec, arXiv 2502.14856): C then has a column for each of U tokens alone, and a table
 says which. What is drafted goes through the table at once, so everything outside this file knows the target's ids only.
 Architecture and weight names are Apple's (`files/weights.py` reads and writes their format), so heads travel both ways.
@@ -20,18 +20,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redrafter_jax.model import draft_ids, layers, parts
+from redrafter_jax.model.candidates import CandidateHead, wrong_numbers
 from redrafter_jax.model.confidence import Confidence
 from redrafter_jax.model.target import Target, unembed
 
-PARTS = {"bigram": "a bigram term", "gated": "gates"}  # fields of a config that add to the paper's head, and what they add
+# fields of a config that add to the paper's head, and what they add
+PARTS = {"bigram": "a bigram term", "gated": "gates", "candidates": "a candidate head"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
     ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table. ``bigram``: the rank of
-    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`). ``confidence``: what its scores say of
-    acceptance, where that was fitted."""
+    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`). ``candidates``: C, tokens of which a step
+    computes exact logits, found by a copy of the LM head of rank ``candidate_rank`` (`candidates.py`); both 0 for none.
+    ``confidence``: what its scores say of acceptance, where that was fitted."""
 
     vocab_size: int
     hidden_size: int
@@ -42,6 +45,8 @@ class DrafterConfig:
     draft_vocab: int = 0
     bigram: int = 0
     gated: bool = False
+    candidates: int = 0
+    candidate_rank: int = 0
     confidence: Confidence | None = None
 
     def __post_init__(self):
@@ -53,6 +58,9 @@ class DrafterConfig:
             raise ValueError(f"a bigram term of rank {self.bigram} is not of 0 to the vocabulary's {self.vocab_size}")
         if self.gated and not self.rnn:
             raise ValueError("a state without recurrence has no gates")
+        wrong = wrong_numbers(self, self.candidates, self.candidate_rank) if self.candidates or self.candidate_rank else None
+        if wrong:
+            raise ValueError(f"a candidate head's {wrong[0]} {wrong[1]}")
 
     def make(self, key, dtype=jnp.float32, ids: jax.Array | None = None) -> "Drafter":
         """An untrained head of these shapes."""
@@ -84,25 +92,6 @@ def slim(vocab_size: int, hidden_size: int, num_blocks: int = 2) -> DrafterConfi
     return DrafterConfig(vocab_size=vocab_size, hidden_size=hidden_size, exit_size=hidden_size, num_blocks=num_blocks, tied=True)
 
 
-class SplitLinear(nnx.Module):
-    """A `Linear` that reads ``[h ; s]``, with its rows for h and those for s as two weights: XLA:CPU would copy a slice of one
-    weight in every round."""
-
-    def __init__(self, layer: layers.Linear):
-        D = layer.weight.shape[0] // 2
-        self.weight_h, self.weight_s = nnx.Param(layer.weight[:D]), nnx.Param(layer.weight[D:])
-        self.bias = layer.bias
-
-
-def _halves(layer: layers.Linear | SplitLinear) -> tuple[nnx.Param | jax.Array, nnx.Param | jax.Array]:
-    """The rows for h and those for s of a layer that reads ``[h ; s]``, both ``[D, out]``."""
-    if isinstance(layer, SplitLinear):
-        return layer.weight_h, layer.weight_s
-    weight = layers.gather_weight(layer.weight, layers.COLUMNS)
-    D = weight.shape[0] // 2
-    return weight[:D], weight[D:]
-
-
 class Drafter(nnx.Module):
     """The head's steps, so that training and beam search can each arrange them: ``context`` once, then ``advance``, ``exit``
     and ``unembed`` for every drafted token.
@@ -121,8 +110,12 @@ class Drafter(nnx.Module):
         self.rnn_u = linear(keys[1], (D, D), bias=True) if config.rnn else None
         self.input_proj = linear(keys[2], (2 * D, E), bias=True) if config.projects else None
         self.blocks = nnx.List([linear(keys[3], (E, E), bias=True, scale=0.0) for _ in range(config.num_blocks)])
-        self.lm_head = None if config.tied else layers.param(keys[3], (E, U), layers.COLUMNS, dtype)
-        self.bigram = parts.Bigram(of_bigram, config.vocab_size, U, config.bigram, dtype) if config.bigram else None
+        by_token = bool(config.candidates)  # where the candidate head has the LM head, and the bigram term's columns
+        self.lm_head = None if config.tied or by_token else layers.param(keys[3], (E, U), layers.COLUMNS, dtype)
+        bigram = functools.partial(parts.Bigram, of_bigram, config.vocab_size, U, config.bigram, dtype, not by_token)
+        self.bigram = bigram() if config.bigram else None
+        sizes = U, E, config.candidate_rank, config.bigram, config.tied, dtype
+        self.candidates = CandidateHead(jax.random.fold_in(key, 2), *sizes) if by_token else None
         self.gates = parts.Gates(of_gates, D, dtype) if config.gated else None
         self.ids = draft_ids.as_ids(jnp.arange(U) if ids is None else ids) if config.draft_vocab else None
 
@@ -145,14 +138,14 @@ class Drafter(nnx.Module):
     def weight_of_h(self) -> nnx.Param | jax.Array | None:
         """The matrix ``[D, out]`` that `context` multiplies h by; None for a head without such a layer."""
         first = self._first()
-        return None if first is None else _halves(first)[0]
+        return None if first is None else layers.halves(first)[0]
 
     def exit(self, context: tuple[jax.Array, jax.Array | None], state: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
         """``[..., E]``, what the LM head reads, from `context` and the state ``[..., D]``; with a bigram term ``[..., E + r]``, for
         which the tokens ``[...]`` are needed that the state has read last."""
         h, share = context
         first, rest = self._first(), self.blocks
-        first_out = None if first is None else share + layers.times(state, _halves(first)[1])
+        first_out = None if first is None else share + layers.times(state, layers.halves(first)[1])
         if self.input_proj is not None:
             z = layers.gather_features(first_out)
         else:
@@ -163,22 +156,22 @@ class Drafter(nnx.Module):
             z = z + layers.gather_features(jax.nn.silu(block(z)))
         return z if self.bigram is None else jnp.concatenate([z, self.bigram.of(tokens)], axis=-1)
 
-    def _first(self) -> layers.Linear | SplitLinear | None:
+    def _first(self) -> layers.Linear | layers.SplitLinear | None:
         """The first layer that reads ``[h ; s]``; None for a head without an ``input_proj`` and without blocks."""
         if self.input_proj is not None:
             return self.input_proj
         return self.blocks[0] if self.blocks else None
 
     def split(self) -> "Drafter":
-        """The head with that layer as a `SplitLinear`, as it decodes; the same numbers."""
+        """The head with that layer as a `layers.SplitLinear`, as it decodes; the same numbers."""
         first = self._first()
         if not isinstance(first, layers.Linear):
             return self
         copy = nnx.clone(self)
         if self.input_proj is not None:
-            copy.input_proj = SplitLinear(first)
+            copy.input_proj = layers.SplitLinear(first)
         else:
-            copy.blocks = nnx.List([SplitLinear(first), *copy.blocks[1:]])
+            copy.blocks = nnx.List([layers.SplitLinear(first), *copy.blocks[1:]])
         return copy
 
     def unembed(self, exit_: jax.Array, target: Target) -> jax.Array:

@@ -48,6 +48,25 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
+class SplitLinear(nnx.Module):
+    """A `Linear` that reads ``[h ; s]``, with its rows for h and those for s as two weights: XLA:CPU would copy a slice of one
+    weight in every round."""
+
+    def __init__(self, layer: Linear):
+        D = layer.weight.shape[0] // 2
+        self.weight_h, self.weight_s = nnx.Param(layer.weight[:D]), nnx.Param(layer.weight[D:])
+        self.bias = layer.bias
+
+
+def halves(layer: Linear | SplitLinear) -> tuple[nnx.Param | jax.Array, nnx.Param | jax.Array]:
+    """The rows for h and those for s of a layer that reads ``[h ; s]``, both ``[D, out]``."""
+    if isinstance(layer, SplitLinear):
+        return layer.weight_h, layer.weight_s
+    weight = gather_weight(layer.weight, COLUMNS)
+    D = weight.shape[0] // 2
+    return weight[:D], weight[D:]
+
+
 def quantise_matrices(module: nnx.Module, weight_format: str) -> nnx.Module:
     """The module with the matrices of its parts in a format of `quantised.FORMATS`, where a part can have them so."""
     for part in vars(module).values():

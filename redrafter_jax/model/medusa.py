@@ -10,6 +10,7 @@ the next one, which is g. Weights are named and stored as in `files/medusa.py`.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ class MedusaConfig:
     draft_vocab: int = 0
     bias: bool = True
     tree: tuple[tuple[int, ...], ...] | None = None
+    candidates: ClassVar[int] = 0  # of a recurrent head alone
 
     @property
     def has_fixed_tree(self) -> bool:

@@ -22,11 +22,11 @@ OPEN, SHUT = 4.0, -4.0  # biases of untrained gates: the state is reset by 0.98 
 
 
 class Bigram(nnx.Module):
-    """A low-rank table of which token often follows which; the columns start at zero."""
+    """A low-rank table of which token often follows which; the columns start at zero, None where a candidate head has them."""
 
-    def __init__(self, key, vocabulary: int, drafted: int, rank: int, dtype):
+    def __init__(self, key, vocabulary: int, drafted: int, rank: int, dtype, has_columns: bool = True):
         self.rows = layers.param(key, (vocabulary, rank), layers.COLUMNS, dtype, scale=rank**-0.5)
-        self.columns = layers.zeros((rank, drafted), layers.COLUMNS, dtype)
+        self.columns = layers.zeros((rank, drafted), layers.COLUMNS, dtype) if has_columns else None
 
     def of(self, tokens: jax.Array) -> jax.Array:
         """The rows ``[B, ..., r]`` of tokens ``[B, ...]``, ids of the target's."""

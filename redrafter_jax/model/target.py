@@ -208,6 +208,10 @@ def unembed(config: TargetConfig, hidden: jax.Array, columns: nnx.Param | jax.Ar
     goes here, after the product, so that the target, its heads and the losses do the same.
     """
     logits = layers.times(hidden, columns).astype(jnp.float32)
-    logits = logits if added is None else logits + added.astype(jnp.float32)
+    return finish(config, logits if added is None else logits + added.astype(jnp.float32))
+
+
+def finish(config: TargetConfig, logits: jax.Array) -> jax.Array:
+    """What a family does to its logits after the product, a scale and a soft cap."""
     logits = logits if config.logits_divisor == 1 else logits / config.logits_divisor
     return logits if config.logits_cap is None else layers.capped(logits, config.logits_cap)

@@ -1,5 +1,5 @@
-"""Heads with a draft vocabulary, converted for what uses them. Training excludes the table of ids; decoding gathers its
-columns once; other programs need an LM head over the full vocabulary.
+"""Heads with a draft vocabulary, or with candidates, converted for what uses them. Training excludes the table of ids; decoding
+gathers its columns once; other programs need an LM head over the full vocabulary.
 
 Not here: which tokens to take (`train/data/rows.py`), the lookups of a round (`drafter.py`).
 """
@@ -19,6 +19,8 @@ from redrafter_jax.model.target import Target, TargetConfig
 Model = TypeVar("Model", Drafter, Target)
 Config = TypeVar("Config", DrafterConfig, MedusaConfig, TargetConfig)
 LOGIT_OF_OTHERS = -1e4  # the logit of a token that cannot be drafted, where there has to be one; within float16's range
+# where a head without candidates has its matrices of all tokens, and where one with candidates has them transposed
+BY_TOKEN = {".lm_head.value": ".candidates.rows.value", ".bigram.columns.value": ".candidates.bigram_rows.value"}
 EXIT_MULTIPLE = 8  # exit widths stay multiples of this, for the sake of matrix units
 
 
@@ -37,20 +39,46 @@ def cast(model: Model, dtype) -> Model:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, model)
 
 
-def materialised_config(config: Config) -> Config:
+def materialised_config(config: Config, target: TargetConfig) -> Config:
     """The shapes of what `materialise_columns` makes of a head of these; Medusa's, and a small model's, decode as they are."""
     if not isinstance(config, DrafterConfig):
         return config
-    return dataclasses.replace(config, tied=config.tied and not config.draft_vocab)
+    is_copied = config.draft_vocab or (config.candidates and not target.tie_word_embeddings)
+    return dataclasses.replace(config, tied=config.tied and not is_copied)
 
 
 def materialise_columns(drafter: Drafter, target: Target) -> Drafter:
     """A slim head with a draft vocabulary as one that holds its U columns of the target's LM head, ``[D, U]``, so that they are
-    gathered once and not in every round; any other head as it is."""
-    config = materialised_config(drafter.config)
+    gathered once and not in every round. A slim head with candidates as one that holds that LM head by token, ``[V, D]``, unless
+    it is the target's embedding. Any other head as it is."""
+    config = materialised_config(drafter.config, target.config)
     if config == drafter.config:
         return drafter
+    if config.candidates:
+        return _rebuilt(drafter, config, {".candidates.rows.value": target.columns().T})
     return _rebuilt(drafter, config, {".lm_head.value": target.columns(drafter.ids)})
+
+
+def with_candidates(drafter: Drafter, count: int, down: np.ndarray, up: np.ndarray) -> Drafter:
+    """A head without candidates as one that looks up C of them by the factors ``[E + r, R]`` and ``[R, V]`` of its LM head's matrix
+    (`candidates.py`)."""
+    config = dataclasses.replace(drafter.config, candidates=count, candidate_rank=down.shape[1])
+    dtype = next(leaf.dtype for leaf in jax.tree.leaves(drafter) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    factors = {".candidates.down.value": down.astype(dtype), ".candidates.up.value": up.astype(dtype)}
+    return _rebuilt(drafter, config, factors | _turned(drafter, BY_TOKEN))
+
+
+def without_candidates(drafter: Drafter) -> Drafter:
+    """The same head without candidates, which computes the logits of all tokens."""
+    if drafter.candidates is None:
+        return drafter
+    config = dataclasses.replace(drafter.config, candidates=0, candidate_rank=0)
+    return _rebuilt(drafter, config, _turned(drafter, {to: at for at, to in BY_TOKEN.items()}))
+
+
+def _turned(drafter: Drafter, places: dict[str, str]) -> dict[str, jax.Array]:
+    """The leaves at some places, transposed, at others."""
+    return {to: leaf.T for at, leaf in _leaves(drafter).items() for to in [places.get(at)] if to}
 
 
 def as_decoded(drafter: Drafter, target: Target) -> Drafter:

@@ -75,17 +75,17 @@ def draft(setting: Setting, width: int, length: int, reread: int = 2) -> Work:
         return _guess(setting, setting.head)
     if isinstance(setting.head, TargetConfig):
         return _passes(setting, setting.head, width, length, reread)
-    head = placement.abstract_head(vocabulary.materialised_config(setting.head))
+    head = placement.abstract_head(vocabulary.materialised_config(setting.head, setting.config))
     of_h = _numbers(head.weight_of_h())  # multiplied once for all beams and positions
-    step = (
-        _numbers(head)
-        - of_h
-        - _numbers(head.table())
-        + (_numbers(placement.abstract_target(setting.config).lm_head) if head.lm_head is None else 0)
-    )
+    step, looked_up = _numbers(head) - of_h - _numbers(head.table()), 0
+    if head.candidates is not None:  # of these matrices a drafted token reads the rows of its candidates alone
+        step -= _numbers((head.candidates.rows, head.candidates.bigram_rows))
+        looked_up = setting.head.candidates * (setting.head.exit_size + setting.head.bigram)
+    elif head.lm_head is None:
+        step += _numbers(placement.abstract_target(setting.config).lm_head)
     tokens = setting.rows * width * length
-    flops = 2 * (tokens * step + setting.rows * of_h) / setting.model
-    return Work(flops, setting.width * (length * step + of_h) / setting.model)
+    flops = 2 * (tokens * (step + looked_up) + setting.rows * of_h) / setting.model
+    return Work(flops, setting.width * (length * step + tokens * looked_up + of_h) / setting.model)
 
 
 def _guess(setting: Setting, heads: MedusaConfig) -> Work:

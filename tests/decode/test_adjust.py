@@ -204,20 +204,24 @@ def test_other_values_compile_nothing(engine):
     assert not found
 
 
-EVERY_TOKEN = pytest.param(None, marks=pytest.mark.slow, id="all tokens")
+EVERY_TOKEN = pytest.param(None, 0, marks=pytest.mark.slow, id="all tokens")
 
 
-@pytest.mark.parametrize("vocabulary", [EVERY_TOKEN, pytest.param(list(range(1, 64, 3)), id="a draft vocabulary")])
-def test_the_head_drafts_with_the_adjustments_of_the_target(models, vocabulary):
+CUT = pytest.param(list(range(1, 64, 3)), 0, id="a draft vocabulary")
+
+
+@pytest.mark.parametrize(("vocabulary", "few"), [EVERY_TOKEN, CUT, pytest.param(None, 60, id="candidates")])
+def test_the_head_drafts_with_the_adjustments_of_the_target(models, vocabulary, few):
     """A single greedy beam, against a loop that adjusts the head's logits by the text and what is drafted."""
     target, head = models
     if vocabulary is not None:
         head = cut(head, vocabulary)
+    drafts = support.with_candidates(head, target, few, min(head.config.exit_size, small.V)) if few else head
     columns = list(range(small.V)) if vocabulary is None else vocabulary
     how, least, prompt = Sampling(repetition_penalty=1.5, presence_penalty=1.0, frequency_penalty=1.0), 3, PROMPTS[0]
     policy = support.make_policy([how], [0], min_news=[least])
     state = support.started(target, [prompt], 20, 6, policy, stops=STOPS)
-    draft = jax.jit(Recurrent(head, Shape(1, 6)).draft)
+    draft = jax.jit(Recurrent(drafts, Shape(1, 6)).draft)
     drafted = draft(target, state.view()).tokens[0, :, 0].tolist()
     assert drafted != draft(target, dataclasses.replace(state.view(), history=None)).tokens[0, :, 0].tolist()
     reply, recurrent = [int(state.g[0])], jnp.zeros_like(state.h)
@@ -257,3 +261,16 @@ def test_rows_that_ask_for_nothing_keep_their_logits_bit_by_bit_and_what_is_not_
     found = np.asarray(adjust.adjust(policy, history, split, put(np.zeros((2, 1, 0), np.int32))))
     assert found[0].tobytes() == logits[0].tobytes()
     assert np.isnan(found[1, 0, 2]) and found[1, 0, 3] == -np.inf and found[1, 0, 0] == 0
+
+
+def test_the_logits_of_a_shortlist_are_adjusted_as_those_of_all_tokens_are():
+    how = [Sampling(repetition_penalty=1.5), Sampling(presence_penalty=1.0, frequency_penalty=0.5)]
+    policy, rng = support.make_policy(how, [0, 1], min_news=[9, 0]), np.random.default_rng(0)
+    seen = adjust.begin(policy, put(rng.integers(0, 16, (2, 6)), np.int32), put([6, 4], np.int32), 16)
+    seen = adjust.add(seen, put(rng.integers(0, 16, (2, 8)), np.int32), put([8, 8], np.int32))
+    history = adjust.History(put([8, 8], np.int32), put([[2, 3]] * 2, np.int32), seen)
+    logits, path = rng.normal(size=(2, 3, 16)).astype(np.float32), put(rng.integers(-1, 16, (2, 3, 2)), np.int32)
+    ids = np.array([[rng.permutation(16)[:9] for _ in range(3)] for _ in range(2)])
+    every = adjust.adjust(policy, history, jax.device_put(logits, jax.P("data", None, "model")), path)
+    found = adjust.adjust(policy, history, put(np.take_along_axis(logits, ids, axis=2)), path, put(ids, np.int32))
+    np.testing.assert_array_equal(found, np.take_along_axis(np.asarray(every), ids, axis=2))

@@ -19,7 +19,7 @@ from tests.support import put
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("shape, k", [((2, 3, 503), 5), ((1, 4, 5000), 7), ((3, 1, 4097), 1), ((2, 2, 6), 6)])
+@pytest.mark.parametrize("shape, k", [((2, 3, 503), 5), ((1, 4, 5000), 7), ((3, 1, 4097), 1), ((2, 2, 6), 6), ((1, 2, 4001), 150)])
 @pytest.mark.parametrize("ties", [False, True])
 def test_top_k_is_exact_also_among_ties_and_in_blocks(shape, k, ties):
     x = RNG.integers(0, 9, shape).astype(np.float32) if ties else RNG.normal(size=shape).astype(np.float32)

@@ -76,6 +76,7 @@ def test_a_command_of_the_pages_has_the_options_that_are_named(found, monkeypatc
 NEEDED = {
     "infer.fit": ("--model",),
     "train.calibrate": ("--target", "--drafter", "--text", "--output"),
+    "train.candidates": ("--target", "--drafter", "--output"),
     "train.drift": ("--target", "--against", "--text"),
     "train.distill": ("--target", "--output"),
     "train.export": ("--run", "--target", "--output"),

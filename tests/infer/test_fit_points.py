@@ -60,6 +60,14 @@ FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
         (["--mesh", "-1", "-8"], "--mesh should be two numbers whose product is the 8 chips"),
         (["--mesh", "8", "1", "--batch", "1"], "--batch: mesh 8x1 does not take batch 1"),
         (["--head-vocab", "32001"], "--head-vocab should be from 0 (all) to the vocabulary of 32000"),
+        (["--candidates", "512"], "--rank should be from 1 to 8192, the rank of the LM head's matrix, not 0"),
+        (["--candidates", "32001", "--rank", "64"], "--candidates should be from 1 to the vocabulary of 32000, not 32001"),
+        (["--rank", "64", "--method", "medusa"], "--rank is of --method recurrent; leave it out"),
+        (["--candidates", "64", "--rank", "8", "--head-vocab", "99"], "this head has a draft vocabulary of 99"),
+        (
+            ["--candidates", "8", "--rank", "8", "--beams", "9x2"],
+            "--beams 9x2: its width should be at most the number of the head's",
+        ),
         (["--beams", "4x4", "1024x64"], "--beams 1024x64 makes 65537 nodes, over 4096"),
         (["--nodes", "2", "2"], "--nodes should name each once, not 2 2"),
         (["--beams", "4x4", "04x4"], "--beams should name each once, not 4x4 04x4"),
@@ -103,6 +111,18 @@ def test_a_head_that_drafts_fewer_tokens_holds_and_costs_less(head, capsys):
 def test_the_heading_says_how_much_the_head_can_draft(capsys):
     assert fit.main([*FLOORS, "--batch", "1", "--head-vocab", "8000"]) == 0
     assert "full head of 8000 tokens" in capsys.readouterr().out
+
+
+def test_a_head_with_candidates_reads_less_and_a_slim_one_holds_the_lm_head_by_token(capsys):
+    few = ["--candidates", "512", "--rank", "128"]
+    for head in ("full", "slim"):
+        (whole,), (small,) = (floors(capsys, "--batch", "1", "--head", head, *more)["rows"] for more in ([], few))
+        D, E, V = 4096, 8192 if head == "full" else 4096, 32000
+        more = 128 * (E + V) + (D * V if head == "slim" else 0)
+        assert small["resident"] - whole["resident"] == pytest.approx(2 * more / 8, rel=0.01)
+        assert small["draft_over_plain"]["4x4"] < whole["draft_over_plain"]["4x4"]
+    assert fit.main([*FLOORS, "--batch", "1", *few]) == 0
+    assert "full head with 512 candidates of rank 128" in capsys.readouterr().out
 
 
 def refusing(layers: int) -> compiler.Program:

@@ -14,7 +14,7 @@ from infer.command import read_options
 from infer.evaluate import __main__ as evaluate
 from infer.generate import __main__ as generate
 from infer.serve import __main__ as serve
-from train import drift, export, plot
+from train import candidates, drift, export, plot
 from train.calibrate import __main__ as calibrate
 from train.distill import __main__ as distill
 from train.main import parse
@@ -32,6 +32,7 @@ KINDS = {
     "train.export": export.Options,
     "train.drift": drift.Options,
     "train.calibrate": calibrate.Options,
+    "train.candidates": candidates.Options,
 }
 
 

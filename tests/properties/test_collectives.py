@@ -117,6 +117,23 @@ def test_a_draft_vocabulary_adds_the_noise_of_its_tokens_to_a_sampled_round(samp
     assert max(size for _, size in draft) == (noise if sampling.temperature else activation)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0)], ids=["greedy", "sampled"])
+def test_candidates_are_looked_up_without_a_copy_of_the_lm_head(sampling):
+    """Each device has its features of every row, so logits travel, and no row does."""
+    B, W, L, C, R = 8, 4, 3, 64, 24
+    head = dataclasses.replace(full(V, D), candidates=C, candidate_rank=R)
+    rows, draft = B // DATA, by_size(of_round(B, Shape(W, L), head, sampling), "/draft/")
+    assert draft == Counter(
+        {
+            ("all-gather", rows * W * D): 2 * L,
+            ("all-gather", rows * W * 2 * D): 2 * L,
+            ("all-reduce", rows * W * R): L,  # the state in the copy's rank
+            ("all-gather", rows * W * C * MODEL): 2 * L,  # each shard's best tokens by the copy
+            ("all-reduce", rows * W * C * (2 if sampling.temperature else 1)): L,  # exact logits, and the noise of their tokens
+        }
+    )
+
+
 def test_a_draft_vocabulary_adds_its_columns_of_the_targets_lm_head_to_a_step():
     B, T, U = 8, 32, 1024
     jax.set_mesh(mesh.make_mesh(DATA, MODEL))

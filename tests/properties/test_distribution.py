@@ -83,6 +83,9 @@ WAYS = {
     "a small model's chain": lambda target, head: SmallModel(other_model(target), Shape(1, 2)),
     "a small model's chains": lambda target, head: SmallModel(other_model(target), Shape(3, 2, tree="chains")),
     "the head's chains": lambda target, head: Recurrent(head, Shape(3, 2, tree="chains")),
+    "chains of a head with candidates": lambda target, head: Recurrent(few_of(target, head), Shape(3, 2, tree="chains")),
+    "a chain of a head with candidates": lambda target, head: Recurrent(few_of(target, head), Shape(1, 2)),
+    "a search of a head with candidates": lambda target, head: Recurrent(few_of(target, head), SHAPE),
     "chains of a draft vocabulary": lambda target, head: Recurrent(cut_head(target), Shape(3, 2, tree="chains")),
 }
 
@@ -91,6 +94,11 @@ def other_model(target) -> Target:
     """The target with other weights, that are near enough to be right now and then."""
     leaves, structure = jax.tree.flatten(target)
     return structure.unflatten([leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
+
+
+def few_of(target, head) -> Drafter:
+    """The head with six candidates of its sixteen tokens."""
+    return support.with_candidates(head, target, count=6, rank=4)
 
 
 def cut_head(target) -> Drafter:
@@ -111,6 +119,9 @@ def cut_head(target) -> Drafter:
         pytest.param("coupled", "a small model", marks=pytest.mark.slow),
         pytest.param("rejection", "a small model's chains", marks=pytest.mark.slow),
         pytest.param("rejection", "chains of a draft vocabulary", marks=pytest.mark.slow),
+        ("rejection", "a chain of a head with candidates"),
+        pytest.param("rejection", "chains of a head with candidates", marks=pytest.mark.slow),
+        pytest.param("coupled", "a search of a head with candidates", marks=pytest.mark.slow),
     ],
 )
 def test_the_second_and_third_token_are_distributed_as_the_target_says(models, rule, way):

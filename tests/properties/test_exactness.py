@@ -67,6 +67,11 @@ def right_half_the_time(head, texts: list[list[int]]) -> Scripted:
     return scripted(Recurrent(head, Shape(2, 3)), tokens, [0.5] * 3)
 
 
+def with_candidates(head):
+    """The head with few candidates of a low rank, which are often wrong."""
+    return support.with_candidates(head, support.load_target("mha"), count=16, rank=8)
+
+
 WAYS = {
     "plain": lambda head, texts: Plain(),
     "lookup": lambda head, texts: Lookup(3, 1, 4, 2),
@@ -80,6 +85,11 @@ WAYS = {
     "a small model's chains": lambda head, texts: SmallModel(support.small_model(), Shape(2, 3, tree="chains")),
     "a small model beside a lookup": lambda head, texts: Union(SmallModel(support.small_model(), Shape(1, 2)), Lookup(3, 1, 4, 2)),
     "a head with parts and a fit": lambda head, texts: Recurrent(support.with_parts(head), Shape(4, 4, budget=9)),
+    "a head with candidates": lambda head, texts: Recurrent(with_candidates(head), Shape(4, 4)),
+    "a head with candidates, parts and a fit": lambda head, texts: Recurrent(
+        with_candidates(support.with_parts(head)), Shape(4, 4, budget=9)
+    ),
+    "the chains of a head with candidates": lambda head, texts: Recurrent(with_candidates(head), Shape(2, 3, tree="chains")),
     "the head's chains": lambda head, texts: Recurrent(head, Shape(2, 3, tree="chains")),
 }
 
@@ -91,6 +101,8 @@ SLOW = (  # the others' parts, in other combinations
     "a small model's chains",
     "a small model beside a lookup",
     "the head's chains",
+    "a head with candidates",
+    "the chains of a head with candidates",
 )
 
 

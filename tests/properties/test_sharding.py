@@ -20,6 +20,7 @@ from redrafter_jax.loss import LossConfig
 from redrafter_jax.model.drafter import Drafter, full, slim
 from redrafter_jax.model.medusa import MedusaConfig
 from redrafter_jax.model.target import Target, TargetConfig
+from tests import support
 from train.data import rows
 from train.run import step
 
@@ -87,6 +88,8 @@ def decode_by(folder, shape: tuple[int, int], name: str, rule: str) -> list[list
     small = structure.unflatten([leaf * (0.9 if leaf.ndim == 2 else 1.0) for leaf in leaves])  # often right, and not always
     proposer = {
         "a small model's chain": lambda: SmallModel(small, Shape(1, 3)),
+        "a head with candidates": lambda: Recurrent(few_of(target), Shape(4, 3)),
+        "chains of such a head": lambda: Recurrent(few_of(target), Shape(2, 3, tree="chains")),
         "a small model's search": lambda: SmallModel(small, Shape(3, 2)),
         "medusa": lambda: Medusa(MedusaConfig(vocab_size=256, hidden_size=64, num_heads=3).make(jax.random.key(1)), TREE),
     }[name]()
@@ -96,9 +99,15 @@ def decode_by(folder, shape: tuple[int, int], name: str, rule: str) -> list[list
     return [reply.token_ids for reply in replies]
 
 
+def few_of(target) -> Drafter:
+    """A head that follows the target now and then, with few candidates."""
+    drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), slim(256, 64), jnp.float32)
+    return support.with_candidates(drafter, target, count=24, rank=24)
+
+
 TREE = ((0,), (1,), (2,), (0, 0), (0, 1), (0, 0, 0))
-OTHERS = [("a small model's chain", "rejection"), ("medusa", "coupled")]
-SLOW_OTHERS = [("a small model's chain", "coupled"), ("a small model's search", "coupled")]
+OTHERS = [("a small model's chain", "rejection"), ("medusa", "coupled"), ("a head with candidates", "coupled")]
+SLOW_OTHERS = [("chains of such a head", "rejection"), ("a small model's chain", "coupled"), ("a small model's search", "coupled")]
 
 
 @pytest.mark.parametrize("mesh_shape", [(2, 4), pytest.param((1, 8), marks=pytest.mark.slow)], ids=str)

@@ -87,7 +87,7 @@ def main(options: Options) -> None:
     notes.say(target_folder, (options.drafter,), name_formats("float32", shapes.weight_format))
     head.config = dataclasses.replace(head.config, confidence=None)
     shape = Shape(*options.beam)
-    shape.check_vocabulary(shapes.vocab_size, head.config.draft_vocab)
+    shape.check_vocabulary(shapes.vocab_size, head.config.draft_vocab, head.config.candidates)
     engine = Engine(weights.load_target(target_folder, what="--target"), Recurrent(head, shape))
     contexts = Prompts(stream, options.places // BATCH * BATCH, rounds.CONTEXT_TOKENS).cut()
     tables = {}

@@ -11,10 +11,11 @@ import jax
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import heads
 from redrafter_jax.files.heads import Head, HeadConfig
-from redrafter_jax.model.drafter import PARTS
+from redrafter_jax.model import vocabulary
+from redrafter_jax.model.drafter import PARTS, Drafter
 
 OPTION = "--begin-with"
-FITTED = ("tree", "confidence")  # fields of a config that are fitted after training
+FITTED = ("tree", "confidence", "candidates", "candidate_rank")  # fields of a config that are fitted after training
 
 
 def load(folder: pathlib.Path, config: HeadConfig) -> Head:
@@ -34,7 +35,8 @@ def load(folder: pathlib.Path, config: HeadConfig) -> Head:
         is_added = field.name in PARTS and theirs == field.default
         if theirs != ours and not is_added and field.name not in FITTED:
             raise BadInput(f"{OPTION}: the head in {folder} has {field.name} {theirs}, and the one that is trained {ours}")
-    return heads.load_head(folder, what=OPTION)
+    found = heads.load_head(folder, what=OPTION)
+    return vocabulary.without_candidates(found) if isinstance(found, Drafter) else found
 
 
 def grow(begun: Head, untrained: Head) -> Head:

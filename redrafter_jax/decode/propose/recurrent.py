@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from redrafter_jax.decode import adjust, pack, sample
-from redrafter_jax.decode.propose import chains, confidence
+from redrafter_jax.decode.propose import chains, confidence, shortlist
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.propose.search import Adjust, Beams, Step, adjusted, search
@@ -48,11 +48,11 @@ class Shape:
             raise BadInput(f"width {self.width} and length {self.length} make {self.nodes} nodes, over {MAX_NODES};"
                            " narrow them or give a budget")  # fmt: skip
 
-    def check_vocabulary(self, vocab_size: int, draft_vocab: int = 0) -> None:
-        """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft."""
-        require("width", wrong_for_vocabulary(self.width, vocab_size, draft_vocab))
+    def check_vocabulary(self, vocab_size: int, draft_vocab: int = 0, candidates: int = 0) -> None:
+        """Raises BadInput for more beams, or a larger ``draft_top_k``, than there are tokens to draft, or candidates of a head."""
+        require("width", wrong_for_vocabulary(self.width, vocab_size, draft_vocab, candidates))
         if self.draft_top_k > DRAFT_TOP_K:  # the default is no request, and a smaller vocabulary is not cut
-            require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab))
+            require("draft_top_k", wrong_for_vocabulary(self.draft_top_k, vocab_size, draft_vocab, candidates))
 
     @property
     def nodes(self) -> int:
@@ -89,7 +89,7 @@ class Recurrent(Proposer):
         return self.shape.name
 
     def in_shape(self, shape: Shape) -> Proposer:
-        shape.check_vocabulary(self.head.config.vocab_size, self.head.config.draft_vocab)
+        shape.check_vocabulary(self.head.config.vocab_size, self.head.config.draft_vocab, self.head.config.candidates)
         return dataclasses.replace(self, shape=shape)
 
     @property
@@ -98,7 +98,7 @@ class Recurrent(Proposer):
 
     def prepare(self, target: Target) -> Proposer:
         """With the head as it decodes (`vocabulary.as_decoded`); a search that drafts nothing is plain decoding."""
-        self.shape.check_vocabulary(target.config.vocab_size, self.head.config.draft_vocab)
+        self.shape.check_vocabulary(target.config.vocab_size, self.head.config.draft_vocab, self.head.config.candidates)
         if self.shape.length == 0:
             return Plain()
         return dataclasses.replace(self, head=vocabulary.as_decoded(self.head, target))
@@ -158,7 +158,7 @@ def steps(target: Target, head: Drafter, h_BD: jax.Array, width: int, adjusts: A
 
     def step(state_BWD: jax.Array, tokens_BW: jax.Array) -> tuple[jax.Array, jax.Array]:
         state_BWD = head.advance(state_BWD, target.embed(tokens_BW))
-        return head.unembed(head.exit(context, state_BWD, tokens_BW), target), state_BWD
+        return shortlist.of_head(head, head.exit(context, state_BWD, tokens_BW), target), state_BWD
 
     B, D = h_BD.shape
     start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))

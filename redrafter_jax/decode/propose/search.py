@@ -10,14 +10,16 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
+from redrafter_jax.decode.propose import shortlist
 from redrafter_jax.model.layers import take_rows
 
-Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
-"""``step(state, tokens [B, W]) -> (logits [B, W, V] behind these tokens, state)``."""
+Step = Callable[[Any, jax.Array], tuple[shortlist.Found, Any]]
+"""``step(state, tokens [B, W]) -> (found, state)``: the logits ``[B, W, V]`` behind these tokens, or a shortlist of them."""
 
 
-Adjust = Callable[[jax.Array, jax.Array], jax.Array]
-"""Draft logits ``[B, W, U]`` and the tokens drafted before ``[B, W, X]``, -1 for none, to what is ranked."""
+Adjust = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""Draft logits ``[B, W, U]``, the tokens drafted before ``[B, W, X]``, -1 for none, and the ids of a shortlist ``[B, W, U]``, to
+what is ranked."""
 
 
 @jax.tree_util.register_dataclass
@@ -60,13 +62,13 @@ def search(
     scores_BW = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf) + jnp.zeros_like(g_B, jnp.float32)[:, None]
     steps = []
     for depth in range(length):
-        logits_BWV, state = step(state, tokens_BW)
-        if divisor_B is not None:
-            logits_BWV = logits_BWV / divisor_B[:, None, None]
-        if noise_BLV is not None:
-            logits_BWV = logits_BWV + noise_BLV[:, depth, None]
-        index_BW, parents_BW, scores_BW = expand(logits_BWV, scores_BW, draft_top_k)
-        tokens_BW = token_ids(index_BW)
+        found, state = step(state, tokens_BW)
+        noise_BV = None if noise_BLV is None else noise_BLV[:, depth]
+        logits_BWU, ids_BWU = shortlist.pick(shortlist.tempered(found, divisor_B), noise_BV)
+        if noise_BV is not None:
+            logits_BWU = logits_BWU + shortlist.noise_of(noise_BV, ids_BWU)
+        index_BW, parents_BW, scores_BW = expand(logits_BWU, scores_BW, draft_top_k)
+        tokens_BW = token_ids(index_BW) if ids_BWU is None else shortlist.tokens_at(ids_BWU, index_BW, parents_BW)
         state = jax.tree.map(functools.partial(take_rows, index=parents_BW), state)
         steps.append((tokens_BW, parents_BW, scores_BW))
     return Beams(*(jnp.stack(part, axis=1) for part in zip(*steps, strict=True)))
@@ -77,11 +79,11 @@ def adjusted(step: Step, adjusts: Adjust | None) -> Step:
 
     def adjusted_step(state: tuple, tokens_BW: jax.Array) -> tuple[jax.Array, tuple]:
         inner, path_BWL = state
-        logits_BWU, inner = step(inner, tokens_BW)
+        found, inner = step(inner, tokens_BW)
         if adjusts is None:
-            return logits_BWU, (inner, None)
+            return found, (inner, None)
         path_BWL = _extend(path_BWL, tokens_BW)
-        return adjusts(logits_BWU, path_BWL), (inner, path_BWL)
+        return shortlist.changed(found, lambda logits, ids: adjusts(logits, path_BWL, ids)), (inner, path_BWL)
 
     return adjusted_step
 

@@ -7,7 +7,7 @@ The first continues starts of held-out Python with the embedded pair. The second
 drafts are accepted at these rates at every depth: the head does its work, and then the right token replaces its best one that
 often. --rows rows have programs of their own for fewer rows, which every way uses. Replies have from a half to one and a half
 times --new tokens, since no traffic has equal ones. As a reply ends, the next prompt takes its row, until each busy row has had
---replies of them, and at least 24 in all; so rows are busy but for the end. All ways run in turn, compiled beforehand, and
+--replies of them, and at least 16 in all; so rows are busy but for the end. All ways run in turn, compiled beforehand, and
 have the same texts; the median of their speeds counts. Own / best: against the way whose median is best, the median of the
 ratios within a turn. The scheduler goes on from turn to turn with what it knows, as a server does.
 """
@@ -33,7 +33,7 @@ from redrafter_jax.decode.scheduler import Scheduler
 from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.model.target import TargetConfig
 
-LEAST_REPLIES = 24
+LEAST_REPLIES = 16
 SHAPES = (Shape(2, 2), Shape(1, 2), Shape(1, 4), AUTOREGRESSIVE)
 
 
@@ -70,11 +70,12 @@ class Fixed(Picker):
     """Always the same way."""
 
     def __init__(self, usual: Picker, way: int):
-        super().__init__(usual.seconds, [each.length for each in usual.evidence])
+        super().__init__(usual.seconds, [each.length for each in usual.evidence], usual.calls)
         self.way = way
 
     def pick(self, rows: int, busy: int) -> Pick:
-        return Pick(self.way, max(1, int(REVIEW_SECONDS / self.seconds[rows, self.way])))
+        self._last = Pick(self.way, max(1, int(REVIEW_SECONDS / self.seconds[rows, self.way])))
+        return self._last
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ lately. Plain numbers; no device and no clock, so that several processes pick th
     1x2             9 ms                1.5 (may be 1.8)             1.5 / 9 ms    with 1.8 it would win: tried once in a while
     plain           6 ms                1.0 (exactly)                1.0 / 6 ms
 
+What a round takes is measured beforehand, and again whenever a way is taken: other work slows a machine, long texts take longer.
 A way that is not in use says nothing about itself, and texts change. So it is guessed from how often drafts of others are
 accepted, and where it could be better it is tried for a few rounds, as long as all that such trials lose stays within a small
 share of the time (`TRIAL_SHARE`).
@@ -23,6 +24,9 @@ DEVIATIONS = 1.0  # above the mean, that a way may turn out to be
 TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several
 TRIAL_SHARE = 0.01  # of the time, that trials may lose
 MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
+MEASURED_ROUNDS = 32.0  # that the time measured beforehand is worth
+TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
+MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
 
 
@@ -110,16 +114,21 @@ def pick(seconds: Sequence[float], evidence: Sequence[Evidence], busy: int, allo
     return Pick(best, min(known, max(1, int(REVIEW_SECONDS / seconds[best]))))
 
 
+Key = tuple[int, int]  # rows, and the number of the way
+
+
 class Picker:
     """Picks again and again, and is told what came of it.
 
     Args:
       seconds: of a round, by the rows that it decodes and by the number of the way.
       lengths: L of each way, 0 for plain decoding.
+      calls: by the same, seconds of a call besides its rounds.
     """
 
-    def __init__(self, seconds: Mapping[tuple[int, int], float], lengths: Sequence[int]):
+    def __init__(self, seconds: Mapping[Key, float], lengths: Sequence[int], calls: Mapping[Key, float] | None = None):
         self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
+        self.calls, self._timed = calls or {}, dict.fromkeys(seconds, MEASURED_ROUNDS)
         self._allowance = MOST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
         self._last = Pick(0, 1)
 
@@ -128,8 +137,9 @@ class Picker:
         self._last = pick(self._of(rows), self.evidence, busy, self._allowance)
         return self._last
 
-    def saw(self, rows: int, rounds: int, row_rounds: int, tokens: int) -> None:
-        """What came of the last pick: so many rounds, in so many rounds of single rows, with so many tokens."""
+    def saw(self, rows: int, rounds: int, row_rounds: int, tokens: int, seconds: float | None = None) -> None:
+        """What came of the last pick: so many rounds, in so many rounds of single rows, with so many tokens, in one call of so many
+        ``seconds``; None where processes that decide together would not see the same."""
         if not row_rounds:
             return
         last, most = self._last, MOST_TRIALS * self._best_seconds(rows)
@@ -142,6 +152,14 @@ class Picker:
             dataclasses.replace(own, rate=rate) if way == last.way else each.aged(row_rounds, rate)
             for way, each in enumerate(self.evidence)
         ]
+        if seconds is not None:
+            self._time((rows, last.way), rounds, seconds)
+
+    def _time(self, key: Key, rounds: int, seconds: float) -> None:
+        was, known = self.seconds[key], self._timed[key] * math.exp(-rounds / TIMED_ROUNDS)
+        new = min(max((seconds - self.calls.get(key, 0.0)) / rounds, was / MOST_CHANGE), was * MOST_CHANGE)
+        self.seconds[key] = (was * known + new * rounds) / (known + rounds)
+        self._timed[key] = known + rounds
 
     def _of(self, rows: int) -> list[float]:
         return [self.seconds[rows, way] for way in range(len(self.evidence))]

@@ -100,15 +100,16 @@ class Scheduler:
         self._programs = programs = self._runner.refilled(self.rows, self.room, self._ways, self._places.sizes)
         if programs.ways > 1:
             lengths = [way.round.length for way in self._runner.ways[: programs.ways]]
-            self.picker = Picker(self.picker.seconds if self.picker else self._measure(), lengths)
+            seconds, calls = (self.picker.seconds, self.picker.calls) if self.picker else self._measure()
+            self.picker = Picker(seconds, lengths, calls)
         self._state = self._runner.on_mesh(programs.empty)
 
-    def _measure(self) -> dict[tuple[int, int], float]:
+    def _measure(self) -> tuple[dict, dict]:
         self._state = None  # of which there is room for one
         blank = [self._runner.on_mesh(self._programs.empty)]
         reader = Reader(self._runner, self._programs, self.room, timing.longest(self.room), blank.pop(), 0, 0)
         reader.read()
-        return timing.round_seconds(self._runner, self._programs, reader.begin(), self._places.order)
+        return timing.measure(self._runner, self._programs, reader.begin(), self._places.order)
 
     def submit(self, request: Request, follows: bool = False) -> int:
         """The ticket of a request, which is decoded as soon as a row is free. follows: every event has its reply so far.
@@ -172,7 +173,7 @@ class Scheduler:
             way, rounds, ends = picked.way, min(rounds, picked.rounds), 1
         elif len(self._places.sizes) > 1 or (self.waiting and self.running == self.rows):
             ends = 1
-        run = self._programs.runs[rows, way]
+        run, began = self._programs.runs[rows, way], time.perf_counter()
         self._state = self._runner.call(run, self._state, np.int32(rounds), np.int32(ends), way=way)
         counts = self._runner.fetch({name: getattr(self._state, name) for name in COUNTS})
         seats = list(self._seats)
@@ -182,7 +183,8 @@ class Scheduler:
         self._rounds, self._counts = np.array(counts["rounds"]), np.array(counts["count"])
         decoded, ran = int(each.sum()), int(each.max())
         if self.picker is not None:
-            self.picker.saw(rows, ran, decoded, max(tokens, decoded))
+            took = None if self._runner.mesh.is_multi_process else time.perf_counter() - began
+            self.picker.saw(rows, ran, decoded, max(tokens, decoded), took)
         self.decoded, self.offered = self.decoded + decoded, self.offered + rows * ran
         self.rounds_of[self._runner.ways[way].name] += ran
         return counts, ran

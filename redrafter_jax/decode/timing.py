@@ -27,9 +27,9 @@ def longest(room: Room) -> Request:
     return Request([0], Sampling(), Limits(min(room.bucket.new, room.longest - 1)), 0, ())
 
 
-def round_seconds(runner: Runner, programs: Refilled, few: DecodeState, order: Sequence[int]) -> dict[tuple[int, int], float]:
-    """Seconds of a round by rows and way, the median of laps; the same in all processes of a mesh. A call has a cost of its own,
-    which a run of many rounds hardly feels: what counts is how much longer a call of more rounds takes.
+def measure(runner: Runner, programs: Refilled, few: DecodeState, order: Sequence[int]) -> tuple[dict, dict]:
+    """Seconds of a round by rows and way, and of a call besides its rounds, by the same: medians of laps, equal in all processes of
+    a mesh. A round is what a call of more rounds takes longer.
 
     Args:
       few: what the prompt of `longest` was read into.
@@ -47,12 +47,13 @@ def round_seconds(runner: Runner, programs: Refilled, few: DecodeState, order: S
         state = runner.call(programs.runs[rows, way], state, np.int32(rounds), np.int32(loop.ALL_ROWS), way=way)
         return state, time.perf_counter() - began, int(np.max(runner.fetch(state.rounds)))
 
-    def once(rows: int, way: int) -> float:
+    def once(rows: int, way: int) -> tuple[float, float]:
         state, *_ = run(busy(rows), rows, way, 1)  # which finds the weights of another program in the caches
         state, short, before = run(state, rows, way, 1)
         state, long, after = run(state, rows, way, 1 + MORE_ROUNDS)
         more = after - before - 1
-        return (long - short) / more if more > 0 and long > short else long / max(1, after - before)
+        seconds = (long - short) / more if more > 0 and long > short else long / max(1, after - before)
+        return seconds, max(0.0, short - seconds)
 
     found, began = {key: [] for key in programs.runs}, time.perf_counter()
     for lap in range(MORE_LAPS):
@@ -60,10 +61,7 @@ def round_seconds(runner: Runner, programs: Refilled, few: DecodeState, order: S
             break
         for key in found:
             found[key].append(once(*key))
-    seconds = {key: statistics.median(each) for key, each in found.items()}
-    return _of_first(seconds) if runner.mesh.is_multi_process else seconds
-
-
-def _of_first(seconds: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
-    """Those that the first of the processes of a mesh found."""
-    return dict(zip(seconds, json.loads(processes.broadcast_text(json.dumps(list(seconds.values())))), strict=True))
+    medians = {key: [statistics.median(parts) for parts in zip(*laps, strict=True)] for key, laps in found.items()}
+    if runner.mesh.is_multi_process:  # as the first of them found
+        medians = dict(zip(medians, json.loads(processes.broadcast_text(json.dumps(list(medians.values())))), strict=True))
+    return {key: seconds for key, (seconds, _) in medians.items()}, {key: call for key, (_, call) in medians.items()}

@@ -89,9 +89,42 @@ def test_what_one_way_has_accepted_is_a_guess_for_others_and_fades_while_nothing
     assert made.evidence[0].rate == pytest.approx(picker.FIRST_RATE)
 
 
-def run(made: Picker, rate: float, seconds: float, rows=4, seed=0) -> float:
-    """Tokens per second over so many seconds, in which drafts are accepted at this rate."""
-    draw, clock, tokens = random.Random(seed), 0.0, 0
+def test_what_a_round_takes_is_measured_again_whenever_a_way_is_taken():
+    made = Picker({(4, 0): 0.030, (4, 1): 0.010, (4, 2): 0.009}, LENGTHS, {(4, 1): 0.002})
+    assert made.pick(4, 4).way == 1
+    made.saw(4, 32, 128, 256, seconds=32 * 0.015 + 0.002)
+    kept = picker.MEASURED_ROUNDS * math.exp(-32 / picker.TIMED_ROUNDS)
+    assert made.seconds[4, 1] == pytest.approx((0.010 * kept + 0.015 * 32) / (kept + 32))
+    assert made.seconds[4, 0] == 0.030 and made.seconds[4, 2] == 0.009
+    made.saw(4, 10**6, 4 * 10**6, 8 * 10**6, seconds=10**6 * 9.0)  # the machine slept
+    assert made.seconds[4, 1] == pytest.approx(picker.MOST_CHANGE * (0.010 * kept + 0.015 * 32) / (kept + 32))
+    before = dict(made.seconds)
+    made.saw(4, 32, 128, 256)
+    made.saw(4, 0, 0, 0, seconds=1.0)
+    assert made.seconds == before
+
+
+@pytest.mark.parametrize("wrong", [(0.6, 1.0, 1.0), (1.0, 0.7, 1.0), (1.0, 1.0, 0.7)], ids=str)
+def test_a_way_that_was_measured_to_be_too_fast_is_left(wrong):
+    costs = {(4, 0): 0.022, (4, 1): 0.014, (4, 2): 0.010}
+    made = Picker({key: cost * each for (key, cost), each in zip(costs.items(), wrong, strict=True)}, LENGTHS)
+    run(made, 0.45, 5.0, costs=costs)
+    best = max(
+        4 * sum(0.45**depth for depth in range(length + 1)) / cost for length, cost in zip(LENGTHS, costs.values(), strict=True)
+    )
+    assert run(made, 0.45, 20.0, seed=1, costs=costs) > 0.97 * best
+
+
+def speeds(rate: float, costs) -> list[float]:
+    """Expected tokens per second of four rows in each way."""
+    ways = zip(LENGTHS, costs, strict=True)
+    return [4 * sum(rate**depth for depth in range(length + 1)) / cost for length, cost in ways]
+
+
+def run(made: Picker, rate: float, seconds: float, rows=4, seed=0, costs=None) -> float:
+    """Tokens per second over so many seconds, in which drafts are accepted at this rate; costs: of a round, where they are not
+    those that were measured beforehand."""
+    draw, clock, tokens, costs = random.Random(seed), 0.0, 0, costs or made.seconds
     while clock < seconds:
         picked, new = made.pick(rows, rows), 0
         for _ in range(picked.rounds * rows):
@@ -100,8 +133,8 @@ def run(made: Picker, rate: float, seconds: float, rows=4, seed=0) -> float:
                 if draw.random() > rate:
                     break
                 new += 1
-        took = picked.rounds * made.seconds[rows, picked.way]
-        made.saw(rows, picked.rounds, picked.rounds * rows, new)
+        took = picked.rounds * costs[rows, picked.way]
+        made.saw(rows, picked.rounds, picked.rounds * rows, new, took)
         clock, tokens = clock + took, tokens + new
     return tokens / clock
 
@@ -110,7 +143,7 @@ def run(made: Picker, rate: float, seconds: float, rows=4, seed=0) -> float:
 @pytest.mark.parametrize("costs", [(0.010, 0.009, 0.008), (0.020, 0.014, 0.010), (0.050, 0.024, 0.010)], ids=str)
 def test_over_a_minute_it_is_on_average_within_three_percent_of_the_best_fixed_way(costs, rate):
     made = Picker({(4, way): cost for way, cost in enumerate(costs)}, LENGTHS)
-    best = max(4 * sum(rate**depth for depth in range(length + 1)) / cost for length, cost in zip(LENGTHS, costs, strict=True))
+    best = max(speeds(rate, costs))
     gains = [run(made, rate, 20.0, seed=seed) for seed in range(3)]
     assert sum(gains) / 3 > 0.97 * best
 

@@ -126,7 +126,7 @@ def measure(title: str, engine: Engine, prompts: list[list[int]], options: argpa
         speeds, rounds = {name: [] for name in ways}, {}
         for turn in range(options.repeats + 1):
             texts = []
-            for name in (*names[turn % len(names) :], *names[: turn % len(names)], "own"):  # nobody is always the first
+            for name in (*list(ways)[turn % len(ways) :], *list(ways)[: turn % len(ways)]):  # nobody is always the first
                 scheduler.picker, before = ways[name], scheduler.rounds_of.copy()
                 began = time.perf_counter()
                 texts.append(decode(scheduler, wanted, busy))

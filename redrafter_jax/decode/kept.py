@@ -2,7 +2,8 @@
 
 JAX's own cache saves compiling. To ask it, JAX traces and lowers every program in Python, which takes half a second each on a fast
 core and longer the more layers there are. So the programs of one bucket are kept together in one file beside those of JAX, in its
-folder and under a name of the form that it gives, by which it removes those that were not used for the longest time.
+folder and under a name of the form that it gives, by which it removes those that were not used for the longest time. JAX keeps no
+second copy.
 
 The name is a hash of everything that decides what is compiled: the structure and the shapes of all arguments, this package's
 source, the versions and settings of JAX and XLA, and the devices. A file is as trustworthy as the folder: both hold code.
@@ -21,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 from jax.experimental import serialize_executable
+
+from redrafter_jax.devices.compile_cache import without_persistent_cache
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 KNOWN = ("redrafter_jax", "flax", "jax", "jaxlib", "builtins", "collections")  # whose classes no edit of a user's changes
@@ -45,7 +48,7 @@ def programs(
     found = None if file is None else _load(file)
     if found is not None:
         return found
-    with on_compile():
+    with on_compile(), contextlib.nullcontext() if file is None else without_persistent_cache():
         built = build()
     if file is not None:
         _save(file, built)
@@ -119,7 +122,8 @@ def _load(file: pathlib.Path) -> Programs | None:
 
 
 def _save(file: pathlib.Path, built: Programs) -> None:
-    """Before any of them has run: the CPU's cannot be written afterwards."""
+    """Before any of them has run, since the CPU's cannot be written afterwards. They must have been compiled here: what JAX's cache
+    has read lacks functions if it is written again (XLA:CPU of jaxlib 0.10)."""
     try:
         content = pickle.dumps({name: serialize_executable.serialize(program) for name, program in built.items()})
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".redrafter-", delete=False) as partial:

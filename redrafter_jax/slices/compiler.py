@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 
 from redrafter_jax.devices import mesh, placement, processes
+from redrafter_jax.devices.compile_cache import without_persistent_cache
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.heads import Drafts, DraftsConfig
 from redrafter_jax.model.target import Target, TargetConfig
@@ -105,29 +105,9 @@ def fits(held: float, chip: Chip) -> bool:
 
 
 @contextlib.contextmanager
-def without_persistent_cache():
-    """JAX's persistent compilation cache turned off: a program for a TPU that is not here is written to it, but cannot be read
-    back, and JAX warns of that. Threads may enter it within the context of the one that made them."""
-    folder = jax.config.jax_compilation_cache_dir
-    if folder is None:
-        yield
-        return
-    _keep_programs_in(None)
-    try:
-        yield
-    finally:
-        _keep_programs_in(folder)
-
-
-def _keep_programs_in(folder: str | None) -> None:
-    jax.config.update("jax_compilation_cache_dir", folder)
-    compilation_cache.reset_cache()  # else what was in use before stays in use
-
-
-@contextlib.contextmanager
 def side_by_side():
     """A pool of threads that compile beside each other, one per core and at most `MAX_COMPILATIONS`. What has not begun when
-    the context ends is dropped."""
+    the context ends is dropped. Nothing is kept: a program for a TPU that is not here cannot be read back, and JAX would warn."""
     pool = ThreadPoolExecutor(min(MAX_COMPILATIONS, processes.count_cores()))
     with without_persistent_cache():
         try:

@@ -147,6 +147,16 @@ def test_an_edit_of_the_package_changes_its_hash(tmp_path, monkeypatch):
     assert len({before, edited, kept._source.__wrapped__()}) == 3
 
 
+def test_programs_that_jaxs_own_cache_has_are_compiled_again_since_they_could_not_be_kept(mha, folder, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(kept, "_file", lambda *_: None)
+        expected = texts(engine(mha))
+    assert not files(folder) and list(folder.glob("jit_run-*-cache"))
+    assert texts(engine(mha)) == expected and len(files(folder)) == 1
+    with nothing_is_traced(monkeypatch):
+        assert texts(engine(mha)) == expected
+
+
 class Own(Plain):
     """Of somebody's own, whose source nobody hashes."""
 

@@ -15,7 +15,7 @@ from infer.fit import __main__ as fit
 from infer.fit import points
 from infer.programs import use_cache
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Shape
-from redrafter_jax.devices import mesh, placement, processes
+from redrafter_jax.devices import compile_cache, mesh, placement, processes
 from redrafter_jax.model import cache
 from redrafter_jax.slices import compiler, roofline, topology
 from tests.on_slice import BATCH, HEAD, MESH, SHAPE, TARGET, needs_compiler
@@ -145,7 +145,7 @@ def test_the_compilation_cache_is_left_alone_since_a_program_could_not_be_read_b
 
 def test_the_compilation_cache_is_put_back_whatever_happens(tmp_path):
     use_cache(tmp_path)
-    with pytest.raises(KeyError), compiler.without_persistent_cache():
+    with pytest.raises(KeyError), compile_cache.without_persistent_cache():
         jax.jit(lambda x: x + 1).lower(1).compile()
         assert not list(tmp_path.iterdir())
         raise KeyError

@@ -19,12 +19,13 @@ from collections.abc import Mapping, Sequence
 FIRST_RATE = 0.6  # how often a draft is accepted behind accepted ones, before anything is known
 GUESS_ROUNDS = 16.0  # rounds of a row that a guess from that rate is worth
 RECENT_ROUNDS = 1024.0  # rounds of a row, after which what was seen of a way counts for 1/e
-STALE_ROUNDS = 8192.0  # rounds of a row in other ways, after which it counts for as little
+STALE_ROUNDS = 2048.0  # rounds of a row in other ways, after which it counts for as little
 DEVIATIONS = 1.0  # above the mean, that a way may turn out to be
-TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several
+TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several; where its time is in doubt, rounds of all rows
 TRIAL_SHARE = 0.01  # of the time, that trials may lose
 MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
-MEASURED_ROUNDS = 32.0  # that the time measured beforehand is worth
+MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
+UNTRIED = 0.3  # of that time, by which a way may turn out to be faster that has not been taken at so many rows
 TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
 MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
@@ -92,22 +93,25 @@ class Pick:
     loses: float = 0.0
 
 
-def pick(seconds: Sequence[float], evidence: Sequence[Evidence], busy: int, allowance: float) -> Pick:
+def pick(
+    seconds: Sequence[float], evidence: Sequence[Evidence], busy: int, allowance: float, least: Sequence[float] | None = None
+) -> Pick:
     """The way with the best promise, or one that is worth a trial.
 
     Args:
       seconds: of a round in each way.
       busy: rows that hold a request.
       allowance: seconds that a trial may lose.
+      least: seconds that a round may turn out to take, where these are fewer.
     """
     promises = [each.mean / cost for each, cost in zip(evidence, seconds, strict=True)]
     best = promises.index(max(promises))
     trial, hoped = None, promises[best]
-    rounds = -(-TRIAL_ROUNDS // busy)
-    for way, (each, cost) in enumerate(zip(evidence, seconds, strict=True)):
+    for way, (each, cost, fewest) in enumerate(zip(evidence, seconds, least or seconds, strict=True)):
         loses = max(0.0, cost - each.mean / promises[best])
-        if way != best and each.most / cost > hoped and rounds * loses <= allowance:
-            trial, hoped = Pick(way, rounds, loses), each.most / cost
+        rounds = TRIAL_ROUNDS if fewest < cost else -(-TRIAL_ROUNDS // busy)
+        if way != best and each.most / fewest > hoped and rounds * loses <= allowance:
+            trial, hoped = Pick(way, rounds, loses), each.most / fewest
     if trial is not None:
         return trial
     known = max(1, int(evidence[best].weight) // busy)  # as many again as are known, so that a guess is soon replaced
@@ -128,13 +132,15 @@ class Picker:
 
     def __init__(self, seconds: Mapping[Key, float], lengths: Sequence[int], calls: Mapping[Key, float] | None = None):
         self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
-        self.calls, self._timed = calls or {}, dict.fromkeys(seconds, MEASURED_ROUNDS)
+        self.calls, self._timed, self._untried = calls or {}, dict.fromkeys(seconds, MEASURED_ROUNDS), set(seconds)
         self._allowance = MOST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
         self._last = Pick(0, 1)
 
     def pick(self, rows: int, busy: int) -> Pick:
         """What to run next with programs of so many rows, of which so many are busy."""
-        self._last = pick(self._of(rows), self.evidence, busy, self._allowance)
+        seconds = self._of(rows)
+        least = [cost * (1 - UNTRIED * ((rows, way) in self._untried)) for way, cost in enumerate(seconds)]
+        self._last = pick(seconds, self.evidence, busy, self._allowance, least)
         return self._last
 
     def saw(self, rows: int, rounds: int, row_rounds: int, tokens: int, seconds: float | None = None) -> None:
@@ -143,6 +149,7 @@ class Picker:
         if not row_rounds:
             return
         last, most = self._last, MOST_TRIALS * self._best_seconds(rows)
+        self._untried.discard((rows, last.way))
         earned = TRIAL_SHARE * rounds * self.seconds[rows, last.way]
         self._allowance = min(most, self._allowance + earned) - rounds * last.loses
         own = self.evidence[last.way].behind(tokens, row_rounds)

@@ -70,7 +70,7 @@ class Fixed(Picker):
     """Always the same way."""
 
     def __init__(self, usual: Picker, way: int):
-        super().__init__(usual.seconds, [each.length for each in usual.evidence], usual.calls)
+        super().__init__(usual.seconds, [each.length for each in usual.evidence], usual.call)
         self.way = way
 
     def pick(self, rows: int, busy: int) -> Pick:

@@ -26,6 +26,7 @@ TRIAL_SHARE = 0.01  # of the time, that trials may lose
 MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
 MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
 UNTRIED = 0.3  # of that time, by which a way may turn out to be faster that has not been taken at so many rows
+FEWEST_TIMED = 4  # rounds of a call of which most of the time is theirs
 TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
 MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
@@ -127,12 +128,12 @@ class Picker:
     Args:
       seconds: of a round, by the rows that it decodes and by the number of the way.
       lengths: L of each way, 0 for plain decoding.
-      calls: by the same, seconds of a call besides its rounds.
+      call: seconds of a call besides its rounds.
     """
 
-    def __init__(self, seconds: Mapping[Key, float], lengths: Sequence[int], calls: Mapping[Key, float] | None = None):
+    def __init__(self, seconds: Mapping[Key, float], lengths: Sequence[int], call: float = 0.0):
         self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
-        self.calls, self._timed, self._untried = calls or {}, dict.fromkeys(seconds, MEASURED_ROUNDS), set(seconds)
+        self.call, self._timed, self._untried = call, dict.fromkeys(seconds, MEASURED_ROUNDS), set(seconds)
         self._allowance = MOST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
         self._last = Pick(0, 1)
 
@@ -159,12 +160,12 @@ class Picker:
             dataclasses.replace(own, rate=rate) if way == last.way else each.aged(row_rounds, rate)
             for way, each in enumerate(self.evidence)
         ]
-        if seconds is not None:
+        if seconds is not None and rounds >= FEWEST_TIMED:
             self._time((rows, last.way), rounds, seconds)
 
     def _time(self, key: Key, rounds: int, seconds: float) -> None:
         was, known = self.seconds[key], self._timed[key] * math.exp(-rounds / TIMED_ROUNDS)
-        new = min(max((seconds - self.calls.get(key, 0.0)) / rounds, was / MOST_CHANGE), was * MOST_CHANGE)
+        new = min(max((seconds - self.call) / rounds, was / MOST_CHANGE), was * MOST_CHANGE)
         self.seconds[key] = (was * known + new * rounds) / (known + rounds)
         self._timed[key] = known + rounds
 

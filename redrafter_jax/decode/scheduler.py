@@ -100,11 +100,11 @@ class Scheduler:
         self._programs = programs = self._runner.refilled(self.rows, self.room, self._ways, self._places.sizes)
         if programs.ways > 1:
             lengths = [way.round.length for way in self._runner.ways[: programs.ways]]
-            seconds, calls = (self.picker.seconds, self.picker.calls) if self.picker else self._measure()
-            self.picker = Picker(seconds, lengths, calls)
+            seconds, call = (self.picker.seconds, self.picker.call) if self.picker else self._measure()
+            self.picker = Picker(seconds, lengths, call)
         self._state = self._runner.on_mesh(programs.empty)
 
-    def _measure(self) -> tuple[dict, dict]:
+    def _measure(self) -> tuple[dict, float]:
         self._state = None  # of which there is room for one
         blank = [self._runner.on_mesh(self._programs.empty)]
         reader = Reader(self._runner, self._programs, self.room, timing.longest(self.room), blank.pop(), 0, 0)

@@ -96,7 +96,7 @@ def test_what_one_way_has_accepted_is_a_guess_for_others_and_fades_while_nothing
 
 
 def test_what_a_round_takes_is_measured_again_whenever_a_way_is_taken():
-    made = Picker({(4, 0): 0.030, (4, 1): 0.010, (4, 2): 0.009}, LENGTHS, {(4, 1): 0.002})
+    made = Picker({(4, 0): 0.030, (4, 1): 0.010, (4, 2): 0.009}, LENGTHS, call=0.002)
     assert made.pick(4, 4).way == 1
     made.saw(4, 32, 128, 256, seconds=32 * 0.015 + 0.002)
     kept = picker.MEASURED_ROUNDS * math.exp(-32 / picker.TIMED_ROUNDS)
@@ -106,6 +106,7 @@ def test_what_a_round_takes_is_measured_again_whenever_a_way_is_taken():
     assert made.seconds[4, 1] == pytest.approx(picker.MOST_CHANGE * (0.010 * kept + 0.015 * 32) / (kept + 32))
     before = dict(made.seconds)
     made.saw(4, 32, 128, 256)
+    made.saw(4, picker.FEWEST_TIMED - 1, 12, 12, seconds=9.0)
     made.saw(4, 0, 0, 0, seconds=1.0)
     assert made.seconds == before
 

@@ -26,8 +26,9 @@ TRIAL_SHARE = 0.01  # of the time, that trials may lose
 MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
 MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
 UNTRIED = 0.3  # of that time, by which a way may turn out to be faster that has not been taken at so many rows
-FEWEST_TIMED = 4  # rounds of a call of which most of the time is theirs
 TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
+    0.5  # of a change, in the logarithm, that other ways at so many rows are taken to have as well: the machine's, not the way's
+)
 MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
 
@@ -150,7 +151,8 @@ class Picker:
         if not row_rounds:
             return
         last, most = self._last, MOST_TRIALS * self._best_seconds(rows)
-        self._untried.discard((rows, last.way))
+        if rounds >= TRIAL_ROUNDS // 2:
+            self._untried.discard((rows, last.way))
         earned = TRIAL_SHARE * rounds * self.seconds[rows, last.way]
         self._allowance = min(most, self._allowance + earned) - rounds * last.loses
         own = self.evidence[last.way].behind(tokens, row_rounds)
@@ -160,7 +162,7 @@ class Picker:
             dataclasses.replace(own, rate=rate) if way == last.way else each.aged(row_rounds, rate)
             for way, each in enumerate(self.evidence)
         ]
-        if seconds is not None and rounds >= FEWEST_TIMED:
+        if seconds is not None:
             self._time((rows, last.way), rounds, seconds)
 
     def _time(self, key: Key, rounds: int, seconds: float) -> None:

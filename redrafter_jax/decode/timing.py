@@ -28,8 +28,8 @@ def longest(room: Room) -> Request:
 
 
 def measure(runner: Runner, programs: Refilled, few: DecodeState, order: Sequence[int]) -> tuple[dict, float]:
-    """Seconds of a round by rows and way, medians of laps, and of a call besides its rounds, the least of all programs; equal in all
-    processes of a mesh. A round is what a call of more rounds takes longer.
+    """Seconds of a round by rows and way, medians of laps, and of a call besides its rounds, the least of all programs: the same in
+    all processes of a mesh. A round is what a call of more rounds takes longer.
 
     Args:
       few: what the prompt of `longest` was read into.

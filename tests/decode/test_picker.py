@@ -13,7 +13,7 @@ from redrafter_jax.decode.picker import Evidence, Picker, pick
 LENGTHS = [4, 2, 0]  # deep, shallow, plain
 
 
-def sure(length: int, mean: float, rounds: float = 1e6) -> Evidence:
+def sure(length: int, mean: float, rounds: float = 1e9) -> Evidence:
     """So sure, by default, that nothing is worth a trial."""
     return Evidence(length, mean * rounds, rounds)
 
@@ -96,17 +96,31 @@ def test_what_one_way_has_accepted_is_a_guess_for_others_and_fades_while_nothing
 
 
 def test_what_a_round_takes_is_measured_again_whenever_a_way_is_taken():
-    made = Picker({(4, 0): 0.030, (4, 1): 0.010, (4, 2): 0.009}, LENGTHS, call=0.002)
+    others = {(1, 0): 0.009, (1, 1): 0.004, (1, 2): 0.003, (4, 0): 0.030, (4, 2): 0.009}
+    made = Picker(others | {(4, 1): 0.010}, LENGTHS, call=0.002)
     assert made.pick(4, 4).way == 1
     made.saw(4, 32, 128, 256, seconds=32 * 0.015 + 0.002)
     kept = picker.MEASURED_ROUNDS * math.exp(-32 / picker.TIMED_ROUNDS)
     assert made.seconds[4, 1] == pytest.approx((0.010 * kept + 0.015 * 32) / (kept + 32))
-    assert made.seconds[4, 0] == 0.030 and made.seconds[4, 2] == 0.009
+    assert {key: made.seconds[key] for key in others} == others
+    made.saw(4, 10**6, 10**6, 10**6)
+    assert made.evidence[0].rate == pytest.approx(picker.FIRST_RATE)
+
+
+def test_what_a_round_takes_is_measured_again_whenever_a_way_is_taken():
+    others = {(1, 0): 0.009, (1, 1): 0.004, (1, 2): 0.003, (4, 0): 0.030, (4, 2): 0.009}
+    made = Picker(others | {(4, 1): 0.010}, LENGTHS, call=0.002)
+    assert made.pick(4, 4).way == 1
+    made.saw(4, 32, 128, 256, seconds=32 * 0.015 + 0.002)
+    kept = picker.MEASURED_ROUNDS * math.exp(-32 / picker.TIMED_ROUNDS)
+    assert made.seconds[4, 1] == pytest.approx((0.010 * kept + 0.015 * 32) / (kept + 32))
+    share = (made.seconds[4, 1] / 0.010) ** picker.SHARED  # the machine may be slower now, for all ways
+    assert made.seconds[4, 0] == pytest.approx(0.030 * share) and made.seconds[4, 2] == pytest.approx(0.009 * share)
+    assert made.seconds[1, 1] == 0.004
     made.saw(4, 10**6, 4 * 10**6, 8 * 10**6, seconds=10**6 * 9.0)  # the machine slept
     assert made.seconds[4, 1] == pytest.approx(picker.MOST_CHANGE * (0.010 * kept + 0.015 * 32) / (kept + 32))
     before = dict(made.seconds)
     made.saw(4, 32, 128, 256)
-    made.saw(4, picker.FEWEST_TIMED - 1, 12, 12, seconds=9.0)
     made.saw(4, 0, 0, 0, seconds=1.0)
     assert made.seconds == before
 
@@ -120,6 +134,10 @@ def test_a_way_that_was_not_taken_at_so_many_rows_is_tried_once_for_it_may_be_fa
         made.saw(4, picked.rounds, 4 * picked.rounds, 4 * picked.rounds)
     assert [way for way, _ in ways].count(1) == 1 and ways.index((1, picker.TRIAL_ROUNDS)) < 40
     assert 0 not in [way for way, _ in ways]
+    made = Picker({(4, 0): 0.030, (4, 1): 0.013, (4, 2): 0.010}, LENGTHS)
+    made._last = picker.Pick(1, 8)
+    made.saw(4, 1, 4, 4)  # one round tells too little
+    assert (4, 1) in made._untried
 
 
 @pytest.mark.parametrize("wrong", [(1.0, 1.0, 1.6), (1.6, 1.0, 1.0), (0.6, 1.0, 1.0), (1.0, 0.7, 1.0), (1.0, 1.0, 0.7)], ids=str)

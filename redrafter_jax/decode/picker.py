@@ -27,8 +27,6 @@ MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: 
 MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
 UNTRIED = 0.3  # of that time, by which a way may turn out to be faster that has not been taken at so many rows
 TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
-    0.5  # of a change, in the logarithm, that other ways at so many rows are taken to have as well: the machine's, not the way's
-)
 MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
 

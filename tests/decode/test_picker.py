@@ -103,20 +103,6 @@ def test_what_a_round_takes_is_measured_again_whenever_a_way_is_taken():
     kept = picker.MEASURED_ROUNDS * math.exp(-32 / picker.TIMED_ROUNDS)
     assert made.seconds[4, 1] == pytest.approx((0.010 * kept + 0.015 * 32) / (kept + 32))
     assert {key: made.seconds[key] for key in others} == others
-    made.saw(4, 10**6, 10**6, 10**6)
-    assert made.evidence[0].rate == pytest.approx(picker.FIRST_RATE)
-
-
-def test_what_a_round_takes_is_measured_again_whenever_a_way_is_taken():
-    others = {(1, 0): 0.009, (1, 1): 0.004, (1, 2): 0.003, (4, 0): 0.030, (4, 2): 0.009}
-    made = Picker(others | {(4, 1): 0.010}, LENGTHS, call=0.002)
-    assert made.pick(4, 4).way == 1
-    made.saw(4, 32, 128, 256, seconds=32 * 0.015 + 0.002)
-    kept = picker.MEASURED_ROUNDS * math.exp(-32 / picker.TIMED_ROUNDS)
-    assert made.seconds[4, 1] == pytest.approx((0.010 * kept + 0.015 * 32) / (kept + 32))
-    share = (made.seconds[4, 1] / 0.010) ** picker.SHARED  # the machine may be slower now, for all ways
-    assert made.seconds[4, 0] == pytest.approx(0.030 * share) and made.seconds[4, 2] == pytest.approx(0.009 * share)
-    assert made.seconds[1, 1] == 0.004
     made.saw(4, 10**6, 4 * 10**6, 8 * 10**6, seconds=10**6 * 9.0)  # the machine slept
     assert made.seconds[4, 1] == pytest.approx(picker.MOST_CHANGE * (0.010 * kept + 0.015 * 32) / (kept + 32))
     before = dict(made.seconds)

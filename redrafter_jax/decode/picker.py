@@ -27,6 +27,7 @@ MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: 
 MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
 UNTRIED = 0.3  # of that time, by which a way may turn out to be faster that has not been taken at so many rows
 TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
+TIMED_CALLS = 64.0  # the same of calls
 MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
 
@@ -132,14 +133,14 @@ class Picker:
 
     def __init__(self, seconds: Mapping[Key, float], lengths: Sequence[int], call: float = 0.0):
         self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
-        self.call, self._timed, self._untried = call, dict.fromkeys(seconds, MEASURED_ROUNDS), set(seconds)
+        self.call, self._timed, self._to_try = call, dict.fromkeys(seconds, MEASURED_ROUNDS), dict.fromkeys(seconds, TRIAL_ROUNDS)
         self._allowance = MOST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
         self._last = Pick(0, 1)
 
     def pick(self, rows: int, busy: int) -> Pick:
         """What to run next with programs of so many rows, of which so many are busy."""
         seconds = self._of(rows)
-        least = [cost * (1 - UNTRIED * ((rows, way) in self._untried)) for way, cost in enumerate(seconds)]
+        least = [cost * (1 - UNTRIED * (self._to_try[rows, way] > 0)) for way, cost in enumerate(seconds)]
         self._last = pick(seconds, self.evidence, busy, self._allowance, least)
         return self._last
 
@@ -149,8 +150,7 @@ class Picker:
         if not row_rounds:
             return
         last, most = self._last, MOST_TRIALS * self._best_seconds(rows)
-        if rounds >= TRIAL_ROUNDS // 2:
-            self._untried.discard((rows, last.way))
+        self._to_try[rows, last.way] -= rounds
         earned = TRIAL_SHARE * rounds * self.seconds[rows, last.way]
         self._allowance = min(most, self._allowance + earned) - rounds * last.loses
         own = self.evidence[last.way].behind(tokens, row_rounds)
@@ -164,9 +164,12 @@ class Picker:
             self._time((rows, last.way), rounds, seconds)
 
     def _time(self, key: Key, rounds: int, seconds: float) -> None:
+        """Where it was not what was expected, its rounds and the call are so in equal proportion: of few rounds neither is seen
+        alone."""
         was, known = self.seconds[key], self._timed[key] * math.exp(-rounds / TIMED_ROUNDS)
-        new = min(max((seconds - self.call) / rounds, was / MOST_CHANGE), was * MOST_CHANGE)
-        self.seconds[key] = (was * known + new * rounds) / (known + rounds)
+        change = min(max(seconds / (self.call + rounds * was), 1 / MOST_CHANGE), MOST_CHANGE)
+        self.seconds[key] = was * (known + change * rounds) / (known + rounds)
+        self.call *= 1 + (change - 1) / TIMED_CALLS
         self._timed[key] = known + rounds
 
     def _of(self, rows: int) -> list[float]:

@@ -23,6 +23,7 @@ from infer.serve.orders import Orders
 from infer.serve.routes import House, make_app
 from infer.serve.worker import Worker
 from infer.terminal import compiling
+from redrafter_jax.decode import ladder
 from redrafter_jax.decode.batch import stop_id_columns
 from redrafter_jax.decode.engine import Engine
 from redrafter_jax.decode.led import Led
@@ -169,19 +170,19 @@ def make_room(options, target: TargetConfig, drafted: int, length: int) -> Room:
 
 def needs(logprobs: int, penalties: bool) -> Needs:
     """The ways to sample that are compiled in."""
-    sampled = Sampling(1.0, top_k=1, top_p=0.5, logprobs=logprobs)
-    return dataclasses.replace(needs_of([sampled]), penalised=penalties, waits=penalties)
+    return dataclasses.replace(needs_of([Sampling(1.0, 1, 0.5, logprobs=logprobs)]), penalised=penalties, waits=penalties)
 
 
 def check_memory(resolved: pair.Resolved, room: Room, rows: int) -> None:
     """Raises BadInput where the cache of all rows does not fit beside the weights."""
 
     def footprint(rows: int = rows, slots: int = room.bucket.slots, dtype: str = resolved.dtype) -> placement.Footprint:
-        return placement.to_decode(resolved.target_config, resolved.drafter_config, dtype, rows, slots, refills=True)
+        few = max(ladder.ladder(rows, resolved.mesh[0])[:-1], default=0) // resolved.mesh[0]
+        return placement.to_decode(resolved.target_config, resolved.drafter_config, dtype, rows, slots, refills=True, few=few)
 
-    half = room.longest // 2
+    half, fewer = room.longest // 2, max(1, rows // 2)
     ways = {
-        f"--batch-size {max(1, rows // 2)}": footprint(rows=max(1, rows // 2)),
+        f"--batch-size {fewer}": footprint(rows=fewer),
         f"--max-length {half}": footprint(slots=half),
         "--dtype bfloat16": footprint(dtype="bfloat16"),
     }

@@ -186,14 +186,16 @@ def to_decode(
     slots: int = 0,
     option: str = "rows",
     refills: bool = False,
+    few: int = 0,
 ) -> Footprint:
     """The load of decoding: the weights of a pair, and a cache of ``rows`` rows and ``slots`` slots; a small model has one too.
-    ``refills``: rows are refilled as they end, from one that is read beside them."""
+    ``refills``: rows are refilled as they end, from one that is read beside them; ``few``: the most rows of a device that are
+    decoded without the others, of which that program holds a copy."""
     size = bytes_of_target(target, dtype)
     size += bytes_of_head(vocabulary.materialised_config(head, target), dtype) if head else 0
     by_token = bytes_of_token(target, dtype) + (bytes_of_token(head, dtype) if isinstance(head, TargetConfig) else 0)
     cache = slots * by_token
-    return Footprint(target, head, rows, option, size, cache=rows * cache, beside=cache if refills else 0.0)
+    return Footprint(target, head, rows, option, size, cache=rows * cache, beside=cache * (refills + few))
 
 
 def repeat_kv_heads(config: TargetConfig, model: int) -> TargetConfig:

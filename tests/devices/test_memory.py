@@ -121,12 +121,15 @@ def test_the_row_that_prompts_are_read_into_is_on_every_shard_of_rows(mesh):
 def test_a_server_needs_room_for_it_too(monkeypatch):
     resolved = pair.Resolved(pathlib.Path("target"), SEVENTY_B, None, None, dtype="bfloat16")
     room = Room(prefill.Bucket(64, 64, 4), needs_of([Sampling()]), 4, (64,))
-    need = placement.to_decode(SEVENTY_B, None, "bfloat16", 4, room.bucket.slots).bytes_per_device(1, 1)  # of 3 rows and one beside
+    # Of 3 rows, of the one beside, and of the copy that a program of 1 row holds.
+    need = placement.to_decode(SEVENTY_B, None, "bfloat16", 5, room.bucket.slots).bytes_per_device(1, 1)
     monkeypatch.setattr(memory, "of_host", lambda: need)
     session.check_memory(resolved, room, 3)
     monkeypatch.setattr(memory, "of_host", lambda: need - 1)
     with pytest.raises(BadInput, match="with the cache of --batch-size 3 and --max-length"):
         session.check_memory(resolved, room, 3)
+    load = placement.to_decode(SEVENTY_B, None, "bfloat16", 16, 100, refills=True, few=4)
+    assert load.beside == pytest.approx(5 / 16 * load.cache)
 
 
 def test_each_accelerator_holds_its_part(monkeypatch):

@@ -126,6 +126,8 @@ def _save(file: pathlib.Path, built: Programs) -> None:
     has read lacks functions if it is written again (XLA:CPU of jaxlib 0.10)."""
     try:
         content = pickle.dumps({name: serialize_executable.serialize(program) for name, program in built.items()})
+        if not _make_room(file.parent, len(content)):
+            return
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".redrafter-", delete=False) as partial:
             partial.write(content)
         _touch(file)
@@ -135,6 +137,26 @@ def _save(file: pathlib.Path, built: Programs) -> None:
             os.unlink(partial.name)
 
 
+def _make_room(folder: pathlib.Path, size: int) -> bool:
+    """Removes programs, JAX's too, that were not used for the longest time, until there is room for so many bytes within the limit
+    of JAX's cache; False where there cannot be."""
+    limit = jax.config.jax_compilation_cache_max_size
+    if limit < 0:
+        return True
+    files = {file: file.stat().st_size for file in folder.glob("*-cache")}
+    for file in sorted(files, key=lambda file: _time_of(file).read_bytes()[::-1]):
+        if sum(files.values()) + size <= limit:
+            break
+        del files[file]
+        file.unlink(missing_ok=True)
+        _time_of(file).unlink(missing_ok=True)
+    return sum(files.values()) + size <= limit
+
+
 def _touch(file: pathlib.Path) -> None:
     """Writes when it was last used, in JAX's form."""
-    file.with_name(file.name.removesuffix("-cache") + "-atime").write_bytes(time.time_ns().to_bytes(8, "little"))
+    _time_of(file).write_bytes(time.time_ns().to_bytes(8, "little"))
+
+
+def _time_of(file: pathlib.Path) -> pathlib.Path:
+    return file.with_name(file.name.removesuffix("-cache") + "-atime")

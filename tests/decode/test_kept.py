@@ -183,6 +183,20 @@ def test_a_file_that_cannot_be_used_is_made_again(mha, folder, content, monkeypa
     assert not list(folder.glob(".redrafter-*"))
 
 
+def test_the_limit_of_the_folder_holds_for_them_too_and_what_was_not_used_goes_first(mha, folder, monkeypatch):
+    expected = texts(engine(mha))
+    (first,) = (folder / name for name in files(folder))
+    size = sum(file.stat().st_size for file in folder.glob("*-cache"))
+    (folder / "jit_old-1a-cache").write_bytes(bytes(size))
+    (folder / "jit_old-1a-atime").write_bytes((1).to_bytes(8, "little"))
+    jax.config.update("jax_compilation_cache_max_size", int(2.9 * size))
+    assert texts(engine(mha, Shape(1, 2))) == expected
+    assert len(files(folder)) == 2 and first.exists() and not list(folder.glob("jit_old*"))
+    jax.config.update("jax_compilation_cache_max_size", size // 4)
+    assert texts(engine(mha, Shape(1, 3))) == expected
+    assert not files(folder)
+
+
 def test_nothing_is_kept_without_a_folder_or_where_it_cannot_be_written(mha, folder, monkeypatch):
     monkeypatch.setattr(kept.serialize_executable, "serialize", lambda *_: 1 / 0)
     expected = texts(engine(mha))

@@ -137,7 +137,7 @@ def test_a_second_start_compiles_nothing(prompts, tmp_path, capsys):
         return {path.name for path in (tmp_path / "programs").iterdir() if path.name.endswith("-cache")}
 
     first = start()
-    assert any(name.startswith("jit_run") for name in first)
+    assert any(name.startswith("redrafter-") for name in first)
     assert start() == first
 
 

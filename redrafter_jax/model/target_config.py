@@ -72,6 +72,11 @@ class TargetConfig:
         return 0
 
     @property
+    def candidates(self) -> int:
+        """Likewise: 0, for it looks every token up."""
+        return 0
+
+    @property
     def has_fixed_tree(self) -> bool:
         """Likewise: False, for its search has any shape."""
         return False

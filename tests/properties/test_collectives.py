@@ -164,7 +164,7 @@ def test_a_step_sends_activations_once_per_use_and_each_gradient_once(spread):
     found = collectives(update.lower(state, target, batch).compile())
     assert {kind for kind, _, _ in found} == {"all-gather", "all-reduce"}
     activation, shards = B // DATA * T * D, lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) // MODEL
-    of_layers = by_size(found, "layers)/linear")  # as in jvp(layers)/linear
+    of_layers = by_size(found, "_traced_once)/linear")  # as in jvp(layers)/jit(_traced_once)/linear
     assert of_layers == Counter({("all-reduce", activation): 2 * LAYERS})
     in_loop = by_size(found, "while/body")
     of_chunk = B // DATA * K * N

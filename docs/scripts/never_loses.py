@@ -123,7 +123,7 @@ def measure(title: str, engine: Engine, prompts: list[list[int]], options: argpa
     print("|---|" + "---|" * (len(names) + 3))
     for busy in options.busy:
         wanted = requests[: max(LEAST_REPLIES, busy * options.replies)]
-        speeds, rounds = {name: [] for name in ways}, {}
+        speeds = {name: [] for name in ways}
         for turn in range(options.repeats + 1):
             texts = []
             for name in (*list(ways)[turn % len(ways) :], *list(ways)[: turn % len(ways)]):  # nobody is always the first
@@ -132,7 +132,8 @@ def measure(title: str, engine: Engine, prompts: list[list[int]], options: argpa
                 texts.append(decode(scheduler, wanted, busy))
                 if turn:  # the first one warms up
                     speeds[name].append(sum(lengths[: len(wanted)]) / (time.perf_counter() - began))
-            rounds = scheduler.rounds_of - before
+                if name == "own":
+                    rounds = scheduler.rounds_of - before
             if any(each != texts[0] for each in texts):
                 raise SystemExit("the texts differ")
         best = max(names, key=lambda name: statistics.median(speeds[name]))

@@ -164,8 +164,8 @@ class Picker:
             self._time((rows, last.way), rounds, seconds)
 
     def _time(self, key: Key, rounds: int, seconds: float) -> None:
-        """Where it was not what was expected, its rounds and the call are so in equal proportion: of few rounds neither is seen
-        alone."""
+        """Counts a call of so many seconds. How much longer it took than expected is put down to its rounds and to the call itself
+        in equal proportion, since one time does not tell them apart."""
         was, known = self.seconds[key], self._timed[key] * math.exp(-rounds / TIMED_ROUNDS)
         change = min(max(seconds / (self.call + rounds * was), 1 / MOST_CHANGE), MOST_CHANGE)
         self.seconds[key] = was * (known + change * rounds) / (known + rounds)

@@ -4,13 +4,16 @@ prompts with as many rows.
     python -m docs.scripts.serving --rows 16 --clients 1 4 16 --repeats 3 --json serving.json
     python -m docs.scripts.serving -- --target MODEL --drafter HEAD
 
-Both servers are up all the time, and one that is asked nothing takes no time of the machine. They and `infer.generate` take turns,
-and of the repeats the median counts. Every reply has --max-tokens tokens (ignore_eos), greedy, so all three make the same texts.
-Options behind `--` are those of the pair, for all three. The cost of HTTP is read at as many clients as there are rows: tokens per
-second of the server over those of `infer.generate`, which says its own (compiling is in neither).
+Both servers are up all the time, and one that is asked nothing takes no time of the machine; they start one after the other, since
+one that adapts times its rounds. All take turns, and of the repeats the median counts. Everything is greedy, without end tokens.
+The clients' replies have from a half to one and a half times --max-tokens, since no traffic has equal ones. The cost of HTTP is
+read at as many clients as there are rows, with replies of --max-tokens each, as `infer.generate` has: tokens per second of the
+server over those that it says (compiling is in neither).
+Options behind `--` are those of the pair, for all three.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import re
@@ -25,7 +28,7 @@ from scripts.serve_load import PROMPTS, load
 
 READY_SECONDS = 900
 SPEED = re.compile(r"; ([\d.,]+) tokens/s")
-LEAN = ["--logprobs", "0", "--no-penalties"]  # as infer.generate compiles them where nobody asks
+WAYS = {"adapts": [], "plain": ["--decoding", "autoregressive"]}  # options of each server
 FIGURES = {
     "first_token_ms_median": "first token, ms", "first_token_ms_p90": "90%, ms", "between_tokens_ms_median": "between tokens, ms",
     "between_tokens_ms_p90": "90%, ms", "tokens_per_second": "tokens/s",
@@ -92,23 +95,25 @@ def main() -> None:
     options = parser.parse_args()
     lines = [json.loads(line)["prompt"] for line in options.prompts.read_text().splitlines() if line.strip()]
     prompts = [lines[number % len(lines)] for number in range(options.requests)]
-    shared = {"max_tokens": options.max_tokens, "temperature": 0, "ignore_eos": True}
-    bodies = [{"prompt": prompt, "seed": number, **shared} for number, prompt in enumerate(prompts)]
-    sizes = ["--batch-size", str(options.rows), "--max-length", str(options.max_length), *LEAN, *options.pair]
-    counts = sorted({*options.clients, options.rows})
+    shared, most = {"temperature": 0, "ignore_eos": True}, options.max_tokens
+    equal = [{"prompt": prompt, "seed": number, "max_tokens": most, **shared} for number, prompt in enumerate(prompts)]
+    unequal = [body | {"max_tokens": most // 2 + 37 * body["seed"] % (most + 1)} for body in equal]
+    sizes = ["--batch-size", str(options.rows), "--max-length", str(options.max_length), *options.pair]
     found: dict[str, list] = {}
-    with Server(*sizes) as drafting, Server(*sizes, "--decoding", "autoregressive") as plain:
-        servers = {"speculative": drafting, "plain": plain}
-        for address in servers.values():
-            load(address, bodies[: options.rows], options.rows)  # connections and caches are warm
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for name, more in WAYS.items():
+            servers[name] = stack.enter_context(Server(*sizes, *more))
+            load(servers[name], equal[: options.rows], options.rows)  # connections and caches are warm
         for _ in range(options.repeats):
-            for clients in counts:
+            for clients in options.clients:
                 for name, address in servers.items():
-                    found.setdefault(f"{name} {clients}", []).append(load(address, bodies, clients))
-            for name, more in (("speculative", []), ("plain", ["--decoding", "autoregressive"])):
-                speed = generate(prompts, options.rows, options.max_tokens, [*options.pair, *more])
-                found.setdefault(f"generate {name}", []).append(speed)
-    print_tables(found, counts, options.rows)
+                    found.setdefault(f"{name} {clients}", []).append(load(address, unequal, clients))
+            for name, more in WAYS.items():
+                found.setdefault(f"{name} equal", []).append(load(servers[name], equal, options.rows))
+                speed = generate(prompts, options.rows, most, [*options.pair, *more])
+                found.setdefault(f"{name} generate", []).append(speed)
+    print_tables(found, options.clients, options.rows)
     if options.json is not None:
         options.json.write_text(
             json.dumps({"options": {**vars(options), "prompts": str(options.prompts), "json": None}} | found, indent=1)
@@ -124,14 +129,14 @@ def print_tables(found: dict[str, list], counts: list[int], rows: int) -> None:
     print(f"| clients | server | {' | '.join(FIGURES.values())} | of plain |")
     print("|---" * (len(FIGURES) + 3) + "|")
     for clients in counts:
-        for name in ("speculative", "plain"):
+        for name in WAYS:
             key = f"{name} {clients}"
             ratio = median(key, "tokens_per_second") / median(f"plain {clients}", "tokens_per_second")
             figures = " | ".join(f"{median(key, figure):.1f}" for figure in FIGURES)
             print(f"| {clients} | {name} | {figures} | {ratio:.2f} |")
     print("\n| | server, tokens/s | infer.generate, tokens/s | ratio |\n|---|---|---|---|")
-    for name in ("speculative", "plain"):
-        served, alone = median(f"{name} {rows}", "tokens_per_second"), statistics.median(found[f"generate {name}"])
+    for name in WAYS:
+        served, alone = median(f"{name} equal", "tokens_per_second"), statistics.median(found[f"{name} generate"])
         print(f"| {name}, {rows} rows | {served:.0f} | {alone:.0f} | {served / alone:.2f} |")
 
 

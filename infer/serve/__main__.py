@@ -83,13 +83,13 @@ class Options:
     max_tokens_limit: int | None = None
     """New tokens that a request may ask for at most; by default all that --max-length leaves."""
     logprobs: int = 20
-    """The likeliest tokens whose log-probabilities a request may ask for. They cost a few percent of every round, whoever asks; 0
-    leaves them out."""
+    """The likeliest tokens whose log-probabilities a request may ask for. Rounds are slower only while one that asks runs; 0 leaves
+    them out, which saves memory and compiling."""
     prompt_logprobs: bool = False
     """Let completions with `echo` and `logprobs` have those of the prompt's tokens too, as lm-eval asks for. The programs that read
     prompts are compiled twice for it; no other request is slower."""
     no_penalties: bool = False
-    """Leave out penalties and min_tokens, which cost a few percent of every round too."""
+    """Leave out penalties and min_tokens, which saves compiling. Rounds are slower only while a request that has some runs."""
     no_prefix_reuse: bool = False
     """Read every prompt from its first token on. By default, what a prompt begins with is taken from a row that has read it: the
     earlier turns of a conversation, a system prompt."""

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
+import pydantic
 from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, ChatCompletionTokenLogprob
 from openai.types.chat import chat_completion as whole
@@ -49,13 +50,13 @@ class Responses:
         choice = self._chat_choice if self._order.is_chat else self._choice
         made = [choice(index, delta) for index, delta in enumerate(deltas)]
         replies = [delta.reply for delta in deltas]
-        return _dump(kind[0].model_construct(object=kind[1], choices=made, **self._shared, **self._figures(replies)))
+        return _dump(_made(kind[0], object=kind[1], choices=made, **self._shared, **self._figures(replies)))
 
     def begin(self) -> list[bytes]:
         """What stands before the first new text of a stream."""
         if not self._order.is_chat:
             return []
-        opening = chunk.ChoiceDelta.model_construct(role="assistant", content="")
+        opening = _made(chunk.ChoiceDelta, role="assistant", content="")
         return [self._event(self._chat_chunk(index, opening)) for index in range(len(self._order.requests))]
 
     def part(self, index: int, delta: Delta) -> list[bytes]:
@@ -65,9 +66,9 @@ class Responses:
             return [self._event(self._choice(index, delta))] if delta.text or delta.done or says_more else []
         said, events = delta.text, []
         if said or says_more:
-            events.append(self._chat_chunk(index, chunk.ChoiceDelta.model_construct(content=said), delta))
+            events.append(self._chat_chunk(index, _made(chunk.ChoiceDelta, content=said), delta))
         if delta.done:
-            events.append(self._chat_chunk(index, chunk.ChoiceDelta.model_construct(), None, delta))
+            events.append(self._chat_chunk(index, _made(chunk.ChoiceDelta), None, delta))
         return [self._event(event) for event in events]
 
     def end(self, replies: Sequence[Reply]) -> list[bytes]:
@@ -80,13 +81,13 @@ class Responses:
     def _event(self, choice, **more) -> bytes:
         kind = (ChatCompletionChunk, "chat.completion.chunk") if self._order.is_chat else (Completion, "text_completion")
         choices = [] if choice is None else [choice]
-        return b"data: " + _dump(kind[0].model_construct(object=kind[1], choices=choices, **self._shared, **more)) + b"\n\n"
+        return b"data: " + _dump(_made(kind[0], object=kind[1], choices=choices, **self._shared, **more)) + b"\n\n"
 
     def _figures(self, replies: Sequence[Reply]) -> dict:
         given, made = self._order.prompt_tokens, sum(len(reply.token_ids) for reply in replies)
-        details = PromptTokensDetails.model_construct(cached_tokens=sum(r.cached_tokens for r in replies if not r.sample))
-        usage = CompletionUsage.model_construct(
-            prompt_tokens=given, completion_tokens=made, total_tokens=given + made, prompt_tokens_details=details
+        details = _made(PromptTokensDetails, cached_tokens=sum(r.cached_tokens for r in replies if not r.sample))
+        usage = _made(
+            CompletionUsage, prompt_tokens=given, completion_tokens=made, total_tokens=given + made, prompt_tokens_details=details
         )
         if not self._order.metrics:
             return {"usage": usage}
@@ -101,13 +102,13 @@ class Responses:
     def _choice(self, index: int, delta: Delta) -> CompletionChoice:
         logprobs = None if self._order.logprobs is None else self._completion_logprobs(delta)
         given = {"index": index, "text": delta.text, "logprobs": logprobs}
-        return CompletionChoice.model_construct(**given, **_ending(delta), **self._drafts(delta))
+        return _made(CompletionChoice, **given, **_ending(delta), **self._drafts(delta))
 
     def _chat_choice(self, index: int, delta: Delta) -> whole.Choice:
-        said = ChatCompletionMessage.model_construct(role="assistant", content=delta.text, refusal=None)
+        said = _made(ChatCompletionMessage, role="assistant", content=delta.text, refusal=None)
         logprobs = self._chat_logprobs(delta, whole.ChoiceLogprobs)
         given = {"index": index, "message": said, "logprobs": logprobs}
-        return whole.Choice.model_construct(**given, **_ending(delta), **self._drafts(delta))
+        return _made(whole.Choice, **given, **_ending(delta), **self._drafts(delta))
 
     def _chat_chunk(
         self, index: int, said: chunk.ChoiceDelta, delta: Delta | None = None, last: Delta | None = None
@@ -115,7 +116,7 @@ class Responses:
         """A chunk that says something, of which ``delta`` knows more, or that ends the choice (``last``)."""
         logprobs = None if delta is None else self._chat_logprobs(delta, chunk.ChoiceLogprobs)
         drafts = {} if delta is None else self._drafts(delta)
-        return chunk.Choice.model_construct(index=index, delta=said, logprobs=logprobs, **_ending(last), **drafts)
+        return _made(chunk.Choice, index=index, delta=said, logprobs=logprobs, **_ending(last), **drafts)
 
     def _completion_logprobs(self, delta: Delta) -> Logprobs:
         reply, first, text_of = delta.reply, delta.first, self._tokens.text_of
@@ -129,7 +130,8 @@ class Responses:
         for token, value, top in new:
             shown = None if top is None else dict(list(top.items())[: self._order.logprobs]) | {token: value}
             tops.append(shown and {text_of(each): _finite(logprob) for each, logprob in shown.items()})
-        return Logprobs.model_construct(
+        return _made(
+            Logprobs,
             tokens=[text_of(token) for token, _, _ in new],
             token_logprobs=[None if value is None else _finite(value) for _, value, _ in new],
             top_logprobs=tops if self._order.logprobs else None,
@@ -142,9 +144,9 @@ class Responses:
         reply, first = delta.reply, delta.first
         content = []
         for token, value, top in zip(reply.token_ids[first:], reply.logprobs[first:], reply.top_logprobs[first:], strict=True):
-            tops = [TopLogprob.model_construct(**self._entry(*each)) for each in list(top.items())[: self._order.logprobs]]
-            content.append(ChatCompletionTokenLogprob.model_construct(**self._entry(token, value), top_logprobs=tops))
-        return kind.model_construct(content=content, refusal=None)
+            tops = [_made(TopLogprob, **self._entry(*each)) for each in list(top.items())[: self._order.logprobs]]
+            content.append(_made(ChatCompletionTokenLogprob, **self._entry(token, value), top_logprobs=tops))
+        return _made(kind, content=content, refusal=None)
 
     def _entry(self, token: int, logprob: float) -> dict:
         return {"token": self._tokens.text_of(token), "logprob": _finite(logprob), "bytes": list(self._tokens.bytes_of(token))}
@@ -169,6 +171,12 @@ def _offsets(pieces: Sequence[str], before: int) -> list[int]:
 
 def _finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)
+
+
+def _made(kind: type, **fields):
+    """A response, unchecked, by pydantic's own `model_construct`: that of `openai` looks at every field, which takes longer than
+    everything else about an event of a stream."""
+    return pydantic.BaseModel.model_construct.__func__(kind, **fields)
 
 
 def _dump(made) -> bytes:

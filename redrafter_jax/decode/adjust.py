@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode.policy import Penalties, Policy
+from redrafter_jax.decode.wanted import where_wanted
 from redrafter_jax.model import candidates
 from redrafter_jax.model.layers import take_rows
 
@@ -89,6 +90,10 @@ def adjust(
     """
     if history is None:
         return logits_BNV
+    return where_wanted(policy.adjusts_B, lambda: _adjust(policy, history, logits_BNV, path_BNL, ids), lambda: logits_BNV)
+
+
+def _adjust(policy: Policy, history: History, logits_BNV: jax.Array, path_BNL: jax.Array, ids: jax.Array | None) -> jax.Array:
     is_short = ids is not None and ids.ndim == 3
     if not is_short:
         ids = _ids_like(logits_BNV) if ids is None else jax.sharding.reshard(ids, _last_axis(logits_BNV))

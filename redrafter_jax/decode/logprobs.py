@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode import sample
 from redrafter_jax.decode.policy import Policy
+from redrafter_jax.decode.wanted import filled, where_wanted
 
 
 @jax.tree_util.register_dataclass
@@ -28,9 +29,15 @@ class Logprobs:
 
 
 def measure(policy: Policy, logits_BMV: jax.Array, tokens_BM: jax.Array) -> Logprobs | None:
-    """Of tokens and the logits that each of them was chosen from; None where no row reports any."""
+    """Of tokens and the logits that each of them was chosen from; None where no row ever reports any, and zeros where none of these
+    does."""
     if not policy.logprobs:
         return None
+    find = lambda: _measure(policy, logits_BMV, tokens_BM)  # noqa: E731
+    return where_wanted(policy.reports_B, find, filled(find, 0.0))
+
+
+def _measure(policy: Policy, logits_BMV: jax.Array, tokens_BM: jax.Array) -> Logprobs:
     total_BM = jax.nn.logsumexp(logits_BMV, axis=-1)
     is_token_BMV = jnp.arange(logits_BMV.shape[-1]) == tokens_BM[..., None]  # a sum, for a token may be on any shard
     chosen_BM = jnp.sum(jnp.where(is_token_BMV, logits_BMV, 0.0), axis=-1) - total_BM

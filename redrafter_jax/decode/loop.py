@@ -27,7 +27,8 @@ ALL_ROWS = 1 << 30  # rows that may end in a `run`, where it should go on until 
 
 def one_round(target: Target, proposer: Proposer, state: DecodeState) -> DecodeState:
     """Drafts, scores and commits once: one pass of the target, at most L + 1 new tokens per row."""
-    policy, length = state.policy, proposer.round.length
+    policy, length = state.policy.without(state.done), proposer.round.length
+    state = dataclasses.replace(state, policy=policy)
     with jax.named_scope("noise"):  # of the positions that nodes at depth 0..L decide
         noise_BMV = sample.noise(policy, state.cache.length + 1, length + 1, target.config.vocab_size)
     tree, memory = proposer.propose(target, state.view(sample.show_noise(policy, noise_BMV)), state.memory)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from redrafter_jax.decode.request import Sampling
@@ -18,6 +19,11 @@ class Penalties:
     repetition: jax.Array
     presence: jax.Array
     frequency: jax.Array
+
+    @property
+    def are_on_B(self) -> jax.Array:
+        """Whether the row penalises."""
+        return (self.repetition != 1) | (self.presence != 0) | (self.frequency != 0)
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +42,7 @@ class Policy:
     sampled, filtered, shown, typical, drawn: static; whether any row samples, has a top-k or top-p, and the three above
     penalties:     None where no row penalises
     min_new_B:     ``[B]`` int32, tokens of the reply before a stop id may come; None where no row waits
+    reports_B:     ``[B]`` bool, whether the row reports log-probabilities; None where no row does
     logprobs:      static; how many of the likeliest tokens are reported at most, 0 for no log-probabilities at all
     """
 
@@ -53,7 +60,37 @@ class Policy:
     drawn: bool = dataclasses.field(metadata={"static": True}, default=False)
     penalties: Penalties | None = None
     min_new_B: jax.Array | None = None
+    reports_B: jax.Array | None = None
     logprobs: int = dataclasses.field(metadata={"static": True}, default=0)
+
+    @property
+    def samples_B(self) -> jax.Array:
+        """Whether the row samples."""
+        return self.temperature_B > 0
+
+    @property
+    def filters_B(self) -> jax.Array:
+        """Whether the row has a top-k or top-p."""
+        return (self.top_k_B > 0) | (self.top_p_B < 1)
+
+    @property
+    def adjusts_B(self) -> jax.Array:
+        """Whether the row penalises, or waits for a least length."""
+        wants_B = jnp.zeros_like(self.shown_B) if self.min_new_B is None else self.min_new_B > 0
+        return wants_B if self.penalties is None else wants_B | self.penalties.are_on_B
+
+    def without(self, rows_B: jax.Array) -> "Policy":
+        """With these rows ``[B]`` greedy and without any wish: for rows that are done, which then make nothing be computed."""
+        off = lambda values_B, value: None if values_B is None else jnp.where(rows_B, jnp.array(value, values_B.dtype), values_B)  # noqa: E731
+        return dataclasses.replace(
+            self,
+            temperature_B=off(self.temperature_B, 0),
+            top_k_B=off(self.top_k_B, 0),
+            top_p_B=off(self.top_p_B, 1),
+            penalties=None if self.penalties is None else Penalties(*map(off, dataclasses.astuple(self.penalties), (1, 0, 0))),
+            min_new_B=off(self.min_new_B, 0),
+            reports_B=off(self.reports_B, False),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +153,7 @@ def make_policy(
         drawn=needs.drawn,
         penalties=_penalties(samplings) if needs.penalised else None,
         min_new_B=_put(list(min_news) or [0] * len(rows), np.int32) if needs.waits else None,
+        reports_B=_put([each.logprobs > 0 for each in samplings], bool) if needs.logprobs else None,
         logprobs=needs.logprobs,
     )
 

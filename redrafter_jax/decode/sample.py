@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.decode.policy import Policy
+from redrafter_jax.decode.wanted import filled, where_wanted
 from redrafter_jax.model.layers import take_rows
 
 TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3  # Medusa's published constants: threshold, and factor of exp(-entropy)
@@ -32,7 +33,8 @@ def noise(policy: Policy, first_B: jax.Array, count: int, vocab: int) -> jax.Arr
         at = lambda p: jax.random.gumbel(jax.random.fold_in(key, p), (vocab,), out_sharding=P("model"))  # noqa: E731
         return jax.vmap(at)(first + jnp.arange(count))
 
-    return jnp.where((policy.temperature_B > 0)[:, None, None], jax.vmap(of_row)(policy.keys_B, first_B), 0.0)
+    make = lambda: jnp.where(policy.samples_B[:, None, None], jax.vmap(of_row)(policy.keys_B, first_B), 0.0)  # noqa: E731
+    return where_wanted(policy.samples_B, make, filled(make, 0.0))
 
 
 def show_noise(policy: Policy, noise_BMV: jax.Array | None) -> jax.Array | None:
@@ -51,7 +53,7 @@ def draft_noise(policy: Policy, position_B: jax.Array, width: int, count: int) -
         keys = jax.random.split(_stream(key, DRAFTS, position), width)
         return jax.vmap(lambda key: jax.random.gumbel(key, (count,), out_sharding=P("model")))(keys)
 
-    return jnp.where((policy.temperature_B > 0)[:, None, None], jax.vmap(of_row)(policy.keys_B, position_B), 0.0)
+    return jnp.where(policy.samples_B[:, None, None], jax.vmap(of_row)(policy.keys_B, position_B), 0.0)
 
 
 def acceptance_draws(policy: Policy, position_B: jax.Array, width: int) -> jax.Array:
@@ -66,7 +68,7 @@ def _stream(key: jax.Array, stream: int, position: jax.Array) -> jax.Array:
 
 def divisor(policy: Policy) -> jax.Array | None:
     """What each row's logits are divided by, ``[B]``: the temperature, or 1 for a greedy row; None for a greedy batch."""
-    return jnp.where(policy.temperature_B > 0, policy.temperature_B, 1.0) if policy.sampled else None
+    return jnp.where(policy.samples_B, policy.temperature_B, 1.0) if policy.sampled else None
 
 
 def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
@@ -77,8 +79,10 @@ def warp(policy: Policy, logits_BNV: jax.Array) -> jax.Array:
     scaled = logits_BNV / divisor_B[:, None, None]
     if not policy.filtered:
         return scaled
+    find = lambda: _smallest_kept(policy, scaled)  # noqa: E731
+    smallest_BN = where_wanted(policy.filters_B, find, filled(find, -jnp.inf))
     # A comparison with NaN is false, so a NaN stays where it is, for `choose` to notice.
-    return jnp.where(scaled < _smallest_kept(policy, scaled)[..., None], -jnp.inf, scaled)
+    return jnp.where(scaled < smallest_BN[..., None], -jnp.inf, scaled)
 
 
 def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
@@ -88,8 +92,7 @@ def _smallest_kept(policy: Policy, scaled_BNV: jax.Array) -> jax.Array:
     else:
         by_value, by_block = (functools.partial(_smallest_kept_of_largest, policy, find=f) for f in (_largest, _largest_blocks))
         found_BN = jax.lax.platform_dependent(scaled_BNV, cpu=by_value, default=by_block)
-    has_filter_B = (policy.top_k_B > 0) | (policy.top_p_B < 1)
-    return jnp.where(has_filter_B[:, None], found_BN, -jnp.inf)
+    return jnp.where(policy.filters_B[:, None], found_BN, -jnp.inf)
 
 
 Find = Callable[[jax.Array], tuple[jax.Array, jax.Array]]

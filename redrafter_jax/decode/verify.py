@@ -11,6 +11,7 @@ from redrafter_jax.decode import adjust, reject, sample
 from redrafter_jax.decode.logprobs import Logprobs, measure
 from redrafter_jax.decode.pack import Tree
 from redrafter_jax.decode.policy import Policy
+from redrafter_jax.decode.wanted import where_wanted
 from redrafter_jax.model.cache import KVCache, KVRows, take
 from redrafter_jax.model.layers import take_rows
 from redrafter_jax.model.target import Pass, Target
@@ -56,13 +57,24 @@ def verify(
     scored = score(target, tree, cache)
     hidden_BND, rows = scored.hidden, scored.rows
     logits_BNV = target.unembed(hidden_BND)
-    adjusted_BNV = logits_BNV
-    if history is not None:
+
+    def warp() -> jax.Array:
+        if history is None:
+            return sample.warp(policy, logits_BNV)
         paths_BNL = adjust.paths(tree.tokens, tree.parent, tree.depth, length)
-        adjusted_BNV = adjust.adjust(policy, history, logits_BNV, paths_BNL)
-    warped_BNV = sample.warp(policy, adjusted_BNV)
-    noise_BNV = None if noise_BMV is None else take_rows(noise_BMV, tree.depth)
-    choice_BN, finite_BN = sample.choose(warped_BNV, noise_BNV)
+        return sample.warp(policy, adjust.adjust(policy, history, logits_BNV, paths_BNL))
+
+    def choose(warped_BNV: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return sample.choose(warped_BNV, None if noise_BMV is None else take_rows(noise_BMV, tree.depth))
+
+    if policy.typical or policy.drawn:
+        warped_BNV = warp()
+        choice_BN, finite_BN = choose(warped_BNV)
+    elif policy.sampled or history is not None:
+        greedily = lambda: sample.choose(logits_BNV, None)  # noqa: E731
+        choice_BN, finite_BN = where_wanted(policy.samples_B | policy.adjusts_B, lambda: choose(warp()), greedily)
+    else:
+        choice_BN, finite_BN = sample.choose(logits_BNV, None)
     agrees_BN = tree.tokens == take_rows(choice_BN, tree.parent)
     if policy.typical:
         agrees_BN = jnp.where(policy.typical_B[:, None], _likely_enough(warped_BNV, tree), agrees_BN)

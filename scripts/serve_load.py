@@ -20,29 +20,29 @@ import urllib.parse
 PROMPTS = pathlib.Path(__file__).parents[1] / "infer" / "demo_pair" / "prompts.jsonl"
 
 
-def stream(connection: http.client.HTTPConnection, body: dict) -> tuple[float, float, int]:
-    """Seconds to the first text and to the end, and the tokens of the reply."""
+def ask(connection: http.client.HTTPConnection, body: dict, streams: bool) -> tuple[float, float, int]:
+    """Seconds to the first text and to the end, and the tokens of the reply, which comes at once where it is not streamed."""
     began, first, tokens = time.perf_counter(), 0.0, 0
-    more = {"stream": True, "stream_options": {"include_usage": True}}
+    more = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
     connection.request("POST", "/v1/completions", json.dumps(body | more), {"content-type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
         raise SystemExit(f"{response.status}: {response.read().decode()}")
     for line in response:
-        first = first or (time.perf_counter() - began if line.startswith(b"data: {") else 0.0)
+        first = first or (time.perf_counter() - began if line.startswith((b"data: {", b"{")) else 0.0)
         if b'"usage"' in line:
-            tokens = json.loads(line[6:])["usage"]["completion_tokens"]
+            tokens = json.loads(line.removeprefix(b"data: "))["usage"]["completion_tokens"]
     return first, time.perf_counter() - began, tokens
 
 
-def load(address: tuple[str, int], bodies: list[dict], clients: int) -> dict[str, float]:
+def load(address: tuple[str, int], bodies: list[dict], clients: int, streams: bool = True) -> dict[str, float]:
     """The figures of so many clients that share these requests."""
     numbers, found, lock = itertools.count(), [], threading.Lock()
 
     def client() -> None:
         connection = http.client.HTTPConnection(*address, timeout=600)
         while (number := next(numbers)) < len(bodies):
-            one = stream(connection, bodies[number])
+            one = ask(connection, bodies[number], streams)
             with lock:
                 found.append(one)
         connection.close()

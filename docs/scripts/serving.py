@@ -8,7 +8,7 @@ Both servers are up all the time, and one that is asked nothing takes no time of
 one that adapts times its rounds. All take turns, and of the repeats the median counts. Everything is greedy, without end tokens.
 The clients' replies have from a half to one and a half times --max-tokens, since no traffic has equal ones. The cost of HTTP is
 read at as many clients as there are rows, with replies of --max-tokens each, as `infer.generate` has: tokens per second of the
-server over those that it says (compiling is in neither).
+server, in streams and in whole replies, over those that it says (compiling is in neither).
 Options behind `--` are those of the pair, for all three.
 """
 
@@ -110,7 +110,8 @@ def main() -> None:
                 for name, address in servers.items():
                     found.setdefault(f"{name} {clients}", []).append(load(address, unequal, clients))
             for name, more in WAYS.items():
-                found.setdefault(f"{name} equal", []).append(load(servers[name], equal, options.rows))
+                for kind, streams in (("streams", True), ("whole", False)):
+                    found.setdefault(f"{name} {kind}", []).append(load(servers[name], equal, options.rows, streams))
                 speed = generate(prompts, options.rows, most, [*options.pair, *more])
                 found.setdefault(f"{name} generate", []).append(speed)
     print_tables(found, options.clients, options.rows)
@@ -134,10 +135,12 @@ def print_tables(found: dict[str, list], counts: list[int], rows: int) -> None:
             ratio = median(key, "tokens_per_second") / median(f"plain {clients}", "tokens_per_second")
             figures = " | ".join(f"{median(key, figure):.1f}" for figure in FIGURES)
             print(f"| {clients} | {name} | {figures} | {ratio:.2f} |")
-    print("\n| | server, tokens/s | infer.generate, tokens/s | ratio |\n|---|---|---|---|")
+    print(f"\n| {rows} rows, tokens/s | `infer.generate` | server, streams | ratio | server, whole replies | ratio |")
+    print("|---" * 6 + "|")
     for name in WAYS:
-        served, alone = median(f"{name} equal", "tokens_per_second"), statistics.median(found[f"{name} generate"])
-        print(f"| {name}, {rows} rows | {served:.0f} | {alone:.0f} | {served / alone:.2f} |")
+        alone = statistics.median(found[f"{name} generate"])
+        served = [median(f"{name} {kind}", "tokens_per_second") for kind in ("streams", "whole")]
+        print(f"| {name} | {alone:.0f} | {' | '.join(f'{speed:.0f} | {speed / alone:.2f}' for speed in served)} |")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Exchange:
 
     def __init__(self, worker: Worker, stopper: Stopper, order: Order, seconds: float):
         self._worker, self._loop, self._ready = worker, asyncio.get_running_loop(), asyncio.Event()
-        self._seconds, self._deadline = seconds, self._loop.time() + seconds
+        self._seconds, self._is_late = seconds, False
         self._latest: dict[int, tuple[Reply | None, bool, Refusal | None]] = {}
         self._growths = [Growth(stopper, *each, order.silent) for each in zip(order.requests, order.echoes, strict=True)]
         self._jobs = [
@@ -40,6 +40,7 @@ class Exchange:
             for index, request in enumerate(order.requests)
         ]
         worker.submit(self._jobs)
+        self._deadline = self._loop.call_later(seconds, self._give_up)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """What is new, with the number of its choice, until all replies are complete.
@@ -49,11 +50,9 @@ class Exchange:
         """
         left = len(self._jobs)
         while left:
-            try:
-                async with asyncio.timeout_at(self._deadline):
-                    await self._ready.wait()
-            except TimeoutError:
-                raise Refusal(504, f"this took longer than the {self._seconds:g} s of --max-seconds", code="timeout") from None
+            await self._ready.wait()
+            if self._is_late:
+                raise Refusal(504, f"this took longer than the {self._seconds:g} s of --max-seconds", code="timeout")
             self._ready.clear()
             latest, self._latest = self._latest, {}
             for index, (reply, done, why) in latest.items():
@@ -66,7 +65,12 @@ class Exchange:
 
     def close(self) -> None:
         """Ends what still runs."""
+        self._deadline.cancel()
         self._worker.cancel(self._jobs)
+
+    def _give_up(self) -> None:
+        self._is_late = True
+        self._ready.set()
 
     def _tell(self, index: int, reply: Reply | None, done: bool, why: Refusal | None) -> None:
         """In the worker's thread."""

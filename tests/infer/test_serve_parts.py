@@ -1,6 +1,7 @@
 """The parts of the server that need no device: the guard, the worker's bounds and its end, texts, options."""
 
 import asyncio
+import contextlib
 import dataclasses
 import hmac
 import json
@@ -11,9 +12,11 @@ import pytest
 import transformers
 
 from infer.serve import guard, session
+from infer.serve.exchange import Exchange
 from infer.serve.growth import Growth
 from infer.serve.guard import Guard
 from infer.serve.meters import Meters
+from infer.serve.orders import Order
 from infer.serve.refusal import Refusal
 from infer.serve.routes import House, make_app
 from infer.serve.vocabulary import TokenTexts
@@ -134,6 +137,23 @@ def test_requests_beyond_the_queue_are_refused_all_or_none_and_a_cancelled_one_m
     worker.submit([job(said)])
     wait_until(lambda: len(said) == 4)
     assert worker.is_well and steps.resets == 0
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_its_row_is_free(started, tokenizer):
+    steps, order = Steps(), Order(False, (REQUEST,), ("",), Stops(), 0, True)
+    worker = started(steps)
+
+    async def texts(seconds: float) -> list[str]:
+        with contextlib.closing(Exchange(worker, Stopper(tokenizer), order, seconds)) as exchange:
+            return [delta.text async for _, delta in exchange.deltas()]
+
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(texts(0.05))
+    assert refused.value.status == 504 and "took longer than the 0.05 s of --max-seconds" in refused.value.message
+    for _ in range(10):
+        steps.may_go.put(None)
+    wait_until(lambda: steps.running == 0)
+    assert "".join(asyncio.run(texts(60))) == tokenizer.decode([65, 66, 67])
 
 
 def test_a_device_that_fails_ends_requests_with_an_error_and_the_next_ones_are_served(started):

@@ -2,6 +2,8 @@
 that has none of them.
 
     where_wanted(wants_B, compute, filled(compute, 0.0))
+
+The branch is in a named scope, so that whoever reads a compiled program tells it from one for rare cases.
 """
 
 from collections.abc import Callable
@@ -11,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 Arrays = TypeVar("Arrays")
+SCOPE = "wanted"
 
 
 def where_wanted(wants_B: jax.Array, compute: Callable[[], Arrays], otherwise: Callable[[], Arrays]) -> Arrays:
     """``compute()``, for all rows, where any row ``[B]`` wants it. For those that do not, it has to be what ``otherwise()`` is, to
     the bit, so that no row depends on what those beside it want."""
-    return jax.lax.cond(jnp.any(wants_B), compute, otherwise)
+    with jax.named_scope(SCOPE):
+        return jax.lax.cond(jnp.any(wants_B), compute, otherwise)
 
 
 def filled(compute: Callable[[], Arrays], value: float) -> Callable[[], Arrays]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 STAGES = ("noise", "draft", "pack", "verify", "commit")
 OTHER = "other"
+WANTED = '/wanted/cond"'  # how a branch for what was asked for ends its name; all others are for rare cases
 MIN_OP_CYCLES = 1824  # that the compiler expects of the smallest operation
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 _ON_CHIP = "S(1)"  # of a layout: the array is not in HBM
@@ -137,8 +138,9 @@ class ProgramText:
             here = _stage(line) or stage
             yield line, times, here
             inside = times * self._trips(line) if found[3] == "while" else times
-            if found[3] == "conditional":  # a fast branch, and a slow one for rare cases
-                yield from self._executed(min(_called(line), key=self._cycles_of), inside, here)
+            if found[3] == "conditional":  # a fast branch, and a slow one
+                taken = max if WANTED in line else min
+                yield from self._executed(taken(_called(line), key=self._cycles_of), inside, here)
             elif found[3] in ("while", "call"):
                 for called in _called(line):
                     yield from self._executed(called, inside, here)

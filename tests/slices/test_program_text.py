@@ -1,5 +1,9 @@
 """The figures that are read from a compiled program's text."""
 
+import jax
+import jax.numpy as jnp
+
+from redrafter_jax.decode.wanted import where_wanted
 from redrafter_jax.slices import program_text
 
 TEXT = """HloModule m
@@ -87,3 +91,14 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_of_a_condition_the_branch_of_fewer_cycles_is_counted():
     assert program_text.parse(BRANCHES).cycles() == {"verify": 20}
+    assert program_text.parse(BRANCHES.replace("verify/cond", "verify/wanted/cond/branch_1_fun/cond")).cycles() == {"verify": 20}
+
+
+def test_of_a_condition_for_what_was_asked_for_the_branch_that_computes_it_is_counted():
+    assert program_text.parse(BRANCHES.replace("verify/cond", "verify/wanted/cond")).cycles() == {"verify": 900}
+
+
+def test_that_is_how_such_a_condition_is_called():
+    branch = jax.jit(lambda x: where_wanted(x > 0, lambda: jnp.sort(x), lambda: x)).lower(jnp.zeros(8)).compile().as_text()
+    (line,) = [line for line in branch.splitlines() if " conditional(" in line]
+    assert program_text.WANTED in line

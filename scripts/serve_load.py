@@ -32,6 +32,7 @@ def ask(connection: http.client.HTTPConnection, body: dict, streams: bool) -> tu
         first = first or (time.perf_counter() - began if line.startswith((b"data: {", b"{")) else 0.0)
         if b'"usage"' in line:
             tokens = json.loads(line.removeprefix(b"data: "))["usage"]["completion_tokens"]
+    response.read()  # nothing; without it the connection takes no further request where the length was known
     return first, time.perf_counter() - began, tokens
 
 

@@ -18,7 +18,7 @@ from redrafter_jax.errors import BadInput
 from redrafter_jax.files import json_files
 from train.run import stop
 from train.run.options import Options
-from train.run.recipe import PRESETS, Recipe
+from train.run.recipe import HEADS, PRESETS, Recipe, named
 
 
 def main(options: Options) -> int:
@@ -203,12 +203,17 @@ def command(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> Options:
-    """The options; a preset gives the recipe's defaults, so it has to be known first."""
+    """The options. A preset, and the name of a head, give the recipe's defaults, so they have to be known first."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", choices=PRESETS)
-    name = finder.parse_known_args(arguments)[0].preset
-    default = Options(target=tyro.MISSING, preset=name, recipe=PRESETS[name]() if name else Recipe())
-    return read_options(Options, "train.main", arguments, default=default)
+    finder.add_argument("--head", nargs="?")
+    found = finder.parse_known_args(arguments)[0]
+    recipe = named(PRESETS[found.preset]() if found.preset else Recipe(), found.head)
+    default = Options(target=tyro.MISSING, preset=found.preset, recipe=recipe)
+    options = read_options(Options, "train.main", arguments, default=default)
+    if found.head not in HEADS:
+        return options
+    return dataclasses.replace(options, recipe=dataclasses.replace(options.recipe, head=recipe.head))
 
 
 if __name__ == "__main__":

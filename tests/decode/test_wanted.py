@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from redrafter_jax.decode import adjust, logprobs, loop, sample
-from redrafter_jax.decode.policy import make_policy
+from redrafter_jax.decode.engine import Engine, Limits
+from redrafter_jax.decode.policy import Needs, make_policy
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.request import Sampling
 from redrafter_jax.decode.wanted import filled, where_wanted
@@ -72,3 +73,27 @@ def test_a_row_without_wishes_is_greedy_and_the_others_keep_theirs():
         for flags in (each.samples_B, each.filters_B, each.adjusts_B, each.penalties.are_on_B, each.reports_B, each.min_new_B > 0):
             assert np.asarray(flags).tolist() == expected
     assert jax.tree.map(lambda leaf: leaf.dtype, left) == jax.tree.map(lambda leaf: leaf.dtype, policy)
+
+
+@pytest.mark.parametrize(
+    "wish", [{"repetition_penalty": 1.2}, {"presence_penalty": 0.1}, {"frequency_penalty": -0.3}], ids=lambda wish: next(iter(wish))
+)
+def test_each_penalty_alone_is_a_wish(wish):
+    policy = make_policy([Sampling(**wish), Sampling()], [0, 1])
+    assert np.asarray(policy.adjusts_B).tolist() == np.asarray(policy.penalties.are_on_B).tolist() == [True, False]
+
+
+def test_a_greedy_row_that_penalises_has_its_text_alone_and_beside_rows_that_sample(mha):
+    prompt, penalised = [3] * 20, Sampling(frequency_penalty=2.0)
+    engine, rows = Engine(mha[0]), {"limits": Limits(16), "stop_ids": []}
+    alone, plain = (next(iter(engine.generate([prompt], way, **rows))).token_ids for way in (penalised, Sampling()))
+    beside = engine.generate([prompt] * 3, [penalised, Sampling(1.0), Sampling()], batch=3, **rows)
+    assert [reply.token_ids for reply in beside][::2] == [alone, plain]
+    assert alone != plain and max(map(alone.count, alone)) < max(map(plain.count, plain))
+
+
+def test_a_program_with_filters_rules_nothing_out_where_no_row_has_one():
+    policy = make_policy([Sampling(2.0), Sampling()], [0, 1], needs=Needs(sampled=True, filtered=True))
+    logits = np.random.default_rng(0).normal(size=(2, 3, 64)).astype(np.float32)
+    found = jax.jit(sample.warp)(policy, jax.device_put(logits, jax.P("data", None, "model")))
+    np.testing.assert_array_equal(found, logits / np.float32([2, 1])[:, None, None])

@@ -33,7 +33,7 @@ class DecodeState:
     scored:    ``[B, S]``  at the slot of the first token of each pass, the nodes that it scored, with the root; 0 elsewhere
     histogram: ``[B, M]``  how many passes delivered 1..L + 1 tokens, that is 0..L drafts and the target's own next token; L is that
                            of the bucket, the deepest of several ways to draft
-    policy:    how each row samples
+    policy:    how each row samples; one that is done, greedily and without wishes (`Policy.without`)
     seen:      which tokens are in each row's text; None where no row penalises them
     logprobs:  of the reply's tokens, at their slots; None where no row reports them
     """

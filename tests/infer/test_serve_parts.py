@@ -151,7 +151,7 @@ def test_a_request_that_takes_too_long_is_given_up_and_its_row_is_free(started, 
         asyncio.run(texts(0.05))
     assert refused.value.status == 504 and "took longer than the 0.05 s of --max-seconds" in refused.value.message
     steps.may_go.put(None)  # for the step that it was in; two more would end the request by themselves
-    wait_until(lambda: steps.running == 0)
+    wait_until(lambda: steps.running == 0, seconds=20)  # before a step that gets none gives up
     for _ in range(3):
         steps.may_go.put(None)
     assert "".join(asyncio.run(texts(60))) == tokenizer.decode([65, 66, 67])

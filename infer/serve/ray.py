@@ -92,7 +92,8 @@ class Replica:
 
 
 def builder(options: Options, keys: list[bytes]) -> Callable[[], fastapi.FastAPI]:
-    """What makes the application in the process of a replica."""
+    """What makes the application in the process of a replica. Where there are no ``keys``, a key in the environment of the replica
+    counts: on a cluster it need not be that of the process that deploys."""
 
     def build() -> fastapi.FastAPI:
         from infer import programs, templates  # JAX is imported here
@@ -102,7 +103,7 @@ def builder(options: Options, keys: list[bytes]) -> Callable[[], fastapi.FastAPI
         template = None if options.chat_template is None else templates.read(options.chat_template)
         loaded, scheduler = session.load(options)
         name = options.model_name or options.target or "embedded"
-        house = session.furnish(loaded, scheduler, name, options, keys, template)
+        house = session.furnish(loaded, scheduler, name, options, keys or checks.read_keys(None), template)
         session.prepare(scheduler, loaded)
         made = routes.make_app(house)
         made.state.house = house

@@ -33,6 +33,7 @@ needs_ray = pytest.mark.skipif(not HAS_RAY, reason="pip install -r requirements-
 HEAD = MODELS / "drafter_mha_rnn"
 PROMPTS = ["def f", "import os\n", "hello", "0"]
 NEW, REQUESTS, SECONDS = 40, 48, 300
+KEY = "of-the-replicas"  # which the process that deploys does not have
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_replica_that_is_killed_loses_no_request_and_comes_back(target, tmp_pa
 import ray, time
 from ray import serve
 from infer.serve.ray import app
-ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={{"env_vars": {{"REDRAFTER_API_KEY": "{KEY}"}}}})
 serve.start(http_options={{"port": {port}}})
 serve.run(app({given!r}))
 print("ready", flush=True)
@@ -119,11 +120,13 @@ serve.shutdown()
             first = replicas() - before
             assert len(first) == 2
 
-            def ask(number: int) -> str:
-                client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=10, timeout=SECONDS)
+            def ask(number: int, key: str = KEY) -> str:
+                client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=10, timeout=SECONDS)
                 seed = number % len(PROMPTS)
                 return client.completions.create(model="golden", prompt=PROMPTS[seed], seed=seed, max_tokens=NEW).choices[0].text
 
+            with pytest.raises(openai.AuthenticationError):
+                ask(0, "none")
             with concurrent.futures.ThreadPoolExecutor(4) as pool:
                 asked = [pool.submit(ask, number) for number in range(REQUESTS)]
                 asked[REQUESTS // 4].result()

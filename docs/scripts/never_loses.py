@@ -1,6 +1,6 @@
 """Tokens per second of each way to draft by itself, and of a scheduler that takes turns with them, by the rows that are busy.
 
-    python -m docs.scripts.never_loses --busy 1 2 4 8 16 --repeats 5
+    python -m docs.scripts.never_loses --busy 1 2 4 8 16
     python -m docs.scripts.never_loses --rates 0.2 0.5 0.8
 
 The first continues starts of held-out Python with the embedded pair. The second has a random target of --layers layers, whose
@@ -9,7 +9,8 @@ often. --rows rows have programs of their own for fewer rows, which every way us
 times --new tokens, since no traffic has equal ones. As a reply ends, the next prompt takes its row, until each busy row has had
 --replies of them, and at least 16 in all; so rows are busy but for the end. All ways run in turn, compiled beforehand, and
 have the same texts; the median of their speeds counts. Own / best: against the way whose median is best, the median of the
-ratios within a turn. The scheduler goes on from turn to turn with what it knows, as a server does.
+ratios within a turn, and the quartiles of these: a machine that others use changes its speed from one second to the next, so
+many short turns tell more than few long ones. The scheduler goes on from turn to turn with what it knows, as a server does.
 """
 
 import argparse
@@ -85,9 +86,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--busy", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--new", type=int, default=96)
+    parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--replies", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     if not options.rates:
         pair = infer.load(shape=SHAPES[0], ignore_eos=True)
@@ -137,10 +138,11 @@ def measure(title: str, engine: Engine, prompts: list[list[int]], options: argpa
             if any(each != texts[0] for each in texts):
                 raise SystemExit("the texts differ")
         best = max(names, key=lambda name: statistics.median(speeds[name]))
-        ratio = statistics.median(own / other for own, other in zip(speeds["own"], speeds[best], strict=True))
+        ratios = [own / other for own, other in zip(speeds["own"], speeds[best], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
         medians = " | ".join(f"{statistics.median(speeds[name]):.0f}" for name in ways)
         taken = ", ".join(f"{name} {count / rounds.total():.0%}" for name, count in rounds.most_common())
-        print(f"| {busy} | {medians} | {ratio:.3f} | {taken} |", flush=True)
+        print(f"| {busy} | {medians} | {ratio:.3f} ({low:.2f} to {high:.2f}) | {taken} |", flush=True)
 
 
 def decode(scheduler: Scheduler, requests: list, busy: int) -> list[list[int]]:

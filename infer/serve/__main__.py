@@ -91,8 +91,8 @@ class Options:
     no_penalties: bool = False
     """Leave out penalties and min_tokens, which saves compiling. Rounds are slower only while a request that has some runs."""
     no_prefix_reuse: bool = False
-    """Read every prompt from its first token on. By default, what a prompt begins with is taken from a row that has read it: the
-    earlier turns of a conversation, a system prompt."""
+    """Read every prompt from its first token on. By default, what a prompt begins with is taken from a row that has it: the
+    earlier turns of a conversation with their replies, a system prompt."""
     chunk_tokens: int | None = None
     """Tokens of a prompt that a pass reads, between which the running rows go on, and that are reused together; by default 128 on
     a CPU and 256 elsewhere."""

@@ -4,8 +4,9 @@
     row 1, free      [system prompt][question B ..] reply ..       its cache is still there, until the row is filled again
     a new prompt     [system prompt][question B ..][reply][more]   takes from row 1 what chunks of its prompt they share
 
-On the host alone: ids in, rows out. Only what was read in full chunks counts, not replies, whose keys another program made: so what
-is taken has the bits that reading it would have made.
+On the host alone: ids in, rows out. What was read in full chunks has the bits that reading it again would make. A reply's keys were
+made by rounds, and differ from these by rounding, as rounds of different shapes do among themselves; so only a scheduler that
+takes several shapes in turn has them kept, once the reply is complete.
 """
 
 import dataclasses
@@ -53,10 +54,10 @@ class PrefixCache:
         differs = ours[:most] != ids[:most]
         return self._chunk * ((int(differs.argmax()) if differs.any() else most) // self._chunk)
 
-    def keep(self, row: int, prompt: Sequence[int], new: int) -> None:
-        """The row was filled with this prompt, behind which at most so many tokens come."""
-        full = self._chunk * (max(0, len(prompt) - self._rewritten) // self._chunk)
-        tokens = np.asarray(prompt[: full if len(prompt) + new <= self._exact else 0], np.int32)
+    def keep(self, row: int, text: Sequence[int], new: int) -> None:
+        """The row has the keys of this text, behind which at most so many tokens come."""
+        full = self._chunk * (max(0, len(text) - self._rewritten) // self._chunk)
+        tokens = np.asarray(text[: full if len(text) + new <= self._exact else 0], np.int32)
         self._records[row] = _Record(tokens, next(self._clock))
 
     def choose(self, free: Collection[int], source: int, taken: int) -> int:

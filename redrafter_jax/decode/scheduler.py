@@ -43,8 +43,8 @@ from redrafter_jax.decode.seat import Event, Seat, Watch
 class Scheduler:
     """rows: R, decoded together, a multiple of the devices that rows are split over; room: the most that a request may ask for,
     which the programs are compiled for; reuses: whether a prompt takes what it shares with one that was read before from the row
-    that has it; adapts: whether it takes the `Runner.ways` in turn, as suits the busy rows, and programs of fewer rows. What drafts
-    with a memory keeps to its own way, and so do rules by which drafts decide the text.
+    that has it; adapts: whether it takes the `Runner.ways` in turn, as suits the busy rows, and programs of fewer rows, and reuses
+    replies as well. What drafts with a memory keeps to its own way, and so do rules by which drafts decide the text.
 
     decoded, offered: rows times rounds that decoded a request, and all that there were, so far; round_seconds: of the last step's
     rounds, the looks at them included; 0 before the first; rounds_of: rounds so far, by the name of the way; picker: decides
@@ -56,8 +56,7 @@ class Scheduler:
 
     def __init__(self, runner: Runner, rows: int, room: Room, *, reuses: bool = True, adapts: bool = False):
         self.rows, self.room = rows, room
-        self.decoded = self.offered = 0
-        self.round_seconds = 0.0
+        self.decoded, self.offered, self.round_seconds = 0, 0, 0.0
         self.rounds_of: collections.Counter[str] = collections.Counter()
         self.clock: Callable[[], float] = time.perf_counter
         self._runner = runner
@@ -72,7 +71,7 @@ class Scheduler:
         self._reading: tuple[Seat, Reader] | None = None
         self._kept = PrefixCache(room.chunks[-1], room.bucket.length + 1, exact_length(runner.target.config) if reuses else 0)
         self._rounds, self._counts = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-        self._tickets = 0
+        self._reuses_replies, self._tickets = adapts, 0
 
     @property
     def running(self) -> int:
@@ -160,6 +159,8 @@ class Scheduler:
         asked = set(watch(list(events.values()))) if watch is not None else set()
         ended = {row for row, event in events.items() if event.ticket in asked} - over
         events |= self._events(counts, ended, ended, are_ended=True)
+        for row in over | ended if self._reuses_replies else ():
+            self._kept.keep(row, self._seats[row].in_cache(events[row].reply), 0)
         self._end(ended)
         for row in over:
             del self._seats[row]

@@ -34,3 +34,9 @@ class Seat:
     began: float
     read: float = 0.0
     taken: int = 0
+
+    def in_cache(self, reply: Reply) -> list[int]:
+        """The tokens whose keys its row has, once it ended with this reply: all but the newest."""
+        if self.request.scores_prompt or reply.finish_reason == "error":
+            return []
+        return [*self.request.prompt, *reply.token_ids[:-1]]

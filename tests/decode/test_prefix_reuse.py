@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from redrafter_jax.decode import prefill
 from redrafter_jax.decode.batch import make_requests
 from redrafter_jax.decode.engine import Engine, Limits, Sampling
+from redrafter_jax.decode.picker import Pick
 from redrafter_jax.decode.policy import needs_of
 from redrafter_jax.decode.prefix_cache import PrefixCache, exact_length
 from redrafter_jax.decode.propose.lookup import Lookup
-from redrafter_jax.decode.propose.recurrent import Shape
+from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.decode.propose.small_model import SmallModel
 from redrafter_jax.decode.propose.union import Union
 from redrafter_jax.decode.room import Room
 from redrafter_jax.decode.scheduler import Scheduler
+from redrafter_jax.decode.seat import Seat
 from redrafter_jax.model.rope import Rope
 from redrafter_jax.model.target import Target
 from tests import small, support
@@ -29,6 +31,7 @@ ROWS, CHUNK, NEW = 3, 8, 20
 BASE = np.random.default_rng(7).integers(1, 503, 60).tolist()
 PROMPTS = [BASE[:30], BASE[:17] + [5, 6], BASE[:16], BASE[:33] + [9] * 20, [7] * 11, BASE[:8] + [1], BASE[:25], BASE[:24]]
 PROMPTS += [BASE[:23] + [499, *BASE[24:40]]]  # the last token of a chunk is another
+TURN, TURNS = [11, 12, 13], (0, 2, 7)  # what comes behind a reply, and to which prompts
 WAYS = [Sampling(), Sampling(1.0), Sampling(0.7, rule="independent"), Sampling(1.3, top_k=7)]
 
 
@@ -65,6 +68,15 @@ def scheduler(engine):
     return made
 
 
+@pytest.fixture(scope="module")
+def adapting(mha):
+    """A head and plain decoding in turn, over a state of two rows."""
+    engine = Engine(mha[0], Recurrent(mha[1], Shape(2, 3)), shapes=(AUTOREGRESSIVE,))
+    made = Scheduler(engine.runner, 2, room_of(engine.proposer), adapts=True)
+    made.prepare()
+    return engine, made
+
+
 @pytest.fixture
 def fresh(scheduler):
     """The scheduler, of which no row has anything."""
@@ -79,18 +91,33 @@ def drain(scheduler) -> dict[int, list]:
     return replies
 
 
+@pytest.fixture(scope="module")
+def known(mha, engine, requests, alone):
+    """Requests and their texts: of every prompt, and of the next turns behind the replies to three of them."""
+    later = [[*PROMPTS[number], *alone[number], *TURN] for number in TURNS]
+    ways = [WAYS[number] for number in range(len(later))]
+    texts = [reply.token_ids for reply in Engine(mha[0]).generate(later, ways, Limits(NEW), batch=len(later))]
+    return [*zip(requests, alone, strict=True), *zip(requests_of(engine, later), texts, strict=True)]
+
+
+@pytest.mark.parametrize("adapts", [False, True])
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
-        st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(0, 4), st.booleans(), st.integers(1, 4), st.booleans()), max_size=14
+        st.tuples(
+            st.integers(0, len(PROMPTS) + len(TURNS) - 1), st.integers(0, 4), st.booleans(), st.integers(1, 4), st.booleans()
+        ),
+        max_size=14,
     )
 )
-def test_the_text_does_not_depend_on_what_rows_have_read_before(scheduler, requests, alone, arrivals):
+def test_the_text_does_not_depend_on_what_rows_have_read_before(adapting, scheduler, known, adapts, arrivals):
     """Requests come, end and are cancelled, also while prompts are read; what rows have stays from one example to the next."""
+    scheduler = adapting[1] if adapts else scheduler
     expected, replies = {}, {}
     for number, pause, is_cancelled, rounds, is_hurried in arrivals:
-        ticket = scheduler.submit(requests[number])
-        expected[ticket] = alone[number]
+        request, text = known[number]
+        ticket = scheduler.submit(request)
+        expected[ticket] = text
         for _ in range(pause):
             events = scheduler.step(rounds, reading_seconds=0.0 if is_hurried else 60.0)
             replies |= {event.ticket: event.reply for event in events if event.done}
@@ -102,7 +129,7 @@ def test_the_text_does_not_depend_on_what_rows_have_read_before(scheduler, reque
 
 
 def test_a_next_turn_takes_its_conversation_and_others_a_system_prompt_and_nothing_is_compiled(fresh, engine, requests, alone):
-    turn = [*PROMPTS[0], *alone[0], 11, 12, 13]
+    turn = [*PROMPTS[0], *alone[0], *TURN]
     (later,) = requests_of(engine, [turn], 5)
     first = fresh.submit(requests[0])
     assert drain(fresh)[first].cached_tokens == 0
@@ -116,6 +143,56 @@ def test_a_next_turn_takes_its_conversation_and_others_a_system_prompt_and_nothi
         again = without.submit(request)
         reply = drain(without)[again]
         assert reply.cached_tokens == 0 and reply.token_ids == replies[ticket].token_ids
+
+
+@pytest.mark.parametrize("way", [0, 1])
+def test_one_that_adapts_takes_the_reply_as_well_and_gives_the_text_of_one_that_reads_it(adapting, way, alone, monkeypatch):
+    engine, scheduler = adapting
+    scheduler.reset()
+    monkeypatch.setattr(scheduler.picker, "pick", lambda rows, busy: Pick(way, 100))
+    asked = requests_of(engine, PROMPTS)
+    tickets = [scheduler.submit(asked[0]), scheduler.submit(asked[4])]
+    replies = drain(scheduler)
+    assert [replies[ticket].token_ids for ticket in tickets] == [alone[0], alone[4]]
+    seat = Seat(0, asked[0], False, 0.0)
+    assert seat.in_cache(replies[tickets[0]]) == [*PROMPTS[0], *alone[0][:-1]]  # the newest token has no keys yet
+    assert not seat.in_cache(dataclasses.replace(replies[tickets[0]], finish_reason="error"))
+    scores = dataclasses.replace(seat, request=dataclasses.replace(asked[0], scores_prompt=True))
+    assert not scores.in_cache(replies[tickets[0]])  # another program has read its prompt
+    later = requests_of(engine, [[*PROMPTS[0], *alone[0], *TURN], [*PROMPTS[0], *alone[0][:12], *TURN]])
+    found = []
+    for request in later:
+        ticket = scheduler.submit(request)
+        found.append(drain(scheduler)[ticket])
+    assert [reply.cached_tokens for reply in found] == [40, 40]
+    without = Scheduler(engine.runner, 2, scheduler.room, reuses=False)
+    for request, reply in zip(later, found, strict=True):
+        ticket = without.submit(request)
+        assert drain(without)[ticket].token_ids == reply.token_ids
+
+
+def test_of_a_request_that_ends_otherwise_nothing_wrong_is_taken(adapting, alone):
+    """Cancelled: its prompt alone. Ended by the caller: what its reply has."""
+    engine, scheduler = adapting
+    scheduler.reset()
+    (request,) = requests_of(engine, [PROMPTS[0]])
+    ticket = scheduler.submit(request)
+    scheduler.step(1)
+    scheduler.cancel(ticket)
+    whole = [*PROMPTS[0], *alone[0], *TURN]
+    assert scheduler._kept.find(whole)[1] == 24
+    ticket, ended = scheduler.submit(request, follows=True), None
+    while ended is None:
+        ended = next(
+            (
+                event.reply
+                for event in scheduler.step(1, lambda events: [each.ticket for each in events if each.count > 10])
+                if event.done
+            ),
+            None,
+        )
+    count = len(ended.token_ids)
+    assert 10 < count < NEW and scheduler._kept.find(whole)[1] == 8 * ((30 + count - 1 - 4) // 8)
 
 
 def row_of(scheduler, request) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ imports JAX, so it takes little from a server on the same machine.
 """
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
@@ -27,7 +28,7 @@ def ask(connection: http.client.HTTPConnection, body: dict, streams: bool) -> tu
     connection.request("POST", "/v1/completions", json.dumps(body | more), {"content-type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
-        raise SystemExit(f"{response.status}: {response.read().decode()}")
+        raise ValueError(f"{response.status}: {response.read().decode()}")
     for line in response:
         first = first or (time.perf_counter() - began if line.startswith((b"data: {", b"{")) else 0.0)
         if b'"usage"' in line:
@@ -38,21 +39,25 @@ def ask(connection: http.client.HTTPConnection, body: dict, streams: bool) -> tu
 
 def load(address: tuple[str, int], bodies: list[dict], clients: int, streams: bool = True) -> dict[str, float]:
     """The figures of so many clients that share these requests."""
-    numbers, found, lock = itertools.count(), [], threading.Lock()
+    numbers, found, wrong, lock = itertools.count(), [], [], threading.Lock()
 
     def client() -> None:
-        connection = http.client.HTTPConnection(*address, timeout=600)
-        while (number := next(numbers)) < len(bodies):
-            one = ask(connection, bodies[number], streams)
-            with lock:
-                found.append(one)
-        connection.close()
+        try:
+            with contextlib.closing(http.client.HTTPConnection(*address, timeout=600)) as connection:
+                while not wrong and (number := next(numbers)) < len(bodies):
+                    one = ask(connection, bodies[number], streams)
+                    with lock:
+                        found.append(one)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            wrong.append(error)
 
     threads, began = [threading.Thread(target=client) for _ in range(clients)], time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if wrong:  # figures of fewer requests would look like figures
+        raise SystemExit(f"error: a request failed: {wrong[0]}")
     seconds = time.perf_counter() - began
     first = [one[0] for one in found]
     between = [(whole - first) / (tokens - 1) for first, whole, tokens in found if tokens > 1]

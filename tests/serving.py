@@ -91,8 +91,15 @@ def wait_until(is_so, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-def call(app, path="/v1/models", method="GET", headers=(), messages=({"type": "http.request"},)) -> tuple[int, dict, bytes]:
-    """Status, headers and body of a request to an ASGI application."""
+def call(*request, **more) -> tuple[int, dict, bytes]:
+    """`calling`, in a loop of its own."""
+    return asyncio.run(calling(*request, **more))
+
+
+async def calling(
+    app, path="/v1/models", method="GET", headers=(), messages=({"type": "http.request"},), root=""
+) -> tuple[int, dict, bytes]:
+    """Status, headers and body of a request to an ASGI application, which a proxy may have mounted at a path."""
     waiting, sent = list(messages), []
 
     async def receive():
@@ -103,8 +110,8 @@ def call(app, path="/v1/models", method="GET", headers=(), messages=({"type": "h
 
     scope = {
         "type": "http", "path": path, "raw_path": path.encode(), "method": method, "query_string": b"", "headers": list(headers),
-        "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1), "root_path": "",
+        "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1), "root_path": root,
     }  # fmt: skip
-    asyncio.run(app(scope, receive, send))
+    await app(scope, receive, send)
     body = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}, body

@@ -87,7 +87,7 @@ class Options:
     them out, which saves memory and compiling."""
     prompt_logprobs: bool = False
     """Let completions with `echo` and `logprobs` have those of the prompt's tokens too, as lm-eval asks for. The programs that read
-    prompts are compiled twice for it; no other request is slower."""
+    prompts are compiled twice for it; other rows wait while such a prompt is read, as a whole."""
     no_penalties: bool = False
     """Leave out penalties and min_tokens, which saves compiling. Rounds are slower only while a request that has some runs."""
     no_prefix_reuse: bool = False

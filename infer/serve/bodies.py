@@ -3,7 +3,7 @@
 What is neither in these classes nor in `UNSUPPORTED` is ignored. Not here: what the fields come to (`orders.py`).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 
@@ -20,6 +20,13 @@ UNSUPPORTED = {
 }  # fmt: skip
 
 
+IN_MESSAGES = {"audio": (), "function_call": (), "tool_call_id": (), "tool_calls": ([],)}  # the same of a message
+
+
+def _unsupported(fields: dict[str, Any] | None, known: dict[str, tuple]) -> list[str]:
+    return [name for name, value in (fields or {}).items() if name in known and value is not None and value not in known[name]]
+
+
 class Fields(pydantic.BaseModel):
     """A JSON object whose other fields are kept, so that those that are known and not supported can be named."""
 
@@ -31,7 +38,10 @@ class StreamOptions(Fields):
 
 
 class Body(Fields):
-    """What completions and chat completions have in common. None, or a field that is left out, is its default."""
+    """What completions and chat completions have in common. None, or a field that is left out, is its default. of_form: what of
+    `UNSUPPORTED` is the form's alone."""
+
+    of_form: ClassVar[dict[str, tuple]]
 
     model: str | None = None
     max_tokens: int | None = None
@@ -56,11 +66,12 @@ class Body(Fields):
 
     def unsupported(self) -> list[str]:
         """The known fields without support that ask for something."""
-        given = (self.model_extra or {}).items()
-        return sorted(name for name, value in given if name in UNSUPPORTED and value is not None and value not in UNSUPPORTED[name])
+        return sorted(_unsupported(self.model_extra, UNSUPPORTED | self.of_form))
 
 
 class CompletionBody(Body):
+    of_form = {"add_special_tokens": (True,)}
+
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None
     logprobs: int | None = None
@@ -79,6 +90,8 @@ class Message(Fields):
 
 
 class ChatBody(Body):
+    of_form = {"add_special_tokens": (False,)}
+
     messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -87,7 +100,8 @@ class ChatBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
 
     def unsupported(self) -> list[str]:
-        return sorted([*super().unsupported(), *(["echo"] if self.echo else [])])
+        of_messages = {name for message in self.messages for name in _unsupported(message.model_extra, IN_MESSAGES)}
+        return sorted([*super().unsupported(), *(["echo"] if self.echo else []), *of_messages])
 
 
 def messages_of(body: ChatBody) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from infer.serve.refusal import Refusal
 
 BODY_SECONDS = 60.0  # that a client may take to send its body
-PROTECTED = "/v1/"  # what needs a key; health, metrics and the page do not
+PUBLIC = ("/", "/health", "/metrics", "/version", "/openapi.json")  # paths that need no key; all others do
 
 
 class Guard:
@@ -32,8 +32,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check_key(self, scope) -> None:
-        is_asked = scope["path"].startswith(PROTECTED) and scope["method"] != "OPTIONS"
-        if not self._keys or not is_asked:
+        if not self._keys or _route(scope) in PUBLIC or scope["method"] == "OPTIONS":
             return
         scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]  # of all, so that the time says nothing
@@ -61,6 +60,12 @@ class Guard:
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body should have at most {self._most} bytes (--max-request-bytes)", code="request_too_large")
+
+
+def _route(scope) -> str:
+    """The path less that of a proxy that the application is mounted behind, which counts for its routes alone."""
+    root, path = scope.get("root_path", ""), scope["path"]
+    return path.removeprefix(root) or "/" if path == root or path.startswith(f"{root}/") else path
 
 
 def _replay(body: bytes, receive):

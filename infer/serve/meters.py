@@ -34,8 +34,8 @@ class Meters:
             prometheus.Counter, "spec_decode_num_accepted_tokens_per_pos", "The same, by their position.", "position"
         )
         self._finished = self._make(prometheus.Counter, "request_success", "Requests that were finished.", "finished_reason")
-        self._errors = self._counter("request_failures", "Requests that ended in an error of the server.")
-        self._gone = self._counter("request_cancellations", "Requests whose client went away.")
+        self._errors = self._counter("request_failures", "Requests that ended in an error of the server or of the model.")
+        self._gone = self._counter("request_cancellations", "Requests whose client went away, or whose time was over.")
         self._rounds = prometheus.Counter(
             "redrafter:rounds", "Rounds by the way to draft that was taken.", [*self._labels, "way"], registry=self.registry
         )
@@ -75,7 +75,10 @@ class Meters:
         """A reply is complete."""
         self._whole.observe(now - job.began)
         self.usual_seconds = SMOOTHING * self.usual_seconds + (1 - SMOOTHING) * (now - job.began)
-        self._finished.labels(**self._labels, finished_reason=reply.finish_reason).inc()
+        if reply.finish_reason == "error":
+            self._errors.inc()
+        else:
+            self._finished.labels(**self._labels, finished_reason=reply.finish_reason).inc()
 
     def looked(self, scheduler: Scheduler, used: int) -> None:
         """What the batch holds after a step; used: tokens in the rows."""
@@ -87,7 +90,7 @@ class Meters:
         self._cache.set(used / self._slots if scheduler.running else 0)
 
     def cancelled(self) -> None:
-        """A client went away."""
+        """A client went away, or its request's time was over."""
         self._gone.inc()
 
     def failed(self, count: int) -> None:

@@ -74,9 +74,16 @@ def make_app(house: House) -> fastapi.FastAPI:
 
 def _add_replies(app: fastapi.FastAPI, house: House) -> None:
     reader, tokens = ThreadPoolExecutor(1, "reader"), TokenTexts(house.tokenizer)  # one: a tokenizer is not for several threads
+    unread = 0  # bodies that wait for the reader
 
     async def reply(request: fastapi.Request, read: Callable[..., Order], body: CompletionBody | ChatBody) -> Response:
-        order = await asyncio.get_running_loop().run_in_executor(reader, read, body)
+        nonlocal unread
+        house.worker.check_room(unread + 1)
+        unread += 1
+        try:
+            order = await asyncio.get_running_loop().run_in_executor(reader, read, body)
+        finally:
+            unread -= 1
         exchange = Exchange(house.worker, Stopper(house.tokenizer, order.stops), order, house.seconds)
         made = Responses(order, house.orders.name, tokens)
         if order.streams:
@@ -130,8 +137,9 @@ def _add_errors(app: fastapi.FastAPI) -> None:
         return Response(refusal.dump(), refusal.status, refusal.headers, "application/json")
 
     @app.exception_handler(HTTPException)
-    async def refuse_path(request: fastapi.Request, error: HTTPException) -> Response:
-        return await refuse(request, Refusal(error.status_code, str(error.detail)))
+    async def refuse_path(_: fastapi.Request, error: HTTPException) -> Response:
+        refusal = Refusal(error.status_code, str(error.detail))
+        return Response(refusal.dump(), refusal.status, refusal.headers | dict(error.headers or {}), "application/json")
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(request: fastapi.Request, error: RequestValidationError) -> Response:

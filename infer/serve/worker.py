@@ -89,15 +89,21 @@ class Worker:
           Refusal: there are too many, or the worker has ended.
         """
         with self._wake:
-            if self._is_stopping or self._has_ended:
-                raise Refusal(503, "the server is going down", code="unavailable")
-            if len(self._jobs) + len(jobs) > self._most:
-                wait = min(MAX_RETRY_SECONDS, math.ceil(self._meters.usual_seconds))
-                message = f"all rows are busy and {len(self._jobs) - self._scheduler.rows} requests wait; try again later"
-                raise Refusal(429, message, code="rate_limit_exceeded", retry_after=max(1, wait))
+            self.check_room(len(jobs))
             self._jobs.update(jobs)
             self._new += jobs
             self._wake.notify()
+
+    def check_room(self, count: int) -> None:
+        """Raises Refusal where so many more requests are too many, or the worker has ended."""
+        with self._wake:
+            if self._is_stopping or self._has_ended:
+                raise Refusal(503, "the server is going down", code="unavailable")
+            if len(self._jobs) + count > self._most:
+                wait = min(MAX_RETRY_SECONDS, math.ceil(self._meters.usual_seconds))
+                waiting = max(0, len(self._jobs) - self._scheduler.rows)
+                message = f"all rows are busy and {waiting} requests wait; try again later"
+                raise Refusal(429, message, code="rate_limit_exceeded", retry_after=max(1, wait))
 
     def cancel(self, jobs: Collection[Job]) -> None:
         """Nobody waits for these any more: their rows are free at the next look, and nobody is told."""

@@ -96,6 +96,7 @@ class Scheduler:
     def prepare(self) -> None:
         """Compiles all programs, of which none is compiled later, and times their rounds where there are several ways. Left out,
         the first step does it."""
+        self._state = None  # there is room for one
         self._programs = programs = self._runner.refilled(self.rows, self.room, self._ways, self._places.sizes)
         if programs.ways > 1:
             lengths = [way.round.length for way in self._runner.ways[: programs.ways]]
@@ -104,7 +105,6 @@ class Scheduler:
         self._state = self._runner.on_mesh(programs.empty)
 
     def _measure(self) -> tuple[dict, float]:
-        self._state = None  # of which there is room for one
         blank = [self._runner.on_mesh(self._programs.empty)]
         reader = Reader(self._runner, self._programs, self.room, timing.longest(self.room), blank.pop(), 0, 0)
         reader.read()

@@ -136,7 +136,7 @@ def test_a_row_is_refilled_as_soon_as_it_ends_and_the_busy_rows_are_counted(engi
     assert decoded == rounds and decoded <= offered <= ROWS * rounds
 
 
-def test_prompts_are_read_for_a_bounded_time_and_a_reset_forgets_all_requests(scheduler, requests, alone):
+def test_prompts_are_read_for_a_bounded_time_and_a_reset_forgets_all_requests(scheduler, requests, alone, monkeypatch):
     drain(scheduler)
     for request in requests[:ROWS]:
         scheduler.submit(request)
@@ -144,7 +144,10 @@ def test_prompts_are_read_for_a_bounded_time_and_a_reset_forgets_all_requests(sc
     assert (scheduler.running, scheduler.waiting) == (1, ROWS - 1)  # one is read in any case
     scheduler.step(1, reading_seconds=60.0)
     assert scheduler.running >= ROWS - 1 and scheduler.waiting == 0 and scheduler.round_seconds > 0
+    held, place = [], scheduler._runner.on_mesh
+    monkeypatch.setattr(scheduler._runner, "on_mesh", lambda *given: held.append(scheduler._state) or place(*given))
     scheduler.reset()
+    assert held == [None]  # there is room for one cache: the old one is gone before another is made
     assert (scheduler.running, scheduler.waiting) == (0, 0) and scheduler.step() == []
     ticket = scheduler.submit(requests[4])
     assert {key: reply.token_ids for key, reply in drain(scheduler).items()} == {ticket: alone[4]}

@@ -27,7 +27,14 @@ def app(pair):
     scheduler = session.schedule(pair.engine, OPTIONS.batch_size, room)
     orders = Orders(pair.engine, pair.tokenizer, scheduler.room, "golden", most=11)
     return make_app(
-        House(orders, types.SimpleNamespace(is_well=True), Meters("golden", 100), pair.tokenizer, 96, most_bytes=20_000)
+        House(
+            orders,
+            types.SimpleNamespace(is_well=True, check_room=lambda _: None),
+            Meters("golden", 100),
+            pair.tokenizer,
+            96,
+            most_bytes=20_000,
+        )
     )
 
 
@@ -84,6 +91,12 @@ def test_what_cannot_be_served_is_refused_in_openais_form(app, body, status, mes
         ({"messages": [{"role": "user"}]}, "messages should be a list of objects"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "another kind: 'image_url'"),
         ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "not supported by this server: tools"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "not supported by this server: tool_calls"),
+        (
+            {"messages": [{"role": "tool", "content": "a", "tool_call_id": "1", "tool_calls": []}]},
+            "not supported by this server: tool_call_id",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}], "add_special_tokens": True}, "not supported by this server: add_special"),
         ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "top_logprobs goes with logprobs: true"),
         ({"messages": [{"role": "user", "content": "a"}], "echo": True}, "not supported by this server: echo"),
     ],

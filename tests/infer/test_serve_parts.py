@@ -1,24 +1,19 @@
-"""The parts of the server that need no device: the guard, the worker's bounds and its end, texts, options."""
+"""The parts of the server that need no device: the worker's bounds and its end, texts, options."""
 
 import asyncio
 import contextlib
 import dataclasses
-import hmac
-import json
 import queue
-import types
 
 import pytest
 import transformers
 
-from infer.serve import guard, session
+from infer.serve import session
 from infer.serve.exchange import Exchange
 from infer.serve.growth import Growth
-from infer.serve.guard import Guard
 from infer.serve.meters import Meters
 from infer.serve.orders import Order
 from infer.serve.refusal import Refusal
-from infer.serve.routes import House, make_app
 from infer.serve.vocabulary import TokenTexts
 from infer.serve.worker import Job, Worker
 from infer.stopping import Stopper, Stops, Watched
@@ -27,7 +22,7 @@ from redrafter_jax.decode.reply import Reply
 from redrafter_jax.decode.request import Limits, Sampling
 from redrafter_jax.decode.seat import Event
 from redrafter_jax.errors import BadInput
-from tests.serving import call, wait_until
+from tests.serving import wait_until
 from tests.texts import byte_tokenizer
 
 REQUEST = Request([1, 2], Sampling(), Limits(8), 0, ())
@@ -171,6 +166,17 @@ def test_a_device_that_fails_ends_requests_with_an_error_and_the_next_ones_are_s
     assert said[2][0].token_ids == [65, 66, 67] and steps.resets == 1 and not ended and worker.is_well
 
 
+def test_a_reply_that_ends_in_an_error_is_a_failure_and_no_success():
+    meters = Meters("m", 100)
+    for reason in ("error", "length"):
+        meters.ended(job([]), reply_of([65], reason), 1.0)
+    read = meters.registry.get_sample_value
+    labels = {"model_name": "m", "engine": "0"}
+    assert read("vllm:request_failures_total", labels) == 1
+    assert read("vllm:request_success_total", labels | {"finished_reason": "error"}) is None
+    assert read("vllm:request_success_total", labels | {"finished_reason": "length"}) == 1
+
+
 def test_failures_far_apart_do_not_end_the_server(started):
     steps, said = Steps(errors=[RuntimeError("a")]), []
     worker = started(steps)
@@ -253,69 +259,6 @@ def test_tokens_alone_have_their_bytes(tokenizer):
     ids = tokenizer("é ")["input_ids"]
     assert [tokens.bytes_of(token) for token in ids] == [b"\xc3", b"\xa9", b" "]
     assert [tokens.text_of(token) for token in (*ids, 256, 300)] == ["bytes:\\xc3", "bytes:\\xa9", " ", "<end>", "w300"]
-
-
-@pytest.fixture
-def app(tokenizer):
-    def make(**more):
-        orders, worker = types.SimpleNamespace(name="golden"), types.SimpleNamespace(is_well=True)
-        return make_app(House(orders, worker, Meters("golden", 100), tokenizer, 96, **more))
-
-    return make
-
-
-def test_a_key_is_needed_for_v1_alone_is_compared_in_constant_time_and_is_shown_nowhere(app, monkeypatch, caplog, capsys):
-    compared = []
-    real = hmac.compare_digest
-    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append(b) or real(a, b))
-    made = app(keys=(b"first-key", b"other-key"))
-    for header in ((), [(b"authorization", b"Bearer wrong")], [(b"authorization", b"Basic first-key")]):
-        status, headers, body = call(made, headers=header)
-        error = json.loads(body)["error"]
-        assert (status, error["code"], headers["www-authenticate"]) == (401, "invalid_api_key", "Bearer")
-    for key in (b"first-key", b"other-key"):
-        assert call(made, headers=[(b"authorization", b"Bearer " + key)])[0] == 200
-    assert compared == [b"first-key", b"other-key"] * 5
-    assert [call(made, path)[0] for path in ("/health", "/metrics", "/version", "/")] == [200] * 4
-    assert "first-key" not in caplog.text + "".join(capsys.readouterr())
-    assert "first-key" not in repr(House(None, None, None, None, 1, keys=(b"first-key",)))
-
-
-def test_no_origin_is_let_in_but_those_that_are_named(app):
-    origin = [(b"origin", b"http://here:3000")]
-    assert "access-control-allow-origin" not in call(app(), "/version", headers=origin)[1]
-    named = app(origins=("http://here:3000",), keys=(b"k",))
-    assert call(named, "/version", headers=origin)[1]["access-control-allow-origin"] == "http://here:3000"
-    assert "access-control-allow-origin" not in call(named, "/version", headers=[(b"origin", b"http://there")])[1]
-    preflight = [*origin, (b"access-control-request-method", b"POST")]
-    assert call(named, "/v1/completions", "OPTIONS", preflight)[0] == 200
-    assert call(named, headers=origin)[1]["access-control-allow-origin"] == "http://here:3000"  # with its 401
-
-
-def test_a_body_is_bounded_also_where_its_length_is_not_said(app, monkeypatch):
-    parts = [{"type": "http.request", "body": b"x" * 600, "more_body": True}] * 2
-    made = app(most_bytes=1000)
-    assert call(made, "/v1/completions", "POST", messages=parts)[0] == 413
-    assert call(made, "/v1/completions", "POST", [(b"content-length", b"1001")], [])[0] == 413
-    assert call(made, "/v1/completions", "POST", [(b"content-length", b"x")], [])[0] == 413
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
-    assert call(made, "/v1/completions", "POST", messages=parts[:1])[0] == 408
-
-
-def test_a_client_that_goes_away_before_its_body_is_there_reaches_nothing():
-    reached, sent = [], []
-
-    async def inner(*_):
-        reached.append(True)
-
-    async def receive():
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(Guard(inner, (), 10)({"type": "http", "path": "/", "method": "POST", "headers": []}, receive, send))
-    assert not reached and not sent
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_loaded():

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from infer.fit import points
-from redrafter_jax.decode import loop, prefill, reading
+from redrafter_jax.decode import ladder, loop, prefill, reading
+from redrafter_jax.decode.insert import insert
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import AUTOREGRESSIVE, Recurrent, Shape
 from redrafter_jax.devices import placement
@@ -62,6 +63,22 @@ def test_a_chunk_of_a_prompt_is_written_for_a_tpu_where_it_belongs():
         program = compiler.compile_program(read, target, was, *chunk)
     buffer = elements(was.cache) * 2  # bytes
     assert program.aliased >= 2 * buffer and program.temporaries < buffer
+
+
+@needs_compiler
+@pytest.mark.parametrize("mesh", [(1, 4), (2, 2)])
+def test_a_row_is_inserted_and_changes_places_for_a_tpu_where_it_is(mesh):
+    head = drafter.full(TARGET.vocab_size, TARGET.hidden_size)
+    subject = points.Workload(topology.find_slice("v5e:2x2"), TARGET, head, "bfloat16", 2000)
+    with jax.set_mesh(subject.slice.mesh(*mesh)):
+        state, one = (points.arrays(subject, TARGET.num_hidden_layers, rows, Shape(2, 2))[2] for rows in (16, mesh[0]))
+        row = compiler.abstract((), jnp.int32, jax.P())
+        programs = [
+            compiler.compile_program(jax.jit(write, donate_argnums=0), state, *given)
+            for write, given in ((insert, (row, one)), (ladder.swap, (row, row)))
+        ]
+    for program in programs:
+        assert program.aliased >= placement.bytes_of(state) and program.temporaries < 2 * elements(state.cache)
 
 
 def matrices_of(target) -> set[int]:

@@ -9,7 +9,8 @@ lately. Plain numbers; no device and no clock, so that several processes pick th
 What a round takes is measured beforehand, and again whenever a way is taken: other work slows a machine, long texts take longer.
 A way that is not in use says nothing about itself, and texts change. So it is guessed from how often drafts of others are
 accepted, and where it could be better it is tried for a few rounds, as long as all that such trials lose stays within a small
-share of the time (`TRIAL_SHARE`).
+share of the time (`TRIAL_SHARE`). What its rounds take comes into doubt again, too. The first short call after those of another way
+finds that one's weights in the caches; it is not timed, and a trial begins with one.
 """
 
 import dataclasses
@@ -25,7 +26,10 @@ TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several;
 TRIAL_SHARE = 0.01  # of the time, that trials may lose
 MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
 MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
-UNTRIED = 0.3  # of that time, by which a way may turn out to be faster that has not been taken at so many rows
+DOUBT = 0.3  # of that time, by which a round may turn out to be faster, where nothing is known; less by what is (`_doubt`)
+LEAST_DOUBT = 0.1  # below which none is left
+COLD_ROUNDS = 2  # that a trial begins with
+WARM_ROUNDS = 32  # of a call, from which on it is timed also where it comes behind another way
 TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
 TIMED_CALLS = 64.0  # the same of calls
 MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
@@ -133,16 +137,23 @@ class Picker:
 
     def __init__(self, seconds: Mapping[Key, float], lengths: Sequence[int], call: float = 0.0):
         self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
-        self.call, self._timed, self._to_try = call, dict.fromkeys(seconds, MEASURED_ROUNDS), dict.fromkeys(seconds, TRIAL_ROUNDS)
+        self.call, self._timed = call, dict.fromkeys(seconds, MEASURED_ROUNDS)
+        self._latest: Key | None = None  # that a call was of
         self._allowance = MOST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
         self._last = Pick(0, 1)
 
     def pick(self, rows: int, busy: int) -> Pick:
         """What to run next with programs of so many rows, of which so many are busy."""
         seconds = self._of(rows)
-        least = [cost * (1 - UNTRIED * (self._to_try[rows, way] > 0)) for way, cost in enumerate(seconds)]
-        self._last = pick(seconds, self.evidence, busy, self._allowance, least)
+        least = [cost * (1 - self._doubt((rows, way))) for way, cost in enumerate(seconds)]
+        self._last = found = pick(seconds, self.evidence, busy, self._allowance, least)
+        if found.loses and least[found.way] < seconds[found.way] and self._latest != (rows, found.way):
+            self._last = dataclasses.replace(found, rounds=COLD_ROUNDS)
         return self._last
+
+    def _doubt(self, key: Key) -> float:
+        doubt = DOUBT / (1 + self._timed[key] / TRIAL_ROUNDS)
+        return doubt if doubt > LEAST_DOUBT else 0.0
 
     def saw(self, rows: int, rounds: int, row_rounds: int, tokens: int, seconds: float | None = None) -> None:
         """What came of the last pick: so many rounds, in so many rounds of single rows, with so many tokens, in one call of so many
@@ -150,7 +161,7 @@ class Picker:
         if not row_rounds:
             return
         last, most = self._last, MOST_TRIALS * self._best_seconds(rows)
-        self._to_try[rows, last.way] -= rounds
+        key, before, self._latest = (rows, last.way), self._latest, (rows, last.way)
         earned = TRIAL_SHARE * rounds * self.seconds[rows, last.way]
         self._allowance = min(most, self._allowance + earned) - rounds * last.loses
         own = self.evidence[last.way].behind(tokens, row_rounds)
@@ -160,12 +171,17 @@ class Picker:
             dataclasses.replace(own, rate=rate) if way == last.way else each.aged(row_rounds, rate)
             for way, each in enumerate(self.evidence)
         ]
-        if seconds is not None:
-            self._time((rows, last.way), rounds, seconds)
+        if seconds is None:
+            self._timed[key] += rounds  # nothing more comes to be known
+        elif key == before or rounds >= WARM_ROUNDS:
+            self._time(key, rounds, seconds)
 
     def _time(self, key: Key, rounds: int, seconds: float) -> None:
         """Counts a call of so many seconds. How much longer it took than expected is put down to its rounds and to the call itself
         in equal proportion, since one time does not tell them apart."""
+        for other in self._timed:
+            if other != key and other[0] == key[0]:
+                self._timed[other] *= math.exp(-rounds / STALE_ROUNDS)
         was, known = self.seconds[key], self._timed[key] * math.exp(-rounds / TIMED_ROUNDS)
         change = min(max(seconds / (self.call + rounds * was), 1 / MOST_CHANGE), MOST_CHANGE)
         self.seconds[key] = was * (known + change * rounds) / (known + rounds)

@@ -23,12 +23,13 @@ RECENT_ROUNDS = 1024.0  # rounds of a row, after which what was seen of a way co
 STALE_ROUNDS = 2048.0  # rounds of a row in other ways, after which it counts for as little
 DEVIATIONS = 1.0  # above the mean, that a way may turn out to be
 TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several; where its time is in doubt, rounds of all rows
-TRIAL_SHARE = 0.01  # of the time, that trials may lose
+TRIAL_SHARE = 0.005  # of the time, that trials may lose
 MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
 MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
 DOUBT = 0.3  # of that time, by which a round may turn out to be faster, where nothing is known; less by what is (`_doubt`)
 LEAST_DOUBT = 0.1  # below which none is left
 COLD_ROUNDS = 2  # that a trial begins with
+SWITCH_CALLS = 6.0  # calls whose time besides their rounds a trial costs: two more, and weights that are not in the caches, twice
 WARM_ROUNDS = 32  # of a call, from which on it is timed also where it comes behind another way
 TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
 TIMED_CALLS = 64.0  # the same of calls
@@ -91,15 +92,21 @@ class Evidence:
 @dataclasses.dataclass(frozen=True)
 class Pick:
     """A way by its number, and for how many rounds at most; ``loses``: seconds of a round that a trial is expected to lose, 0
-    where it is no trial."""
+    where it is no trial; ``switch``: and once besides."""
 
     way: int
     rounds: int
     loses: float = 0.0
+    switch: float = 0.0
 
 
 def pick(
-    seconds: Sequence[float], evidence: Sequence[Evidence], busy: int, allowance: float, least: Sequence[float] | None = None
+    seconds: Sequence[float],
+    evidence: Sequence[Evidence],
+    busy: int,
+    allowance: float,
+    least: Sequence[float] | None = None,
+    switch: Sequence[float] | None = None,
 ) -> Pick:
     """The way with the best promise, or one that is worth a trial.
 
@@ -108,15 +115,17 @@ def pick(
       busy: rows that hold a request.
       allowance: seconds that a trial may lose.
       least: seconds that a round may turn out to take, where these are fewer.
+      switch: seconds that a trial of each way costs besides its rounds; none by default.
     """
     promises = [each.mean / cost for each, cost in zip(evidence, seconds, strict=True)]
     best = promises.index(max(promises))
     trial, hoped = None, promises[best]
-    for way, (each, cost, fewest) in enumerate(zip(evidence, seconds, least or seconds, strict=True)):
+    given = zip(evidence, seconds, least or seconds, switch or [0.0] * len(seconds), strict=True)
+    for way, (each, cost, fewest, change) in enumerate(given):
         loses = max(0.0, cost - each.mean / promises[best])
         rounds = TRIAL_ROUNDS if fewest < cost else -(-TRIAL_ROUNDS // busy)
-        if way != best and each.most / fewest > hoped and rounds * loses <= allowance:
-            trial, hoped = Pick(way, rounds, loses), each.most / fewest
+        if way != best and each.most / fewest > hoped and rounds * loses + change <= allowance:
+            trial, hoped = Pick(way, rounds, loses, change), each.most / fewest
     if trial is not None:
         return trial
     known = max(1, int(evidence[best].weight) // busy)  # as many again as are known, so that a guess is soon replaced
@@ -139,14 +148,15 @@ class Picker:
         self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
         self.call, self._timed = call, dict.fromkeys(seconds, MEASURED_ROUNDS)
         self._latest: Key | None = None  # that a call was of
-        self._allowance = MOST_TRIALS * self._best_seconds(max(rows for rows, _ in seconds))
+        self._allowance = self._most_at_once(max(rows for rows, _ in seconds))
         self._last = Pick(0, 1)
 
     def pick(self, rows: int, busy: int) -> Pick:
         """What to run next with programs of so many rows, of which so many are busy."""
         seconds = self._of(rows)
         least = [cost * (1 - self._doubt((rows, way))) for way, cost in enumerate(seconds)]
-        self._last = found = pick(seconds, self.evidence, busy, self._allowance, least)
+        switch = [SWITCH_CALLS * self.call * (self._latest != (rows, way)) for way in range(len(seconds))]
+        self._last = found = pick(seconds, self.evidence, busy, self._allowance, least, switch)
         if found.loses and least[found.way] < seconds[found.way] and self._latest != (rows, found.way):
             self._last = dataclasses.replace(found, rounds=COLD_ROUNDS)
         return self._last
@@ -160,10 +170,10 @@ class Picker:
         ``seconds``; None where processes that decide together would not see the same."""
         if not row_rounds:
             return
-        last, most = self._last, MOST_TRIALS * self._best_seconds(rows)
+        last, most = self._last, self._most_at_once(rows)
         key, before, self._latest = (rows, last.way), self._latest, (rows, last.way)
         earned = TRIAL_SHARE * rounds * self.seconds[rows, last.way]
-        self._allowance = min(most, self._allowance + earned) - rounds * last.loses
+        self._allowance = min(most, self._allowance + earned) - rounds * last.loses - last.switch
         own = self.evidence[last.way].behind(tokens, row_rounds)
         fading = FIRST_RATE + (own.rate - FIRST_RATE) * math.exp(-row_rounds / STALE_ROUNDS)  # without drafts nothing is known
         rate = rate_of(own.mean, own.length) if own.length else fading
@@ -191,6 +201,7 @@ class Picker:
     def _of(self, rows: int) -> list[float]:
         return [self.seconds[rows, way] for way in range(len(self.evidence))]
 
-    def _best_seconds(self, rows: int) -> float:
-        """Of a round in the way with the best promise."""
-        return min(zip(self._of(rows), self.evidence, strict=True), key=lambda each: each[0] / each[1].mean)[0]
+    def _most_at_once(self, rows: int) -> float:
+        """Seconds that trials may lose, however long there was nothing to try: of rounds of the way with the best promise."""
+        best, _ = min(zip(self._of(rows), self.evidence, strict=True), key=lambda each: each[0] / each[1].mean)
+        return MOST_TRIALS * best + SWITCH_CALLS * self.call

@@ -28,8 +28,8 @@ def longest(room: Room) -> Request:
 
 
 def measure(runner: Runner, programs: Refilled, few: DecodeState, order: Sequence[int]) -> tuple[dict, float]:
-    """Seconds of a round by rows and way, medians of laps, and of a call besides its rounds, the least of all programs: the same in
-    all processes of a mesh. A round is what a call of more rounds takes longer.
+    """Seconds of a round by rows and way, medians of laps, and of a call besides its rounds, the median of all programs: the
+    same in all processes of a mesh. A round is what a call of more rounds takes longer.
 
     Args:
       few: what the prompt of `longest` was read into.
@@ -64,4 +64,4 @@ def measure(runner: Runner, programs: Refilled, few: DecodeState, order: Sequenc
     medians = {key: [statistics.median(parts) for parts in zip(*laps, strict=True)] for key, laps in found.items()}
     if runner.mesh.is_multi_process:  # as the first of them found
         medians = dict(zip(medians, json.loads(processes.broadcast_text(json.dumps(list(medians.values())))), strict=True))
-    return {key: seconds for key, (seconds, _) in medians.items()}, min(call for _, call in medians.values())
+    return {key: seconds for key, (seconds, _) in medians.items()}, statistics.median(call for _, call in medians.values())

@@ -144,6 +144,15 @@ def test_a_way_that_may_be_faster_than_it_was_measured_is_tried_and_the_first_ro
     assert 20 < more < 200 if is_timed else more == 0
 
 
+def test_a_time_that_was_measured_for_a_while_is_not_doubted():
+    made = Picker({(4, way): cost for way, cost in enumerate(COSTS)}, LENGTHS)
+    doubts = []
+    for timed in (0.0, picker.MEASURED_ROUNDS, picker.TRIAL_ROUNDS, 2.0 * picker.TRIAL_ROUNDS, 512.0):
+        made._timed[4, 1] = timed
+        doubts.append(made._doubt((4, 1)))
+    assert doubts[0] == picker.DOUBT > doubts[1] > doubts[2] > picker.LEAST_DOUBT and doubts[3:] == [0.0, 0.0]
+
+
 def test_one_bad_time_of_a_way_is_not_believed_for_good():
     """So the way that is better in fact is soon taken again."""
     made = tried(Picker({(4, 0): 0.030, (4, 1): 0.0150, (4, 2): 0.0125}, LENGTHS))

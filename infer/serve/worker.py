@@ -63,7 +63,7 @@ class Worker:
         self._new: list[Job] = []
         self._gone: list[Job] = []
         self._by_ticket: dict[int, Job] = {}
-        self._is_stopping, self._has_failed, self._has_ended = False, False, False
+        self._is_stopping, self._has_failed, self._has_ended, self._has_paused = False, False, False, False
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
     @property
@@ -149,6 +149,7 @@ class Worker:
         now, used = time.perf_counter(), 0
         for event in events:
             job = self._by_ticket[event.ticket]
+            has_grown = event.count > job.count
             reply = event.reply if job.watched is None else job.watched.cut(event.reply, event.done)
             self._meters.grew(job, event, now)
             used += len(job.request.prompt) + event.count
@@ -156,16 +157,20 @@ class Worker:
                 self._has_failed = False
                 self._forget(job)
                 self._meters.ended(job, reply, now)
-            if event.done or job.streams:
+            if event.done or (job.streams and has_grown):
                 job.tell(reply, event.done, None)
         self._meters.looked(self._scheduler, used)
 
     def _rounds(self) -> int:
-        """Those of about a look's time; one where a prompt will be read, whose first token is not kept back. Between the chunks of
-        a long one those that run get a look's time too."""
+        """Those of about a look's time. None where a prompt will be read, whose first token is not kept back; one where that was
+        so at the last step too, since other rows wait meanwhile. Between the chunks of a long one those that run get a look's time
+        too."""
         scheduler = self._scheduler
-        is_read = scheduler.waiting and scheduler.running < scheduler.rows and not scheduler.is_reading
-        return 1 if is_read or not scheduler.round_seconds else max(1, int(self._look_seconds / scheduler.round_seconds))
+        if scheduler.waiting and scheduler.running < scheduler.rows and not scheduler.is_reading:
+            self._has_paused = not self._has_paused
+            return int(not self._has_paused)
+        self._has_paused = False
+        return max(1, int(self._look_seconds / scheduler.round_seconds)) if scheduler.round_seconds else 1
 
     def _watch(self, events: Sequence[Event]) -> list[int]:
         """The tickets whose text has a stop string."""

@@ -17,6 +17,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from redrafter_jax.decode.round_times import RoundTimes
+
 FIRST_RATE = 0.6  # how often a draft is accepted behind accepted ones, before anything is known
 GUESS_ROUNDS = 16.0  # rounds of a row that a guess from that rate is worth
 RECENT_ROUNDS = 1024.0  # rounds of a row, after which what was seen of a way counts for 1/e
@@ -25,15 +27,10 @@ DEVIATIONS = 1.0  # above the mean, that a way may turn out to be
 TRIAL_ROUNDS = 8  # rounds of a row in a trial, in one row or shared by several; where its time is in doubt, rounds of all rows
 TRIAL_SHARE = 0.005  # of the time, that trials may lose
 MOST_TRIALS = 8.0  # rounds of the best way whose time trials may lose at once: at first, and however long there was nothing to try
-MEASURED_ROUNDS = 2.0  # that the time measured beforehand is worth, perhaps beside other work that was starting
-DOUBT = 0.3  # share of a round's time by which it may turn out to be faster, where nothing is known; less by what is (`_doubt`)
-LEAST_DOUBT = 0.1  # share below which it is believed
+LEAST_DOUBT = 0.1  # of a round's time, as a share, below which it is believed
 COLD_ROUNDS = 2  # that a trial begins with
 SWITCH_CALLS = 6.0  # calls whose time besides their rounds a trial costs: two more, and weights that are not in the caches, twice
 WARM_ROUNDS = 32  # of a call, from which on it is timed also where it comes behind another way
-TIMED_ROUNDS = 512.0  # after which a time that was measured counts for 1/e
-TIMED_CALLS = 64.0  # the same of calls
-MOST_CHANGE = 2.0  # of a time in one measurement: what stops the machine for a moment says nothing of a round
 REVIEW_SECONDS = 0.25  # of rounds at most, between two decisions
 
 
@@ -106,7 +103,8 @@ def pick(
     busy: int,
     allowance: float,
     least: Sequence[float] | None = None,
-    switch: Sequence[float] | None = None,
+    latest: int | None = None,
+    switch: float = 0.0,
 ) -> Pick:
     """The way with the best promise, or one that is worth a trial.
 
@@ -115,17 +113,18 @@ def pick(
       busy: rows that hold a request.
       allowance: seconds that a trial may lose.
       least: seconds that a round may turn out to take, where these are fewer.
-      switch: seconds that a trial of each way costs besides its rounds; none by default.
+      latest: the way that ran last. A trial of the time of another begins with rounds that are not timed.
+      switch: seconds that a trial of another costs besides its rounds.
     """
     promises = [each.mean / cost for each, cost in zip(evidence, seconds, strict=True)]
     best = promises.index(max(promises))
     trial, hoped = None, promises[best]
-    given = zip(evidence, seconds, least or seconds, switch or [0.0] * len(seconds), strict=True)
-    for way, (each, cost, fewest, change) in enumerate(given):
-        loses = max(0.0, cost - each.mean / promises[best])
+    for way, (each, cost, fewest) in enumerate(zip(evidence, seconds, least or seconds, strict=True)):
+        loses, is_new = max(0.0, cost - each.mean / promises[best]), way != latest
         rounds = TRIAL_ROUNDS if fewest < cost else -(-TRIAL_ROUNDS // busy)
-        if way != best and each.most / fewest > hoped and rounds * loses + change <= allowance:
-            trial, hoped = Pick(way, rounds, loses, change), each.most / fewest
+        cold = COLD_ROUNDS if fewest < cost and is_new else 0
+        if way != best and each.most / fewest > hoped and (cold + rounds) * loses + is_new * switch <= allowance:
+            trial, hoped = Pick(way, cold or rounds, loses, is_new * switch), each.most / fewest
     if trial is not None:
         return trial
     known = max(1, int(evidence[best].weight) // busy)  # as many again as are known, so that a guess is soon replaced
@@ -145,25 +144,27 @@ class Picker:
     """
 
     def __init__(self, seconds: Mapping[Key, float], lengths: Sequence[int], call: float = 0.0):
-        self.seconds, self.evidence = dict(seconds), [Evidence(length) for length in lengths]
-        self.call, self._timed = call, dict.fromkeys(seconds, MEASURED_ROUNDS)
+        self.evidence, self.call = [Evidence(length) for length in lengths], call
+        sizes = {rows for rows, _ in seconds}
+        self.times = {rows: RoundTimes([seconds[rows, way] for way in range(len(lengths))], call) for rows in sizes}
         self._latest: Key | None = None  # that a call was of
-        self._allowance = self._most_at_once(max(rows for rows, _ in seconds))
+        self._allowance = self._most_at_once(max(sizes))
         self._last = Pick(0, 1)
+
+    @property
+    def seconds(self) -> dict[Key, float]:
+        """Of a round, by rows and way, as far as it is known."""
+        return {(rows, way): cost for rows, times in self.times.items() for way, cost in enumerate(times.rounds)}
 
     def pick(self, rows: int, busy: int) -> Pick:
         """What to run next with programs of so many rows, of which so many are busy."""
-        seconds = self._of(rows)
-        least = [cost * (1 - self._doubt((rows, way))) for way, cost in enumerate(seconds)]
-        switch = [SWITCH_CALLS * self.call * (self._latest != (rows, way)) for way in range(len(seconds))]
-        self._last = found = pick(seconds, self.evidence, busy, self._allowance, least, switch)
-        if found.loses and least[found.way] < seconds[found.way] and self._latest != (rows, found.way):
-            self._last = dataclasses.replace(found, rounds=COLD_ROUNDS)
+        times = self.times[rows]
+        seconds, best = times.rounds, self._best(rows)
+        doubts = [times.doubt(way, best) for way in range(len(seconds))]
+        least = [cost * (1 - doubt * (doubt > LEAST_DOUBT)) for cost, doubt in zip(seconds, doubts, strict=True)]
+        latest = self._latest[1] if self._latest and self._latest[0] == rows else None
+        self._last = pick(seconds, self.evidence, busy, self._allowance, least, latest, SWITCH_CALLS * self.call)
         return self._last
-
-    def _doubt(self, key: Key) -> float:
-        doubt = DOUBT / (1 + self._timed[key] / TRIAL_ROUNDS)
-        return doubt if doubt > LEAST_DOUBT else 0.0
 
     def saw(self, rows: int, rounds: int, row_rounds: int, tokens: int, seconds: float | None = None) -> None:
         """What came of the last pick: so many rounds, in so many rounds of single rows, with so many tokens, in one call of so many
@@ -172,7 +173,7 @@ class Picker:
             return
         last, most = self._last, self._most_at_once(rows)
         key, before, self._latest = (rows, last.way), self._latest, (rows, last.way)
-        earned = TRIAL_SHARE * rounds * self.seconds[rows, last.way]
+        earned = TRIAL_SHARE * rounds * self.times[rows].rounds[last.way]
         self._allowance = min(most, self._allowance + earned) - rounds * last.loses - last.switch
         own = self.evidence[last.way].behind(tokens, row_rounds)
         fading = FIRST_RATE + (own.rate - FIRST_RATE) * math.exp(-row_rounds / STALE_ROUNDS)  # without drafts nothing is known
@@ -182,26 +183,15 @@ class Picker:
             for way, each in enumerate(self.evidence)
         ]
         if seconds is None:
-            self._timed[key] += rounds  # nothing more comes to be known
+            self.times[rows].settle()
         elif key == before or rounds >= WARM_ROUNDS:
-            self._time(key, rounds, seconds)
+            self.times[rows].saw(last.way, rounds, seconds)
 
-    def _time(self, key: Key, rounds: int, seconds: float) -> None:
-        """Counts a call of so many seconds. How much longer it took than expected is put down to its rounds and to the call itself
-        in equal proportion, since one time does not tell them apart."""
-        for other in self._timed:
-            if other != key and other[0] == key[0]:
-                self._timed[other] *= math.exp(-rounds / STALE_ROUNDS)
-        was, known = self.seconds[key], self._timed[key] * math.exp(-rounds / TIMED_ROUNDS)
-        change = min(max(seconds / (self.call + rounds * was), 1 / MOST_CHANGE), MOST_CHANGE)
-        self.seconds[key] = was * (known + change * rounds) / (known + rounds)
-        self.call *= 1 + (change - 1) / TIMED_CALLS
-        self._timed[key] = known + rounds
-
-    def _of(self, rows: int) -> list[float]:
-        return [self.seconds[rows, way] for way in range(len(self.evidence))]
+    def _best(self, rows: int) -> int:
+        """The way with the best promise."""
+        promises = [each.mean / cost for each, cost in zip(self.evidence, self.times[rows].rounds, strict=True)]
+        return promises.index(max(promises))
 
     def _most_at_once(self, rows: int) -> float:
         """Seconds that trials may lose, however long there was nothing to try: of rounds of the way with the best promise."""
-        best, _ = min(zip(self._of(rows), self.evidence, strict=True), key=lambda each: each[0] / each[1].mean)
-        return MOST_TRIALS * best + SWITCH_CALLS * self.call
+        return MOST_TRIALS * self.times[rows].rounds[self._best(rows)] + SWITCH_CALLS * self.call

@@ -98,9 +98,9 @@ class Scheduler:
         the first step does it."""
         self._state = None  # there is room for one
         self._programs = programs = self._runner.refilled(self.rows, self.room, self._ways, self._places.sizes)
-        if programs.ways > 1:
+        if programs.ways > 1 and self.picker is None:
             lengths = [way.round.length for way in self._runner.ways[: programs.ways]]
-            seconds, call = (self.picker.seconds, self.picker.call) if self.picker else self._measure()
+            seconds, call = self._measure()
             self.picker = Picker(seconds, lengths, call)
         self._state = self._runner.on_mesh(programs.empty)
 
@@ -154,7 +154,7 @@ class Scheduler:
                 break
         told = [row for row, seat in self._seats.items() if counts["done"][row] or seat.follows]
         events = self._events(counts, self._seats, told)
-        self.round_seconds = (time.perf_counter() - began) / max(ran, 1)
+        self.round_seconds = (time.perf_counter() - began) / ran if ran else self.round_seconds
         over = {row for row, event in events.items() if event.done}
         asked = set(watch(list(events.values()))) if watch is not None else set()
         ended = {row for row, event in events.items() if event.ticket in asked} - over

@@ -40,13 +40,14 @@ def reply_of(ids, reason="length") -> Reply:
 
 
 class Steps:
-    """A scheduler of one row, each of whose steps gives a token to the request in it, or raises what is in ``errors``."""
+    """A scheduler of one row, each of whose steps gives a token to the request in it, or raises what is in ``errors``. A step
+    without rounds gives the first one only."""
 
-    rows, round_seconds, rounds_of, idle_seconds = 1, 0.001, {"plain": 1}, None
+    rows, round_seconds, rounds_of, idle_seconds, is_reading = 1, 0.001, {"plain": 1}, None, False
 
     def __init__(self, tokens=(65, 66, 67), errors=()):
         self.tokens, self.errors, self.queue, self.count, self.resets, self.tickets = tokens, list(errors), [], 0, 0, 0
-        self.may_go = queue.Queue()
+        self.may_go, self.asked = queue.Queue(), []
 
     running = property(lambda self: int(bool(self.queue)))
     waiting = property(lambda self: max(0, len(self.queue) - 1))
@@ -71,7 +72,8 @@ class Steps:
         self.may_go.get(timeout=60)
         if self.errors:
             raise self.errors.pop()
-        self.count += 1
+        self.asked.append(rounds)
+        self.count += rounds > 0 or self.count == 0
         event = Event(self.queue[0], reply_of(self.tokens[: self.count]), self.count == len(self.tokens), self.count)
         is_ended = watch is not None and event.ticket in watch([event]) and not event.done
         if event.done or is_ended:
@@ -110,6 +112,24 @@ def test_who_streams_is_told_at_every_look_and_others_at_the_end(started):
     wait_until(lambda: whole)
     assert [(reply.token_ids, done) for reply, done, _ in stream] == [([65], False), ([65, 66], False), ([65, 66, 67], True)]
     assert [(reply.token_ids, done) for reply, done, _ in whole] == [([65, 66, 67], True)]
+
+
+class Arriving(Steps):
+    """Before these steps a request waits for a row that is free."""
+
+    rows = 2
+    waiting = property(lambda self: int(len(self.asked) in (0, 1, 3, 4)))
+
+
+def test_a_first_token_waits_for_no_round_but_running_rows_go_on_between_two_that_are_read(started):
+    steps, stream = Arriving((65, 66, 67, 68)), []
+    worker = started(steps)
+    worker.submit([job(stream, streams=True)])
+    for _ in range(5):
+        steps.may_go.put(None)
+    wait_until(lambda: stream and stream[-1][1])
+    assert steps.asked == [0, 1, 50, 0, 1]
+    assert [len(reply.token_ids) for reply, *_ in stream] == [1, 2, 3, 4]  # and nothing is told where nothing is new
 
 
 def test_requests_beyond_the_queue_are_refused_all_or_none_and_a_cancelled_one_makes_room(started):

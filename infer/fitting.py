@@ -31,8 +31,9 @@ class SliceOptions:
     """Devices over which a batch (D) and the target (M) are split; by default every mesh of all chips is tried."""
     method: Literal["recurrent", "medusa"] = "recurrent"
     """As in train.main: ReDrafter's head, or Medusa's heads, as many as --positions."""
-    head: Literal["full", "slim"] = "full"
-    """full: the paper's head (medusa: each head has its own LM head); slim: exits into the target's own LM head."""
+    head: Literal["full", "slim", "paper", "best"] = "full"
+    """As in train.main. full, or paper: the paper's head (medusa: each head has its own LM head); slim, or best: exits into the
+    target's own LM head."""
     head_vocab: int = 0
     """Tokens that the head can draft; 0: all of the target's."""
     bigram: int = 0
@@ -49,6 +50,11 @@ class SliceOptions:
     by default as --dtype, or as a quantised checkpoint has them."""
     json: bool = False
     """Print the report as JSON instead."""
+
+    @property
+    def kind(self) -> str:
+        """full or slim, whichever name the head was given."""
+        return {"paper": "full", "best": "slim"}.get(self.head, self.head)
 
 
 Options = TypeVar("Options", bound=SliceOptions)

@@ -6,7 +6,6 @@ are the same. Not here: how candidates are looked up (`redrafter_jax/model/candi
 
 import dataclasses
 import pathlib
-import shutil
 import sys
 from typing import ClassVar
 
@@ -15,8 +14,9 @@ import numpy as np
 from infer import text_files
 from infer.command import read_options, run_command
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
+from train import remade
 
+COMMAND = "train.candidates"
 COLUMNS_AT_ONCE = 8192  # of a matrix, which are in float64 together
 ROWS, ROW_TOKENS, ROWS_AT_ONCE, POSITIONS = 64, 256, 8, 5  # that are read of a text, evenly through it, and drafted at each place
 LEAST_SHARE = 1e-3  # of the mean square of the exits, which every direction has, so that none is lost for good
@@ -28,7 +28,7 @@ class Options:
 
     VALUES: ClassVar = {
         "target": "MODEL", "drafter": "HEAD", "output": "FOLDER", "rank": "R", "candidates": "C", "text": "PATH ...",
-        "glob": "PATTERN ...",
+        "glob": "PATTERN ...", "lora": "FOLDER",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m train.candidates --target MODEL --drafter head-run/head --text docs --output head",
@@ -50,6 +50,8 @@ class Options:
     half the rank does. Binary files in folders are passed over."""
     glob: tuple[str, ...] = ()
     """Which files of folders are read, such as '*.md' '*.py'; by default all."""
+    lora: str | None = None
+    """The adapter of the target that the head was trained for, if it has one: a folder or hub name, in PEFT's format."""
 
 
 def main(options: Options) -> None:
@@ -62,11 +64,10 @@ def main(options: Options) -> None:
     if options.glob and not options.text:
         raise BadInput("--glob chooses among the files of --text; give both or neither")
     chosen = text_files.texts(options.text, options.glob) if options.text else None
-    if options.output.exists() and options.drafter.exists() and options.output.samefile(options.drafter):
-        raise BadInput("--output is the folder of --drafter, which is kept; name another folder")
-    claims.check_head(options.output, "--output")
+    remade.check(COMMAND, options.drafter, options.output)
     import jax
 
+    from infer import notes, pair
     from redrafter_jax.devices.mesh import make_mesh
     from redrafter_jax.files import config, heads, hub, provenance, weights
     from redrafter_jax.model import candidates, vocabulary
@@ -83,10 +84,12 @@ def main(options: Options) -> None:
     if wrong:
         raise BadInput(f"--{wrong[0]} {wrong[1]}")
     jax.set_mesh(make_mesh())
-    head = weights.load_drafter(options.drafter, _format_of(config.read_json(options.drafter, "--drafter")), "--drafter")
-    head = vocabulary.without_candidates(head)
-    is_read = head.config.tied or chosen
-    target = weights.load_target(target_folder, _format_of(fields), "--target") if is_read else None
+    head = vocabulary.without_candidates(remade.load(options.drafter))
+    adapter = pair.read_adapter(options.lora)
+    numbers = (provenance.read(options.drafter) or {}).get("dtype", "float32")  # which do not matter here
+    notes.say(target_folder, (options.drafter,), numbers, adapter)
+    is_read, dtype = head.config.tied or chosen, remade.stored_as(fields)
+    target = weights.load_target(target_folder, dtype, "--target", adapter=adapter) if is_read else None
     squares = None
     if chosen:
         if chosen.binary:
@@ -97,11 +100,8 @@ def main(options: Options) -> None:
         matrix = np.concatenate([matrix, np.asarray(head.bigram.columns[...])])
     down, up, share = decompose(matrix, options.rank, squares)
     few = vocabulary.with_candidates(head, options.candidates, down, up)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for file in options.drafter.iterdir():
-        if file.is_file() and file.name != "config.json" and file.suffix != ".safetensors":
-            shutil.copyfile(file, options.output / file.name)
-    weights.save_drafter(few, options.output, trained_for=provenance.read(options.drafter))
+    has = f"{options.candidates} candidates of rank {options.rank}"
+    remade.write(few, COMMAND, has, options.target, options.drafter, options.output)
     E, V = matrix.shape
     print(
         f"rank {options.rank} keeps {share:.1%} of the {'logits' if chosen else 'LM head'}, squared; a draft step reads"
@@ -122,16 +122,20 @@ def decompose(matrix: np.ndarray, rank: int, squares: np.ndarray | None = None) 
         values, vectors = np.linalg.eigh(squares)
         root = np.sqrt(np.maximum(values, 0) + LEAST_SHARE * max(values.mean(), 1e-30))
         wide, back = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
-        down, up, share = decompose(wide @ matrix, rank)
-        return (back @ down).astype(np.float32), up, share
     parts = [slice(first, first + COLUMNS_AT_ONCE) for first in range(0, V, COLUMNS_AT_ONCE)]
-    squares = np.zeros((E, E))
+
+    def read(part: slice) -> np.ndarray:
+        columns = matrix[:, part].astype(np.float64)
+        return columns if squares is None else wide @ columns
+
+    products = np.zeros((E, E))
     for part in parts:
-        wide = matrix[:, part].astype(np.float64)
-        squares += wide @ wide.T
-    values, vectors = np.linalg.eigh(squares)
+        columns = read(part)
+        products += columns @ columns.T
+    values, vectors = np.linalg.eigh(products)
     down = vectors[:, ::-1][:, :rank]
-    up = np.concatenate([(down.T @ matrix[:, part].astype(np.float64)).astype(np.float32) for part in parts], axis=1)
+    up = np.concatenate([(down.T @ read(part)).astype(np.float32) for part in parts], axis=1)
+    down = down if squares is None else back @ down
     return down.astype(np.float32), up, float(np.clip(values[::-1][:rank].sum() / max(values.sum(), 1e-30), 0, 1))
 
 
@@ -161,12 +165,6 @@ def squares_of_exits(target, head, stream) -> np.ndarray:
 
     parts = [rows[first : first + ROWS_AT_ONCE] for first in range(0, ROWS, ROWS_AT_ONCE)]
     return sum(np.asarray(of_rows(target, head, processes.put(part, "data")), np.float64) for part in parts) / len(parts)
-
-
-def _format_of(fields: dict) -> str:
-    """The number format that a folder's config.json says its weights have."""
-    stored = fields.get("torch_dtype", fields.get("dtype"))
-    return stored if stored in ("bfloat16", "float16") else "float32"
 
 
 def command(arguments: list[str] | None = None) -> int:

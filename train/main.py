@@ -46,7 +46,7 @@ def main(options: Options) -> int:
 def _train(options: Options) -> int:
     import jax
 
-    from infer import pair
+    from infer import notes, pair
     from infer.options import name_formats
     from redrafter_jax.devices import memory, mesh_choice
     from redrafter_jax.devices import mesh as meshes
@@ -72,7 +72,9 @@ def _train(options: Options) -> int:
     memory.check(load, mesh, what, smaller(options, target_config), "a smaller target or more devices")
     footprint.check(load, options.recipe, mesh)
     jax.set_mesh(meshes.make_mesh(*mesh))
+    numbers = name_formats(options.dtype, target_config.weight_format)
     begun = options.begin_with and beginning.load(options.begin_with, shapes.make_head_config(target_config, options.recipe))
+    notes.say(options.target, [options.begin_with], numbers)
     parts = [datasets.build(source, options.output / "datasets") for source in sources(options)]
     rows, held_out = datasets.join(parts, "train"), datasets.join(parts, "validation")
     if rows is None:
@@ -92,7 +94,6 @@ def _train(options: Options) -> int:
         "data": [part.parent.name for part in parts],
     }
     processes.check_same(json.dumps(configuration), "--target or the data to train on is not the same in all processes")
-    numbers = name_formats(options.dtype, target_config.weight_format)
     trained_for = provenance.describe(options.target, numbers, "--target", adapter, template_kwargs(options))
     configuration[configurations.NOT_COMPARED] = {
         name: value for name, value in as_json(options).items() if name not in ("recipe", "dtype", "weights")

@@ -9,13 +9,15 @@ often. --rows rows have programs of their own for fewer rows, which every way us
 times --new tokens, since no traffic has equal ones. As a reply ends, the next prompt takes its row, until each busy row has had
 --replies of them, and at least 16 in all; so rows are busy but for the end. All ways run in turn, compiled beforehand, and
 have the same texts; the median of their speeds counts. Own / best: against the way whose median is best, the median of the
-ratios within a turn, and the quartiles of these: a machine that others use changes its speed from one second to the next, so
-many short turns tell more than few long ones. The scheduler goes on from turn to turn with what it knows, as a server does.
+ratios within a turn and its standard error, from their quartiles: a machine that others use changes its speed from one second to
+the next, so many short turns tell more than few long ones. The scheduler goes on from turn to turn with what it knows, as a
+server does.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import time
 
@@ -35,6 +37,7 @@ from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.model.target import TargetConfig
 
 LEAST_REPLIES = 16
+ERROR_OF_QUARTILES = math.sqrt(math.pi / 2) / 1.349  # the standard error of a median, from how far apart normal quartiles are
 SHAPES = (Shape(2, 2), Shape(1, 2), Shape(1, 4), AUTOREGRESSIVE)
 
 
@@ -88,7 +91,7 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--replies", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=40)
     options = parser.parse_args()
     if not options.rates:
         pair = infer.load(shape=SHAPES[0], ignore_eos=True)
@@ -140,9 +143,10 @@ def measure(title: str, engine: Engine, prompts: list[list[int]], options: argpa
         best = max(names, key=lambda name: statistics.median(speeds[name]))
         ratios = [own / other for own, other in zip(speeds["own"], speeds[best], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+        error = ERROR_OF_QUARTILES * (high - low) / len(ratios) ** 0.5
         medians = " | ".join(f"{statistics.median(speeds[name]):.0f}" for name in ways)
         taken = ", ".join(f"{name} {count / rounds.total():.0%}" for name, count in rounds.most_common())
-        print(f"| {busy} | {medians} | {ratio:.3f} ({low:.2f} to {high:.2f}) | {taken} |", flush=True)
+        print(f"| {busy} | {medians} | {ratio:.3f} ± {error:.3f} | {taken} |", flush=True)
 
 
 def decode(scheduler: Scheduler, requests: list, busy: int) -> list[list[int]]:

@@ -34,9 +34,9 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
             raise BadInput(f"--draft-model {words}")
         return dataclasses.replace(model, max_position_embeddings=target.max_position_embeddings)
     if options.method == "medusa":
-        head = synthetic.medusa_config(target, options.head, options.head_vocab, options.positions, options.blocks)
+        head = synthetic.medusa_config(target, options.kind, options.head_vocab, options.positions, options.blocks)
     else:
-        shape = synthetic.head_config(target, options.head, options.head_vocab)
+        shape = synthetic.head_config(target, options.kind, options.head_vocab)
         head = dataclasses.replace(shape, num_blocks=options.blocks, bigram=options.bigram, gated=options.gated)
         wrong = candidates.wrong_numbers(head, *few.values()) if any(few.values()) else None
         if wrong:

@@ -1,4 +1,5 @@
-"""The bodies that the server reads: fields of OpenAI's interface, and those of vLLM that go beyond it, under their names.
+"""The bodies that the server reads: fields of OpenAI's interface, and those of vLLM that go beyond it, under their names. Our own
+are `max_seconds`, `return_drafts` and `return_metrics`.
 
 What is neither in these classes nor in `UNSUPPORTED` is ignored. Not here: what the fields come to (`orders.py`).
 """
@@ -61,6 +62,7 @@ class Body(Fields):
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
+    max_seconds: float | None = None
     return_metrics: bool | None = None
     return_drafts: bool | None = None
 

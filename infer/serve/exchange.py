@@ -11,6 +11,7 @@ Nothing piles up where a client reads slowly: of each reply only the newest stat
 import asyncio
 import contextlib
 import functools
+import math
 from collections.abc import AsyncIterator
 
 from infer import failures
@@ -24,7 +25,7 @@ from redrafter_jax.decode.reply import Reply
 
 
 class Exchange:
-    """Submits the jobs of an order, in a coroutine. seconds: after which its replies are given up.
+    """Submits the jobs of an order, in a coroutine. seconds: after which its replies are given up, if not before.
 
     Raises:
       Refusal: as `Worker.submit`.
@@ -32,7 +33,7 @@ class Exchange:
 
     def __init__(self, worker: Worker, stopper: Stopper, order: Order, seconds: float):
         self._worker, self._loop, self._ready = worker, asyncio.get_running_loop(), asyncio.Event()
-        self._seconds, self._is_late = seconds, False
+        self._limit, self._is_late = min((seconds, "--max-seconds"), (order.seconds or math.inf, "max_seconds")), False
         self._latest: dict[int, tuple[Reply | None, bool, Refusal | None]] = {}
         self._growths = [Growth(stopper, *each, order.silent) for each in zip(order.requests, order.echoes, strict=True)]
         self._jobs = [
@@ -40,7 +41,7 @@ class Exchange:
             for index, request in enumerate(order.requests)
         ]
         worker.submit(self._jobs)
-        self._deadline = self._loop.call_later(seconds, self._give_up)
+        self._deadline = self._loop.call_later(self._limit[0], self._give_up)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """What is new, with the number of its choice, until all replies are complete.
@@ -52,7 +53,7 @@ class Exchange:
         while left:
             await self._ready.wait()
             if self._is_late:
-                raise Refusal(504, f"this took longer than the {self._seconds:g} s of --max-seconds", code="timeout")
+                raise Refusal(504, f"this took longer than the {self._limit[0]:g} s of {self._limit[1]}", code="timeout")
             self._ready.clear()
             latest, self._latest = self._latest, {}
             for index, (reply, done, why) in latest.items():

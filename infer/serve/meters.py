@@ -65,6 +65,8 @@ class Meters:
         before = seen.accepted_histogram if seen else [0] * len(reply.accepted_histogram)
         times = [now - then for now, then in zip(reply.accepted_histogram, before, strict=True)]
         nodes = [scored - 1 for scored in reply.scored[old:] if scored > 1]
+        if not nodes:
+            return
         self._drafts.inc(len(nodes))
         self._drafted.inc(sum(nodes))
         self._accepted.inc(sum(accepted * count for accepted, count in enumerate(times)))

@@ -5,6 +5,7 @@ Not here: the fields (`bodies.py`), decoding (`worker.py`), replies (`responses.
 
 import contextlib
 import dataclasses
+import math
 import secrets
 from collections.abc import Iterator, Mapping
 
@@ -29,7 +30,8 @@ class Order:
     """What one HTTP request asks for: ``requests``, one for each choice, prompt by prompt.
 
     echoes: for each choice the text that stands before its reply; logprobs: likeliest tokens that are shown beside each token, None
-    where no log-probabilities are; usage, metrics, drafts: whether the reply has them; silent: there is no reply, only its echo.
+    where no log-probabilities are; usage, metrics, drafts: whether the reply has them; silent: there is no reply, only its echo;
+    seconds: that it may take, where the server gives more.
     """
 
     is_chat: bool
@@ -43,6 +45,7 @@ class Order:
     metrics: bool = False
     drafts: bool = False
     silent: bool = False
+    seconds: float | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -116,6 +119,8 @@ class Orders:
             raise Refusal(400, f"not supported by this server: {', '.join(names)}", names[0], "unsupported_parameter")
         if body.stream_options is not None and not body.stream:
             raise BadInput("stream_options goes with stream: true")
+        if body.max_seconds is not None and not 0 < body.max_seconds < math.inf:
+            raise BadInput(f"max_seconds should be a number above 0, not {shown(body.max_seconds)}")
 
     def _check_count(self, prompts: int, body: Body) -> None:
         if not prompts:
@@ -166,6 +171,7 @@ class Orders:
             bool(body.stream_options and body.stream_options.include_usage),
             self._metrics or bool(body.return_metrics),
             bool(body.return_drafts),
+            seconds=body.max_seconds,
         )
 
     def _sampling(self, body: Body, logprobs: int | None) -> Sampling:

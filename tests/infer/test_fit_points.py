@@ -108,6 +108,15 @@ def test_a_head_that_drafts_fewer_tokens_holds_and_costs_less(head, capsys):
     assert small["draft_over_plain"]["4x4"] < whole["draft_over_plain"]["4x4"]
 
 
+@pytest.mark.parametrize(("name", "kind"), [("paper", "full"), ("best", "slim")])
+def test_a_name_of_a_head_is_counted_as_what_it_stands_for(name, kind, capsys):
+    named, plain = (floors(capsys, "--batch", "1", "--head", head)["rows"] for head in (name, kind))
+    assert named == plain
+    recipe = train_fit.recipe_of(train_fit.Options("", head=name))
+    assert recipe.head == kind and recipe.distance_weight == (0.5 if name == "best" else 0)
+    assert train_fit.recipe_of(train_fit.Options("", head=name, distance_weight=0.25)).distance_weight == 0.25
+
+
 def test_the_heading_says_how_much_the_head_can_draft(capsys):
     assert fit.main([*FLOORS, "--batch", "1", "--head-vocab", "8000"]) == 0
     assert "full head of 8000 tokens" in capsys.readouterr().out

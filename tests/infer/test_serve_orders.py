@@ -56,6 +56,7 @@ REFUSED = [
     ({"prompt": [999]}, 400, "token id 999 is outside the target's vocabulary", "prompt"),
     ({"prompt": "x" * 41}, 400, "prompt has 41 tokens; this server has room for prompts of at most 40", "prompt"),
     ({"prompt": "\ud800"}, 400, "", "prompt"),
+    ({"prompt": "a", "max_seconds": 0}, 400, "max_seconds should be a number above 0, not 0", "max_seconds"),
     ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens should be from 1", "max_tokens"),
     ({"prompt": "a", "max_tokens": 96}, 400, "max_tokens should be at most 95 (--max-tokens-limit), not 96", "max_tokens"),
     ({"prompt": "a", "max_tokens": "5"}, 400, "max_tokens: Input should be a valid integer", "max_tokens"),

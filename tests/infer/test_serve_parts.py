@@ -154,8 +154,9 @@ def test_requests_beyond_the_queue_are_refused_all_or_none_and_a_cancelled_one_m
     assert worker.is_well and steps.resets == 0
 
 
-def test_a_request_that_takes_too_long_is_given_up_and_its_row_is_free(started, tokenizer):
-    steps, order = Steps(), Order(False, (REQUEST,), ("",), Stops(), 0, True)
+@pytest.mark.parametrize(("given", "of_request", "whose"), [(0.05, None, "--max-seconds"), (60, 0.05, "max_seconds")])
+def test_a_request_that_takes_too_long_is_given_up_and_its_row_is_free(started, tokenizer, given, of_request, whose):
+    steps, order = Steps(), Order(False, (REQUEST,), ("",), Stops(), 0, True, seconds=of_request)
     worker = started(steps)
 
     async def texts(seconds: float) -> list[str]:
@@ -163,12 +164,13 @@ def test_a_request_that_takes_too_long_is_given_up_and_its_row_is_free(started, 
             return [delta.text async for _, delta in exchange.deltas()]
 
     with pytest.raises(Refusal) as refused:
-        asyncio.run(texts(0.05))
-    assert refused.value.status == 504 and "took longer than the 0.05 s of --max-seconds" in refused.value.message
+        asyncio.run(texts(given))
+    assert refused.value.status == 504 and refused.value.message.endswith(f"took longer than the 0.05 s of {whose}")
     steps.may_go.put(None)  # for the step that it was in; two more would end the request by themselves
     wait_until(lambda: steps.running == 0, seconds=20)  # before a step that gets none gives up
     for _ in range(3):
         steps.may_go.put(None)
+    order = dataclasses.replace(order, seconds=90.0)  # no more than the server gives
     assert "".join(asyncio.run(texts(60))) == tokenizer.decode([65, 66, 67])
 
 

@@ -41,6 +41,19 @@ def test_the_fit_finds_slope_and_bias_and_leaves_right_scores_alone():
     assert np.exp(value[:, 1]).mean() == pytest.approx(found["accepted"][:, 1].mean(), abs=0.01)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_fit_ends_where_the_scores_are_far_off(sign):
+    """As sure as can be and wrong, half of the time or always: the likeliest numbers, within their range."""
+    rng = np.random.default_rng(0)
+    score = np.full(2000, np.log(1 / (1 + np.exp(-sign * 20.0))))
+    for share in (0.5, 0.0 if sign > 0 else 1.0):
+        found = {"depth": np.ones((2000, 1), int), "valid": np.ones((2000, 1), bool), "parent": np.zeros((2000, 1), int)}
+        found |= {"score": score[:, None], "accepted": (rng.uniform(size=2000) < share)[:, None]}
+        ((slope, bias),) = fit.fit(found, 1)
+        assert 0 < slope <= 100 and abs(bias) <= 100
+        assert abs(1 / (1 + np.exp(-(slope * sign * 20 + bias))) - share) < 0.1
+
+
 def test_a_budget_keeps_the_nodes_of_largest_value():
     found = {name: values[:2] for name, values in rounds().items()}
     found["accepted"][:] = [[True, True, False], [True, True, True]]
@@ -86,10 +99,20 @@ def test_the_command_writes_the_same_weights_with_a_fit(folders, tmp_path, capsy
     assert capsys.readouterr().out.count("| depth |") == 2
     written = weights.load_drafter(tmp_path / "fitted")
     assert len(written.config.confidence.greedy) == len(written.config.confidence.sampled) == 3
-    for name in ("model.safetensors", "README.md"):
-        assert (tmp_path / "fitted" / name).read_bytes() == (folders[1] / name).read_bytes()
+    assert (tmp_path / "fitted" / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
+    assert "with a fit of acceptance to its scores" in (tmp_path / "fitted" / "README.md").read_text()
     before, now = (json.loads((folder / "config.json").read_text()) for folder in (folders[1], tmp_path / "fitted"))
     assert now.pop("confidence") and now == before
+
+
+def test_the_target_is_read_as_it_will_be_decoded(folders, tmp_path, capsys):
+    found = []
+    for number, more in enumerate(((), ("--weights", "int8"), ("--mesh", "2", "1"))):
+        assert run(folders, tmp_path / str(number), *more) == 0
+        found.append(weights.load_drafter(tmp_path / str(number)).config.confidence)
+    assert found[0] == found[2] != found[1]
+    assert run(folders, tmp_path / "more", "--lora", str(tmp_path / "none")) == 2
+    assert "--lora" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

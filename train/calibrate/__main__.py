@@ -6,19 +6,17 @@ here: the rounds (`rounds.py`), the fit (`fit.py`), what decoding does with it (
 """
 
 import dataclasses
-import json
 import pathlib
-import shutil
 import sys
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from infer import text_files
 from infer.command import read_options, run_command
-from infer.options import check_range
+from infer.options import Weights, check_range
 from redrafter_jax.errors import BadInput
-from redrafter_jax.files import claims
-from redrafter_jax.files.atomic import replacing
+from train import remade
 
+COMMAND = "train.calibrate"
 BATCH = 32  # places that are read together
 MAX_PLACES = 100_000
 
@@ -29,6 +27,7 @@ class Options:
 
     VALUES: ClassVar = {
         "target": "MODEL", "drafter": "HEAD", "text": "PATH ...", "output": "FOLDER", "glob": "PATTERN ...", "beam": "W L",
+        "lora": "FOLDER", "mesh": "D M",
     }  # fmt: skip
     EXAMPLES: ClassVar = (
         "python -m train.calibrate --target MODEL --drafter head-run/head --text docs --output head",
@@ -49,6 +48,15 @@ class Options:
     """Places of the text, spread evenly through it, from each of which a round is drafted, at T = 0 and at T = 1."""
     beam: tuple[int, int] = (8, 5)
     """Width and length of the search. Deeper nodes are decoded with the fit of the last depth."""
+    lora: str | None = None
+    """The adapter of the target that will be decoded, if it has one: a folder or hub name, in PEFT's format."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and cache; by default float32 on a CPU and bfloat16 elsewhere."""
+    weights: Weights | None = None
+    """How the matrices of the target's layers will be stored: int8 or fp8, or as --dtype; by default as --dtype, or as a quantised
+    checkpoint has them."""
+    mesh: tuple[int, int] | None = None
+    """Devices over which places (D) and the models (M) are split; by default what suits them."""
 
 
 def main(options: Options) -> None:
@@ -63,39 +71,42 @@ def main(options: Options) -> None:
         print(chosen.note(), file=sys.stderr)
     import jax
 
-    from infer import notes
+    from infer import notes, pair
     from infer.evaluate.metrics import Prompts
-    from infer.options import name_formats
     from redrafter_jax.decode.engine import Engine
     from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
     from redrafter_jax.devices.mesh import make_mesh
-    from redrafter_jax.files import config, heads, hub, weights
+    from redrafter_jax.files import heads, weights
     from redrafter_jax.model.confidence import Confidence
-    from redrafter_jax.model.drafter import Drafter
+    from redrafter_jax.model.drafter import DrafterConfig
     from train.calibrate import fit, rounds
 
-    target_folder = hub.locate(options.target, "--target")
-    shapes = config.target_config(config.read_json(target_folder, "--target"), "--target")
-    config.check_pair(shapes, heads.read_head_config(options.drafter, "--drafter"), "--drafter")
-    jax.set_mesh(make_mesh())
-    stream = text_files.read_stream(chosen.files, target_folder, shapes.vocab_size)
-    head = heads.load_head(options.drafter, what="--drafter")
-    if not isinstance(head, Drafter):
+    heads.read_head_config(options.drafter, "--drafter")
+    dtype, weight_format = pair.number_formats(options.dtype, options.weights)
+    found = pair.find(str(options.target), str(options.drafter), True, dtype, weight_format, options.lora)
+    if not isinstance(found.drafter_config, DrafterConfig):
         raise BadInput(
             f"--drafter: the tree of the heads in {options.drafter} is a constant, so no score fills it; give a recurrent head"
         )
-    notes.say(target_folder, (options.drafter,), name_formats("float32", shapes.weight_format))
-    head.config = dataclasses.replace(head.config, confidence=None)
     shape = Shape(*options.beam)
-    shape.check_vocabulary(shapes.vocab_size, head.config.draft_vocab, head.config.candidates)
-    engine = Engine(weights.load_target(target_folder, what="--target"), Recurrent(head, shape))
+    shape.check_vocabulary(found.target_config.vocab_size, found.drafter_config.draft_vocab, found.drafter_config.candidates)
+    resolved = pair.plan(found, options.mesh, BATCH, shape.length + 1, shape.length, "--beam")
+    stream = text_files.read_stream(chosen.files, found.target, found.target_config.vocab_size)
+    notes.say(found.target, (found.drafter,), resolved.numbers, resolved.adapter)
+    jax.set_mesh(make_mesh(*resolved.mesh))
+    head = heads.load_head(found.drafter, dtype, "--drafter")
+    head.config = dataclasses.replace(head.config, confidence=None)
+    target = weights.load_target(found.target, dtype, "--target", adapter=resolved.adapter, weights=weight_format)
+    engine = Engine(target, Recurrent(head, shape))
     contexts = Prompts(stream, options.places // BATCH * BATCH, rounds.CONTEXT_TOKENS).cut()
     tables = {}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         found = rounds.read(engine, contexts, temperature, BATCH)
         tables[name] = fit.fit(found, shape.length)
         print(f"{name}, tokens at each depth\n\n{report(found, tables[name])}\n", flush=True)
-    write(options, config.fields_of_parts(dataclasses.replace(head.config, confidence=Confidence(**tables))))
+    kept = remade.load(options.drafter)
+    kept.config = dataclasses.replace(kept.config, confidence=Confidence(**tables))
+    remade.write(kept, COMMAND, "a fit of acceptance to its scores", options.target, options.drafter, options.output)
     print(f"the head with the fit is in {options.output}")
 
 
@@ -114,26 +125,13 @@ def report(found: dict, table: tuple[tuple[float, float], ...]) -> str:
     return "\n".join(lines)
 
 
-def write(options: Options, fields: dict) -> None:
-    """The folder of the head once more, with these fields in its config.json, which comes last."""
-    options.output.mkdir(parents=True, exist_ok=True)
-    for file in options.drafter.iterdir():
-        if file.is_file() and file.name != "config.json":
-            shutil.copyfile(file, options.output / file.name)
-    before = json.loads((options.drafter / "config.json").read_text())
-    with replacing(options.output / "config.json") as new:
-        new.write_text(json.dumps(before | {name: value for name, value in fields.items() if value}, indent=2) + "\n")
-
-
 def check(options: Options) -> None:
     """Raises BadInput for options out of range, and for a folder that holds something else."""
     check_range("places", options.places, BATCH, MAX_PLACES)
     for name, number in zip(("width", "length"), options.beam, strict=True):
         if not 1 <= number <= 64:
             raise BadInput(f"--beam: its {name} should be from 1 to 64, not {number}")
-    if options.output.exists() and options.drafter.exists() and options.output.samefile(options.drafter):
-        raise BadInput("--output is the folder of --drafter, which is kept; name another folder")
-    claims.check_head(options.output, "--output")
+    remade.check(COMMAND, options.drafter, options.output)
 
 
 def command(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from redrafter_jax.model.confidence import MAX_NUMBER
+
 PRIOR = 10.0  # nodes that a depth seems to have at slope 1 and bias 0, so that a depth without nodes keeps its scores
 MIN_SLOPE = 0.05
 NEWTON_STEPS = 50
@@ -13,7 +15,7 @@ def fit(rounds: dict[str, np.ndarray], depths: int) -> tuple[tuple[float, float]
     for depth in range(1, depths + 1):
         here = rounds["valid"] & (rounds["depth"] == depth)
         slope, bias = _logistic(odds(rounds["score"][here]), rounds["accepted"][here].astype(np.float64))
-        found.append((round(max(slope, MIN_SLOPE), 4), round(bias, 4)))
+        found.append((round(min(slope, MAX_NUMBER), 4), round(max(-MAX_NUMBER, min(bias, MAX_NUMBER)), 4)))
     return tuple(found)
 
 
@@ -44,10 +46,25 @@ def tokens_per_step(rounds: dict[str, np.ndarray], value: np.ndarray, nodes: int
 
 
 def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """The slope and bias of largest likelihood, by Newton's method."""
-    a, prior, weights = np.stack([x, np.ones_like(x)], axis=-1), np.array([1.0, 0.0]), np.array([1.0, 0.0])
+    """The slope, at least `MIN_SLOPE`, and bias of largest likelihood."""
+    slope, bias = _newton(np.stack([x, np.ones_like(x)], axis=-1), y, np.zeros_like(x), np.array([1.0, 0.0]))
+    if slope < MIN_SLOPE:
+        slope, (bias,) = MIN_SLOPE, _newton(np.ones_like(x)[:, None], y, MIN_SLOPE * x, np.zeros(1))
+    return float(slope), float(bias)
+
+
+def _newton(a: np.ndarray, y: np.ndarray, known: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """The likeliest w of y ~ sigmoid(known + a w), by Newton's method, whose steps are halved until they are no worse."""
+
+    def loss(at: np.ndarray) -> float:
+        z = known + a @ at
+        return (np.logaddexp(0, z) - y * z).sum() + PRIOR / 2 * ((at - prior) ** 2).sum()
+
+    found = prior
     for _ in range(NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(a @ weights, -30, 30)))
-        hessian = (a * (p * (1 - p))[:, None]).T @ a + PRIOR * np.eye(2)
-        weights = weights + np.linalg.solve(hessian, a.T @ (y - p) - PRIOR * (weights - prior))
-    return float(weights[0]), float(weights[1])
+        p = 1 / (1 + np.exp(-np.clip(known + a @ found, -500, 500)))
+        hessian = (a * (p * (1 - p))[:, None]).T @ a + PRIOR * np.eye(len(prior))
+        step = np.linalg.solve(hessian, a.T @ (y - p) - PRIOR * (found - prior))
+        scales = (0.5**count for count in range(NEWTON_STEPS))
+        found = found + step * next((scale for scale in scales if loss(found + scale * step) <= loss(found)), 0.0)
+    return found

@@ -36,6 +36,9 @@ class Options(SliceOptions):
     """Drafted positions that are trained."""
     distill_weight: float = 1.0
     """Share of soft labels in the loss."""
+    distance_weight: float | None = None
+    """As in train.main; above 0: the updates in which total variation is in the loss, which are the larger ones. By default 0, and
+    what --head best says."""
     labels: Literal["text", "greedy"] = "text"
     """As in train.main; greedy goes with --distill-weight 0."""
     shard_target: Literal["model", "data,model"] = "model"
@@ -94,17 +97,20 @@ def run(options: Options) -> dict:
 
 def recipe_of(options: Options):
     """The recipe of `train.main` with these options."""
-    from train.run.recipe import Recipe
+    from train.run.recipe import Recipe, named
 
     check_each("batch", options.batch, 1, 65536)
     if options.accumulate < 1:
         raise BadInput(f"--accumulate should be 1 or more, not {options.accumulate}")
     recipe = Recipe(
-        method=options.method, blocks=options.blocks, head=options.head, head_vocab=options.head_vocab, bigram=options.bigram,
+        method=options.method, blocks=options.blocks, head=options.kind, head_vocab=options.head_vocab, bigram=options.bigram,
         gated=options.gated, positions=options.positions, labels=options.labels, distill_weight=options.distill_weight,
         row_length=options.row_length, batch=options.accumulate * max(options.batch), accumulate=options.accumulate,
         train_target=options.train_target, lora_rank=options.lora_rank,
     )  # fmt: skip
+    recipe = named(recipe, options.head)
+    if options.distance_weight is not None:
+        recipe = dataclasses.replace(recipe, distance_weight=options.distance_weight)
     recipe.check()
     return recipe
 

@@ -15,8 +15,9 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
     """The shapes of a recipe's head.
 
     Raises:
-      BadInput: its draft vocabulary is larger than the target's.
+      BadInput: a number of the recipe is out of range, or its draft vocabulary is larger than the target's.
     """
+    recipe.check()
     V, D = target.vocab_size, target.hidden_size
     if recipe.head_vocab > V:
         raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")

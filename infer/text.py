@@ -5,6 +5,7 @@ Nothing here starts JAX. Not here: chat templates (`templates.py`), prompts (`pr
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import json_files
@@ -84,18 +85,30 @@ class Detokenizer:
             return ""
         return self._give_out(before, after)
 
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """The characters that these tokens complete, for what one costs where none is left in part."""
+        if len(tokens) > 1 and not self.waiting:
+            before, after = self.decode(self.shown), self.decode([*self.shown, *tokens])
+            if not after.endswith("\ufffd"):
+                self.waiting = list(tokens)
+                return self._give_out(before, after)
+        return "".join(map(self.push, tokens))
+
     def flush(self) -> str:
         """What is left when no more tokens come."""
         return self._give_out(self.decode(self.shown), self.decode(self.shown + self.waiting)) if self.waiting else ""
 
     def _give_out(self, before: str, after: str) -> str:
-        self.shown, self.waiting = self.waiting or self.shown, []
+        self.shown, self.waiting = (self.waiting or self.shown)[-CONTEXT_TOKENS:], []
         return after[len(before) :]
 
 
 def text_of(tokenizer, prompt: list[int], ids: list[int]) -> str | None:
     """The text of a reply behind its prompt; None without a tokenizer."""
-    return None if tokenizer is None else "".join(pieces_of(tokenizer, prompt, ids))
+    if tokenizer is None:
+        return None
+    detokenizer = Detokenizer(tokenizer, prompt)
+    return detokenizer.push_all(ids) + detokenizer.flush()
 
 
 def pieces_of(tokenizer, prompt: list[int], ids: list[int]) -> list[str]:

@@ -35,7 +35,8 @@ class Exchange:
         self._worker, self._loop, self._ready = worker, asyncio.get_running_loop(), asyncio.Event()
         self._limit, self._is_late = min((seconds, "--max-seconds"), (order.seconds or math.inf, "max_seconds")), False
         self._latest: dict[int, tuple[Reply | None, bool, Refusal | None]] = {}
-        self._growths = [Growth(stopper, *each, order.silent) for each in zip(order.requests, order.echoes, strict=True)]
+        how = order.silent, order.logprobs is not None or order.drafts
+        self._growths = [Growth(stopper, *each, *how) for each in zip(order.requests, order.echoes, strict=True)]
         self._jobs = [
             Job(request, _watched(stopper, request), order.streams, functools.partial(self._tell, index))
             for index, request in enumerate(order.requests)

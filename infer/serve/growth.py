@@ -14,10 +14,10 @@ SILENCE = {"token_ids": [], "drafted": [], "scored": [], "logprobs": [], "top_lo
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What is new of a reply. pieces: the text that each new token completes, the last of them with what is left at the end;
-    first: the number of the first new token; offset: characters of the text before it; done: nothing comes behind it; echo: the
-    prompt's text, which stands before the first piece; prompt: the prompt's tokens, each with its part of that text, where their
-    log-probabilities belong here."""
+    """What is new of a reply. pieces: the text that each new token completes, the last of them with what is left at the end, or one
+    piece of all; first: the number of the first new token; offset: characters of the text before it; done: nothing comes behind it;
+    echo: the prompt's text, which stands before the first piece; prompt: the prompt's tokens, each with its part of that text, where
+    their log-probabilities belong here."""
 
     reply: Reply
     pieces: list[str]
@@ -39,11 +39,13 @@ class Delta:
 
 
 class Growth:
-    """Of the reply to one request, whose text begins with ``echo``, and ends there if it is ``silent``."""
+    """Of the reply to one request, whose text begins with ``echo``, and ends there if it is ``silent``. in_pieces: whether the text
+    of each token is wanted; else what is new is one piece."""
 
-    def __init__(self, stopper: Stopper, request: Request, echo: str, silent: bool = False):
+    def __init__(self, stopper: Stopper, request: Request, echo: str, silent: bool = False, in_pieces: bool = True):
         prompt = list(request.prompt)
         has_stops = bool(stopper.stops.strings)
+        self._in_pieces = in_pieces or has_stops
         self._text = stopper.text(prompt, request.limits.min_new) if has_stops else Detokenizer(stopper.tokenizer, prompt)
         self._echo, self._silent, self._seen, self._offset = echo, silent, 0, 0
         scored = text.pieces_of(stopper.tokenizer, [], prompt) if request.scores_prompt else []
@@ -56,7 +58,8 @@ class Growth:
         echo, self._echo = self._echo, ""
         prompt, self._prompt = self._prompt, []
         first, offset = self._seen, self._offset
-        pieces = [self._text.push(token) for token in reply.token_ids[first:]]
+        new = reply.token_ids[first:]
+        pieces = [self._text.push(token) for token in new] if self._in_pieces else [self._text.push_all(new)]
         rest = self._text.flush() if done else ""
         if rest or not pieces:
             pieces = [*pieces[:-1], "".join(pieces[-1:]) + rest]

@@ -254,19 +254,20 @@ def test_a_stop_string_ends_a_job_at_its_token(started, tokenizer):
     assert (reply.token_ids, reply.finish_reason, reply.stop_reason, done, why) == (ids[:4], "stop", "cd", True, None) and not more
 
 
-@pytest.mark.parametrize("stops", [(), ("🙂k",)], ids=["plain", "stops"])
+@pytest.mark.parametrize(("stops", "in_pieces"), [((), True), ((), False), (("🙂k",), False)], ids=["pieces", "plain", "stops"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
-def test_characters_of_several_tokens_arrive_whole_however_a_reply_grows(tokenizer, size, stops):
+def test_characters_of_several_tokens_arrive_whole_however_a_reply_grows(tokenizer, size, stops, in_pieces):
     said = "né日本🙂 ok"
     ids = tokenizer(said)["input_ids"]
-    growth = Growth(Stopper(tokenizer, Stops(stops)), REQUEST, "echo ")
+    growth = Growth(Stopper(tokenizer, Stops(stops)), REQUEST, "echo ", in_pieces=in_pieces)
     deltas = [growth.grow(reply_of(ids[:count]), False) for count in range(0, len(ids), size)]
     deltas.append(growth.grow(reply_of(ids), True))
     assert "".join(delta.text for delta in deltas) == "echo " + said
     assert not any("\ufffd" in piece for delta in deltas for piece in delta.pieces)
     offsets = [delta.offset for delta in deltas]
     assert offsets == [sum(len(delta.text) for delta in deltas[:number]) for number in range(len(deltas))]
-    assert all(len(delta.pieces) == max(1, len(delta.reply.token_ids) - delta.first) for delta in deltas)
+    counts = [max(1, len(delta.reply.token_ids) - delta.first) if in_pieces or stops else 1 for delta in deltas]
+    assert [len(delta.pieces) for delta in deltas] == counts
 
 
 def test_what_may_begin_a_stop_string_is_kept_back_and_nothing_comes_behind_one(tokenizer):

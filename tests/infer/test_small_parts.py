@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infer import options, terminal
 from infer.evaluate import metrics
@@ -46,6 +48,16 @@ class Bytes:
         return bytes(ids).decode(errors="replace")
 
 
+class Counted(Bytes):
+    """One that counts how often it is asked."""
+
+    count = 0
+
+    def decode(self, ids: list[int], **more) -> str:
+        self.count += 1
+        return super().decode(ids, **more)
+
+
 @pytest.mark.parametrize("text", ["a", "é", "€", "a😀"])
 def test_a_character_that_never_ends_is_shown_at_the_end_from_its_first_byte_on(text):
     whole = list(text.encode())
@@ -53,6 +65,24 @@ def test_a_character_that_never_ends_is_shown_at_the_end_from_its_first_byte_on(
         detokenizer = Detokenizer(Bytes(), [])
         shown = "".join(map(detokenizer.push, whole[:end]))
         assert shown + detokenizer.flush() == bytes(whole[:end]).decode(errors="replace")
+
+
+@given(st.text(max_size=30), st.lists(st.integers(1, 9), min_size=40, max_size=40), st.integers(0, 3))
+def test_several_tokens_at_once_give_the_text_of_one_by_one(text, sizes, left_out):
+    whole = list(text.encode())
+    whole = whole[: len(whole) - left_out]
+    counted = Counted()
+    detokenizer, shown, rest = Detokenizer(counted, []), "", whole
+    for size in sizes:
+        shown, rest = shown + detokenizer.push_all(rest[:size]), rest[size:]
+        assert not shown.endswith("\ufffd") or text.startswith(shown)
+    assert not rest or len(whole) > sum(sizes)
+    assert shown + detokenizer.push_all(rest) + detokenizer.flush() == bytes(whole).decode(errors="replace")
+
+
+def test_many_tokens_at_once_are_decoded_once():
+    counted = Counted()
+    assert Detokenizer(counted, [65]).push_all(list(b"b" * 200)) == "b" * 200 and counted.count == 2
 
 
 def test_the_last_seed_is_a_seed():

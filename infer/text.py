@@ -89,7 +89,7 @@ class Detokenizer:
         """The characters that these tokens complete, for what one costs where none is left in part."""
         if len(tokens) > 1 and not self.waiting:
             before, after = self.decode(self.shown), self.decode([*self.shown, *tokens])
-            if not after.endswith("\ufffd"):
+            if not (before.endswith("\ufffd") or after.endswith("\ufffd")):  # no character is there in part
                 self.waiting = list(tokens)
                 return self._give_out(before, after)
         return "".join(map(self.push, tokens))

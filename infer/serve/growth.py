@@ -16,8 +16,8 @@ SILENCE = {"token_ids": [], "drafted": [], "scored": [], "logprobs": [], "top_lo
 class Delta:
     """What is new of a reply. pieces: the text that each new token completes, the last of them with what is left at the end, or one
     piece of all; first: the number of the first new token; offset: characters of the text before it; done: nothing comes behind it;
-    echo: the prompt's text, which stands before the first piece; prompt: the prompt's tokens, each with its part of that text, where
-    their log-probabilities belong here."""
+    echo: the prompt's text, which stands before the first piece; prompt: the prompt's tokens, each with its part of that text,
+    where their log-probabilities belong here."""
 
     reply: Reply
     pieces: list[str]

@@ -80,6 +80,12 @@ def test_several_tokens_at_once_give_the_text_of_one_by_one(text, sizes, left_ou
     assert shown + detokenizer.push_all(rest) + detokenizer.flush() == bytes(whole).decode(errors="replace")
 
 
+def test_a_character_that_the_prompt_began_costs_no_text_where_several_tokens_come_at_once():
+    prompt, ids = list("€".encode())[:2], [*list("€".encode())[2:], *b" and more"]
+    one, many = Detokenizer(Bytes(), prompt), Detokenizer(Bytes(), prompt)
+    assert many.push_all(ids) == "".join(map(one.push, ids)) and many.push_all(list(b" text")) == " text"
+
+
 def test_many_tokens_at_once_are_decoded_once():
     counted = Counted()
     assert Detokenizer(counted, [65]).push_all(list(b"b" * 200)) == "b" * 200 and counted.count == 2

@@ -140,7 +140,7 @@ class Scheduler:
         """Reads requests that wait into free rows, decodes at most ``rounds`` rounds, or until a row ends while another request
         waits for it (one that adapts: until any row ends), and says what became of each request that has a row. After so many
         ``reading_seconds`` no further chunk of a prompt is read, so that those that run are not stopped for longer than that and
-        one chunk. At least one is, where a row is free."""
+        one chunk. At least one is, where a row is free; and where a prompt is left in part, at least one round is run."""
         if self._state is None:
             self.prepare()
         self._fill(reading_seconds)
@@ -148,7 +148,7 @@ class Scheduler:
             return []
         began, ran = time.perf_counter(), 0
         while True:
-            counts, new = self._run(rounds - ran)
+            counts, new = self._run(max(rounds, int(self.is_reading)) - ran)
             ran += new
             if self.picker is None or new == 0 or ran >= rounds or any(counts["done"][row] for row in self._seats):
                 break

@@ -197,8 +197,9 @@ def test_of_a_request_that_ends_otherwise_nothing_wrong_is_taken(adapting, alone
 
 def row_of(scheduler, request) -> list[np.ndarray]:
     """All that the row of this request has once its prompt is read: keys and values of the target and of the draft model, h, g."""
-    ticket = scheduler.submit(request)
+    ticket, usual = scheduler.submit(request), scheduler.round_seconds
     events = scheduler.step(0)
+    assert scheduler.round_seconds == usual  # nothing was run that says otherwise
     (row,) = [row for row, seat in scheduler._seats.items() if seat.ticket == ticket]
     taken = next(event.cached for event in events if event.ticket == ticket)
     state, length = scheduler._state, len(request.prompt)

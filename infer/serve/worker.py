@@ -162,9 +162,9 @@ class Worker:
         self._meters.looked(self._scheduler, used)
 
     def _rounds(self) -> int:
-        """Those of about a look's time. None where a prompt will be read, whose first token is not kept back; one where that was
-        so at the last step too, since other rows wait meanwhile. Between the chunks of a long one those that run get a look's time
-        too."""
+        """Those of about a look's time. No round where a prompt will be read, whose first token is not kept back; one where that
+        was so at the last step too, since other rows wait meanwhile. Between the chunks of a long one those that run get a look's
+        time too."""
         scheduler = self._scheduler
         if scheduler.waiting and scheduler.running < scheduler.rows and not scheduler.is_reading:
             self._has_paused = not self._has_paused

@@ -106,13 +106,14 @@ def main() -> None:
             servers[name] = stack.enter_context(Server(*sizes, *more))
             load(servers[name], equal[: options.rows], options.rows)  # connections and caches are warm
         for repeat in range(options.repeats):
+            order = list(WAYS)[:: -1 if repeat % 2 else 1]  # nobody is always the first
             for clients in options.clients:
-                for name, address in list(servers.items())[:: -1 if repeat % 2 else 1]:  # nobody is always the first
-                    found.setdefault(f"{name} {clients}", []).append(load(address, unequal, clients))
-            for name, more in list(WAYS.items())[:: -1 if repeat % 2 else 1]:
+                for name in order:
+                    found.setdefault(f"{name} {clients}", []).append(load(servers[name], unequal, clients))
+            for name in order:
                 for kind, streams in (("streams", True), ("whole", False)):
                     found.setdefault(f"{name} {kind}", []).append(load(servers[name], equal, options.rows, streams))
-                speed = generate(prompts, options.rows, most, [*options.pair, *more])
+                speed = generate(prompts, options.rows, most, [*options.pair, *WAYS[name]])
                 found.setdefault(f"{name} generate", []).append(speed)
     print_tables(found, options.clients, options.rows)
     if options.json is not None:

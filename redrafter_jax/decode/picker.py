@@ -97,6 +97,12 @@ class Pick:
     switch: float = 0.0
 
 
+def most_promising(seconds: Sequence[float], evidence: Sequence[Evidence]) -> tuple[int, float]:
+    """The way with the best promise, and that promise, in tokens per second and row."""
+    promises = [each.mean / cost for each, cost in zip(evidence, seconds, strict=True)]
+    return promises.index(max(promises)), max(promises)
+
+
 def pick(
     seconds: Sequence[float],
     evidence: Sequence[Evidence],
@@ -116,11 +122,10 @@ def pick(
       latest: the way that ran last. A trial of the time of another begins with rounds that are not timed.
       switch: seconds that a trial of another costs besides its rounds.
     """
-    promises = [each.mean / cost for each, cost in zip(evidence, seconds, strict=True)]
-    best = promises.index(max(promises))
-    trial, hoped = None, promises[best]
+    best, promise = most_promising(seconds, evidence)
+    trial, hoped = None, promise
     for way, (each, cost, fewest) in enumerate(zip(evidence, seconds, least or seconds, strict=True)):
-        loses, is_new = max(0.0, cost - each.mean / promises[best]), way != latest
+        loses, is_new = max(0.0, cost - each.mean / promise), way != latest
         rounds = TRIAL_ROUNDS if fewest < cost else -(-TRIAL_ROUNDS // busy)
         cold = COLD_ROUNDS if fewest < cost and is_new else 0
         if way != best and each.most / fewest > hoped and (cold + rounds) * loses + is_new * switch <= allowance:
@@ -159,7 +164,7 @@ class Picker:
     def pick(self, rows: int, busy: int) -> Pick:
         """What to run next with programs of so many rows, of which so many are busy."""
         times = self.times[rows]
-        seconds, best = times.rounds, self._best(rows)
+        seconds, (best, _) = times.rounds, most_promising(times.rounds, self.evidence)
         doubts = [times.doubt(way, best) for way in range(len(seconds))]
         least = [cost * (1 - doubt * (doubt > LEAST_DOUBT)) for cost, doubt in zip(seconds, doubts, strict=True)]
         latest = self._latest[1] if self._latest and self._latest[0] == rows else None
@@ -187,11 +192,7 @@ class Picker:
         elif key == before or rounds >= WARM_ROUNDS:
             self.times[rows].saw(last.way, rounds, seconds)
 
-    def _best(self, rows: int) -> int:
-        """The way with the best promise."""
-        promises = [each.mean / cost for each, cost in zip(self.evidence, self.times[rows].rounds, strict=True)]
-        return promises.index(max(promises))
-
     def _most_at_once(self, rows: int) -> float:
         """Seconds that trials may lose, however long there was nothing to try: of rounds of the way with the best promise."""
-        return MOST_TRIALS * self.times[rows].rounds[self._best(rows)] + SWITCH_CALLS * self.call
+        seconds = self.times[rows].rounds
+        return MOST_TRIALS * seconds[most_promising(seconds, self.evidence)[0]] + SWITCH_CALLS * self.call

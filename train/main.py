@@ -108,6 +108,9 @@ def _train(options: Options) -> int:
         return stopped.code
     last = loop.read_last_evaluation(options.output, steps)
     head = evaluation.with_tree(state.drafter, last)
+    note = evaluation.note_of_tree(head)
+    if note is not None:
+        processes.say(note, sys.stderr)
     whose = None
     if state.lora is not None:
         whose = merged.write(state.lora.adapter, options.target, name.name, steps, **of_target)

@@ -38,6 +38,7 @@ def test_the_tree_is_that_of_the_heads_own_accuracies():
     assert found.config.tree[:4] == ((0,), (0, 0), (1,), (0, 1)) and heads.config.tree is None
     assert len(found.config.tree) == 3 + 9 + 27  # as many as three ranks of three heads make, which are fewer than 64
     assert evaluation.with_tree(heads, {}) is heads
+    assert "(--evaluate-every, --held-out)" in evaluation.note_of_tree(heads) and evaluation.note_of_tree(found) is None
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(found), jax.tree.leaves(heads))
 
 

@@ -93,6 +93,13 @@ def with_tree(head: Head, last: dict) -> Head:
     return head
 
 
+def note_of_tree(head: Head) -> str | None:
+    """What there is to say of Medusa's heads without a tree of their own."""
+    if not isinstance(head, MedusaHeads) or head.config.tree is not None:
+        return None
+    return "the heads draft the published tree; an evaluation's accuracies would give their own (--evaluate-every, --held-out)"
+
+
 def join_metrics(parts: list[Metrics]) -> dict:
     """The loss and the accuracies ``[K, R]`` over several batches with hard labels, as if they were one batch."""
     loss, accuracy, scored, inside = (

@@ -40,6 +40,8 @@ class SliceOptions:
     """As in train.main: the rank of a recurrent head's bigram term; 0: none."""
     gated: bool = False
     """As in train.main: whether a recurrent head's state has gates."""
+    depths: int = 0
+    """As in train.main: inner layers of the target that a recurrent head reads beside the last."""
     blocks: int = 2
     """Residual blocks of the head (medusa: of each head; the published ones have 1)."""
     whole: bool = False
@@ -107,13 +109,16 @@ def head_line(columns: Columns) -> str:
     return line([name for name, _ in columns], columns)
 
 
-def head_of(method: str, head: str, head_vocab: int, positions: int, blocks: int, bigram=0, gated=False, few=0, rank=0) -> str:
+def head_of(
+    method: str, head: str, head_vocab: int, positions: int, blocks: int, bigram=0, gated=False, depths=0, few=0, rank=0
+) -> str:
     """A head in words, of these values of the options; few: its candidates."""
     tokens = f" of {head_vocab} tokens" if head_vocab else ""
     if method == "medusa":
         end = "LM heads of their own" if head == "full" else "the target's LM head"
         return f"{positions} Medusa heads of {blocks} block{'s' * (blocks > 1)} with {end}{tokens}"
     parts = [f"a bigram term of rank {bigram}"] * (bigram > 0) + ["gates"] * gated
+    parts += [f"features of {depths} inner layer{'s' * (depths > 1)}"] * (depths > 0)
     parts += [f"{few} candidates of rank {rank}"] * (few > 0)
     return f"{head} head{tokens}{' with ' if parts else ''}{' and '.join(parts)}"
 

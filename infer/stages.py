@@ -92,7 +92,7 @@ class DecodingProgram:
 
 def build(target: Target, proposer: Proposer, inputs, bucket) -> DecodingProgram:
     """Compiles one way to decode."""
-    began = time.perf_counter()
+    began, target = time.perf_counter(), target.showing(proposer.features)
     programs = compile_programs(target, proposer, inputs, bucket)
     return DecodingProgram(target, proposer, programs.start, programs.run, time.perf_counter() - began)
 

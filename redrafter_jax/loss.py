@@ -61,8 +61,8 @@ def draft_loss(
 
     Args:
       labels_BT: the tokens, or IGNORED where the prediction of this token does not count.
-      hidden_BTD: the target's hidden states after its last norm. Their gradient is that of the head's input; none flows in
-        through soft labels.
+      hidden_BTD: the target's hidden states after its last norm, with the features that the head reads behind them
+        (`Pass.shown`). Their gradient is that of the head's input; none flows in through soft labels.
       segments_BT: which example of its row each token belongs to, examples being contiguous; None where a row is one example.
       paths_BTK: ``[B, T, K + 1]``, tokens to read and to predict after each text position in place of the text's own: the
         target's greedy ones, as in the paper's section 3.3. Hard labels only; the text's labels still decide which positions
@@ -103,7 +103,7 @@ def draft_loss(
     given = (
         tuple(exits),
         labels_BKT,
-        _shifted(hidden_BTD, -1),
+        _shifted(target.hidden_of(hidden_BTD), -1),
         target.columns(drafter.ids),
         (hard_K, soft_K - distance_K, distance_K),
     )

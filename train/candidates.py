@@ -154,7 +154,7 @@ def squares_of_exits(target, head, stream) -> np.ndarray:
 
     @jax.jit
     def of_rows(target, head, tokens_BT):
-        hidden = target(tokens_BT, jnp.arange(N) + jnp.zeros_like(tokens_BT), attention.causal(tokens_BT >= 0)).hidden
+        hidden = target(tokens_BT, jnp.arange(N) + jnp.zeros_like(tokens_BT), attention.causal(tokens_BT >= 0)).shown
 
         def read(i: int):
             ahead_BT = jnp.roll(tokens_BT, -1 - i, axis=1)
@@ -163,6 +163,7 @@ def squares_of_exits(target, head, stream) -> np.ndarray:
         exits = jnp.stack(head.text_exits(hidden, read, POSITIONS))[:, :, :-POSITIONS].astype(jnp.float32)
         return layers.einsum("kbte,kbtf->ef", exits, exits, out_sharding=P(None, None)) / (exits.size / exits.shape[-1])
 
+    target = target.showing(head.config.depths)
     parts = [rows[first : first + ROWS_AT_ONCE] for first in range(0, ROWS, ROWS_AT_ONCE)]
     return sum(np.asarray(of_rows(target, head, processes.put(part, "data")), np.float64) for part in parts) / len(parts)
 

@@ -7,6 +7,7 @@ from infer.options import check_drafted, read_beams
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files.heads import DraftsConfig
 from redrafter_jax.model import candidates, vocabulary
+from redrafter_jax.model.parts import evenly
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import topology
 
@@ -20,8 +21,11 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
       BadInput: --draft-model names no shapes, or another vocabulary, or --bigram, --gated, --candidates or --rank is not for these
         heads, or out of range.
     """
-    if (options.bigram or options.gated) and options.method != "recurrent":
-        raise BadInput(f"--{'bigram' if options.bigram else 'gated'} is of --method recurrent; leave it out")
+    parts = [name for name in ("bigram", "gated", "depths") if getattr(options, name)]
+    if parts and options.method != "recurrent":
+        raise BadInput(f"--{parts[0]} is of --method recurrent; leave it out")
+    if not 0 <= options.depths < target.num_hidden_layers:
+        raise BadInput(f"--depths should be from 0 to below the {target.num_hidden_layers} layers of --model, not {options.depths}")
     if not 0 <= options.bigram <= min(target.vocab_size, MAX_RANK):
         raise BadInput(f"--bigram should be from 0 to {min(target.vocab_size, MAX_RANK)}, not {options.bigram}")
     few = {"candidates": options.candidates, "rank": options.rank}
@@ -37,7 +41,10 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
         head = synthetic.medusa_config(target, options.kind, options.head_vocab, options.positions, options.blocks)
     else:
         shape = synthetic.head_config(target, options.kind, options.head_vocab)
-        head = dataclasses.replace(shape, num_blocks=options.blocks, bigram=options.bigram, gated=options.gated)
+        head = dataclasses.replace(
+            shape, num_blocks=options.blocks, **{name: getattr(options, name) for name in ("bigram", "gated")}
+        )
+        head = dataclasses.replace(head, depths=evenly(target.num_hidden_layers, options.depths))
         wrong = candidates.wrong_numbers(head, *few.values()) if any(few.values()) else None
         if wrong:
             raise BadInput(f"--{wrong[0]} {wrong[1]}")

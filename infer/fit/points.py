@@ -22,6 +22,7 @@ from redrafter_jax.decode.propose.scripted import Star
 from redrafter_jax.decode.propose.small_model import tokens_reread
 from redrafter_jax.devices import mesh, placement
 from redrafter_jax.files.heads import DraftsConfig
+from redrafter_jax.model.parts import evenly
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler, roofline
 from redrafter_jax.slices.chips import Chip
@@ -145,6 +146,7 @@ def arrays(subject: Workload, layers: int, batch: int, shape: Shape, proposer: P
     target = compiler.target(config, subject.dtype)
     if proposer is None:
         proposer = proposer_of_head(compiler.drafter(subject.head, subject.dtype), shape).prepare(target)
+    target = target.showing(evenly(layers, len(proposer.features)))
     start = functools.partial(loop.start, bucket=_bucket(subject.context, shape))
     return target, proposer, jax.eval_shape(start, target, proposer, *_prompts(subject, batch))
 

@@ -52,7 +52,7 @@ def decode(target: Target, prompts: list[list[int]], sampling: Sampling, new: in
 
 
 def read_hidden(target: Target, texts: KnownTexts) -> list[np.ndarray]:
-    """Of each text, the target's hidden states ``[T, D]``."""
+    """Of each text, the target's hidden states ``[T, D]``, with what it shows behind them (`Pass.shown`)."""
     rows = [prompt + reply for prompt, reply in zip(texts.prompts, texts.replies, strict=True)]
     longest = max(map(len, rows))
     size = TEXTS * target_rows(target)
@@ -74,7 +74,7 @@ def target_rows(target: Target) -> int:
 def _hidden(target: Target, tokens_BT: jax.Array) -> jax.Array:
     positions_BT = jax.numpy.arange(tokens_BT.shape[1]) + jax.numpy.zeros_like(tokens_BT)
     visible_BTT = attention.causal(tokens_BT >= 0)
-    return target(tokens_BT, positions_BT, visible_BTT).hidden
+    return target(tokens_BT, positions_BT, visible_BTT).shown
 
 
 def search(target: Target, proposer: Recurrent | Medusa, texts: KnownTexts, hidden: Sequence[np.ndarray]) -> list[np.ndarray]:

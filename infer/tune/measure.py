@@ -72,6 +72,7 @@ class Tuner:
         self.most = most
         self.grid = candidates.grid({name: head.config for name, head in heads.items()}, plan.beams, plan.nodes)
         self.batches: costs.PromptBatches | None = None
+        self._read: dict[tuple[int, ...], list] = {}
         self._at: tuple[int, int | None] = (1, None)
 
     def tune(self, batch: int, context: int | None) -> Measured:
@@ -110,9 +111,10 @@ class Tuner:
 
         return acceptance.KnownTexts(self.prompts, self.kept.get("texts", decode), self.plan.sampling)
 
-    @functools.cached_property
-    def _hidden(self) -> list:
-        return acceptance.read_hidden(self.target, self.texts)
+    def _shown(self, features: tuple[int, ...]) -> list:
+        if features not in self._read:
+            self._read[features] = acceptance.read_hidden(self.target.showing(features), self.texts)
+        return self._read[features]
 
     def rounds(self, point: Point) -> list[int]:
         """Of each prompt, the rounds of its reply."""
@@ -126,7 +128,7 @@ class Tuner:
         self.say(f"what {head} has accepted{beams}{which}")
         family = [point for point in self.grid if (point.head, point.width) == (head, width)]
         proposer = candidates.largest(self.heads[head], family, cut, self.target)
-        needed = acceptance.search(self.target, proposer, self.texts, self._hidden)
+        needed = acceptance.search(self.target, proposer, self.texts, self._shown(proposer.features))
         return {
             f"{point.length} {point.budget}": acceptance.count_rounds(needed, self.plan.new, point.length, point.budget)
             for point in family

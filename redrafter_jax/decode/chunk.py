@@ -29,7 +29,7 @@ class Chunk:
 
 
 def read_chunk(model: Target, kv: cache.KVCache, chunk: Chunk) -> tuple[cache.KVCache, jax.Array]:
-    """The cache with the chunk's tokens, and their hidden states ``[B, N, D]``."""
+    """The cache with the chunk's tokens, and what a draft head reads of them ``[B, N, D + F*D]`` (`Pass.shown`)."""
     N = chunk.tokens.shape[1]
     left_B = _left(chunk)
     valid_BN = jnp.arange(N) < left_B[:, None]
@@ -37,7 +37,7 @@ def read_chunk(model: Target, kv: cache.KVCache, chunk: Chunk) -> tuple[cache.KV
     lengths_BN = jnp.broadcast_to(chunk.arrives[:, None], chunk.tokens.shape)
     before = kv if any(chunk.prefixes) else None
     made = model(chunk.tokens, positions_BN, attention.causal(valid_BN), before, lengths_BN, prefixes=chunk.prefixes)
-    return cache.append(_after_pass(kv, take_rows(made.hidden, left_B - 1)), made.rows, left_B), made.hidden
+    return cache.append(_after_pass(kv, take_rows(made.hidden, left_B - 1)), made.rows, left_B), made.shown
 
 
 def _after_pass(kv: cache.KVCache, hidden_BD: jax.Array) -> cache.KVCache:
@@ -48,8 +48,8 @@ def _after_pass(kv: cache.KVCache, hidden_BD: jax.Array) -> cache.KVCache:
 
 
 def read_on(model: Target, kv: cache.KVCache, h_BD: jax.Array, chunk: Chunk) -> tuple[cache.KVCache, jax.Array, jax.Array]:
-    """The cache with the chunk's tokens; h ``[B, D]``, which is that of the last token where a row's prompt ends here; and the
-    hidden states ``[B, N, D]`` of all of them."""
+    """The cache with the chunk's tokens; h ``[B, D + F*D]``, which is that of the last token where a row's prompt ends here; and
+    likewise ``[B, N, D + F*D]`` of all of them."""
     kv, hidden_BND = read_chunk(model, kv, chunk)
     left_B = _left(chunk)
     ends_here_B = (left_B > 0) & (chunk.length <= chunk.start + hidden_BND.shape[1])
@@ -62,8 +62,8 @@ def _left(chunk: Chunk) -> jax.Array:
 
 
 def unread(model: Target, rows: int, slots: int) -> tuple[cache.KVCache, jax.Array]:
-    """A cache without a token, with room for ``slots`` or more in each row, and zeros in place of h ``[B, D]``."""
+    """A cache without a token, with room for ``slots`` or more in each row, and zeros in place of h ``[B, D + F*D]``."""
     config, dtype = model.config, model.norm[...].dtype
     slots = TILE_SLOTS * -(-slots // TILE_SLOTS)
     kv = cache.empty(config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim, dtype)
-    return kv, jnp.zeros((rows, config.hidden_size), dtype, out_sharding=P("data", None))
+    return kv, jnp.zeros((rows, config.hidden_size * (1 + len(model.features))), dtype, out_sharding=P("data", None))

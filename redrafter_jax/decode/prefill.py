@@ -95,8 +95,8 @@ def prefill(
 def read(
     target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int, arrives: int | None = None
 ) -> tuple[cache.KVCache, jax.Array]:
-    """The cache of the first ``length`` tokens of each row, with room for ``slots`` or more, and h ``[B, D]`` of the last, zeros
-    where there is none.
+    """The cache of the first ``length`` tokens of each row, with room for ``slots`` or more, and h ``[B, D + F*D]`` of the last,
+    zeros where there is none.
 
     Args:
       arrives: the length of the text that the tokens arrive with (`Target`), if it is not ``length``.
@@ -145,7 +145,7 @@ def begin(
 
 def _first_choice(target, kv, h_BD, prompts_BT, limit_B, stop_ids_BX, policy, bucket) -> commit.DecodeState:
     vocab = target.config.vocab_size
-    logits_B1V = target.unembed(h_BD[:, None])
+    logits_B1V = target.unembed(target.hidden_of(h_BD)[:, None])
     adjusted_B1V, seen = logits_B1V, adjust.begin(policy, prompts_BT, kv.length, vocab)
     if adjust.is_needed(policy):
         history = adjust.History(jnp.zeros_like(kv.length), stop_ids_BX, seen)

@@ -33,14 +33,14 @@ class Runner:
     """
 
     def __init__(self, target: Target, proposer: Proposer, shapes: Sequence[Shape] = ()):
-        self.target = target
         self.mesh: jax.sharding.Mesh = jax.tree.leaves(target)[0].sharding.mesh
         with jax.set_mesh(self.mesh):
             self.proposer = proposer.prepare(target)
+        self.target = target.showing(self.proposer.features)
         self.ways = _distinct([self.proposer, *(self.proposer.in_shape(shape) if shape.length else Plain() for shape in shapes)])
         self.compile_seconds = 0.0
         self.on_compile: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-        self._weights = [flatten(target, way) for way in self.ways]
+        self._weights = [flatten(self.target, way) for way in self.ways]
         self._programs: dict[tuple, Programs | Refilled] = {}
 
     @property

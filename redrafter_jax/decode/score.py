@@ -26,7 +26,7 @@ class PromptScores:
         N, T = hidden_BND.shape[1], self._prompts_BT.shape[1]
         next_BT = jnp.pad(self._prompts_BT[:, 1:], ((0, 0), (0, N)))
         next_BN = jax.lax.dynamic_slice_in_dim(next_BT, start, N, axis=1)
-        found = logprobs.measure(self._policy, self._target.unembed(hidden_BND), next_BN)
+        found = logprobs.measure(self._policy, self._target.unembed(self._target.hidden_of(hidden_BND)), next_BN)
 
         def write(buffer: jax.Array, new: jax.Array) -> jax.Array:  # the last chunk may be longer than what is left
             padded = jnp.pad(buffer, [(0, 0), (0, N)] + [(0, 0)] * (buffer.ndim - 2))

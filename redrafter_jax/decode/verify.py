@@ -23,7 +23,7 @@ class Verdict:
     """What one pass of the target decided, M = L + 1.
 
     accepted: ``[B]`` int32, drafted tokens accepted, 0..L; emitted: ``[B, M]`` int32, the accepted tokens and then the
-    target's own next one, arbitrary after that; g: ``[B]``, that next one; h: ``[B, D]``, the hidden state that chose it;
+    target's own next one, arbitrary after that; g: ``[B]``, that next one; h: ``[B, D + F*D]``, what chose it (`Pass.shown`);
     rows: keys and values of the root and the accepted nodes, ``[B, K, M, C]``, of which ``accepted + 1`` count;
     finite: ``[B]`` bool, whether the logits of every node on the accepted path are finite. Where False, the other fields
     mean nothing.
@@ -55,8 +55,7 @@ def verify(
     """Scores and follows the tree. ``noise`` belongs to the positions behind depths 0..L; ``history`` to the text up to the
     root, None where no row adjusts its logits by it."""
     scored = score(target, tree, cache)
-    hidden_BND, rows = scored.hidden, scored.rows
-    logits_BNV = target.unembed(hidden_BND)
+    logits_BNV = target.unembed(scored.hidden)
 
     def warp() -> jax.Array:
         if history is None:
@@ -81,7 +80,7 @@ def verify(
     last_B = follow(tree, agrees_BN)
     if policy.drawn:
         last_B, choice_BN = reject.override(policy, tree, warped_BNV, noise_BMV, cache.length + 1, last_B, choice_BN)
-    verdict = _verdict(tree, last_B, choice_BN, finite_BN, hidden_BND, rows, length)
+    verdict = _verdict(tree, last_B, choice_BN, finite_BN, scored, length)
     if not policy.logprobs:
         return verdict
     measured = measure(policy, take_rows(logits_BNV, verdict.path), verdict.emitted)
@@ -113,7 +112,7 @@ def _likely_enough(warped_BNV: jax.Array, tree: Tree) -> jax.Array:
     return p_BN > take_rows(threshold_BN, tree.parent)
 
 
-def _verdict(tree: Tree, last_B, choice_BN, finite_BN, hidden_BND, rows: KVRows, length: int) -> Verdict:
+def _verdict(tree: Tree, last_B, choice_BN, finite_BN, scored: Pass, length: int) -> Verdict:
     accepted_B = take_rows(tree.depth, last_B[:, None])[:, 0]
     on_path_BN = take_rows(tree.ancestors, last_B)
     depths = jnp.arange(length + 1)
@@ -124,7 +123,7 @@ def _verdict(tree: Tree, last_B, choice_BN, finite_BN, hidden_BND, rows: KVRows,
     parts = (path_tokens_BM[:, 1:], g_B[:, None])  # a single row of a single token would lose its split axis
     drafted_BM = jnp.concatenate([jax.sharding.reshard(part, P("data", None)) for part in parts], axis=1)
     emitted_BM = jnp.where(depths < accepted_B[:, None], drafted_BM, g_B[:, None])
-    h_BD = take_rows(hidden_BND, last_B)
+    h_BD = take_rows(scored.shown, last_B)
     finite_B = jnp.all(finite_BN | ~on_path_BN, axis=-1)
     scored_B = jnp.sum(tree.valid, axis=-1, dtype=jnp.int32)
-    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(rows, path_BM), finite_B, path_BM, scored_B)
+    return Verdict(accepted_B, emitted_BM, g_B, h_BD, take(scored.rows, path_BM), finite_B, path_BM, scored_B)

@@ -24,7 +24,7 @@ TRAINED_FOR_KEY = "redrafter_jax_target"  # ours: which target the head was trai
 DRAFT_VOCAB_KEY = "draft_vocab_size"  # ours: U, tokens that the head can draft; the tensor draft_ids says which
 CONFIDENCE_KEY = "confidence"  # ours: (slope, bias) of each depth, for greedy and for sampled rows (`model/confidence.py`)
 CANDIDATES_KEY, RANK_KEY = "candidates", "candidate_rank"  # ours: C and R of a candidate head (`model/candidates.py`)
-BIGRAM_KEY, GATED_KEY = "bigram_rank", "gated_state"  # ours: parts beyond the paper's head, left out where there are none
+BIGRAM_KEY, GATED_KEY, DEPTHS_KEY = "bigram_rank", "gated_state", "target_depths"  # ours: parts beyond the paper's head
 
 
 def read_json(folder: pathlib.Path, what: str) -> dict[str, Any]:
@@ -113,9 +113,16 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
     gated = flag(config, GATED_KEY, False, what)
     if gated and not rnn:
         raise BadInput(f"{what}: {GATED_KEY} in config.json is of a recurrent state, and rnn is false")
+    depths = _depths(config, what)
     shapes = {"exit_size": exit_size, "num_blocks": blocks, "rnn": rnn, "tied": tied, "draft_vocab": draft_vocab}
     found = DrafterConfig(
-        vocab_size=vocab, hidden_size=width, bigram=bigram, gated=gated, confidence=_confidence(config, what), **shapes
+        vocab_size=vocab,
+        hidden_size=width,
+        bigram=bigram,
+        gated=gated,
+        depths=depths,
+        confidence=_confidence(config, what),
+        **shapes,
     )
     if CANDIDATES_KEY not in config and RANK_KEY not in config:
         return found
@@ -125,6 +132,15 @@ def drafter_config(config: dict[str, Any], what: str = "drafter") -> DrafterConf
         key = {"candidates": CANDIDATES_KEY, "rank": RANK_KEY}[wrong[0]]
         raise BadInput(f"{what}: {key} in config.json {wrong[1]}")
     return dataclasses.replace(found, candidates=count, candidate_rank=rank)
+
+
+def _depths(config: dict[str, Any], what: str) -> tuple[int, ...]:
+    """The layers of the target whose outputs a head reads; none where its config.json does not name any."""
+    found = config.get(DEPTHS_KEY, [])
+    is_right = isinstance(found, list) and all(type(layer) is int and 0 <= layer < MAX_LAYERS for layer in found)
+    if not is_right or found != sorted(set(found)) or (DEPTHS_KEY in config and not found):
+        raise BadInput(f"{what}: {DEPTHS_KEY} in config.json should be layers from 0 on, ascending, not {shown(found)}")
+    return tuple(found)
 
 
 def _confidence(config: dict[str, Any], what: str) -> Confidence | None:
@@ -139,11 +155,11 @@ def _confidence(config: dict[str, Any], what: str) -> Confidence | None:
         raise BadInput(f"{what}: {CONFIDENCE_KEY} in config.json should be {right} ({error})") from None
 
 
-def fields_of_parts(config: DrafterConfig) -> dict[str, int | bool | dict | None]:
+def fields_of_parts(config: DrafterConfig) -> dict[str, int | bool | list | dict | None]:
     """What a head has beyond the paper's, as its config.json names it."""
     fitted = config.confidence and dataclasses.asdict(config.confidence)
     few = {CANDIDATES_KEY: config.candidates, RANK_KEY: config.candidate_rank}
-    return {BIGRAM_KEY: config.bigram, GATED_KEY: config.gated, CONFIDENCE_KEY: fitted} | few
+    return {BIGRAM_KEY: config.bigram, GATED_KEY: config.gated, DEPTHS_KEY: list(config.depths), CONFIDENCE_KEY: fitted} | few
 
 
 def check_pair(target: TargetConfig, drafter: DrafterConfig | TargetConfig, what: str = "drafter") -> None:
@@ -157,6 +173,9 @@ def check_pair(target: TargetConfig, drafter: DrafterConfig | TargetConfig, what
         ours, theirs = getattr(target, name), getattr(drafter, name)
         if ours != theirs:
             raise BadInput(f"{what}: the head is for a target with {name} {theirs}, but this target has {name} {ours}")
+    if drafter.depths and drafter.depths[-1] >= target.num_hidden_layers:
+        has = f"this target has {target.num_hidden_layers} layers"
+        raise BadInput(f"{what}: the head reads what layer {drafter.depths[-1]} of its target puts out, counted from 0, but {has}")
 
 
 def check_ids(ids: np.ndarray, vocab_size: int, name: str, folder: pathlib.Path, what: str) -> None:

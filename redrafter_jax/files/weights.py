@@ -35,6 +35,7 @@ _DRAFTER_NAMES = [
     (r"\.candidates\.bigram_rows", "bigram.columns.weight", False),
     (r"\.gates\.(\w+)\.weight", r"gates.\1.weight", True),
     (r"\.gates\.(\w+)\.bias", r"gates.\1.bias", False),
+    (r"\.depths\.mix\.weight", "depths.weight", True),
     (r"\.ids", "draft_ids", False),
 ]
 

@@ -25,15 +25,15 @@ from redrafter_jax.model.confidence import Confidence
 from redrafter_jax.model.target import Target, unembed
 
 # fields of a config that add to the paper's head, and what they add
-PARTS = {"bigram": "a bigram term", "gated": "gates", "candidates": "a candidate head"}
+PARTS = {"bigram": "a bigram term", "gated": "gates", "depths": "features of inner layers", "candidates": "a candidate head"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
     ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table. ``bigram``: the rank of
-    a bigram term, 0 for none; ``gated``: whether the state has gates (`parts.py`). ``candidates``: C, tokens of which a step
-    computes exact logits, found by a copy of the LM head of rank ``candidate_rank`` (`candidates.py`); both 0 for none.
+    a bigram term, 0 for none; ``gated``: whether the state has gates; ``depths``: layers of the target, counted from 0, whose
+    outputs the head reads beside h (`parts.py`). ``candidates``: C, tokens of which a step computes exact logits, found by a copy of the LM head of rank ``candidate_rank`` (`candidates.py`); both 0 for none.
     ``confidence``: what its scores say of acceptance, where that was fitted."""
 
     vocab_size: int
@@ -45,6 +45,7 @@ class DrafterConfig:
     draft_vocab: int = 0
     bigram: int = 0
     gated: bool = False
+    depths: tuple[int, ...] = ()
     candidates: int = 0
     candidate_rank: int = 0
     confidence: Confidence | None = None
@@ -58,6 +59,8 @@ class DrafterConfig:
             raise ValueError(f"a bigram term of rank {self.bigram} is not of 0 to the vocabulary's {self.vocab_size}")
         if self.gated and not self.rnn:
             raise ValueError("a state without recurrence has no gates")
+        if list(self.depths) != sorted(set(self.depths)) or any(layer < 0 for layer in self.depths):
+            raise ValueError(f"depths {self.depths} should be layers of the target, counted from 0 and ascending")
         wrong = wrong_numbers(self, self.candidates, self.candidate_rank) if self.candidates or self.candidate_rank else None
         if wrong:
             raise ValueError(f"a candidate head's {wrong[0]} {wrong[1]}")
@@ -104,6 +107,7 @@ class Drafter(nnx.Module):
         D, E, U = config.hidden_size, config.exit_size, config.draft_vocab or config.vocab_size
         keys = jax.random.split(key, 4)
         of_bigram, of_gates = jax.random.split(jax.random.fold_in(key, 1))
+        depths = functools.partial(parts.Depths, jax.random.fold_in(key, 3), D, len(config.depths), dtype)
         self.config = config
         linear = functools.partial(layers.Linear, split=layers.COLUMNS, dtype=dtype)
         self.rnn_w = linear(keys[0], (D, D)) if config.rnn else None
@@ -116,6 +120,7 @@ class Drafter(nnx.Module):
         self.bigram = bigram() if config.bigram else None
         sizes = U, E, config.candidate_rank, config.bigram, config.tied, dtype
         self.candidates = CandidateHead(jax.random.fold_in(key, 2), *sizes) if by_token else None
+        self.depths = depths() if config.depths else None
         self.gates = parts.Gates(of_gates, D, dtype) if config.gated else None
         self.ids = draft_ids.as_ids(jnp.arange(U) if ids is None else ids) if config.draft_vocab else None
 
@@ -130,9 +135,10 @@ class Drafter(nnx.Module):
         return keep * state + (1 - keep) * new
 
     def context(self, h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """The part of `exit` that depends on h ``[..., D]`` alone, computed once for all beams and steps: h, and h's share
-        of the first layer that reads ``[h ; s]``."""
+        """The part of `exit` that depends on h alone, computed once for all beams and steps: h ``[..., D]``, and h's share
+        of the first layer that reads ``[h ; s]``. Of a head that reads features they stand behind h, ``[..., D + F*D]``."""
         first = self._first()
+        h = h if self.depths is None else self.depths(h)
         return h, None if first is None else layers.times(h, self.weight_of_h()) + first.bias[...]
 
     def weight_of_h(self) -> nnx.Param | jax.Array | None:
@@ -190,9 +196,10 @@ class Drafter(nnx.Module):
         """What `exit` gives at every place of a text for each of K drafted positions, K arrays ``[B, T, E]``.
 
         Args:
+          hidden_BTD: what the target shows of the text (`Pass.shown`).
           read: the tokens ``[B, T]`` that are read before position i is drafted, and their embeddings ``[B, T, D]``.
         """
-        context, state_BTD, exits = self.context(hidden_BTD), jnp.zeros_like(hidden_BTD), []
+        context, state_BTD, exits = self.context(hidden_BTD), jnp.zeros_like(hidden_BTD[..., : self.config.hidden_size]), []
         for i in range(positions):
             tokens_BT, embedding_BTD = read(i)
             state_BTD = self.advance(state_BTD, embedding_BTD)

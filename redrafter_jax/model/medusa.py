@@ -36,6 +36,7 @@ class MedusaConfig:
     bias: bool = True
     tree: tuple[tuple[int, ...], ...] | None = None
     candidates: ClassVar[int] = 0  # of a recurrent head alone
+    depths: ClassVar[tuple[int, ...]] = ()  # likewise
 
     @property
     def has_fixed_tree(self) -> bool:

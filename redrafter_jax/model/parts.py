@@ -2,10 +2,11 @@
 without it can go on with it.
 
     bigram      logits += R[x_{t-1}] C          R: V rows of rank r, C: ``[r, U]``
+    depths      h + [n(f_1) ; .. ; n(f_F)] M    f: outputs of inner layers of the target, n: to a root mean square of 1
     gated       s_t = u s_{t-1} + (1 - u) silu(W e(x_{t-1}) + U (r * s_{t-1}) + b)
                 u, r = sigmoid(their own W and U)          a GRU with the paper's activation (arXiv 1406.1078)
 
-Apple's architecture has a place for neither. Not here: the head (`drafter.py`).
+Apple's architecture has a place for none of them. Not here: the head (`drafter.py`).
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from redrafter_jax.model import layers
 
+FEATURE_EPS = 1e-6
 OPEN, SHUT = 4.0, -4.0  # biases of untrained gates: the state is reset by 0.98 and kept by 0.02, nearly the cell without them
 
 
@@ -33,6 +35,27 @@ class Bigram(nnx.Module):
         spec = P("data", *[None] * tokens.ndim)
         rows_VR = layers.gather_weight(self.rows, layers.COLUMNS)
         return rows_VR.at[tokens].get(out_sharding=spec, mode="promise_in_bounds")
+
+
+class Depths(nnx.Module):
+    """What a head reads of inner layers of the target, added to h; the matrix starts at zero (features of several depths: EAGLE-3,
+    arXiv 2503.01840). It is multiplied once for all beams and steps of a round."""
+
+    def __init__(self, key, width: int, count: int, dtype):
+        self.mix = layers.Linear(key, (count * width, width), layers.COLUMNS, dtype, scale=0.0)
+
+    def __call__(self, shown: jax.Array) -> jax.Array:
+        """``[..., D]`` from what the target shows ``[..., D + F*D]``."""
+        D = self.mix.weight.shape[1]
+        h, *inner = (shown[..., at : at + D] for at in range(0, shown.shape[-1], D))
+        one = jnp.ones(D, shown.dtype)
+        normed = jnp.concatenate([layers.rms_norm(each, one, FEATURE_EPS) for each in inner], axis=-1)
+        return h + layers.gather_features(self.mix(normed)).astype(h.dtype)
+
+
+def evenly(layers_of_target: int, count: int) -> tuple[int, ...]:
+    """So many layers of a target, counted from 0, that part it evenly: of 6 layers the second and the fourth."""
+    return tuple(round(layers_of_target * (i + 1) / (count + 1)) - 1 for i in range(count))
 
 
 class Gates(nnx.Module):

@@ -25,12 +25,17 @@ class Pass:
     """The result of a target pass over N tokens.
 
     hidden: ``[B, N, D]`` after the last norm; rows: the keys and values of the N tokens, not yet in any cache; features:
-    ``[B, N, F*D]``, the outputs of the F layers that were asked for, side by side and without any norm; None if none was.
+    ``[B, N, F*D]``, the outputs of the F layers that the target shows, side by side and without any norm; None if there are none.
     """
 
     hidden: jax.Array
     rows: cache.KVRows
     features: jax.Array | None = None
+
+    @property
+    def shown(self) -> jax.Array:
+        """``[B, N, D + F*D]``, what a draft head reads: the hidden states, and the features behind them."""
+        return self.hidden if self.features is None else jnp.concatenate([self.hidden, self.features], axis=-1)
 
 
 class Block(nnx.Module):
@@ -101,6 +106,8 @@ def _heads(x_BNX: jax.Array, head_dim: int) -> jax.Array:
 class Target(nnx.Module):
     """``target(tokens, positions, visible, cache) -> Pass``; ``target.unembed(hidden) -> logits``.
 
+    ``features``: layers, counted from 0, whose outputs a pass returns as well (`showing`).
+
     The output matrix is stored ``[D, V]``, also where it is tied to the embedding: XLA multiplies by ``[in, out]``
     weights up to twice as fast on CPU, and a tied matrix is small beside the rest.
     """
@@ -108,7 +115,7 @@ class Target(nnx.Module):
     def __init__(self, key, config: TargetConfig, dtype=jnp.float32):
         keys = jax.random.split(key, config.num_hidden_layers + 2)
         V, D = config.vocab_size, config.hidden_size
-        self.config = config
+        self.config, self.features = config, ()
         self.embedding = layers.param(keys[0], (V, D), layers.COLUMNS, dtype, scale=D**-0.5)
         blocks = (Block(k, config, dtype, config.has_experts(layer)) for layer, k in enumerate(keys[2:]))
         if config.weight_format is not None:
@@ -133,7 +140,6 @@ class Target(nnx.Module):
         lengths_BN: jax.Array | None = None,
         seen_BNS: jax.Array | None = None,
         prefixes: tuple[int, ...] = (),
-        features: tuple[int, ...] = (),
         slot_positions_BS: jax.Array | None = None,
     ) -> Pass:
         """One pass over N tokens per row.
@@ -145,7 +151,6 @@ class Target(nnx.Module):
             is decoded arrives alone (position + 1), the tokens of a prompt together; by default as `rope.lengths_alone` says.
           seen_BNS: which slots of the cache each token sees, if not all of the live ones.
           prefixes: see `attention.attend`.
-          features: layers, counted from 0, whose outputs are returned as well.
           slot_positions_BS: the position of the token in each slot of the cache, for the windows; by default that of the slot.
         """
         config = self.config
@@ -165,8 +170,20 @@ class Target(nnx.Module):
             values.append(v)
             outputs.append(x_BND)
         hidden_BND = layers.rms_norm(x_BND, self.norm[...], config.rms_norm_eps, config.norm_adds_one)
-        wanted = jnp.concatenate([outputs[layer] for layer in features], axis=-1) if features else None
+        wanted = jnp.concatenate([outputs[layer] for layer in self.features], axis=-1) if self.features else None
         return Pass(hidden_BND, cache.KVRows(tuple(keys), tuple(values)), wanted)
+
+    def showing(self, features: tuple[int, ...]) -> "Target":
+        """The same weights, with passes that return the outputs of these layers as well."""
+        if features == self.features:
+            return self
+        same = jax.tree.map(lambda leaf: leaf, self)  # a new module, the same arrays
+        same.features = features
+        return same
+
+    def hidden_of(self, shown: jax.Array) -> jax.Array:
+        """The hidden states ``[..., D]`` in what a draft head reads of them (`Pass.shown`)."""
+        return shown[..., : self.config.hidden_size]
 
     def columns(self, ids: nnx.Variable | jax.Array | None = None) -> jax.Array:
         """The output matrix, ready to multiply: ``[D, V]``, or ``[D, U]`` of the tokens with these ids ``[U]``."""

@@ -76,7 +76,7 @@ def draft(setting: Setting, width: int, length: int, reread: int = 2) -> Work:
     if isinstance(setting.head, TargetConfig):
         return _passes(setting, setting.head, width, length, reread)
     head = placement.abstract_head(vocabulary.materialised_config(setting.head, setting.config))
-    of_h = _numbers(head.weight_of_h())  # multiplied once for all beams and positions
+    of_h = _numbers(head.weight_of_h()) + _numbers(head.depths)  # multiplied once for all beams and positions
     step, looked_up = _numbers(head) - of_h - _numbers(head.table()), 0
     if head.candidates is not None:  # of these matrices a drafted token reads the rows of its candidates alone
         step -= _numbers((head.candidates.rows, head.candidates.bigram_rows))

@@ -23,7 +23,8 @@ def read(engine: Engine, contexts: list[list[int]], temperature: float, batch: i
 def read_each(
     engines: dict[Hashable, Engine], contexts: list[list[int]], temperature: float, batch: int
 ) -> dict[Hashable, dict[str, np.ndarray]]:
-    """`read` of several engines of the same target, whose proposers have no memory, so that contexts are prefilled once."""
+    """`read` of several engines of the same target, whose proposers have no memory, so that contexts are prefilled once, or once
+    for each set of features that heads read."""
     any_engine, parts = next(iter(engines.values())), {name: [] for name in engines}
     length = max(engine.proposer.round.length for engine in engines.values())
     bucket = prefill.bucket(CONTEXT_TOKENS, length + 1, length)
@@ -33,9 +34,11 @@ def read_each(
             sizes = ([size] * batch for size in (CONTEXT_TOKENS, length + 1))
             given = (contexts[first : first + batch], *sizes, [[-1]] * batch)
             placed = (processes.put(np.asarray(values, np.int32), "data") for values in given)
-            state = loop.start(any_engine.target, any_engine.proposer, *placed, policy, bucket)
+            started, states = (*placed, policy, bucket), {}
             for name, engine in engines.items():
-                found = _round(engine.target, engine.proposer, state)
+                if engine.target.features not in states:
+                    states[engine.target.features] = loop.start(engine.target, engine.proposer, *started)
+                found = _round(engine.target, engine.proposer, states[engine.target.features])
                 parts[name].append({field: np.asarray(value) for field, value in found.items()})
     return {name: {field: np.concatenate([part[field] for part in each]) for field in each[0]} for name, each in parts.items()}
 

@@ -104,6 +104,7 @@ def arrays(subject: StepSubject, batch: int) -> tuple:
     recipe = subject.recipe
     frozen = compiler.target(subject.target, subject.dtype, subject.spread)
     head = shapes.make_head_config(subject.target, recipe)
+    frozen = frozen.showing(head.depths)
     state = jax.eval_shape(functools.partial(loop.start_state, recipe, subject.target, head, subject.spread))
     tokens = compiler.abstract((batch, recipe.row_length), jnp.int32, jax.P("data", None))
     return frozen, state, Batch(tokens, tokens, tokens, tokens)

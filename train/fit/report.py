@@ -13,7 +13,9 @@ COLUMNS = (
 def heading(subject: StepSubject, model: str, topology: str) -> str:
     """The lines above the table."""
     recipe, slice_ = subject.recipe, subject.slice
-    head = head_of(recipe.method, recipe.head, recipe.head_vocab, recipe.positions, recipe.blocks, recipe.bigram, recipe.gated)
+    head = head_of(
+        recipe.method, recipe.head, recipe.head_vocab, recipe.positions, recipe.blocks, recipe.bigram, recipe.gated, recipe.depths
+    )
     too = f" and the target by adapters of rank {recipe.lora_rank}" if recipe.trains_target else ""
     numbers = name_formats(subject.dtype, subject.target.weight_format)
     return (

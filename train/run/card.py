@@ -16,7 +16,7 @@ from redrafter_jax.files.claims import CARD_FILE
 from train.run.configuration import DATA_OPTIONS, NOT_COMPARED
 from train.run.merged import ALWAYS
 from train.run.options import Options
-from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PRESETS, Recipe
+from train.run.recipe import DOES_NOT_CHANGE_WEIGHTS, PARTS, PRESETS, Recipe
 
 SETTINGS_HEADER = "| setting | value |\n|---|---|\n"  # of the table at a card's end
 NO_FIGURES = "None: there was no evaluation (`--held-out`, `--evaluate-every`)."
@@ -63,7 +63,7 @@ def compose(target: pathlib.Path, configuration: dict, figures: dict, step: int,
     decoded += f" --lora {_name(options['lora'])}" if options is not None and options.get("lora") else ""
     decoded += f" --weights {compared['weights']}" if "weights" in compared else ""
     title, kind = KINDS[compared.get("method", "recurrent")]
-    if compared.get("bigram") or compared.get("gated"):
+    if any(compared.get(name) for name in PARTS):
         kind = f"{kind.partition(' in the format')[0]}, with parts that Apple's format has no place for"
     begun = f"\n\n    {_command(target, compared, options)}\n\n" if options is not None else "\n\n"
     return (

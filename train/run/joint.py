@@ -102,11 +102,11 @@ def losses(
       is_through: whether the head's gradient goes into the adapter.
       distance_share: as of `loss.draft_loss`.
     """
-    hidden_BTD = steps.text_pass(lora.adapt(target, adapter, recompute=True), batch).hidden
-    seen_BTD = jnp.where(is_through, hidden_BTD, jax.lax.stop_gradient(hidden_BTD))
+    text = steps.text_pass(lora.adapt(target, adapter, recompute=True), batch)
+    seen_BTD = jnp.where(is_through, text.shown, jax.lax.stop_gradient(text.shown))
     total, parts = steps.head_loss(drafter, target, batch, seen_BTD, config, distance_share=distance_share)
     next_BT = drift.labels_of_next_tokens(batch.labels, batch.segments)
-    moved = drift.measure(target, hidden_BTD, target, original_BTD, next_BT)
+    moved = drift.measure(target, text.hidden, target, original_BTD, next_BT)
     return total + schedule.kl_weight * moved.kl + schedule.text_weight * moved.text, (parts, moved)
 
 

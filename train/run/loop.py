@@ -82,6 +82,7 @@ def train_pair(
       Stopped: the run was asked to end (Ctrl-C, SIGTERM), and has saved a checkpoint.
     """
     config = make_head_config(target.config, recipe)
+    target = target.showing(config.depths)
     rows = Rows(examples, recipe.row_length)
     folder.mkdir(parents=True, exist_ok=True)
     start = functools.partial(start_state, recipe, target.config, config, mesh.is_spread(target))

@@ -50,7 +50,7 @@ class Options:
     """JSON Lines of token ids, as `train.distill` writes them, to train on."""
     begin_with: pathlib.Path | None = None
     """Folder of a head whose weights the run begins with, instead of random ones. The head that is trained may have parts beyond
-    it (--bigram, --gated)."""
+    it (--bigram, --gated, --depths)."""
     output: pathlib.Path = pathlib.Path("head-run")
     """Folder of the run: datasets, checkpoints, logs, and the finished head (`head/`, in Apple's format)."""
     checkpoints: str | None = None

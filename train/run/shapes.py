@@ -7,6 +7,7 @@ from redrafter_jax.files.heads import HeadConfig
 from redrafter_jax.model.drafter import DrafterConfig
 from redrafter_jax.model.lora import Adapter, LoraConfig
 from redrafter_jax.model.medusa import MedusaConfig
+from redrafter_jax.model.parts import evenly
 from redrafter_jax.model.target import TargetConfig
 from train.run.recipe import Recipe
 
@@ -15,12 +16,15 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
     """The shapes of a recipe's head.
 
     Raises:
-      BadInput: a number of the recipe is out of range, or its draft vocabulary is larger than the target's.
+      BadInput: a number of the recipe is out of range, or its draft vocabulary is larger than the target's, or it reads more layers
+        than the target has before its last.
     """
     recipe.check()
     V, D = target.vocab_size, target.hidden_size
     if recipe.head_vocab > V:
         raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
+    if recipe.depths >= target.num_hidden_layers:
+        raise BadInput(f"--depths should be below the target's {target.num_hidden_layers} layers, not {recipe.depths}")
     if recipe.is_medusa:
         return MedusaConfig(
             vocab_size=V,
@@ -38,6 +42,7 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
         rnn=recipe.rnn,
         bigram=min(recipe.bigram, V),
         gated=recipe.gated,
+        depths=evenly(target.num_hidden_layers, recipe.depths),
         tied=recipe.head == "slim",
         draft_vocab=recipe.head_vocab,
     )

@@ -141,7 +141,7 @@ def evaluate(
     """The loss of a head on a batch, and its parts."""
     text = read(target, batch)
     paths_BTK = greedy.paths(target, batch, text, config.positions + 1) if labels == "greedy" else None
-    return head_loss(drafter, target, batch, text.hidden, config, paths_BTK, distance_share)
+    return head_loss(drafter, target, batch, text.shown, config, paths_BTK, distance_share)
 
 
 def head_loss(

@@ -45,7 +45,7 @@ class View:
     """All that a proposer may see of decoding.
 
     g:      ``[B]``        the token already decided that is not yet in the cache: the root of the tree
-    h:      ``[B, D]``     the target's hidden state of the newest token in the cache
+    h:      ``[B, D]``     the target's hidden state of the newest token in the cache, and behind it the `features`
     tokens: ``[B, S]``     every token so far at its cache slot: prompt, reply, and g at slot ``length``
     length: ``[B]``        tokens in the cache
     policy: how each row samples
@@ -86,6 +86,11 @@ class Proposer(abc.ABC):
     def draws(self) -> bool:
         """Whether it can draw its drafts from distributions that it tells (`Tree.drawn`), which the rule `rejection` needs."""
         return False
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Layers of the target, counted from 0, whose outputs it reads behind the hidden state, once it is prepared."""
+        return ()
 
     def within(self, round: Round) -> "Proposer":
         """The proposer as a part of a larger round, such as a union's, after `prepare`."""

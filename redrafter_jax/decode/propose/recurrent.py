@@ -96,6 +96,10 @@ class Recurrent(Proposer):
     def draws(self) -> bool:
         return self.shape.draws
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.head.config.depths
+
     def prepare(self, target: Target) -> Proposer:
         """With the head as it decodes (`vocabulary.as_decoded`); a search that drafts nothing is plain decoding."""
         self.shape.check_vocabulary(target.config.vocab_size, self.head.config.draft_vocab, self.head.config.candidates)
@@ -160,6 +164,6 @@ def steps(target: Target, head: Drafter, h_BD: jax.Array, width: int, adjusts: A
         state_BWD = head.advance(state_BWD, target.embed(tokens_BW))
         return shortlist.of_head(head, head.exit(context, state_BWD, tokens_BW), target), state_BWD
 
-    B, D = h_BD.shape
-    start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None], (B, width, D)))
+    B, D = h_BD.shape[0], head.config.hidden_size
+    start_BWD = jnp.zeros_like(jnp.broadcast_to(h_BD[:, None, :D], (B, width, D)))
     return adjusted(step, adjusts), (start_BWD, None)

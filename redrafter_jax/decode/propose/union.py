@@ -37,6 +37,10 @@ class Union(Proposer):
     def name(self) -> str:
         return f"{self.one.name} with {self.other.name}"
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.one.features or self.other.features  # of heads, of which there is one
+
     def in_shape(self, shape: Any) -> Proposer | None:
         """The first of both in that shape, whose budget is that of the union; the other as it is."""
         one = self.one.in_shape(shape)

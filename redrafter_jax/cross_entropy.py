@@ -6,7 +6,6 @@ made while its logits are there, so nothing is computed twice. Not here: which l
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,6 @@ from redrafter_jax.model.parts import OwnColumns, split_exit
 from redrafter_jax.model.target import Target, TargetConfig, unembed
 
 IGNORED_LABEL = -100  # a label that does not count; other labels below 0 can be predicted by no logit
-Distance = Literal["variation", "overlap", "among"]
-BEAM = 4  # W of "among": a target's token should be among the W likeliest of the head
-LEAST_OVERLAP = 1e-6  # of two distributions, whose logarithm is taken
 MAX_RANK = 5  # accuracies are reported for the label among the 1..MAX_RANK largest logits
 
 
@@ -30,15 +26,16 @@ MAX_RANK = 5  # accuracies are reported for the label among the 1..MAX_RANK larg
 class LossConfig:
     """positions: K; distill_weight: the share of soft labels, 0..1; chunk: N, positions of a text whose ``[K, V]`` logits
     exist at a time, 0 for as many as a device has room for (`MAX_LOGIT_BYTES` bytes, but eight positions at least); decay: the
-    weight of drafted position i is ``decay ** i``; distance: what part of the soft loss may be in place of the cross-entropy
-    (`_distance`), None for nothing; ranks: R, accuracies are reported for the label among the 1..R largest logits."""
+    weight of drafted position i is ``decay ** i``; with_distance: whether part of the soft loss may be the total variation between
+    the head's distribution and the target's (`score`); ranks: R, accuracies are reported for the label among the 1..R largest
+    logits."""
 
     positions: int = 5
     distill_weight: float = 0.0
     chunk: int = 0
     decay: float = 1.0
     ranks: int = MAX_RANK
-    distance: Distance | None = None
+    with_distance: bool = False
 
 
 def of_next_tokens(target: Target, tokens_BT: jax.Array, columns_DV: jax.Array | None = None) -> jax.Array:
@@ -64,8 +61,8 @@ def score(shapes: TargetConfig, config: LossConfig, own, exits, labels_BKT, hidd
       exits: for each drafted position ``[B, T, E]``; T is a multiple of the chunk.
       hidden_BTD: the target's states that the teachers are made of.
       target_DV: the columns of the target's LM head that the head can draft.
-      weights_K: of a hard and of a soft label of each drafted position, and of the distance between head and teacher
-        (`LossConfig.distance`) at the places of soft labels.
+      weights_K: of a hard and of a soft label of each drafted position, and of the total variation between head and teacher,
+        sum |p - q| / 2, at the places of soft labels (`LossConfig.with_distance`).
     """
 
     def of_chunk(carry, start):
@@ -160,42 +157,14 @@ def _chunk(shapes: TargetConfig, config: LossConfig, own, chunk, target_DV, weig
         own_BKN = jnp.sum(p_BNV[:, None] * logits_BKNV, axis=-1)
         loss_BKN += soft_BKN * (total_BKN - own_BKN)
         gradient_BKNV += soft_BKN[..., None] * (q_BKNV - p_BNV[:, None])
-        if config.distance is not None:
-            apart_BKN, slope_BKNV = _distance(config.distance, logits_BKNV, q_BKNV, p_BNV[:, None])
-            loss_BKN += distance_BKN * apart_BKN
-            gradient_BKNV += distance_BKN[..., None] * slope_BKNV
+        if config.with_distance:
+            apart_BKNV = q_BKNV - p_BNV[:, None]
+            loss_BKN += distance_BKN * jnp.sum(jnp.abs(apart_BKNV), axis=-1) / 2
+            side_BKNV = jnp.sign(apart_BKNV)
+            mean_BKN1 = jnp.sum(q_BKNV * side_BKNV, axis=-1, keepdims=True)
+            gradient_BKNV += distance_BKN[..., None] * q_BKNV * (side_BKNV - mean_BKN1) / 2
     loss_K = jnp.sum(loss_BKN, axis=(0, 2))
     return (jnp.sum(loss_K), (loss_K, _hits(logits_BKNV, labels_BKN, config.ranks))), gradient_BKNV, back
-
-
-def _distance(kind: Distance, logits: jax.Array, q: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How far a head is from its teacher ``[...]``, and the gradient of that by the head's logits ``[..., V]``.
-
-    variation: sum |p - q| / 2, the probability that a token sampled from q is refused. overlap: -log sum min(p, q), of which the
-    exponential is the probability that it is accepted (arXiv 2602.23881). among: sum p softplus(z_W - z), z_W the `BEAM`-th largest
-    logit, which is small where the tokens that the target may say are among as many as a beam keeps.
-    """
-    if kind == "among":
-        last = _largest(logits, BEAM)
-        is_last = logits == last
-        missing = p * jax.nn.sigmoid(last - logits)
-        share = is_last / jnp.sum(is_last, axis=-1, keepdims=True)
-        return jnp.sum(p * jax.nn.softplus(last - logits), axis=-1), share * jnp.sum(missing, axis=-1, keepdims=True) - missing
-    side = jnp.sign(q - p)
-    apart = jnp.sum(jnp.abs(q - p), axis=-1) / 2
-    slope = q * (side - jnp.sum(q * side, axis=-1, keepdims=True)) / 2
-    if kind == "variation":
-        return apart, slope
-    overlap = jnp.maximum(1 - apart, LEAST_OVERLAP)
-    return -jnp.log(overlap), slope / overlap[..., None]
-
-
-def _largest(logits: jax.Array, count: int) -> jax.Array:
-    """``[..., 1]``, the count-th largest of the different values of ``[..., V]``."""
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    for _ in range(count - 1):
-        largest = jnp.max(jnp.where(logits < largest, logits, -jnp.inf), axis=-1, keepdims=True)
-    return largest
 
 
 def _logit_of(logits: jax.Array, label: jax.Array) -> jax.Array:

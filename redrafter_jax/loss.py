@@ -3,8 +3,8 @@
 At text position t the head sees h_t, starts from zero state, reads x_{t+1} .. x_{t+1+i} and predicts x_{t+2+i}, for
 i = 0..K-1, as long as all of them belong to one example of the row. The cross-entropy is averaged over the labelled
 positions of each i and summed over i. Soft labels are the target's own distributions p at those positions; a share of their loss
-may be a distance that says how often a draft is refused (`cross_entropy.Distance`). Or the head reads and predicts the K + 1 tokens
-that the target would generate from there (``paths``), the labels of the paper's own recipe.
+may be the total variation sum |p - q| / 2, the probability that a draft sampled from q is refused. Or the head reads and predicts
+the K + 1 tokens that the target would generate from there (``paths``), the labels of the paper's own recipe.
 
 A head with a draft vocabulary cannot draft the other tokens. A hard label outside it is left out of the sum and of the
 mean; soft labels are the target's distributions renormalised over the draft vocabulary, at all labelled positions.
@@ -67,7 +67,8 @@ def draft_loss(
       paths_BTK: ``[B, T, K + 1]``, tokens to read and to predict after each text position in place of the text's own: the
         target's greedy ones, as in the paper's section 3.3. Hard labels only; the text's labels still decide which positions
         count.
-      distance_share: how much of the soft loss is the config's distance (0..1) in place of the cross-entropy.
+      distance_share: how much of the soft loss is the total variation (0..1) in place of the cross-entropy, where the config has
+        it.
 
     Raises:
       ValueError: there are paths, and soft labels are asked for.

@@ -3,15 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from redrafter_jax import loss
-from redrafter_jax.cross_entropy import BEAM
 from tests.support import put
 
 
 def straightforward(drafter, target, tokens, labels, hidden, segments, config, share=0.0):
-    """The loss with all logits at once, by JAX's own differentiation; ``share``: of the config's distance in the soft labels'."""
+    """The loss with all logits at once, by JAX's own differentiation; ``share``: of total variation in that of soft labels."""
     B, T = tokens.shape
     state, total, teacher = jnp.zeros_like(hidden), 0.0, jax.nn.log_softmax(target.unembed(hidden))
     for i in range(config.positions):
@@ -22,20 +20,11 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config, s
         counts = (jnp.arange(T) < T - 2 - i) & (label != loss.IGNORED_LABEL) & (segments == jnp.roll(segments, -2 - i, axis=1))
         hard = -jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[..., None], logits, 0), axis=-1)
         p = jnp.exp(jnp.roll(teacher, -1 - i, axis=1))
-        apart = distance(config.distance, logits, p)
+        apart = jnp.sum(jnp.abs(p - jnp.exp(logits)), axis=-1) / 2
         soft = (1 - share) * -jnp.sum(p * logits, axis=-1) + share * apart
         mixed = (1 - config.distill_weight) * hard + config.distill_weight * soft
         total += config.decay**i * jnp.sum(mixed * counts) / jnp.maximum(jnp.sum(counts), 1)
     return total
-
-
-def distance(kind, logits, p):
-    """What a soft label's cross-entropy is mixed with, from log-probabilities and the target's probabilities."""
-    if kind == "among":
-        least = jax.lax.top_k(jax.sharding.reshard(logits, P("data")), BEAM)[0][..., -1:]
-        return jnp.sum(p * jnp.log1p(jnp.exp(least - logits)), axis=-1)
-    overlap = jnp.sum(jnp.minimum(p, jnp.exp(logits)), axis=-1)
-    return -jnp.log(overlap) if kind == "overlap" else 1 - overlap
 
 
 def draw_packed_rows(config, rows: int = 2):

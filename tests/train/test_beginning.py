@@ -93,7 +93,6 @@ def test_medusas_heads_do_not_begin_with_a_recurrent_one(begun):
         (("--gated", "--no-rnn"), "--gated is of a recurrent state; leave out --no-rnn"),
         (("--bigram", "8", "--method", "medusa"), "--bigram is of a recurrent head; leave out --method medusa"),
         (("--decay", "0.01", "--positions", "21"), "--decay 0.01 to the power of 20, the last of --positions, is below 1e-06"),
-        (("--distance", "overlap"), "--distance overlap is what --distance-weight is a share of; give that above 0 with it"),
         (("--distance-weight", "1.5"), "--distance-weight should be from 0 to 1"),
         (("--distance-weight", "0.5", "--distill-weight", "0"), "give --distill-weight above 0 with it"),
     ],

@@ -43,8 +43,7 @@ def make_schedule(recipe: Recipe) -> step.Schedule:
 
 def make_updates(recipe: Recipe) -> tuple:
     """`step.step`, and `joint.step` where the target is trained too, as functions of a state, the target and a batch."""
-    distance = recipe.distance if recipe.distance_weight > 0 else None
-    config = LossConfig(recipe.positions, recipe.distill_weight, decay=recipe.decay, distance=distance)
+    config = LossConfig(recipe.positions, recipe.distill_weight, decay=recipe.decay, with_distance=recipe.distance_weight > 0)
     schedule = make_schedule(recipe)
     alone = functools.partial(step.step, schedule=schedule, config=config, labels=recipe.labels)
     if not recipe.trains_target:

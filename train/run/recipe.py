@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from redrafter_jax.cross_entropy import Distance
 from redrafter_jax.errors import BadInput
 
 Labels = Literal["text", "greedy"]
@@ -71,9 +70,6 @@ class Recipe:
     distance_weight: float = 0.0
     """Share of the soft labels' loss that is the total variation between head and target, in place of the cross-entropy, late in
     the run: how often a sampled draft is refused. 0.5 gains 1 to 2% at T = 1, nothing at T = 0, and costs nothing to decode."""
-    distance: Distance = "variation"
-    """What that share is, instead of the total variation. overlap: -log sum min(p, q). among: whether the target's tokens are among
-    the head's four likeliest."""
     distance_start: float = 0.5
     """Share of the updates that the cross-entropy has alone, first; total variation teaches an untrained head little."""
     steps: int = 1000
@@ -170,8 +166,6 @@ class Recipe:
                 raise BadInput(f"--{name.replace('_', '-')} should be from 0 to 1, not {getattr(self, name)}")
         if self.distance_weight > 0 and self.distill_weight == 0:
             raise BadInput("--distance-weight is a share of the soft labels' loss; give --distill-weight above 0 with it")
-        if self.distance != "variation" and self.distance_weight == 0:
-            raise BadInput(f"--distance {self.distance} is what --distance-weight is a share of; give that above 0 with it")
         if self.labels == "greedy" and self.distill_weight > 0:
             raise BadInput("--labels greedy has no soft labels: give --distill-weight 0 with it")
         if self.gated and not self.rnn:

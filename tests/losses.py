@@ -11,7 +11,8 @@ from tests.support import put
 def straightforward(drafter, target, tokens, labels, hidden, segments, config, share=0.0):
     """The loss with all logits at once, by JAX's own differentiation; ``share``: of total variation in that of soft labels."""
     B, T = tokens.shape
-    state, total, teacher = jnp.zeros_like(hidden), 0.0, jax.nn.log_softmax(target.unembed(hidden))
+    state, total, teacher = jnp.zeros_like(target.hidden_of(hidden)), 0.0, None
+    teacher = jax.nn.log_softmax(target.unembed(target.hidden_of(hidden)))
     for i in range(config.positions):
         read = jnp.roll(tokens, -1 - i, axis=1)
         state = drafter.advance(state, target.embed(read))
@@ -27,10 +28,10 @@ def straightforward(drafter, target, tokens, labels, hidden, segments, config, s
     return total
 
 
-def draw_packed_rows(config, rows: int = 2):
-    """Tokens, labels (some of them IGNORED), hidden states and segments of rows of two examples, or of one and padding."""
+def draw_packed_rows(config, rows: int = 2, features: int = 0):
+    """Tokens, labels (some of them IGNORED), what a target shows and segments of rows of two examples, or of one and padding."""
     V, D, rng = config.vocab_size, config.hidden_size, np.random.default_rng(0)
     tokens = put(rng.integers(0, V, (rows, 23)), np.int32)
     labels = put(np.where(rng.random((rows, 23)) < 0.3, loss.IGNORED_LABEL, tokens), np.int32)
     segments = put(([[1] * 9 + [2] * 14, [1] * 20 + [0] * 3] * rows)[:rows], np.int32)
-    return tokens, labels, put(rng.normal(size=(rows, 23, D)), np.float32), segments
+    return tokens, labels, put(rng.normal(size=(rows, 23, D * (1 + features))), np.float32), segments

@@ -59,10 +59,20 @@ def rows(value, count: int, dtype) -> jax.Array:
 
 
 def with_parts(head: Drafter) -> Drafter:
-    """The head with a bigram term that does a little, gates and a fit of its scores."""
+    """The head with a bigram term and features that do a little, gates and a fit of its scores."""
     config = dataclasses.replace(head.config, bigram=8, gated=True, confidence=FITTED)
     grown = beginning.grow(head, Drafter(jax.random.key(4), config))
     grown.bigram.columns[...] = 0.1 * jax.random.normal(jax.random.key(5), grown.bigram.columns.shape)
+    return with_features(grown, (0, 1))
+
+
+def with_features(head: Drafter, depths: tuple[int, ...] = (0,)) -> Drafter:
+    """The head with features of these layers that do a little."""
+    grown = beginning.grow(head, Drafter(jax.random.key(4), dataclasses.replace(head.config, depths=depths)))
+    weight = grown.depths.mix.weight
+    weight[...] = weight[...] + 0.1 * jax.random.normal(
+        jax.random.key(6), weight.shape, out_sharding=jax.typeof(weight[...]).sharding.spec
+    )
     return grown
 
 

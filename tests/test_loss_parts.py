@@ -13,7 +13,7 @@ from tests.losses import draw_packed_rows, straightforward
 from tests.support import put
 
 KINDS = {
-    "slim": dict(tied=True, bigram=8, gated=True),
+    "slim": dict(tied=True, bigram=8, gated=True, depths=(0, 1)),
     "full": dict(bigram=8),
     "slim of a draft vocabulary": dict(tied=True, bigram=8, draft_vocab=24),
 }
@@ -27,6 +27,8 @@ def make(config: TargetConfig, kind: str) -> Drafter:
     ids = jnp.sort(jax.random.permutation(jax.random.key(1), config.vocab_size)[:24]) if shapes.draft_vocab else None
     head = Drafter(jax.random.key(2), shapes, ids=ids)
     head.bigram.columns[...] = 0.3 * jax.random.normal(jax.random.key(5), head.bigram.columns.shape)  # not the untrained zeros
+    if head.depths:
+        head.depths.mix.weight[...] = 0.1 * jax.random.normal(jax.random.key(6), head.depths.mix.weight.shape)
     for linear in (head.gates.keep_u, head.gates.read_u) if head.gates else ():
         linear.bias[...] = jnp.zeros_like(linear.bias[...])  # half open, so that all weights have gradients
     return head
@@ -36,7 +38,7 @@ def make(config: TargetConfig, kind: str) -> Drafter:
 def test_value_and_gradients_are_those_of_the_straightforward_form(kind, soft, share, mha):
     target, _ = mha
     drafter = make(target.config, kind)
-    given = draw_packed_rows(target.config)
+    given = draw_packed_rows(target.config, features=len(drafter.config.depths))
     config = loss.LossConfig(3, soft, chunk=5, decay=0.8, with_distance=share > 0)
     value, gradient = jax.jit(jax.value_and_grad(straightforward), static_argnames=("config", "share"))(
         drafter, target, *given, config=config, share=share
@@ -53,8 +55,8 @@ def test_value_and_gradients_are_those_of_the_straightforward_form(kind, soft, s
 
 def test_a_share_of_zero_is_the_cross_entropy(mha):
     target, _ = mha
-    tokens, labels, hidden, segments = draw_packed_rows(target.config)
     drafter = make(target.config, "slim")
+    tokens, labels, hidden, segments = draw_packed_rows(target.config, features=len(drafter.config.depths))
     ours = jax.jit(loss.draft_loss, static_argnames="config")
     configs = [loss.LossConfig(3, 1.0, with_distance=with_distance) for with_distance in (False, True)]
     plain, other = (ours(drafter, target, tokens, labels, hidden, config=config, segments_BT=segments) for config in configs)

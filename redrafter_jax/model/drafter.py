@@ -33,7 +33,8 @@ class DrafterConfig:
     """The shapes of a head. ``tied``: the LM head is the target's own, which needs ``exit_size == hidden_size``.
     ``draft_vocab``: U, tokens that the head can draft; 0 is the target's full vocabulary, without a table. ``bigram``: the rank of
     a bigram term, 0 for none; ``gated``: whether the state has gates; ``depths``: layers of the target, counted from 0, whose
-    outputs the head reads beside h (`parts.py`). ``candidates``: C, tokens of which a step computes exact logits, found by a copy of the LM head of rank ``candidate_rank`` (`candidates.py`); both 0 for none.
+    outputs the head reads beside h (`parts.py`). ``candidates``: C, tokens of which a step computes exact logits, found by a copy
+    of the LM head of rank ``candidate_rank`` (`candidates.py`); both 0 for none.
     ``confidence``: what its scores say of acceptance, where that was fitted."""
 
     vocab_size: int

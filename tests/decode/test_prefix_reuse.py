@@ -70,8 +70,8 @@ def scheduler(engine):
 
 @pytest.fixture(scope="module")
 def adapting(mha):
-    """A head and plain decoding in turn, over a state of two rows."""
-    engine = Engine(mha[0], Recurrent(mha[1], Shape(2, 3)), shapes=(AUTOREGRESSIVE,))
+    """A head that reads inner layers, and plain decoding, in turn, over a state of two rows."""
+    engine = Engine(mha[0], Recurrent(support.with_features(mha[1]), Shape(2, 3)), shapes=(AUTOREGRESSIVE,))
     made = Scheduler(engine.runner, 2, room_of(engine.proposer), adapts=True)
     made.prepare()
     return engine, made

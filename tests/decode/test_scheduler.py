@@ -42,7 +42,7 @@ def requests_of(engine, prompts=PROMPTS, limits=LIMITS):
 
 @pytest.fixture(scope="module")
 def engine(mha):
-    return Engine(mha[0], Union(Recurrent(mha[1], Shape(2, 3)), Lookup(3, 1, 4, 2)), shapes=SHAPES)
+    return Engine(mha[0], Union(Recurrent(support.with_features(mha[1]), Shape(2, 3)), Lookup(3, 1, 4, 2)), shapes=SHAPES)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def drawn(shape, seed, kind="normal"):
 
 
 def searched(target, head, noise=None, width=4, length=3, cut=0):
-    h, g = drawn((2, target.config.hidden_size), 1), put([17, 400], np.int32)
+    h, g = drawn((2, target.config.hidden_size * (1 + len(head.config.depths))), 1), put([17, 400], np.int32)
     divisor = None if noise is None else put([0.7, 1.3], np.float32)
     run = jax.jit(recurrent.draft, static_argnames=("width", "length", "draft_top_k"))
     return run(target, vocabulary.as_decoded(head, target), h, g, width, length, divisor, noise, cut)

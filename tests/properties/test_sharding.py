@@ -100,9 +100,9 @@ def decode_by(folder, shape: tuple[int, int], name: str, rule: str) -> list[list
 
 
 def few_of(target) -> Drafter:
-    """A head that follows the target now and then, with few candidates."""
+    """A head that follows the target now and then, with few candidates and an inner layer's features."""
     drafter = jax.jit(Drafter, static_argnums=(1, 2))(jax.random.key(1), slim(256, 64), jnp.float32)
-    return support.with_candidates(drafter, target, count=24, rank=24)
+    return support.with_candidates(support.with_features(drafter), target, count=24, rank=24)
 
 
 TREE = ((0,), (1,), (2,), (0, 0), (0, 1), (0, 0, 0))

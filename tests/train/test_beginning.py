@@ -14,7 +14,7 @@ from tests.training import examples, recipe, same, stops_after
 from train import main
 from train.run import beginning, loop, shapes
 
-PARTS = {"head": "slim", "bigram": 4, "gated": True, "decay": 0.8, "distance_weight": 0.5}
+PARTS = {"head": "slim", "bigram": 4, "gated": True, "depths": 1, "decay": 0.8, "distance_weight": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_run_begins_with_the_heads_weights_and_resumes_exactly(begun, tmp_path
             loop.train_head(target, examples(), asked, tmp_path / "parts", begun=head)
     same(whole, loop.train_head(target, examples(), asked, tmp_path / "parts", begun=head))
     assert np.abs(np.asarray(whole.rnn_w.weight) - np.asarray(head.rnn_w.weight)).max() < 0.1  # near where it began
-    assert np.abs(np.asarray(whole.bigram.columns)).max() > 0
+    assert np.abs(np.asarray(whole.bigram.columns)).max() > 0 and np.abs(np.asarray(whole.depths.mix.weight)).max() > 0
 
 
 def test_total_variation_is_in_the_loss_from_its_share_of_the_updates_on(begun, tmp_path):
@@ -92,6 +92,8 @@ def test_medusas_heads_do_not_begin_with_a_recurrent_one(begun):
         (("--bigram", "-1"), "--bigram should be from 0 to"),
         (("--gated", "--no-rnn"), "--gated is of a recurrent state; leave out --no-rnn"),
         (("--bigram", "8", "--method", "medusa"), "--bigram is of a recurrent head; leave out --method medusa"),
+        (("--depths", "2", "--method", "medusa"), "--depths is of a recurrent head; leave out --method medusa"),
+        (("--depths", "-1"), "--depths should be from 0 to"),
         (("--decay", "0.01", "--positions", "21"), "--decay 0.01 to the power of 20, the last of --positions, is below 1e-06"),
         (("--distance-weight", "1.5"), "--distance-weight should be from 0 to 1"),
         (("--distance-weight", "0.5", "--distill-weight", "0"), "give --distill-weight above 0 with it"),
@@ -100,3 +102,10 @@ def test_medusas_heads_do_not_begin_with_a_recurrent_one(begun):
 def test_wrong_options_are_one_sentence(options, sentence, capsys):
     assert main.command(["--target", "none", "--text", "none", *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_more_layers_than_the_target_has_before_its_last_are_refused():
+    config = load_target("mha").config
+    assert shapes.make_head_config(config, recipe(4, head="slim", depths=2)).depths == (0, 1)
+    with pytest.raises(BadInput, match="--depths should be below the target's 3 layers, not 3"):
+        shapes.make_head_config(config, recipe(4, depths=3))

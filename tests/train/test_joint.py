@@ -12,6 +12,7 @@ from redrafter_jax.devices.mesh import make_mesh
 from redrafter_jax.errors import BadInput
 from redrafter_jax.loss import LossConfig
 from redrafter_jax.model import lora
+from redrafter_jax.model.target import Target
 from tests import small
 from tests.training import examples, recipe, same, stops_after
 from train import main
@@ -30,7 +31,8 @@ def schedule_of(how: Recipe) -> joint.JointSchedule:
 
 
 def test_the_head_learns_first_then_both_and_a_stopped_run_ends_with_the_same_weights(tmp_path, monkeypatch):
-    (target, _), how = small.models(), both(6, lora_start=0.34, head="slim")
+    target = Target(jax.random.key(0), dataclasses.replace(small.CONFIG, num_hidden_layers=2))
+    how = both(6, lora_start=0.34, head="slim", depths=1)
     whole = loop.train_pair(target, examples(), how, tmp_path / "whole")
     monkeypatch.setattr(loop, "read_batches", stops_after(rows.read_batches, 3))
     with pytest.raises(KeyboardInterrupt):

@@ -105,7 +105,8 @@ def recipe_of(options: Options):
     recipe = Recipe(
         method=options.method, blocks=options.blocks, head=options.kind, head_vocab=options.head_vocab, bigram=options.bigram,
         gated=options.gated, depths=options.depths, positions=options.positions, labels=options.labels,
-        distill_weight=options.distill_weight, row_length=options.row_length, batch=options.accumulate * max(options.batch), accumulate=options.accumulate,
+        distill_weight=options.distill_weight, row_length=options.row_length,
+        batch=options.accumulate * max(options.batch), accumulate=options.accumulate,
         train_target=options.train_target, lora_rank=options.lora_rank,
     )  # fmt: skip
     recipe = named(recipe, options.head)

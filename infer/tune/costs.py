@@ -36,31 +36,34 @@ class PromptBatches:
         self.inputs, bucket = group_inputs(Engine(target), prompts, sampling, new, batch)
         self.bucket = dataclasses.replace(bucket, length=length)
         self.programs: dict[Hashable, RoundsProgram] = {}
+        self._first: dict[tuple[int, ...], DecodeState] = {}
 
-    def start(self, number: int) -> DecodeState:
-        """A batch behind its prefill."""
-        return jax.block_until_ready(loop.start(self.target, Plain(), *self.inputs[number](), bucket=self.bucket))
+    def start(self, number: int, features: tuple[int, ...] = ()) -> DecodeState:
+        """A batch behind its prefill, for proposers that read these features."""
+        target = self.target.showing(features)
+        return jax.block_until_ready(loop.start(target, Plain(), *self.inputs[number](), bucket=self.bucket))
 
-    @functools.cached_property
-    def first(self) -> DecodeState:
+    def first(self, features: tuple[int, ...] = ()) -> DecodeState:
         """The first batch, from which single rounds are timed."""
-        return self.start(0)
+        if features not in self._first:
+            self._first[features] = self.start(0, features)
+        return self._first[features]
 
     def let_go(self) -> None:
         """Gives back the memory of `first`."""
-        self.__dict__.pop("first", None)
+        self._first.clear()
 
     def program(self, name: Hashable, proposer: Proposer) -> RoundsProgram:
         """The rounds of a proposer, compiled once."""
         if name not in self.programs:
-            self.programs[name] = RoundsProgram(self.target, proposer, self.first)
+            self.programs[name] = RoundsProgram(self.target.showing(proposer.features), proposer, self.first(proposer.features))
         return self.programs[name]
 
     def rounds(self, name: Hashable, proposer: Proposer) -> Callable[[], float]:
         """Times rounds: a call returns seconds per round."""
         count = min(MAX_ROUNDS, (self.new - 1) // (proposer.round.length + 1) - WARM_ROUNDS)
         program = self.program(name, proposer)
-        timed = functools.partial(program.round_seconds, self.first, max(1, count))
+        timed = functools.partial(program.round_seconds, self.first(proposer.features), max(1, count))
         timed()  # the first call pays for what later ones do not
         return timed
 
@@ -119,9 +122,9 @@ def measure(setting: PromptBatches, drafters: Mapping[tuple[str, int, int], Prop
     Args:
       drafters: by head, W and L. Of a search the shortest and the longest are enough: it costs the same at every step.
     """
-    target, state = setting.target, setting.first
-    runs = {("verify", count): stages.pass_over(target, count, state) for count in sorted({1, *nodes})}
-    runs |= {("propose", *key): stages.proposing(target, proposer, state) for key, proposer in drafters.items()}
+    target = setting.target
+    runs = {("verify", count): stages.pass_over(target, count, setting.first()) for count in sorted({1, *nodes})}
+    runs |= {("propose", *key): stages.proposing(target, each, setting.first(each.features)) for key, each in drafters.items()}
     runs["plain"] = setting.rounds("plain", Plain())
     stages.in_turn(runs, 1)  # compiles
     seconds = {key: min(found) for key, found in stages.in_turn(runs, REPEATS).items()}

@@ -26,9 +26,10 @@ def run(
     laps, began = list(laps), time.monotonic()
     batches.let_go()
     while len(laps) < MIN_LAPS or (len(laps) < MAX_LAPS and time.monotonic() - began < seconds):
-        state = batches.start(len(laps) % len(batches.inputs))
+        number = len(laps) % len(batches.inputs)
+        states = {features: batches.start(number, features) for features in {each.features for each in programs.values()}}
         order = list(programs)[:: 1 if len(laps) % 2 else -1]
-        found = {name: programs[name].reply_seconds(state) for name in order}
+        found = {name: programs[name].reply_seconds(states[programs[name].features]) for name in order}
         laps.append({name: took / rounds for name, (took, rounds) in found.items()})
         keep(laps)
     return laps

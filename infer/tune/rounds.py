@@ -22,7 +22,7 @@ class RoundsProgram:
     finds the weights out of the CPU's cache, which decoding does once per reply and not once in so few rounds."""
 
     def __init__(self, target: Target, proposer: Proposer, state: DecodeState):
-        self.places = proposer.round.length + 1
+        self.places, self.features = proposer.round.length + 1, target.features
         self.weights, structure = jax.tree.flatten((target, proposer))
         rounds_of = jax.jit(lambda weights, *given: loop.run(*structure.unflatten(weights), *given), donate_argnums=1)
         self.run = rounds_of.lower(self.weights, self._own(state), jnp.int32(loop.ALL_ROUNDS)).compile()

@@ -18,25 +18,43 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.errors import BadInput
 from tests.measured import CHOICE, ENTRY, keep
-from tests.support import load_pair
+from tests.support import load_pair, with_features
 
 PROMPTS = [[1, 5, 9], [4, 8, 100, 200, 7, 7], [3] * 20, [9, 8]]
 
 
 @pytest.mark.parametrize(
-    ("sampling", "shape"), [(Sampling(), Shape(3, 2)), (Sampling(1.0), Shape(3, 4, 6))], ids=["greedy", "coupled, a budget"]
+    ("sampling", "shape", "reads"),
+    [(Sampling(), Shape(3, 2), ()), (Sampling(1.0), Shape(3, 4, 6), (0, 1))],
+    ids=["greedy", "coupled, a budget, features"],
 )
-def test_rounds_are_those_of_the_engine(sampling, shape):
+def test_rounds_are_those_of_the_engine(sampling, shape, reads):
     target, head = load_pair("mha_rnn")
+    head = with_features(head, reads) if reads else head
     new, width, length = 20, 3, 4
     texts = acceptance.decode(target, PROMPTS, sampling, new, len(PROMPTS))
     proposer = Recurrent(head, Shape(width, length)).prepare(target)
-    needed = acceptance.search(target, proposer, texts, acceptance.read_hidden(target, texts))
+    needed = acceptance.search(target, proposer, texts, acceptance.read_hidden(target.showing(reads), texts))
     counted = acceptance.count_rounds(needed, new, shape.length, shape.budget)
     engine = Engine(target, Recurrent(head, shape))
     replies = list(engine.generate(PROMPTS, sampling, Limits(new=new), range(len(PROMPTS)), len(PROMPTS)))
     assert counted == [reply.rounds for reply in replies]
     assert sum(counted) < len(PROMPTS) * (new - 1)  # some drafts are accepted, else every way to count would agree
+
+
+def test_heads_that_read_different_layers_start_from_states_of_their_own():
+    target, head = load_pair("mha_rnn")
+    batches = costs.PromptBatches(target, PROMPTS[:2], Sampling(), 2, 12, 2)
+    heads = {"one": head, "two": with_features(head), "three": with_features(head, (0, 1))}
+    ways = {name: Recurrent(each, Shape(1, 2)).prepare(target) for name, each in heads.items()}
+    found = costs.measure(batches, {(name, 1, 2): way for name, way in ways.items()}, [3])
+    assert set(found.propose) == {(name, 1, 2) for name in heads} and all(seconds > 0 for seconds in found.propose.values())
+    programs = {name: batches.program(name, way) for name, way in ways.items()}
+    assert [programs[name].features for name in heads] == [(), (0,), (0, 1)]
+    for name, way in ways.items():
+        (*_, rounds) = programs[name].reply_seconds(batches.start(0, way.features))
+        replies = Engine(target, way).generate(PROMPTS[:2], Sampling(), Limits(new=12), range(2), 2)
+        assert rounds == max(reply.rounds for reply in replies)
 
 
 def test_batches_are_full_and_wait_for_their_slowest_row():
@@ -87,6 +105,8 @@ def test_a_race_goes_on_from_the_laps_that_were_kept():
 class Replies:
     """A program whose rounds take the clock's time."""
 
+    features = ()
+
     def __init__(self, clock: Clock, seconds: float, rounds: int):
         self.round, self.rounds = clock.timing(seconds), rounds
 
@@ -100,7 +120,7 @@ class Started:
     def __init__(self):
         self.inputs, self.numbers = [0, 1, 2], []
 
-    def start(self, number: int) -> int:
+    def start(self, number: int, features: tuple[int, ...]) -> int:
         self.numbers.append(number)
         return number
 

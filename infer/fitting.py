@@ -40,8 +40,8 @@ class SliceOptions:
     """As in train.main: the rank of a recurrent head's bigram term; 0: none."""
     gated: bool = False
     """As in train.main: whether a recurrent head's state has gates."""
-    depths: int = 0
-    """As in train.main: inner layers of the target that a recurrent head reads beside the last."""
+    depths: int | None = None
+    """As in train.main: inner layers of the target that a recurrent head reads beside the last; by default 2 with --head best."""
     blocks: int = 2
     """Residual blocks of the head (medusa: of each head; the published ones have 1)."""
     whole: bool = False
@@ -57,6 +57,12 @@ class SliceOptions:
     def kind(self) -> str:
         """full or slim, whichever name the head was given."""
         return {"paper": "full", "best": "slim"}.get(self.head, self.head)
+
+    @property
+    def inner_layers(self) -> int:
+        """`depths`, or what the name of the head says."""
+        of_name = 2 if (self.head, self.method) == ("best", "recurrent") else 0
+        return of_name if self.depths is None else self.depths
 
 
 Options = TypeVar("Options", bound=SliceOptions)

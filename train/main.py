@@ -207,12 +207,14 @@ def command(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> Options:
-    """The options. A preset, and the name of a head, give the recipe's defaults, so they have to be known first."""
+    """The options. A preset, and the name of a head of a method, give the recipe's defaults, so they have to be known first."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", choices=PRESETS)
     finder.add_argument("--head", nargs="?")
+    finder.add_argument("--method", nargs="?")
     found = finder.parse_known_args(arguments)[0]
-    recipe = named(PRESETS[found.preset]() if found.preset else Recipe(), found.head)
+    recipe = PRESETS[found.preset]() if found.preset else Recipe()
+    recipe = named(dataclasses.replace(recipe, method="medusa") if found.method == "medusa" else recipe, found.head)
     default = Options(target=tyro.MISSING, preset=found.preset, recipe=recipe)
     options = read_options(Options, "train.main", arguments, default=default)
     if found.head not in HEADS:

@@ -21,11 +21,12 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
       BadInput: --draft-model names no shapes, or another vocabulary, or --bigram, --gated, --candidates or --rank is not for these
         heads, or out of range.
     """
-    parts = [name for name in ("bigram", "gated", "depths") if getattr(options, name)]
+    parts = [name for name in ("bigram", "gated", "inner_layers") if getattr(options, name)]
     if parts and options.method != "recurrent":
-        raise BadInput(f"--{parts[0]} is of --method recurrent; leave it out")
-    if not 0 <= options.depths < target.num_hidden_layers:
-        raise BadInput(f"--depths should be from 0 to below the {target.num_hidden_layers} layers of --model, not {options.depths}")
+        raise BadInput(f"--{parts[0].replace('inner_layers', 'depths')} is of --method recurrent; leave it out")
+    if not 0 <= options.inner_layers < target.num_hidden_layers:
+        below = f"from 0 to below the {target.num_hidden_layers} layers of --model"
+        raise BadInput(f"--depths should be {below}, not {options.inner_layers}")
     if not 0 <= options.bigram <= min(target.vocab_size, MAX_RANK):
         raise BadInput(f"--bigram should be from 0 to {min(target.vocab_size, MAX_RANK)}, not {options.bigram}")
     few = {"candidates": options.candidates, "rank": options.rank}
@@ -44,7 +45,7 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
         head = dataclasses.replace(
             shape, num_blocks=options.blocks, **{name: getattr(options, name) for name in ("bigram", "gated")}
         )
-        head = dataclasses.replace(head, depths=evenly(target.num_hidden_layers, options.depths))
+        head = dataclasses.replace(head, depths=evenly(target.num_hidden_layers, options.inner_layers))
         wrong = candidates.wrong_numbers(head, *few.values()) if any(few.values()) else None
         if wrong:
             raise BadInput(f"--{wrong[0]} {wrong[1]}")

@@ -44,7 +44,7 @@ class Question:
 
 def question_of(options, subject) -> Question:
     """The question of the command's `Options` about a workload."""
-    parts = options.bigram, options.gated, options.depths, options.candidates, options.rank
+    parts = options.bigram, options.gated, options.inner_layers, options.candidates, options.rank
     head = head_of(options.method, options.kind, options.head_vocab, options.positions, options.blocks, *parts)
     head = head if options.draft_model is None else f"{options.draft_model} as the draft model"
     numbers = name_formats(subject.dtype, subject.config.weight_format)

@@ -23,6 +23,7 @@ from tests.on_slice import BATCH, HEAD, MESH, SHAPE, TARGET
 from train.fit import __main__ as train_fit
 from train.fit import points as step_points
 from train.fit import report as step_report
+from train.run import recipe as recipes
 
 LLAMA_33B = topology.read_target_config("llama-33b")  # 52 heads, so that 8 shards of `model` do not divide it
 HEAD_33B = drafter.full(LLAMA_33B.vocab_size, LLAMA_33B.hidden_size)
@@ -62,6 +63,8 @@ FLOORS = ["--model", "llama-7b", "--topology", "v5e:2x4", "--floors"]
         (["--head-vocab", "32001"], "--head-vocab should be from 0 (all) to the vocabulary of 32000"),
         (["--candidates", "512"], "--rank should be from 1 to 8192, the rank of the LM head's matrix, not 0"),
         (["--candidates", "32001", "--rank", "64"], "--candidates should be from 1 to the vocabulary of 32000, not 32001"),
+        (["--depths", "2", "--method", "medusa"], "--depths is of --method recurrent; leave it out"),
+        (["--depths", "32"], "--depths should be from 0 to below the 32 layers of --model, not 32"),
         (["--rank", "64", "--method", "medusa"], "--rank is of --method recurrent; leave it out"),
         (["--candidates", "64", "--rank", "8", "--head-vocab", "99"], "this head has a draft vocabulary of 99"),
         (
@@ -110,11 +113,22 @@ def test_a_head_that_drafts_fewer_tokens_holds_and_costs_less(head, capsys):
 
 @pytest.mark.parametrize(("name", "kind"), [("paper", "full"), ("best", "slim")])
 def test_a_name_of_a_head_is_counted_as_what_it_stands_for(name, kind, capsys):
-    named, plain = (floors(capsys, "--batch", "1", "--head", head)["rows"] for head in (name, kind))
+    parts = {"best": ("--depths", "2")}.get(name, ())
+    named, plain = (floors(capsys, "--batch", "1", "--head", *head)["rows"] for head in ((name,), (kind, *parts)))
     assert named == plain
     recipe = train_fit.recipe_of(train_fit.Options("", head=name))
     assert recipe.head == kind and recipe.distance_weight == (0.5 if name == "best" else 0)
+    assert recipe.depths == recipes.named(recipes.Recipe(), name).depths == (2 if name == "best" else 0)
     assert train_fit.recipe_of(train_fit.Options("", head=name, distance_weight=0.25)).distance_weight == 0.25
+    assert train_fit.recipe_of(train_fit.Options("", head=name, depths=1)).depths == 1
+    assert train_fit.recipe_of(train_fit.Options("", head=name, method="medusa")).depths == 0
+
+
+def test_features_are_a_matrix_of_the_head_and_cost_a_round_next_to_nothing(capsys):
+    plain, reads = (floors(capsys, "--batch", "1", "--head", "slim", "--depths", depths)["rows"][0] for depths in "02")
+    D, shards = 4096, 8
+    assert (reads["resident"] - plain["resident"]) / (2 * 2 * D * D / shards) == pytest.approx(1, abs=0.01)
+    assert 1 < reads["round_over_plain"]["4x4"] / plain["round_over_plain"]["4x4"] < 1.01
 
 
 def test_the_heading_says_how_much_the_head_can_draft(capsys):

@@ -13,10 +13,13 @@ from train.run.recipe import PRESETS, Recipe, named
     "given, expected",
     [
         (["--head", "paper"], Recipe(head="full")),
-        (["--head", "best"], Recipe(head="slim", decay=0.8, distance_weight=0.5)),
-        (["--head=best", "--steps", "7"], Recipe(head="slim", decay=0.8, distance_weight=0.5, steps=7)),
-        (["--decay", "1", "--head", "best"], Recipe(head="slim", distance_weight=0.5)),
-        (["--preset", "demo", "--head", "best"], dataclasses.replace(PRESETS["demo"](), decay=0.8, distance_weight=0.5)),
+        (["--head", "best"], Recipe(head="slim", decay=0.8, distance_weight=0.5, depths=2)),
+        (["--head", "best", "--depths", "0"], Recipe(head="slim", decay=0.8, distance_weight=0.5)),
+        (["--head", "best", "--method", "medusa"], Recipe(method="medusa", head="slim", decay=0.8, distance_weight=0.5)),
+        (["--method=medusa", "--head=full"], Recipe(method="medusa")),
+        (["--head=best", "--steps", "7"], Recipe(head="slim", decay=0.8, distance_weight=0.5, depths=2, steps=7)),
+        (["--decay", "1", "--head", "best"], Recipe(head="slim", distance_weight=0.5, depths=2)),
+        (["--preset", "demo", "--head", "best"], dataclasses.replace(PRESETS["demo"](), decay=0.8, distance_weight=0.5, depths=2)),
         (["--head", "slim"], Recipe(head="slim")),
         ([], Recipe()),
     ],
@@ -30,7 +33,8 @@ def test_a_name_is_its_options_which_others_change(given, expected):
 def test_a_recipe_in_python_has_the_head_itself():
     with pytest.raises(BadInput, match="full or slim in a recipe, and `named` makes one of best"):
         Recipe(head="best").check()
-    assert named(Recipe(), "best") == Recipe(head="slim", decay=0.8, distance_weight=0.5) and named(Recipe(), "slim") == Recipe()
+    assert named(Recipe(), "best") == Recipe(head="slim", decay=0.8, distance_weight=0.5, depths=2)
+    assert named(Recipe(), "slim") == Recipe() and named(Recipe(method="medusa"), "best").depths == 0
 
 
 @pytest.mark.parametrize("given, says", [(["--head", "bset"], "bset"), (["--head"], "--head")])

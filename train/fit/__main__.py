@@ -104,12 +104,12 @@ def recipe_of(options: Options):
         raise BadInput(f"--accumulate should be 1 or more, not {options.accumulate}")
     recipe = Recipe(
         method=options.method, blocks=options.blocks, head=options.kind, head_vocab=options.head_vocab, bigram=options.bigram,
-        gated=options.gated, depths=options.depths, positions=options.positions, labels=options.labels,
+        gated=options.gated, depths=options.inner_layers, positions=options.positions, labels=options.labels,
         distill_weight=options.distill_weight, row_length=options.row_length,
         batch=options.accumulate * max(options.batch), accumulate=options.accumulate,
         train_target=options.train_target, lora_rank=options.lora_rank,
     )  # fmt: skip
-    recipe = named(recipe, options.head)
+    recipe = dataclasses.replace(named(recipe, options.head), depths=options.inner_layers)
     if options.distance_weight is not None:
         recipe = dataclasses.replace(recipe, distance_weight=options.distance_weight)
     recipe.check()

@@ -39,8 +39,8 @@ class Recipe:
     """recurrent: ReDrafter's head; medusa: as many of Medusa's heads as there are drafted positions."""
     head: Literal["full", "slim", "paper", "best"] = "full"
     """full: the paper's head (medusa: each head has its own LM head); slim: exits at the target's width into the target's
-    own LM head. paper: another name of full. best: slim, and the losses that gained most for what they cost to decode, nothing:
-    --decay 0.8 --distance-weight 0.5; options beside it change them."""
+    own LM head. paper: another name of full. best: slim, and what gained most for what it costs to decode, next to nothing:
+    --decay 0.8 --distance-weight 0.5 --depths 2; options beside it change them, and --depths 0 stays in Apple's format."""
     head_vocab: int = 0
     """Tokens that the head can draft: the most frequent labelled tokens of the training data. 0: all tokens of the
     target. The LM head is most of a head's bytes, so fewer tokens make a round cheaper, and some drafts impossible."""
@@ -236,10 +236,12 @@ def vicuna_7b() -> Recipe:
 
 
 PRESETS = {"demo": demo, "vicuna-7b": vicuna_7b}
-HEADS = {"paper": {"head": "full"}, "best": {"head": "slim", "decay": 0.8, "distance_weight": 0.5}}
+HEADS = {"paper": {"head": "full"}, "best": {"head": "slim", "decay": 0.8, "distance_weight": 0.5, "depths": 2}}
 """Names of heads that stand for several fields of a recipe."""
 
 
 def named(recipe: Recipe, head: str) -> Recipe:
-    """The recipe with a head of one of these names (`HEADS`); unchanged with any other."""
-    return dataclasses.replace(recipe, **HEADS.get(head, {}))
+    """The recipe with a head of one of these names (`HEADS`), of Medusa's heads without the parts that they cannot have; unchanged
+    with any other."""
+    fields = HEADS.get(head, {}).items()
+    return dataclasses.replace(recipe, **{name: value for name, value in fields if not (recipe.is_medusa and name in PARTS)})

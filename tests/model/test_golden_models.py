@@ -1,7 +1,6 @@
 """The target and the draft head against vectors made by transformers and by the published ReDrafter."""
 
 import filecmp
-import functools
 import json
 
 import jax
@@ -19,15 +18,15 @@ TARGETS = sorted(set(PAIRS.values()))
 TOLERANCE = 2e-4
 
 
-@functools.partial(jax.jit, static_argnames="features")
-def run_target(target, ids, positions, kv, valid, features):
-    return target(ids, positions, attention.causal(valid), kv, features=features)
+@jax.jit
+def run_target(target, ids, positions, kv, valid):
+    return target(ids, positions, attention.causal(valid), kv)
 
 
 def read(target, ids, kv=None, first=0, valid=None, features=()):
     positions = put(np.broadcast_to(first + np.arange(ids.shape[1]), ids.shape), np.int32)
     valid = put(np.ones(ids.shape, bool) if valid is None else valid)
-    return run_target(target, put(ids), positions, kv, valid, features)
+    return run_target(target.showing(features), put(ids), positions, kv, valid)
 
 
 @pytest.mark.parametrize("name", TARGETS)

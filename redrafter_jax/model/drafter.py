@@ -209,7 +209,12 @@ class Drafter(nnx.Module):
 
     def weights_per_position(self) -> int:
         """How many numbers of the head a drafted position is multiplied by, without a target's LM head."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self)) - sum(leaf.size for leaf in jax.tree.leaves(self.table()))
+        others = self.table(), self.depths
+        return sum(leaf.size for leaf in jax.tree.leaves(self)) - sum(leaf.size for leaf in jax.tree.leaves(others))
+
+    def weights_per_place(self) -> int:
+        """How many a place is multiplied by once, whatever is drafted from there: those of the features."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.depths))
 
     def table(self) -> nnx.Param | None:
         """The matrix of which a drafted token reads one row, ``[V, r]``; None for a head without a bigram term."""

@@ -91,6 +91,10 @@ class MedusaHeads(nnx.Module):
         """As `Drafter.weights_per_position`."""
         return sum(leaf.size for leaf in jax.tree.leaves(self)) // self.config.num_heads
 
+    def weights_per_place(self) -> int:
+        """As of a recurrent head: none."""
+        return 0
+
     def own_columns(self) -> tuple[jax.Array, ...] | None:
         """The LM head ``[D, U]`` of each head; None where they use the target's."""
         return tuple(layers.gather_weight(own, layers.COLUMNS) for own in self.lm_heads) or None

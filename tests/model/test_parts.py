@@ -144,6 +144,9 @@ def test_the_parts_are_counted(mha):
     assert work[2].flops - work[0].flops == 2 * 2 * 3 * 4 * D * D
     assert size(features) - size(plain) == work[3].bytes - work[0].bytes == 4 * 2 * D * D
     assert work[3].flops - work[0].flops == 2 * 2 * D * D
+    made = [placement.abstract_head(shapes) for shapes in (plain, features)]
+    assert made[0].weights_per_position() == made[1].weights_per_position()
+    assert [each.weights_per_place() for each in made] == [0, 2 * D * D]
 
 
 def test_a_target_that_shows_inner_layers_says_the_same(mha):

@@ -41,7 +41,8 @@ def flops(target: Target, drafter: Head, recipe: Recipe, is_joint: bool = False)
     if recipe.labels == "greedy":
         teacher += 2 * (recipe.positions * (body + target.lm_head[...].size) + target.lm_head[...].size)
     joint = 4 * body + 6 * target.lm_head[...].size if is_joint else 0
-    return recipe.batch * recipe.row_length * (2 * body + teacher + 6 * recipe.positions * head + joint)
+    drafts = recipe.positions * head + drafter.weights_per_place()
+    return recipe.batch * recipe.row_length * (2 * body + teacher + 6 * drafts + joint)
 
 
 def peak() -> float | None:

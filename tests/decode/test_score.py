@@ -22,7 +22,7 @@ TOP = 3
 
 @pytest.fixture(scope="module")
 def engine(mha):
-    return Engine(mha[0], Recurrent(mha[1], Shape(2, 2)))
+    return Engine(mha[0], Recurrent(support.with_features(mha[1]), Shape(2, 2)))
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from infer.benchmark import __main__ as benchmark
 from infer.benchmark import cases
 from infer.benchmark import report as tables
 from infer.benchmark.task import Rates
-from redrafter_jax.decode.engine import Sampling
+from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.propose import scripted
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.devices import memory
-from tests.support import MODELS, load_pair, policy, put, started
+from tests.support import MODELS, load_pair, policy, put, started, with_features
 
 PAIR = ["--target", str(MODELS / "target_mha"), "--drafter", str(MODELS / "drafter_mha_rnn")]
 QUICK = ["--repeats", "1", "--nodes", "1", "3"]
@@ -147,6 +147,15 @@ def test_runs_take_turns():
     runs = {name: lambda name=name: order.append(name) or float(len(order)) for name in "ab"}
     assert stages.in_turn(runs, 2) == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
     assert order == list("abab")
+
+
+def test_a_head_that_reads_inner_layers_is_built_with_a_target_that_shows_them():
+    target, drafter = load_pair("mha_rnn")
+    engine = Engine(target, Recurrent(with_features(drafter), Shape(1, 2)))
+    (reply,) = engine.generate([[1, 5, 9]], Sampling(), Limits(8))
+    inputs, bucket = engine.prepare([[1, 5, 9]], Sampling(), Limits(8), [0])
+    state, _, _ = stages.build(target, engine.proposer, inputs, bucket).decode(inputs)
+    assert np.asarray(state.tokens)[0, 3:11].tolist() == reply.token_ids and int(state.rounds[0]) == reply.rounds
 
 
 def test_a_stage_is_run_as_often_as_it_is_counted():

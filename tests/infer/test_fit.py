@@ -40,6 +40,21 @@ def cache_bytes(shape: Shape) -> int:
 
 
 @needs_compiler
+def test_what_is_compiled_carries_the_features_that_the_head_reads():
+    """Also where a target is cut to fewer layers than the head reads of it."""
+    options = train_fit.Options("", batch=(4,), row_length=64, positions=3, head="slim", depths=1)
+    trained = step_points.StepSubject(subject().slice, TARGET, train_fit.recipe_of(options), "bfloat16")
+    with jax.set_mesh(subject().slice.mesh(*MESH)):
+        frozen, state, _ = step_points.arrays(trained, 4)
+        assert frozen.features == state.drafter.config.depths != ()
+        reads = dataclasses.replace(subject(), head=state.drafter.config)
+        for layers in (1, TARGET.num_hidden_layers):
+            target, proposer, state = points.arrays(reads, layers, BATCH, Shape(2, 2))
+            assert len(target.features) == len(proposer.features) == 1 and target.features[0] < layers
+            assert state.h.shape == (BATCH, 2 * TARGET.hidden_size)
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4", "v5p:4x4x4"])
 def test_every_mesh_of_a_slice_can_be_laid_over_it(name):
     slice_ = topology.find_slice(name)

@@ -6,12 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from redrafter_jax.decode.engine import Engine
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.files import weights
 from redrafter_jax.model.drafter import Drafter, slim
-from tests.support import load_target
+from tests.support import load_target, with_features
 from tests.texts import with_tokenizer
 from train.calibrate import __main__ as calibrate
 from train.calibrate import fit
+from train.calibrate import rounds as each_round
 
 
 def rounds(count: int = 4000) -> dict[str, np.ndarray]:
@@ -52,6 +55,18 @@ def test_the_fit_ends_where_the_scores_are_far_off(sign):
         ((slope, bias),) = fit.fit(found, 1)
         assert 0 < slope <= 100 and abs(bias) <= 100
         assert abs(1 / (1 + np.exp(-(slope * sign * 20 + bias))) - share) < 0.1
+
+
+def test_heads_that_read_different_layers_are_read_side_by_side_as_each_alone(mha):
+    target, head = mha
+    heads = {"plain": head, "reads": with_features(head), "reads more": with_features(head, (0, 1))}
+    engines = {name: Engine(target, Recurrent(each, Shape(2, 2))) for name, each in heads.items()}
+    contexts = np.random.default_rng(0).integers(0, 503, (4, each_round.CONTEXT_TOKENS)).tolist()
+    together = each_round.read_each(engines, contexts, 1.0, 2)
+    for name, engine in engines.items():
+        for field, values in each_round.read(engine, contexts, 1.0, 2).items():
+            np.testing.assert_array_equal(together[name][field], values)
+    assert not np.array_equal(together["plain"]["score"], together["reads"]["score"])
 
 
 def test_a_budget_keeps_the_nodes_of_largest_value():

@@ -103,14 +103,13 @@ def test_a_race_goes_on_from_the_laps_that_were_kept():
 
 
 class Replies:
-    """A program whose rounds take the clock's time."""
+    """A program whose rounds take the clock's time, of a head that reads these features."""
 
-    features = ()
+    def __init__(self, clock: Clock, seconds: float, rounds: int, features: tuple[int, ...] = ()):
+        self.round, self.rounds, self.features = clock.timing(seconds), rounds, features
 
-    def __init__(self, clock: Clock, seconds: float, rounds: int):
-        self.round, self.rounds = clock.timing(seconds), rounds
-
-    def reply_seconds(self, state: int) -> tuple[float, int]:
+    def reply_seconds(self, state: tuple[int, ...]) -> tuple[float, int]:
+        assert state == self.features
         return self.round() * self.rounds, self.rounds
 
 
@@ -120,9 +119,9 @@ class Started:
     def __init__(self):
         self.inputs, self.numbers = [0, 1, 2], []
 
-    def start(self, number: int, features: tuple[int, ...]) -> int:
-        self.numbers.append(number)
-        return number
+    def start(self, number: int, features: tuple[int, ...]) -> tuple[int, ...]:
+        self.numbers += [number] * (features == ())
+        return features
 
     def let_go(self) -> None:
         pass
@@ -131,7 +130,7 @@ class Started:
 def test_whole_replies_are_decoded_in_turn_and_one_slow_lap_does_not_decide():
     clock, kept, started = Clock(), [], Started()
     clock.calls = itertools.chain([0, 40], itertools.count(2))  # of the first lap the second program is slow
-    programs = {race.PLAIN: Replies(clock, 1.0, 90), "a": Replies(clock, 1.5, 50)}
+    programs = {race.PLAIN: Replies(clock, 1.0, 90), "a": Replies(clock, 1.5, 50, (0, 2))}
     laps = final.run(started, programs, 0.0, keep=kept.append)
     assert started.numbers == [0, 1, 2, 0] and kept[-1] == laps and len(laps) == final.MIN_LAPS
     assert final.round_cost("a", laps) == pytest.approx(1.5, rel=0.06) and final.plain_seconds(laps) == pytest.approx(1.0, rel=0.06)

@@ -65,7 +65,7 @@ def test_a_beam_drafts_what_the_formulas_say(mha, head):
     target, _ = mha
     D, same = target.config.hidden_size, Drafter(jax.random.key(2), dataclasses.replace(head.config, depths=()))
     same = beginning.grow(head, same)  # without the features
-    shown = np.random.default_rng(1).normal(size=(2, 3 * D)).astype(np.float32)
+    shown = np.random.default_rng(1).normal(size=(2, 3 * D)).astype(np.float32) * np.repeat([1, 9, 0.1], D).astype(np.float32)
     parts = [part / np.sqrt(np.mean(part**2, axis=-1, keepdims=True)) for part in (shown[:, D : 2 * D], shown[:, 2 * D :])]
     h = put(shown[:, :D] + np.concatenate(parts, axis=-1) @ np.asarray(head.depths.mix.weight[...]), np.float32)
     g = put([3, 7], np.int32)

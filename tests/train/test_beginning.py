@@ -12,7 +12,7 @@ from redrafter_jax.model.drafter import Drafter, slim
 from tests.support import MODELS, load_target
 from tests.training import examples, recipe, same, stops_after
 from train import main
-from train.run import beginning, loop, shapes
+from train.run import beginning, card, loop, shapes
 
 PARTS = {"head": "slim", "bigram": 4, "gated": True, "depths": 1, "decay": 0.8, "distance_weight": 0.5}
 
@@ -102,6 +102,13 @@ def test_medusas_heads_do_not_begin_with_a_recurrent_one(begun):
 def test_wrong_options_are_one_sentence(options, sentence, capsys):
     assert main.command(["--target", "none", "--text", "none", *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", [{"bigram": 4}, {"gated": True}, {"depths": 2}])
+def test_the_card_says_that_apples_format_has_no_place_for_a_part(part):
+    settings = {"bigram": 0, "gated": False, "depths": 0}
+    plain, other = (card.compose(MODELS / "target_mha", settings | more, {}, 1) for more in ({}, part))
+    assert "no place for" in other and "no place for" not in plain
 
 
 def test_more_layers_than_the_target_has_before_its_last_are_refused():

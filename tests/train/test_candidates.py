@@ -11,7 +11,7 @@ from redrafter_jax.files import weights
 from redrafter_jax.model import attention, vocabulary
 from redrafter_jax.model.drafter import Drafter, full, slim
 from tests.draft_vocabularies import random_head
-from tests.support import MODELS, load_target, medusa_heads, put, with_parts
+from tests.support import MODELS, load_target, medusa_heads, put, with_features, with_parts
 from tests.texts import with_tokenizer
 from tests.training import same
 from train import candidates
@@ -92,6 +92,16 @@ HEADS = {
 def run(head, output, *more) -> int:
     given = ["--target", str(MODELS / "target_mha"), "--drafter", str(head), "--output", str(output)]
     return candidates.command([*given, "--rank", "8", "--candidates", "32", *more])
+
+
+def test_the_exits_of_a_head_that_reads_inner_layers_are_those_with_them():
+    target = load_target("mha")
+    slim = random_head(target, "slim")
+    stream, grown = np.random.default_rng(0).integers(0, 503, 2000).tolist(), with_features(slim)
+    untrained = beginning.grow(slim, grown.config.make(jax.random.key(0)))
+    plain, zero, reads = (candidates.squares_of_exits(target, head, stream) for head in (slim, untrained, grown))
+    np.testing.assert_allclose(zero, plain, atol=1e-6 * np.abs(plain).max())
+    assert np.abs(reads - plain).max() > 1e-3 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize("kind", HEADS)

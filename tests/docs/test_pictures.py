@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-MODULES = ("scaling", "fit_rows", "tokens_per_step", "terminal_picture")
+MODULES = ("frontier", "scaling", "fit_rows", "tokens_per_step", "terminal_picture")
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,17 @@ def test_what_a_command_writes_to_a_terminal_is_read(monkeypatch):
 
 
 def test_the_plots_are_drawn_from_the_data(tmp_path, monkeypatch):
+    import frontier
     import scaling
     import tokens_per_step
 
     monkeypatch.setattr(scaling, "IMAGES", tmp_path)
     monkeypatch.setattr(tokens_per_step, "IMAGES", tmp_path)
+    monkeypatch.setattr(frontier, "PICTURE", tmp_path / frontier.PICTURE.name)
     scaling.plot()
     tokens_per_step.main()
+    frontier.draw()
     said = {file.name: file.read_text() for file in tmp_path.glob("*.svg")}
     assert set(said) == {file.name for file in (ROOT / "docs" / "images").glob("*.svg")} - {"terminal.svg"}
     assert "Llama-3.1 8B, v5e:2x4, batch 8" in said["scaling_break_even.svg"] and "slim head" in said["tokens_per_step.svg"]
+    assert "best with features" in said["frontier.svg"]

@@ -18,20 +18,19 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
     """The head, as decoding unties it, or the small model.
 
     Raises:
-      BadInput: --draft-model names no shapes, or another vocabulary, or --bigram, --gated, --candidates or --rank is not for these
-        heads, or out of range.
+      BadInput: --draft-model names no shapes, or another vocabulary, or --bigram, --gated, --depths, --candidates or --rank is not
+        for these heads, or out of range.
     """
-    parts = [name for name in ("bigram", "gated", "inner_layers") if getattr(options, name)]
-    if parts and options.method != "recurrent":
-        raise BadInput(f"--{parts[0].replace('inner_layers', 'depths')} is of --method recurrent; leave it out")
+    parts = {"bigram": options.bigram, "gated": options.gated, "depths": options.inner_layers}
+    few = {"candidates": options.candidates, "rank": options.rank}
+    foreign = [name for name, value in (parts | few).items() if value and options.method != "recurrent"]
+    if foreign:
+        raise BadInput(f"--{foreign[0]} is of --method recurrent; leave it out")
     if not 0 <= options.inner_layers < target.num_hidden_layers:
         below = f"from 0 to below the {target.num_hidden_layers} layers of --model"
         raise BadInput(f"--depths should be {below}, not {options.inner_layers}")
     if not 0 <= options.bigram <= min(target.vocab_size, MAX_RANK):
         raise BadInput(f"--bigram should be from 0 to {min(target.vocab_size, MAX_RANK)}, not {options.bigram}")
-    few = {"candidates": options.candidates, "rank": options.rank}
-    if any(few.values()) and options.method != "recurrent":
-        raise BadInput(f"--{next(name for name, value in few.items() if value)} is of --method recurrent; leave it out")
     if options.draft_model is not None:
         model = topology.read_target_config(options.draft_model, "--draft-model")
         if model.vocab_size != target.vocab_size:
@@ -42,10 +41,8 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
         head = synthetic.medusa_config(target, options.kind, options.head_vocab, options.positions, options.blocks)
     else:
         shape = synthetic.head_config(target, options.kind, options.head_vocab)
-        head = dataclasses.replace(
-            shape, num_blocks=options.blocks, **{name: getattr(options, name) for name in ("bigram", "gated")}
-        )
-        head = dataclasses.replace(head, depths=evenly(target.num_hidden_layers, options.inner_layers))
+        read = evenly(target.num_hidden_layers, options.inner_layers)
+        head = dataclasses.replace(shape, num_blocks=options.blocks, bigram=options.bigram, gated=options.gated, depths=read)
         wrong = candidates.wrong_numbers(head, *few.values()) if any(few.values()) else None
         if wrong:
             raise BadInput(f"--{wrong[0]} {wrong[1]}")

@@ -57,6 +57,10 @@ class Lucky(Proposer):
     def name(self) -> str:
         return self.drafts.name
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.drafts.features
+
     def prepare(self, target) -> Proposer:
         return dataclasses.replace(self, drafts=self.drafts.prepare(target))
 

@@ -33,6 +33,10 @@ class Scripted(Proposer):
     def round(self) -> Round:
         return self.drafts.round
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.drafts.features
+
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         with jax.named_scope("draft"):
             beams = self.overwrite(self.drafts.draft(target, view), view)

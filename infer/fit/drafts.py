@@ -28,7 +28,8 @@ def config_of(options, target: TargetConfig) -> DraftsConfig:
         raise BadInput(f"--{foreign[0]} is of --method recurrent; leave it out")
     if not 0 <= options.inner_layers < target.num_hidden_layers:
         below = f"from 0 to below the {target.num_hidden_layers} layers of --model"
-        raise BadInput(f"--depths should be {below}, not {options.inner_layers}")
+        most = target.num_hidden_layers - 1
+        raise BadInput(f"--depths should be {below}, not {options.inner_layers}; give --depths {most}")
     if not 0 <= options.bigram <= min(target.vocab_size, MAX_RANK):
         raise BadInput(f"--bigram should be from 0 to {min(target.vocab_size, MAX_RANK)}, not {options.bigram}")
     if options.draft_model is not None:

@@ -17,6 +17,7 @@ from redrafter_jax.decode.engine import Engine, Limits, Sampling
 from redrafter_jax.decode.prefill import Bucket
 from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.proposer import Proposer
+from redrafter_jax.model.parts import pick_features
 from redrafter_jax.model.target import Target
 
 REPEATS = 5
@@ -28,6 +29,7 @@ class PromptBatches:
     compiled for them.
 
     Args:
+      target: shows the features that any of the heads reads, so that all start from one cache.
       length: L of the longest rounds.
     """
 
@@ -36,22 +38,25 @@ class PromptBatches:
         self.inputs, bucket = group_inputs(Engine(target), prompts, sampling, new, batch)
         self.bucket = dataclasses.replace(bucket, length=length)
         self.programs: dict[Hashable, RoundsProgram] = {}
-        self._first: dict[tuple[int, ...], DecodeState] = {}
+        self._first: DecodeState | None = None
 
-    def start(self, number: int, features: tuple[int, ...] = ()) -> DecodeState:
-        """A batch behind its prefill, for proposers that read these features."""
-        target = self.target.showing(features)
-        return jax.block_until_ready(loop.start(target, Plain(), *self.inputs[number](), bucket=self.bucket))
+    def start(self, number: int) -> DecodeState:
+        """A batch behind its prefill."""
+        return jax.block_until_ready(loop.start(self.target, Plain(), *self.inputs[number](), bucket=self.bucket))
+
+    def seen_by(self, state: DecodeState, features: tuple[int, ...]) -> DecodeState:
+        """The same for proposers that read these features; its other arrays are shared."""
+        with jax.set_mesh(jax.tree.leaves(self.target)[0].sharding.mesh):
+            return dataclasses.replace(state, h=pick_features(state.h, self.target.features, features))
 
     def first(self, features: tuple[int, ...] = ()) -> DecodeState:
-        """The first batch, from which single rounds are timed."""
-        if features not in self._first:
-            self._first[features] = self.start(0, features)
-        return self._first[features]
+        """The first batch, from which single rounds are timed, for proposers that read these features."""
+        self._first = self.start(0) if self._first is None else self._first
+        return self.seen_by(self._first, features)
 
     def let_go(self) -> None:
         """Gives back the memory of `first`."""
-        self._first.clear()
+        self._first = None
 
     def program(self, name: Hashable, proposer: Proposer) -> RoundsProgram:
         """The rounds of a proposer, compiled once."""
@@ -122,7 +127,7 @@ def measure(setting: PromptBatches, drafters: Mapping[tuple[str, int, int], Prop
     Args:
       drafters: by head, W and L. Of a search the shortest and the longest are enough: it costs the same at every step.
     """
-    target = setting.target
+    target = setting.target.showing(())
     runs = {("verify", count): stages.pass_over(target, count, setting.first()) for count in sorted({1, *nodes})}
     runs |= {("propose", *key): stages.proposing(target, each, setting.first(each.features)) for key, each in drafters.items()}
     runs["plain"] = setting.rounds("plain", Plain())

@@ -15,6 +15,7 @@ from redrafter_jax.decode.propose.proposer import Proposer
 from redrafter_jax.decode.request import DRAFT_TOP_K
 from redrafter_jax.files.heads import Head
 from redrafter_jax.model.drafter import Drafter
+from redrafter_jax.model.parts import all_features
 from redrafter_jax.model.target import Target
 
 CUTS = (0, 50)  # values of draft_top_k that the fastest shape is tried with, besides `DRAFT_TOP_K`
@@ -171,9 +172,9 @@ class Tuner:
     def setting(self, batch: int, context: int | None) -> costs.PromptBatches:
         """The batches of all prompts."""
         prompts = self.prompts if context is None else costs.stretch(self.prompts, context - self.plan.new)
-        return costs.PromptBatches(
-            self.target, prompts, self.plan.sampling, batch, self.plan.new, max(point.length for point in self.grid)
-        )
+        target = self.target.showing(all_features(head.config.depths for head in self.heads.values()))
+        longest = max(point.length for point in self.grid)
+        return costs.PromptBatches(target, prompts, self.plan.sampling, batch, self.plan.new, longest)
 
     def proposer(self, point: Point) -> Proposer:
         """What drafts as the point says."""

@@ -19,7 +19,7 @@ class DecodeState:
     """Everything that decoding carries from round to round, all of it on the device.
 
     cache: the tokens whose keys and values are known: the prompt and the reply but for g
-    h:         ``[B, D]``  the target's hidden state of the newest token in the cache, and behind it the features that it shows
+    h:         ``[B, D + F*D]``  what the target shows of the newest token in the cache: its hidden state, and behind it features
     g:         ``[B]``     the token already decided that is not yet in the cache
     tokens:    ``[B, S]``  every token at its cache slot, the newest of them g; the reply starts behind the prompt
     drafted:   ``[B, S]``  bool, which of them were accepted drafts

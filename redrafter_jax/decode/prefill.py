@@ -107,7 +107,8 @@ def read(
 def read_and_watch(
     target: Target, tokens_BT: jax.Array, length_B: jax.Array, slots: int, arrives: int | None, watch: Callable, seen
 ) -> tuple[cache.KVCache, jax.Array, Any]:
-    """Likewise; and what ``watch(seen, start, hidden_BND)`` makes of ``seen`` at each chunk that begins at the token ``start``."""
+    """Likewise; and what ``watch(seen, start, hidden_BND)`` makes of ``seen`` at each chunk that begins at the token ``start``,
+    ``hidden_BND`` being what the target shows of it (`Pass.shown`)."""
     B, T = tokens_BT.shape
     chunk = min(T, CHUNK_TOKENS)
     chunks, sizes = -(-T // chunk), prefixes(T)

@@ -27,8 +27,9 @@ from redrafter_jax.model.target import Target
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Of G rows, one for each part that rows are split into, of which the first counts. cache: of what was read; h: ``[G, D]``,
-    that of `DecodeState` at the prompt's last token once that was read; memory: of the proposer (`Proposer.read`)."""
+    """Of G rows, one for each part that rows are split into, of which the first counts. cache: of what was read; h:
+    ``[G, D + F*D]``, that of `DecodeState` at the prompt's last token once that was read; memory: of the proposer
+    (`Proposer.read`)."""
 
     cache: KVCache
     h: jax.Array

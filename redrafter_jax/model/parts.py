@@ -11,6 +11,7 @@ Apple's architecture has a place for none of them. Not here: the head (`drafter.
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,24 @@ class Depths(nnx.Module):
 
 
 def evenly(layers_of_target: int, count: int) -> tuple[int, ...]:
-    """So many layers of a target, counted from 0, that part it evenly: of 6 layers the second and the fourth."""
-    return tuple(round(layers_of_target * (i + 1) / (count + 1)) - 1 for i in range(count))
+    """So many layers of a target, counted from 0, that part it evenly: of 6 layers the second and the fourth. A target of no more
+    than ``count``, as one that is cut for a measurement may be, has its first ones, the last as often as it takes."""
+    parted = max(layers_of_target, count + 1)
+    return tuple(min(round(parted * (i + 1) / (count + 1)), layers_of_target) - 1 for i in range(count))
+
+
+def all_features(parts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The layers that are in any of these, ascending."""
+    return tuple(sorted(set().union(*parts)))
+
+
+def pick_features(shown: jax.Array, layers_shown: tuple[int, ...], wanted: tuple[int, ...]) -> jax.Array:
+    """``[..., D + G*D]``, the hidden state and G layers, of what a target shows (`Pass.shown`), ``[..., D + F*D]``."""
+    if layers_shown == wanted:
+        return shown
+    D = shown.shape[-1] // (1 + len(layers_shown))
+    places = [0, *(D * (1 + layers_shown.index(layer)) for layer in wanted)]
+    return jnp.concatenate([shown[..., at : at + D] for at in places], axis=-1)
 
 
 class Gates(nnx.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from redrafter_jax.errors import BadInput
 from redrafter_jax.model import attention, cache, layers, rope
 from redrafter_jax.model.experts import Experts
 from redrafter_jax.model.target_config import TargetConfig
@@ -174,9 +175,16 @@ class Target(nnx.Module):
         return Pass(hidden_BND, cache.KVRows(tuple(keys), tuple(values)), wanted)
 
     def showing(self, features: tuple[int, ...]) -> "Target":
-        """The same weights, with passes that return the outputs of these layers as well."""
+        """The same weights, with passes that return the outputs of these layers as well.
+
+        Raises:
+          BadInput: it has no such layer.
+        """
         if features == self.features:
             return self
+        if not all(0 <= layer < self.config.num_hidden_layers for layer in features):
+            has = f"of a target that has {self.config.num_hidden_layers}"
+            raise BadInput(f"what drafts reads layers {list(features)}, counted from 0, {has}")
         same = jax.tree.map(lambda leaf: leaf, self)  # a new module, the same arrays
         same.features = features
         return same

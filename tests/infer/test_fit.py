@@ -42,16 +42,19 @@ def cache_bytes(shape: Shape) -> int:
 @needs_compiler
 def test_what_is_compiled_carries_the_features_that_the_head_reads():
     """Also where a target is cut to fewer layers than the head reads of it."""
-    options = train_fit.Options("", batch=(4,), row_length=64, positions=3, head="slim", depths=1)
-    trained = step_points.StepSubject(subject().slice, TARGET, train_fit.recipe_of(options), "bfloat16")
+    options = train_fit.Options("", batch=(4,), row_length=64, positions=3, head="best")
+    deep = dataclasses.replace(TARGET, num_hidden_layers=8)
+    trained = step_points.StepSubject(subject().slice, deep, train_fit.recipe_of(options), "bfloat16")
     with jax.set_mesh(subject().slice.mesh(*MESH)):
         frozen, state, _ = step_points.arrays(trained, 4)
-        assert frozen.features == state.drafter.config.depths != ()
-        reads = dataclasses.replace(subject(), head=state.drafter.config)
-        for layers in (1, TARGET.num_hidden_layers):
+        assert frozen.features == state.drafter.config.depths == (2, 4)
+        cut, same, _ = step_points.arrays(trained.of_depth(2), 4)
+        assert cut.features == (0, 1) and same.drafter.config == state.drafter.config
+        reads = dataclasses.replace(subject(), config=deep, head=state.drafter.config)
+        for layers in (1, 2, 8):
             target, proposer, state = points.arrays(reads, layers, BATCH, Shape(2, 2))
-            assert len(target.features) == len(proposer.features) == 1 and target.features[0] < layers
-            assert state.h.shape == (BATCH, 2 * TARGET.hidden_size)
+            assert len(target.features) == len(proposer.features) == 2 and all(0 <= each < layers for each in target.features)
+            assert state.h.shape == (BATCH, 3 * TARGET.hidden_size)
 
 
 @needs_compiler

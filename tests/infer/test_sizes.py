@@ -110,12 +110,12 @@ def test_a_target_that_the_machine_cannot_train_is_refused_by_the_options_that_m
         demo_options.check(demo.Options(width=4096, heads=32, layers=32, feed_forward=16384))
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (4, 1)])
-def test_a_batch_that_no_device_has_room_for_is_refused(mesh, monkeypatch):
-    recipe, config = Recipe(batch=64, row_length=512), load_target("mha").config
+@pytest.mark.parametrize(("mesh", "depths"), [((1, 1), 0), ((4, 1), 0), ((1, 1), 2)])
+def test_a_batch_that_no_device_has_room_for_is_refused(mesh, depths, monkeypatch):
+    recipe, config = Recipe(batch=64, row_length=512, depths=depths), load_target("mha").config
     head = shapes.make_head_config(config, recipe)
     load = Footprint(config, head, 64, "--batch", 1e6)
-    need = 1e6 + 4 * 5 * 64 * 512 * 2 * config.hidden_size / mesh[0]  # float32 exits at 5 positions
+    need = 1e6 + 4 * 64 * 512 * (5 * 2 + depths) * config.hidden_size / mesh[0]  # float32 exits at 5 positions, and features
     monkeypatch.setattr(memory, "of_host", lambda: 1.01 * need * mesh[0])
     footprint.check(load, recipe, mesh)
     monkeypatch.setattr(memory, "of_host", lambda: 0.99 * need * mesh[0])

@@ -44,7 +44,7 @@ def test_rounds_are_those_of_the_engine(sampling, shape, reads):
 
 def test_heads_that_read_different_layers_start_from_states_of_their_own():
     target, head = load_pair("mha_rnn")
-    batches = costs.PromptBatches(target, PROMPTS[:2], Sampling(), 2, 12, 2)
+    batches = costs.PromptBatches(target.showing((0, 1)), PROMPTS[:2], Sampling(), 2, 12, 2)
     heads = {"one": head, "two": with_features(head), "three": with_features(head, (0, 1))}
     ways = {name: Recurrent(each, Shape(1, 2)).prepare(target) for name, each in heads.items()}
     found = costs.measure(batches, {(name, 1, 2): way for name, way in ways.items()}, [3])
@@ -52,7 +52,7 @@ def test_heads_that_read_different_layers_start_from_states_of_their_own():
     programs = {name: batches.program(name, way) for name, way in ways.items()}
     assert [programs[name].features for name in heads] == [(), (0,), (0, 1)]
     for name, way in ways.items():
-        (*_, rounds) = programs[name].reply_seconds(batches.start(0, way.features))
+        (*_, rounds) = programs[name].reply_seconds(batches.seen_by(batches.start(0), way.features))
         replies = Engine(target, way).generate(PROMPTS[:2], Sampling(), Limits(new=12), range(2), 2)
         assert rounds == max(reply.rounds for reply in replies)
 
@@ -119,8 +119,12 @@ class Started:
     def __init__(self):
         self.inputs, self.numbers = [0, 1, 2], []
 
-    def start(self, number: int, features: tuple[int, ...]) -> tuple[int, ...]:
-        self.numbers += [number] * (features == ())
+    def start(self, number: int) -> int:
+        self.numbers.append(number)
+        return number
+
+    def seen_by(self, state: int, features: tuple[int, ...]) -> tuple[int, ...]:
+        assert state == self.numbers[-1]
         return features
 
     def let_go(self) -> None:

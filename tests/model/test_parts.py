@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redrafter_jax.decode.propose.recurrent import draft
+from redrafter_jax.decode.engine import Engine
+from redrafter_jax.decode.propose.recurrent import Recurrent, Shape, draft
 from redrafter_jax.devices import placement
 from redrafter_jax.errors import BadInput
 from redrafter_jax.files import config, weights
 from redrafter_jax.model import attention
 from redrafter_jax.model.drafter import Drafter, DrafterConfig, slim
-from redrafter_jax.model.parts import evenly
+from redrafter_jax.model.parts import all_features, evenly, pick_features
 from redrafter_jax.slices import roofline
 from tests.support import put
 from train.run import beginning
@@ -162,6 +163,21 @@ def test_a_target_that_shows_inner_layers_says_the_same(mha):
 def test_layers_part_a_target_evenly():
     assert evenly(6, 2) == (1, 3) and evenly(32, 2) == (10, 20) and evenly(2, 1) == (0,) and evenly(28, 0) == ()
     assert all(len(set(evenly(layers, count))) == count for layers in range(1, 40) for count in range(layers))
+    assert evenly(2, 2) == (0, 1) and evenly(1, 2) == (0, 0) and evenly(4, 5) == (0, 1, 2, 3, 3)  # of a target that is cut
+
+
+def test_a_part_of_what_a_target_shows_is_picked():
+    shown = jnp.arange(12.0).reshape(2, 6)  # D = 2: a hidden state and two layers
+    np.testing.assert_array_equal(pick_features(shown, (1, 4), (4,)), shown[:, [0, 1, 4, 5]])
+    np.testing.assert_array_equal(pick_features(shown, (1, 4), ()), shown[:, :2])
+    assert pick_features(shown, (1, 4), (1, 4)) is shown
+    assert all_features([(4,), (), (1, 4)]) == (1, 4)
+
+
+def test_layers_that_a_target_lacks_are_refused_before_anything_runs(mha, head):
+    wrong = Drafter(jax.random.key(0), dataclasses.replace(head.config, depths=(0, 7)))
+    with pytest.raises(BadInput, match=r"what drafts reads layers \[0, 7\], counted from 0, of a target that has 3"):
+        Engine(mha[0], Recurrent(wrong, Shape(1, 2)))
 
 
 def test_a_head_of_a_deeper_target_is_refused(mha, head):

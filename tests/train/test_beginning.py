@@ -74,7 +74,8 @@ def test_a_name_for_several_fields_is_refused_in_python_where_it_would_stand_for
 
 
 @pytest.mark.parametrize(
-    ("other", "sentence"), [({"blocks": 3}, "num_blocks 2, and the one that is trained 3"), ({"head": "full"}, "exit_size")]
+    ("other", "sentence"),
+    [({"blocks": 3}, "num_blocks 2, and the one that is trained num_blocks 3"), ({"head": "full"}, "exit_size")],
 )
 def test_another_head_is_refused(other, sentence, begun):
     with pytest.raises(BadInput, match=f"--begin-with: .*{sentence}"):
@@ -114,5 +115,13 @@ def test_the_card_says_that_apples_format_has_no_place_for_a_part(part):
 def test_more_layers_than_the_target_has_before_its_last_are_refused():
     config = load_target("mha").config
     assert shapes.make_head_config(config, recipe(4, head="slim", depths=2)).depths == (0, 1)
-    with pytest.raises(BadInput, match="--depths should be below the target's 3 layers, not 3"):
+    with pytest.raises(BadInput, match="--depths should be below the target's 3 layers, not 3; give --depths 2"):
         shapes.make_head_config(config, recipe(4, depths=3))
+
+
+def test_a_head_that_reads_other_layers_is_refused_by_their_number(tmp_path):
+    config = load_target("mha").config
+    asked = shapes.make_head_config(config, recipe(4, head="slim", depths=2))
+    weights.save_drafter(asked.make(jax.random.key(0)), tmp_path / "head")
+    with pytest.raises(BadInput, match=r"has depths 2 \(layers \[0, 1\]\), and the one that is trained depths 0"):
+        beginning.load(tmp_path / "head", shapes.make_head_config(config, recipe(4, head="slim")))

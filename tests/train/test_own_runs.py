@@ -60,7 +60,11 @@ def test_a_finished_run_whose_checkpoints_are_elsewhere_is_not_begun_anew(left, 
     if left != "head":
         (run / "head" / card.CARD_FILE).unlink()
         (run / "head").rmdir()
-    refused(f"--output: {run} holds a run of another configuration: rate was 0.1 and is 0.2", run, rate=0.2)
+    refused(
+        f"--output: {run} holds a run of another configuration: rate was 0.1 and is 0.2; give what it began with to resume it, or",
+        run,
+        rate=0.2,
+    )
     refused(f"--output: {run} holds a run whose checkpoints are in {saves}; name that folder with --checkpoints", run)
     refused("rate was 0.1 and is 0.2", run, tmp_path / "new", rate=0.2)
     begin(run, saves)

@@ -1,5 +1,6 @@
 """One round of a head from each of many places of a text: which of the nodes the target accepted."""
 
+import dataclasses
 from collections.abc import Hashable
 
 import jax
@@ -10,6 +11,7 @@ from redrafter_jax.decode import loop, prefill, sample, verify
 from redrafter_jax.decode.engine import Engine, Sampling
 from redrafter_jax.decode.policy import make_policy
 from redrafter_jax.devices import processes
+from redrafter_jax.model.parts import all_features, pick_features
 
 CONTEXT_TOKENS = 64
 
@@ -23,9 +25,9 @@ def read(engine: Engine, contexts: list[list[int]], temperature: float, batch: i
 def read_each(
     engines: dict[Hashable, Engine], contexts: list[list[int]], temperature: float, batch: int
 ) -> dict[Hashable, dict[str, np.ndarray]]:
-    """`read` of several engines of the same target, whose proposers have no memory, so that contexts are prefilled once, or once
-    for each set of features that heads read."""
+    """`read` of several engines of the same target, whose proposers have no memory, so that contexts are prefilled once."""
     any_engine, parts = next(iter(engines.values())), {name: [] for name in engines}
+    shown = all_features(engine.target.features for engine in engines.values())
     length = max(engine.proposer.round.length for engine in engines.values())
     bucket = prefill.bucket(CONTEXT_TOKENS, length + 1, length)
     with jax.set_mesh(any_engine.mesh):
@@ -34,11 +36,10 @@ def read_each(
             sizes = ([size] * batch for size in (CONTEXT_TOKENS, length + 1))
             given = (contexts[first : first + batch], *sizes, [[-1]] * batch)
             placed = (processes.put(np.asarray(values, np.int32), "data") for values in given)
-            started, states = (*placed, policy, bucket), {}
+            started = loop.start(any_engine.target.showing(shown), any_engine.proposer, *placed, policy, bucket)
             for name, engine in engines.items():
-                if engine.target.features not in states:
-                    states[engine.target.features] = loop.start(engine.target, engine.proposer, *started)
-                found = _round(engine.target, engine.proposer, states[engine.target.features])
+                h = pick_features(started.h, shown, engine.target.features)
+                found = _round(engine.target, engine.proposer, dataclasses.replace(started, h=h))
                 parts[name].append({field: np.asarray(value) for field, value in found.items()})
     return {name: {field: np.concatenate([part[field] for part in each]) for field in each[0]} for name, each in parts.items()}
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from infer.fitting import MAX_RETRIES
+from redrafter_jax.files.heads import HeadConfig
+from redrafter_jax.model.parts import evenly
 from redrafter_jax.model.target import TargetConfig
 from redrafter_jax.slices import compiler
 from redrafter_jax.slices.topology import Slice
@@ -28,10 +30,16 @@ class StepSubject:
     recipe: Recipe
     dtype: str
     spread: bool = False
+    kept: HeadConfig | None = None
 
     def of_depth(self, layers: int) -> "StepSubject":
-        """The same with a target of so many layers."""
-        return dataclasses.replace(self, target=dataclasses.replace(self.target, num_hidden_layers=layers))
+        """The same head with a target of so many layers."""
+        return dataclasses.replace(self, target=dataclasses.replace(self.target, num_hidden_layers=layers), kept=self.head)
+
+    @property
+    def head(self) -> HeadConfig:
+        """The shapes of the recipe's head, made for the target before it was cut."""
+        return self.kept or shapes.make_head_config(self.target, self.recipe)
 
 
 def find_best(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:
@@ -103,9 +111,8 @@ def arrays(subject: StepSubject, batch: int) -> tuple:
     """The shapes of the target, of the training state and of a batch, on the current mesh."""
     recipe = subject.recipe
     frozen = compiler.target(subject.target, subject.dtype, subject.spread)
-    head = shapes.make_head_config(subject.target, recipe)
-    frozen = frozen.showing(head.depths)
-    state = jax.eval_shape(functools.partial(loop.start_state, recipe, subject.target, head, subject.spread))
+    frozen = frozen.showing(evenly(subject.target.num_hidden_layers, len(subject.head.depths)))
+    state = jax.eval_shape(functools.partial(loop.start_state, recipe, subject.target, subject.head, subject.spread))
     tokens = compiler.abstract((batch, recipe.row_length), jnp.int32, jax.P("data", None))
     return frozen, state, Batch(tokens, tokens, tokens, tokens)
 

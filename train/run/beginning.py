@@ -34,9 +34,15 @@ def load(folder: pathlib.Path, config: HeadConfig) -> Head:
         theirs, ours = getattr(begun, field.name), getattr(config, field.name)
         is_added = field.name in PARTS and theirs == field.default
         if theirs != ours and not is_added and field.name not in FITTED:
-            raise BadInput(f"{OPTION}: the head in {folder} has {field.name} {theirs}, and the one that is trained {ours}")
+            theirs, ours = (_shown(field.name, value) for value in (theirs, ours))
+            raise BadInput(f"{OPTION}: the head in {folder} has {theirs}, and the one that is trained {ours}")
     found = heads.load_head(folder, what=OPTION)
     return vocabulary.without_candidates(found) if isinstance(found, Drafter) else found
+
+
+def _shown(name: str, value: object) -> str:
+    """A field of a head's config, in words; features as the option has them."""
+    return f"{name} {len(value)} (layers {list(value)})" if isinstance(value, tuple) else f"{name} {value}"
 
 
 def grow(begun: Head, untrained: Head) -> Head:

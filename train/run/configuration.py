@@ -92,7 +92,8 @@ def _compare(before: dict, now: dict, place: str, instead: str) -> None:
         )
     differences = _differences(_defaults(now) | before, now)
     if differences:
-        raise BadInput(f"{place} holds a run of another configuration: {'; '.join(differences)}; {instead}")
+        words = f"{'; '.join(differences)}; give what it began with to resume it, or {instead}"
+        raise BadInput(f"{place} holds a run of another configuration: {words}")
 
 
 def has_checkpoints(saved: epath.Path) -> bool:

@@ -24,7 +24,8 @@ def make_head_config(target: TargetConfig, recipe: Recipe) -> HeadConfig:
     if recipe.head_vocab > V:
         raise BadInput(f"--head-vocab should be at most the target's vocabulary of {V}, not {recipe.head_vocab}")
     if recipe.depths >= target.num_hidden_layers:
-        raise BadInput(f"--depths should be below the target's {target.num_hidden_layers} layers, not {recipe.depths}")
+        layers = target.num_hidden_layers
+        raise BadInput(f"--depths should be below the target's {layers} layers, not {recipe.depths}; give --depths {layers - 1}")
     if recipe.is_medusa:
         return MedusaConfig(
             vocab_size=V,

@@ -45,7 +45,8 @@ class View:
     """All that a proposer may see of decoding.
 
     g:      ``[B]``        the token already decided that is not yet in the cache: the root of the tree
-    h:      ``[B, D]``     the target's hidden state of the newest token in the cache, and behind it the `features`
+    h:      ``[B, D + F*D]``  the target's hidden state of the newest token in the cache, and behind it the proposer's `features`;
+                           before a proposer that has none there may be any
     tokens: ``[B, S]``     every token so far at its cache slot: prompt, reply, and g at slot ``length``
     length: ``[B]``        tokens in the cache
     policy: how each row samples

@@ -11,6 +11,7 @@ from redrafter_jax.decode.propose.proposer import Memory, Proposer, Round, View
 from redrafter_jax.decode.request import MAX_NODES
 from redrafter_jax.decode.verify import Verdict
 from redrafter_jax.errors import BadInput
+from redrafter_jax.model.parts import all_features, pick_features
 from redrafter_jax.model.target import Target
 
 
@@ -39,7 +40,7 @@ class Union(Proposer):
 
     @property
     def features(self) -> tuple[int, ...]:
-        return self.one.features or self.other.features  # of heads, of which there is one
+        return all_features((self.one.features, self.other.features))
 
     def in_shape(self, shape: Any) -> Proposer | None:
         """The first of both in that shape, whose budget is that of the union; the other as it is."""
@@ -56,8 +57,8 @@ class Union(Proposer):
         return dataclasses.replace(self, one=self.one.within(round), other=self.other.within(round))
 
     def begin(self, target: Target, view: View, read: Memory = None) -> Memory:
-        one, other = (None, None) if read is None else read
-        return self.one.begin(target, view, one), self.other.begin(target, view, other)
+        reads, parts = (None, None) if read is None else read, (self.one, self.other)
+        return tuple(part.begin(target, self._seen(view, part), its_own) for part, its_own in zip(parts, reads, strict=True))
 
     def unread(self, rows: int, slots: int) -> Memory:
         return self.one.unread(rows, slots), self.other.unread(rows, slots)
@@ -73,7 +74,7 @@ class Union(Proposer):
     def propose(self, target: Target, view: View, memory: Memory) -> tuple[Tree, Memory]:
         trees, memories = [], []
         for proposer, its_own in zip((self.one, self.other), memory, strict=True):
-            tree, its_own = proposer.propose(target, _shortened(view, proposer.round.length), its_own)
+            tree, its_own = proposer.propose(target, self._seen(view, proposer), its_own)
             trees.append(tree)
             memories.append(its_own)
         with jax.named_scope("pack"):
@@ -83,7 +84,7 @@ class Union(Proposer):
         one, other = memory
         return self.one.accept(one, tree, verdict), self.other.accept(other, tree, verdict)
 
-
-def _shortened(view: View, length: int) -> View:
-    """The view with the noise of the first ``length`` positions."""
-    return view if view.noise is None else dataclasses.replace(view, noise=view.noise[:, :length])
+    def _seen(self, view: View, part: Proposer) -> View:
+        """The view with the features that one of both reads, and the noise of the positions that it drafts."""
+        noise = None if view.noise is None else view.noise[:, : part.round.length]
+        return dataclasses.replace(view, h=pick_features(view.h, self.features, part.features), noise=noise)

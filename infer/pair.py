@@ -30,7 +30,7 @@ from redrafter_jax.files.peft import StoredAdapter
 from redrafter_jax.model import quantised
 from redrafter_jax.model.target import TargetConfig
 
-CPU_HEAD, ACCELERATOR_HEAD = "drafter_slim", "drafter"
+HEADS = {"slim": "drafter_slim", "best": "drafter_best", "full": "drafter"}  # as `train.main --head` calls them
 MEDUSA, SMALL_MODEL = "medusa", "small_model"  # what else drafts for the embedded target
 CACHED_SHAPE, CPU_SHAPE, ACCELERATOR_SHAPE = Shape(width=2, length=2), Shape(width=1, length=3), Shape(width=8, length=5)
 DEFAULT_CPU_CACHE_BYTES = 32 << 20  # bytes; of a CPU that does not say
@@ -40,7 +40,7 @@ PLANNED_PROMPT_TOKENS = 2048  # tokens; what a mesh leaves room for in the cache
 
 
 def embedded(part: str) -> pathlib.Path:
-    """A folder of the embedded pair: target, drafter, drafter_slim, medusa or small_model.
+    """A folder of the embedded pair: target, one of `HEADS`, medusa or small_model.
 
     Raises:
       BadInput: the pair is not there.
@@ -80,8 +80,9 @@ def cache_size(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
 
 
 def default_head(platform: str) -> str:
-    """Which of the embedded pair's heads: the slim one drafts for less, which is what counts on a CPU."""
-    return CPU_HEAD if platform == "cpu" else ACCELERATOR_HEAD
+    """Which of the embedded pair's heads: the slim one drafts for least, which is what counts on a CPU; elsewhere the one whose
+    drafts are accepted most."""
+    return HEADS["slim" if platform == "cpu" else "best"]
 
 
 def default_dtype(platform: str) -> str:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from redrafter_jax.model import drafter
 from redrafter_jax.model.drafter import Drafter, DrafterConfig
 from redrafter_jax.model.medusa import MedusaConfig
+from redrafter_jax.model.parts import evenly
 from redrafter_jax.model.target import Target, TargetConfig
 
 SUCCESSOR_STRIDE = 7919  # a random target follows token v by v + this
@@ -37,9 +38,11 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
 
 
 def head_config(config: TargetConfig, kind: str, draft_vocab: int = 0) -> DrafterConfig:
-    """The shapes of a head, `full` or `slim`; ``draft_vocab``: ids that it can draft, or 0."""
-    shape = {"full": drafter.full, "slim": drafter.slim}[kind](config.vocab_size, config.hidden_size)
-    return dataclasses.replace(shape, draft_vocab=draft_vocab)
+    """The shapes of a head, `full`, `slim` or `best`, which is slim and reads two inner layers; ``draft_vocab``: ids that it can
+    draft, or 0."""
+    shape = (drafter.full if kind == "full" else drafter.slim)(config.vocab_size, config.hidden_size)
+    depths = evenly(config.num_hidden_layers, 2) if kind == "best" else ()
+    return dataclasses.replace(shape, draft_vocab=draft_vocab, depths=depths)
 
 
 def medusa_config(config: TargetConfig, kind: str, draft_vocab: int, heads: int, blocks: int) -> MedusaConfig:

@@ -68,7 +68,7 @@ def heads_of(target: str | None, drafter: str | None, resolved: pair.Resolved) -
     """The heads to choose among: the one that is named, or the embedded ones."""
     if target is not None or drafter is not None:
         return [resolved.drafter]
-    embedded = [resolved.drafter.with_name(name) for name in (pair.CPU_HEAD, pair.ACCELERATOR_HEAD)]
+    embedded = [resolved.drafter.with_name(name) for name in pair.HEADS.values()]
     return [head for head in embedded if head.is_dir()]
 
 

@@ -3,6 +3,8 @@
     python -m docs.scripts.frontier --text corpus/held_out corpus/held_out_packages --heads embedded/slim=HEAD embedded/full=HEAD
     python -m docs.scripts.frontier            # only draws the picture, from the file (needs matplotlib)
 
+Groups that are not measured stay in the file as they are.
+
 Tokens per step are those of one round from each of many places, greedy, search trees. Bytes are what a round's drafts read at
 least (`slices/roofline.py`), as float32. Milliseconds are of one row's drafts without the target's pass: all cases in turn,
 medians.
@@ -53,11 +55,19 @@ def main() -> None:
     options = parser.parse_args()
     if options.heads:
         rows = measure(options)
+        measured = {row["group"] for row in rows}
+        rows = [row for row in read() if row["group"] not in measured] + rows
         with DATA.open("w", newline="") as file:
             table = csv.DictWriter(file, rows[0], lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
     draw()
+
+
+def read() -> list[dict]:
+    """The rows of the file."""
+    with DATA.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def measure(options: argparse.Namespace) -> list[dict]:
@@ -114,8 +124,7 @@ def draw() -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "redrafter_jax", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
-    with DATA.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read()
     text, groups = list(rows[0])[-1], list(dict.fromkeys(row["group"] for row in rows))
     figure, panels = pyplot.subplots(len(groups), 2, figsize=(8.5, 3.4 * len(groups)), layout="constrained", squeeze=False)
     for axes, group in zip(panels, groups, strict=True):

@@ -10,7 +10,7 @@ from fit_rows import DATA
 from scaling import IMAGES, save
 
 FIGURES = DATA.parents[1] / "infer" / "demo_pair" / "figures.json"
-HEADS = {"drafter_slim": "slim head", "drafter": "the paper's head"}
+HEADS = {"drafter_best": "best head", "drafter_slim": "slim head", "drafter": "the paper's head"}
 MODES = {"greedy": "greedy", "coupled": "T = 1, coupled", "independent": "T = 1, independent", "along_text": "along held-out text"}
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     from matplotlib import pyplot
 
     figures = json.loads(FIGURES.read_text())
-    figure, axes = pyplot.subplots(1, 2, figsize=(8.5, 2.9), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(HEADS), figsize=(10, 2.9), sharey=True, layout="constrained")
     for axis, (head, name) in zip(axes, HEADS.items(), strict=True):
         rows = [row for row in figures[head] if row["tree"] == "search"]
         for number, (mode, label) in enumerate(MODES.items()):

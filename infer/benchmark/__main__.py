@@ -71,7 +71,7 @@ class Options:
     """Instead of a pair on disk: random weights of this shape, and SYNTHETIC ACCEPTANCE (drafts right as often as asked for)."""
     layers: int | None = None
     """With --shape: fewer layers than it has, to fit a small device; the report says so."""
-    head: Literal["slim", "full"] | None = None
+    head: Literal["slim", "best", "full"] | None = None
     """Which of the embedded heads, or which random one; by default what suits the device."""
     head_vocab: int = 0
     """With --shape: tokens that the random head can draft; 0: all of the target's."""

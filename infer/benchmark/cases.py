@@ -25,7 +25,6 @@ from redrafter_jax.model.shapes import SHAPES
 from redrafter_jax.model.target import Target, TargetConfig
 
 MAX_RANDOM_COPIES = 4  # float32 copies of a matrix, at most, while it is initialised (3.4 were measured at llama-7b's width)
-HEADS = {"slim": "drafter_slim", "full": "drafter"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ def on_disk(task: BenchmarkTask, files: Files) -> BenchmarkPair:
     """The embedded pair, or the one that is named; end-of-text tokens are ignored, so that all replies are equally long."""
     head = files.drafter
     if head is None and files.head is not None:
-        head = str(pair.embedded(HEADS[files.head]))
+        head = str(pair.embedded(pair.HEADS[files.head]))
     found = pair.find(files.target, head, files.has_head, task.dtype, task.weight_format, files.lora)
     if isinstance(found.drafter_config, TargetConfig):
         other = f"python -m infer.evaluate --method small:{head} measures how it drafts"
@@ -112,7 +111,7 @@ def at_shape(task: BenchmarkTask, asked: Random) -> BenchmarkPair:
         raise BadInput(f"--prompt-length plus --max-new-tokens should be at most the context of {config.max_position_embeddings}")
     if not 0 <= asked.head_vocab <= config.vocab_size:
         raise BadInput(f"--head-vocab should be from 0 (all) to the vocabulary of {config.vocab_size}, not {asked.head_vocab}")
-    kind, dtype = asked.head or ("slim" if jax.default_backend() == "cpu" else "full"), jnp.dtype(task.dtype)
+    kind, dtype = asked.head or ("slim" if jax.default_backend() == "cpu" else "best"), jnp.dtype(task.dtype)
     head = synthetic.head_config(config, kind, asked.head_vocab)
     _check_drafts(task.ways, config, head)
     load = _load(config, head, task, asked.prompt_length)

@@ -96,7 +96,7 @@ def load(wanted: Wanted, mesh: tuple[int, int]) -> Loaded:
 def name_heads(given: tuple[str, ...]) -> dict[str, pathlib.Path]:
     """The folders of the heads that are named, or of the embedded ones, by short names that differ."""
     if not given:
-        return {name: pair.embedded(name) for name in (pair.CPU_HEAD, pair.ACCELERATOR_HEAD)}
+        return {name: pair.embedded(name) for name in pair.HEADS.values()}
     folders = [hub.locate(each, "--drafter") for each in dict.fromkeys(given)]
     names = [folder.name for folder in folders]
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}

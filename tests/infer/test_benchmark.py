@@ -17,6 +17,7 @@ from redrafter_jax.decode.propose.plain import Plain
 from redrafter_jax.decode.propose.recurrent import Recurrent, Shape
 from redrafter_jax.decode.propose.search import Beams
 from redrafter_jax.devices import memory
+from redrafter_jax.model.shapes import SHAPES
 from tests.support import MODELS, load_pair, policy, put, started, with_features
 
 PAIR = ["--target", str(MODELS / "target_mha"), "--drafter", str(MODELS / "drafter_mha_rnn")]
@@ -156,6 +157,14 @@ def test_a_head_that_reads_inner_layers_is_built_with_a_target_that_shows_them()
     inputs, bucket = engine.prepare([[1, 5, 9]], Sampling(), Limits(8), [0])
     state, _, _ = stages.build(target, engine.proposer, inputs, bucket).decode(inputs)
     assert np.asarray(state.tokens)[0, 3:11].tolist() == reply.token_ids and int(state.rounds[0]) == reply.rounds
+    unlucky = scripted.scripted(engine.proposer, state.tokens, [0.0])  # its own drafts alone
+    state, _, _ = stages.build(target, unlucky, inputs, bucket).decode(inputs)
+    assert np.asarray(state.tokens)[0, 3:11].tolist() == reply.token_ids and int(state.rounds[0]) == reply.rounds
+
+
+def test_a_random_head_may_read_inner_layers_as_train_mains_best_does():
+    assert synthetic.head_config(SHAPES["demo"], "best").depths == (1, 3)
+    assert {synthetic.head_config(SHAPES["demo"], kind).depths for kind in ("slim", "full")} == {()}
 
 
 def test_a_stage_is_run_as_often_as_it_is_counted():

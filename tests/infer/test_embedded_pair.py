@@ -4,7 +4,7 @@ import pytest
 
 import infer
 from infer.evaluate import entrants, methods
-from infer.pair import EMBEDDED
+from infer.pair import EMBEDDED, HEADS, MEDUSA, SMALL_MODEL
 from redrafter_jax.decode.engine import Limits, Sampling
 from redrafter_jax.decode.propose.recurrent import Shape
 from redrafter_jax.devices import placement
@@ -27,7 +27,9 @@ def pair():
     ],
     ids=str,
 )
-def test_speculation_changes_no_token_of_the_embedded_target(pair, sampling):
+@pytest.mark.parametrize("head", [HEADS["slim"], HEADS["best"], pytest.param(HEADS["full"], marks=pytest.mark.slow)])
+def test_speculation_changes_no_token_of_the_embedded_target(head, sampling):
+    pair = infer.load(str(EMBEDDED / "target"), str(EMBEDDED / head), shape=Shape(4, 4))
     prompts = [pair.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     fast = list(pair.engine.generate(prompts, sampling, Limits(200), batch=3))
     slow = list(pair.engine.autoregressive().generate(prompts, sampling, Limits(200), batch=3))
@@ -54,5 +56,12 @@ def test_what_drafts_for_the_embedded_target_is_found_by_its_kind(kind):
     assert entrants.KIND_OF[type(nominee.resolved.drafter_config)] == kind and nominee.shape.nodes > 1
 
 
-def test_it_is_at_most_24_megabytes():
-    assert sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) <= 24e6
+def test_a_target_and_its_heads_are_at_most_24_megabytes_and_what_else_drafts_at_most_5():
+    beside = (MEDUSA, SMALL_MODEL)
+    sizes = {
+        part: sum(file.stat().st_size for file in (EMBEDDED / part).iterdir()) for part in ("target", *HEADS.values(), *beside)
+    }
+    assert sum(sizes.values()) - sum(sizes[part] for part in beside) <= 24e6
+    assert sum(sizes[part] for part in beside) <= 5e6
+    rest = [file for file in EMBEDDED.rglob("*") if file.is_file() and file.relative_to(EMBEDDED).parts[0] not in sizes]
+    assert sum(file.stat().st_size for file in rest) <= 1e5

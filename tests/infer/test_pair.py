@@ -44,7 +44,7 @@ def test_text_without_a_tokenizer_is_refused_from_python_too():
 def test_defaults_depend_on_the_device():
     shape = {name: pair.default_shape(name, SHAPES["llama-7b"], "float32") for name in ("cpu", "gpu", "tpu")}
     assert shape["cpu"] == pair.CPU_SHAPE != shape["gpu"] == shape["tpu"] == pair.ACCELERATOR_SHAPE
-    assert (pair.default_head("cpu"), pair.default_head("gpu")) == ("drafter_slim", "drafter")
+    assert (pair.default_head("cpu"), pair.default_head("gpu")) == ("drafter_slim", "drafter_best")
 
 
 def test_on_a_cpu_the_default_depends_on_whether_its_cache_has_room_for_the_target(monkeypatch):

@@ -38,10 +38,10 @@ def random_target(key: jax.Array, config: TargetConfig, dtype) -> Target:
 
 
 def head_config(config: TargetConfig, kind: str, draft_vocab: int = 0) -> DrafterConfig:
-    """The shapes of a head, `full`, `slim` or `best`, which is slim and reads two inner layers; ``draft_vocab``: ids that it can
-    draft, or 0."""
+    """The shapes of a head, `full`, `slim` or `best`, which is slim and reads two inner layers, as far as there are;
+    ``draft_vocab``: ids that it can draft, or 0."""
     shape = (drafter.full if kind == "full" else drafter.slim)(config.vocab_size, config.hidden_size)
-    depths = evenly(config.num_hidden_layers, 2) if kind == "best" else ()
+    depths = evenly(config.num_hidden_layers, min(2, config.num_hidden_layers - 1)) if kind == "best" else ()
     return dataclasses.replace(shape, draft_vocab=draft_vocab, depths=depths)
 
 

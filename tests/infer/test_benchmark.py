@@ -1,5 +1,6 @@
 """`python -m infer.benchmark`: what it reports of a real pair and at a synthetic shape, and the parts of its arithmetic."""
 
+import dataclasses
 import json
 
 import jax
@@ -165,6 +166,8 @@ def test_a_head_that_reads_inner_layers_is_built_with_a_target_that_shows_them()
 def test_a_random_head_may_read_inner_layers_as_train_mains_best_does():
     assert synthetic.head_config(SHAPES["demo"], "best").depths == (1, 3)
     assert {synthetic.head_config(SHAPES["demo"], kind).depths for kind in ("slim", "full")} == {()}
+    shallow = dataclasses.replace(SHAPES["demo"], num_hidden_layers=1)
+    assert synthetic.head_config(shallow, "best").depths == ()
 
 
 def test_a_stage_is_run_as_often_as_it_is_counted():

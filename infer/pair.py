@@ -80,8 +80,7 @@ def cache_size(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
 
 
 def default_head(platform: str) -> str:
-    """Which of the embedded pair's heads: the slim one drafts for least, which is what counts on a CPU; elsewhere the one whose
-    drafts are accepted most."""
+    """Which of the embedded pair's heads: on a CPU the one that drafts for least, elsewhere the one that is accepted most."""
     return HEADS["slim" if platform == "cpu" else "best"]
 
 

@@ -30,16 +30,17 @@ class StepSubject:
     recipe: Recipe
     dtype: str
     spread: bool = False
-    kept: HeadConfig | None = None
+    uncut: TargetConfig | None = None
 
     def of_depth(self, layers: int) -> "StepSubject":
         """The same head with a target of so many layers."""
-        return dataclasses.replace(self, target=dataclasses.replace(self.target, num_hidden_layers=layers), kept=self.head)
+        cut = dataclasses.replace(self.target, num_hidden_layers=layers)
+        return dataclasses.replace(self, target=cut, uncut=self.uncut or self.target)
 
     @property
     def head(self) -> HeadConfig:
-        """The shapes of the recipe's head, made for the target before it was cut."""
-        return self.kept or shapes.make_head_config(self.target, self.recipe)
+        """The shapes of the recipe's head, for the target before it was cut."""
+        return shapes.make_head_config(self.uncut or self.target, self.recipe)
 
 
 def find_best(rows: list[dict], of_all_layers: Callable[[dict], dict]) -> tuple[dict | None, list[dict]]:

@@ -59,10 +59,8 @@ def test_heads_that_read_different_layers_start_from_states_of_their_own():
 
 def test_the_batches_of_a_tuner_show_all_that_its_heads_read():
     target, head = load_pair("mha_rnn")
-    plan, heads = (
-        TunePlan(((1, 2),), (3,), Sampling(), 16, 1.0),
-        {"a": with_features(head, (1,)), "b": with_features(head), "c": head},
-    )
+    plan = TunePlan(((1, 2),), (3,), Sampling(), 16, 1.0)
+    heads = {"a": with_features(head, (1,)), "b": with_features(head), "c": head}
     batches = Tuner(target, heads, PROMPTS, plan, None, str).setting(2, None)
     assert batches.target.features == (0, 1) and batches.first((1,)).h.shape == (2, 2 * target.config.hidden_size)
 

@@ -54,9 +54,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     options = parser.parse_args()
     if options.heads:
-        rows = measure(options)
-        measured = {row["group"] for row in rows}
-        rows = [row for row in read() if row["group"] not in measured] + rows
+        kept, measured = read(), {each.split("/", 1)[0] for each in options.heads}
+        if list(kept[0])[-len(options.text) :] != [text.name for text in options.text]:
+            parser.error(f"--text should be the columns of {DATA.name}: {', '.join(list(kept[0])[5:])}")
+        rows = [row for row in kept if row["group"] not in measured] + measure(options)
         with DATA.open("w", newline="") as file:
             table = csv.DictWriter(file, rows[0], lineterminator="\n")
             table.writeheader()

@@ -20,7 +20,7 @@ class Files:
 
     target: str | None = None
     drafter: str | None = None
-    head: Literal["slim", "full"] | None = None
+    head: Literal["slim", "best", "full"] | None = None
     has_head: bool = True
     prompts: str | None = None
     lora: str | None = None
@@ -44,7 +44,7 @@ class Random:
 
     shape: str
     layers: int | None = None
-    head: Literal["slim", "full"] | None = None
+    head: Literal["slim", "best", "full"] | None = None
     head_vocab: int = 0
     prompt_length: int = 64
     prompt_count: int = 1

@@ -23,7 +23,8 @@ from train.run.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class StepSubject:
-    """What a slice should train. dtype: of the target; spread: its weights are split over both axes of a mesh."""
+    """What a slice should train. dtype: of the target; spread: its weights are split over both axes of a mesh; uncut: the target
+    before `of_depth` took layers from it, None where it did not."""
 
     slice: Slice
     target: TargetConfig

@@ -57,8 +57,9 @@ class Union(Proposer):
         return dataclasses.replace(self, one=self.one.within(round), other=self.other.within(round))
 
     def begin(self, target: Target, view: View, read: Memory = None) -> Memory:
-        reads, parts = (None, None) if read is None else read, (self.one, self.other)
-        return tuple(part.begin(target, self._seen(view, part), its_own) for part, its_own in zip(parts, reads, strict=True))
+        one, other = (None, None) if read is None else read
+        given = (self.one, one), (self.other, other)
+        return tuple(part.begin(target, self._seen(view, part), its_own) for part, its_own in given)
 
     def unread(self, rows: int, slots: int) -> Memory:
         return self.one.unread(rows, slots), self.other.unread(rows, slots)
